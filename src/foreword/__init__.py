@@ -1,0 +1,37 @@
+"""Foreword: one frozen language model, a small learned prefix per task, per user, per document."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foreword.base import BaseModel
+    from foreword.examples import Example
+    from foreword.generation import generate
+    from foreword.prefix import Prefix
+    from foreword.template import Template
+    from foreword.training import train
+
+__version__ = "0.1.0"
+__all__ = ["BaseModel", "Example", "Prefix", "Template", "__version__", "generate", "train"]
+
+# Imported when first used: the command line's help must not wait for torch.
+_HOMES = {
+    "BaseModel": "foreword.base",
+    "Example": "foreword.examples",
+    "Prefix": "foreword.prefix",
+    "Template": "foreword.template",
+    "generate": "foreword.generation",
+    "train": "foreword.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'foreword' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

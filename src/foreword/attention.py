@@ -1,0 +1,222 @@
+"""How per-row prefixes enter the base model's attention: one place for every architecture.
+
+transformers asks a registry for the function that does a model's attention, and another for the
+function that makes its mask. Foreword registers both. Its attention function puts the row's prefix
+keys and values in front of the layer's own, opens the mask for them, and leaves the rest to
+transformers' SDPA or eager function. Which prefixes are in force is said by `attending(...)` around
+the model's forward pass; outside of it the base model computes what it always computes.
+
+Shapes: B rows, T text tokens (queries), S text keys, N tokens of a flat batch, P prefix length,
+H key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from foreword.flat import FlatLayout
+from foreword.geometry import Stream
+from foreword.row_prefixes import RowPrefixes
+
+Kernel = Literal["sdpa", "eager"]
+IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "foreword-eager"}
+"""Names under which transformers finds the functions (`attn_implementation=`)."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Which keys and values one attention module takes: set on the module when it is probed."""
+
+    stream: Stream
+    layer: int
+
+
+@dataclass
+class Attending:
+    """What is in force during one forward pass (and its backward pass).
+
+    Attributes:
+        prefixes: what each row sees in front of its text; None for nothing.
+        layout: how a flat batch divides into rows; None for an ordinary `[B, T]` batch.
+        record: called with every attention call's module and shapes; used by the probe only.
+        memo: masks extended by the prefix's columns, made once a pass rather than once a layer.
+    """
+
+    prefixes: RowPrefixes | None = None
+    layout: FlatLayout | None = None
+    record: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
+    memo: dict[Any, tuple[Any, torch.Tensor]] = field(default_factory=dict)
+
+
+# A context variable, so that threads of one process can use one model with different prefixes.
+_current: ContextVar[Attending | None] = ContextVar("foreword_attending", default=None)
+
+
+@contextlib.contextmanager
+def attending(state: Attending | None) -> Iterator[None]:
+    """Put `state` in force for the forward passes inside the block."""
+    token = _current.set(state)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> Attending | None:
+    """What is in force here; gradient checkpointing carries it into the second forward pass."""
+    return _current.get()
+
+
+# -- the attention function ----------------------------------------------------------------------
+
+
+def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        compute = sdpa_attention_forward if kernel == "sdpa" else _eager_function(module)
+        state = _current.get()
+        if state is None:
+            return compute(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+        if state.record is not None:
+            state.record(module, query, key, value)
+
+        layout = state.layout
+        if layout is not None:
+            query, key, value = (layout.to_rows(tensor) for tensor in (query, key, value))
+        mask = attention_mask
+        slot = getattr(module, "foreword_slot", None)
+        if slot is not None:
+            key, value, mask = _with_prefix(state, slot, module, query, key, value, attention_mask, kwargs)
+        if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
+            mask = _once(state, ("additive", id(mask)), mask, lambda m: _additive(m, query.dtype))
+        output, weights = compute(module, query, key, value, mask, **kwargs)
+        return (layout.to_flat(output) if layout is not None else output), weights
+
+    return attention
+
+
+def _with_prefix(
+    state: Attending,
+    slot: Slot,
+    module: nn.Module,
+    query: torch.Tensor,
+    key_BHSD: torch.Tensor,
+    value_BHSD: torch.Tensor,
+    mask: torch.Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Keys and values with the prefix in front, and the mask that fits; T5's bias in `kwargs` too."""
+    prefixes = state.prefixes
+    rows = prefixes.rows(slot.stream, slot.layer, like=key_BHSD) if prefixes is not None else None
+    if prefixes is None or rows is None:  # no row has a prefix in this stream
+        return key_BHSD, value_BHSD, mask
+    prefix_key_BHPD, prefix_value_BHPD = rows
+    if mask is None:
+        mask = _mask_when_none(module, query, key_BHSD)
+    extended = _once(
+        state,
+        (slot.stream, id(mask)),
+        mask,
+        lambda m: _open_columns(m, prefixes.visible(slot.stream, key_BHSD.shape[0], m.device)),
+    )
+    bias = kwargs.get("position_bias")
+    if bias is not None:
+        length = prefix_key_BHPD.shape[2]
+        kwargs["position_bias"] = _once(
+            state, (slot.stream, id(bias)), bias, lambda b: nn.functional.pad(b, (length, 0))
+        )
+    key = torch.cat([prefix_key_BHPD, key_BHSD], dim=2)
+    value = torch.cat([prefix_value_BHPD, value_BHSD], dim=2)
+    return key, value, extended
+
+
+def _once(
+    state: Attending, name: Any, source: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    # The source is kept beside the result: while it lives, no other tensor can have its id.
+    if name not in state.memo:
+        state.memo[name] = (source, make(source))
+    return state.memo[name][1]
+
+
+def _open_columns(mask_B1TS: torch.Tensor, visible_BP: torch.Tensor) -> torch.Tensor:
+    """The mask with P columns in front, open where the row has a virtual token."""
+    columns = visible_BP[:, None, None, :].expand(-1, 1, mask_B1TS.shape[2], -1)
+    if mask_B1TS.dtype != torch.bool:
+        columns = _additive(columns, mask_B1TS.dtype)
+    rows, heads = columns.shape[0], mask_B1TS.shape[1]
+    return torch.cat([columns.expand(-1, heads, -1, -1), mask_B1TS.expand(rows, -1, -1, -1)], dim=-1)
+
+
+def _mask_when_none(module: nn.Module, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """The mask that a layer means when it passes none: causal for a decoder's own text, else open."""
+    queries, keys = query.shape[2], key.shape[2]
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+    if getattr(module, "is_causal", True) and queries > 1:
+        mask = mask.tril(diagonal=keys - queries)
+    return mask[None, None].expand(query.shape[0], -1, -1, -1)
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    closed = torch.finfo(dtype).min
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, closed)
+
+
+def _eager_function(module: nn.Module) -> Callable[..., Any]:
+    # Every modeling file of transformers has its own (soft caps, sinks), by this name.
+    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+
+
+# -- the mask function ---------------------------------------------------------------------------
+
+
+def _make_mask(**kwargs: Any) -> torch.Tensor | None:
+    """transformers' boolean mask over the text alone, `[B, 1, T, S]`; prefix columns come later.
+
+    A flat batch gets the mask of its rows, so that windows and causality are counted within a row.
+    """
+    state = _current.get()
+    if state is None:
+        return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
+    kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+    if state.layout is not None:
+        layout = state.layout
+        kwargs.update(
+            batch_size=layout.rows,
+            q_length=layout.longest,
+            kv_length=layout.longest,
+            q_offset=0,
+            kv_offset=0,
+            attention_mask=layout.valid_BT,
+        )
+    return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
+
+
+def _make_eager_mask(**kwargs: Any) -> torch.Tensor | None:
+    if _current.get() is None:
+        kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+        mask = sdpa_mask(**kwargs)
+        return _additive(mask, kwargs["dtype"])
+    return _make_mask(**kwargs)
+
+
+for _kernel, _name in IMPLEMENTATIONS.items():
+    AttentionInterface.register(_name, _attend(_kernel))
+    AttentionMaskInterface.register(_name, _make_mask if _kernel == "sdpa" else _make_eager_mask)

@@ -1,0 +1,344 @@
+"""BaseModel: the frozen transformer, its tokenizer, and what can be asked of it with prefixes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from foreword.attention import IMPLEMENTATIONS, Kernel
+from foreword.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
+from foreword.encoding import EncodedExample, encode_example
+from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
+from foreword.examples import Example
+from foreword.fingerprint import fingerprint, fingerprint_of_tensors
+from foreword.losses import target_losses
+from foreword.models import resolve
+from foreword.prefix import BaseIdentity, Prefix
+from foreword.probe import probe
+from foreword.row_prefixes import RowPrefixes
+from foreword.template import Template, default_template
+
+PrefixesArgument = Prefix | Sequence[Prefix | None] | None
+
+
+class BaseModel:
+    """A language model of which no code path ever changes a weight.
+
+    Attributes:
+        model: the transformers model, in eval mode, no parameter with a gradient.
+        tokenizer: its tokenizer.
+        geometry: sizes a prefix must have, as the attention calls of the model show them.
+        name: alias, hub id or folder name.
+        revision: commit on the hub, where known.
+        template: what training uses when nothing else is said.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Freeze a loaded transformers model; `load` is the usual way in.
+
+        Args:
+            folder: where its weight files are, so that the fingerprint can be read from them.
+
+        Raises:
+            UnsupportedArchitecture: its attention does not take a prefix.
+        """
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self._folder = folder
+        if model.config._attn_implementation not in IMPLEMENTATIONS.values():
+            _use_kernel(model, choose_kernel(model.config, type(model)))
+        self.geometry = probe(model)
+        self.template = default_template(tokenizer)
+        if self.is_encoder_decoder:
+            self.template = Template(style="raw", end=tokenizer.eos_token)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        attention: Kernel | Literal["auto"] = "auto",
+        notify: Callable[[str], None] | None = None,
+    ) -> BaseModel:
+        """Load a base model by alias, local folder or Hugging Face id, pulling it when missing.
+
+        Args:
+            device: "auto" takes CUDA or MPS where there is one; "balanced" spreads a large model over
+                several GPUs (accelerate).
+            dtype: "auto" takes bfloat16 on GPUs that compute it, else float32; "bfloat16" asks for it on
+                CPUs that have it in hardware (AVX-512 BF16, AMX), too.
+            attention: "auto" takes SDPA unless the architecture needs eager (soft caps, sinks).
+            notify: called with a line of text when something slow begins.
+
+        Raises:
+            UnknownModel, DownloadFailed: see `foreword.models.resolve`.
+            UnsupportedArchitecture: its attention does not take a prefix.
+        """
+        resolved = resolve(str(name), **({"notify": notify} if notify else {}))
+        config = AutoConfig.from_pretrained(resolved.path)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        place = _choose_device(device)
+        kernel = choose_kernel(config, _model_class(auto, config)) if attention == "auto" else attention
+        try:
+            model = auto.from_pretrained(
+                resolved.path,
+                attn_implementation=IMPLEMENTATIONS[kernel],
+                dtype=_choose_dtype(dtype, place),
+                use_safetensors=True,
+                **({"device_map": "balanced"} if place == "balanced" else {}),
+            )
+        except ValueError as error:
+            if "attn" not in str(error) and "Unrecognized configuration" not in str(error):
+                raise
+            raise UnsupportedArchitecture(
+                f"{name} (model type {config.model_type}) does not take Foreword's attention: {error}"
+            ) from error
+        if place != "balanced":
+            model = model.to(place)
+        tokenizer = AutoTokenizer.from_pretrained(resolved.path)
+        return cls(model, tokenizer, name=resolved.name, revision=resolved.revision, folder=resolved.path)
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the weights; of a model loaded from files it is read once and remembered."""
+        if self._folder is not None:
+            return fingerprint(self._folder)
+        return self.weights_checksum()
+
+    def weights_checksum(self) -> str:
+        """Digest of the weights as they are in memory now: the same before and after any work."""
+        return fingerprint_of_tensors(self.model.named_parameters())
+
+    @property
+    def identity(self) -> BaseIdentity:
+        """What a prefix file says about its base."""
+        return BaseIdentity(self.name, self.revision, self.fingerprint)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether sources go to an encoder of their own."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the weights."""
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    @property
+    def window(self) -> int | None:
+        """Positions that prefix and text share; None where the architecture sets no limit."""
+        config = self.model.config.get_text_config(decoder=True)
+        for field in ("max_position_embeddings", "n_positions"):
+            if isinstance(getattr(config, field, None), int) and config.model_type not in ("t5", "mt5"):
+                return int(getattr(config, field))
+        return None
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a text, by the model's own generation settings and its tokenizer."""
+        declared = self.model.generation_config.eos_token_id if self.model.can_generate() else None
+        listed = declared if isinstance(declared, list) else [declared]
+        return frozenset(i for i in (*listed, self.tokenizer.eos_token_id) if i is not None)
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether the forward pass accepts `position_ids`: then the text starts at P."""
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def text_limit(self, length: int) -> int | None:
+        """Tokens of text that fit behind a prefix of `length`.
+
+        Raises:
+            WindowExceeded: the prefix leaves no room for a source and a target.
+        """
+        if self.window is None:
+            return None
+        # The positions of BART's kind are not moved by a prefix, so there it costs no room.
+        used = length if self.takes_positions else 0
+        if self.window - used < 2:
+            raise WindowExceeded(
+                f"a prefix of length {length} leaves no room for text in the {self.window} positions of "
+                f"{self.name}; take a length below {self.window - 1}"
+            )
+        return self.window - used
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return f"BaseModel({self.name!r}, {parameters / 1e6:.0f}M parameters, {self.geometry}, {dtype}, {self.device})"
+
+    # -- what it computes ----------------------------------------------------------------------
+
+    def per_row(self, prefixes: PrefixesArgument, rows: int) -> list[Prefix | None]:
+        """`prefixes=` of the public functions as one prefix or None per row, checked.
+
+        Raises:
+            UsageError: another number of prefixes than rows.
+            GeometryMismatch, WrongBaseModel: a prefix of another base.
+        """
+        if prefixes is None or isinstance(prefixes, Prefix):
+            listed: list[Prefix | None] = [prefixes] * rows
+        else:
+            listed = list(prefixes)
+        if len(listed) != rows:
+            raise UsageError(f"{len(listed)} prefixes for {rows} rows; give one for all, or one per row")
+        for prefix in {id(p): p for p in listed if p is not None}.values():
+            prefix.check_fits(self.identity, self.geometry)
+        return listed
+
+    def batch(self, rows: Sequence[EncodedExample], prefixes: RowPrefixes | None, layout: Layout) -> Batch:
+        """The tensors of one forward pass for `rows` under `prefixes`."""
+        pad_id = self.tokenizer.pad_token_id or 0
+        if self.is_encoder_decoder:
+            start_id = self.model.config.decoder_start_token_id
+            return encoder_decoder_batch(rows, start_id=start_id, device=self.device, pad_id=pad_id)
+        offsets = prefixes.lengths("decoder") if prefixes is not None else (0,) * len(rows)
+        if not self.takes_positions and layout == "flat":
+            layout = "right"  # such a model counts positions by place in the row, so rows stay apart
+        return decoder_batch(
+            rows,
+            offsets,
+            layout=layout,
+            device=self.device,
+            positions=self.takes_positions,
+            pad_id=pad_id,
+        )
+
+    def token_losses(
+        self,
+        examples: Sequence[Example],
+        prefixes: PrefixesArgument = None,
+        *,
+        template: Template | None = None,
+        layout: Layout = "flat",
+        batch_tokens: int = 2048,
+    ) -> list[torch.Tensor]:
+        """The loss of each target token, one 1-D float32 tensor per example, in nats.
+
+        Args:
+            examples: B rows.
+            prefixes: one for all, or one (or None) per row.
+            template: of rows without a prefix (default: the base's own) ; rows with one use the
+                prefix's.
+            layout: how rows share a forward pass; the losses are the same for all three.
+            batch_tokens: at most this many tokens at once; only memory depends on it.
+
+        Raises:
+            UsageError, GeometryMismatch, WrongBaseModel: see `per_row`.
+            WindowExceeded: an example that does not fit: nothing is cut here.
+        """
+        listed = self.per_row(prefixes, len(examples))
+        encoded = []
+        for number, (example, prefix) in enumerate(zip(examples, listed, strict=True)):
+            chosen = prefix.template if prefix is not None else (template or self.template)
+            row, _ = encode_example(example, self.tokenizer, chosen)
+            self._check_window(row, 0 if prefix is None else prefix.length, number)
+            encoded.append(row)
+        losses: list[torch.Tensor | None] = [None] * len(encoded)
+        with torch.no_grad():
+            for indices in batches_by_length(encoded, batch_tokens):
+                row_prefixes = RowPrefixes.stack([listed[i] for i in indices], self.device)
+                batch = self.batch([encoded[i] for i in indices], row_prefixes, layout)
+                losses_M = target_losses(self.model, batch, row_prefixes).cpu()
+                for index, row_losses in zip(indices, losses_M.split(batch.targets), strict=True):
+                    losses[index] = row_losses
+        return [row for row in losses if row is not None]
+
+    def _check_window(self, row: EncodedExample, length: int, number: int) -> None:
+        limit = self.text_limit(length)
+        longest = max(len(row.source_ids), len(row.target_ids)) if self.is_encoder_decoder else row.tokens
+        if limit is not None and longest > limit:
+            raise WindowExceeded(
+                f"example {number} has {longest} tokens; {limit} fit behind a prefix of length {length} in "
+                f"{self.name}. Shorten it"
+            )
+
+
+def batches_by_length(encoded: Sequence[EncodedExample], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of rows of like length, each of at most `batch_tokens` (or one row)."""
+    order = sorted(range(len(encoded)), key=lambda i: encoded[i].tokens)
+    batch: list[int] = []
+    for index in order:
+        # Padded layouts cost the longest row times the rows; in this order that is the last one.
+        if batch and encoded[index].tokens * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def choose_kernel(config: Any, model_class: Any) -> Kernel:
+    """SDPA, unless the architecture does something to the attention weights that SDPA can't."""
+    text = config.get_text_config(decoder=True)
+    soft_capped = getattr(text, "attn_logit_softcapping", None) is not None
+    supported = getattr(model_class, "_supports_sdpa", False)
+    return "sdpa" if supported and not soft_capped else "eager"
+
+
+def _use_kernel(model: Any, kernel: Kernel) -> None:
+    with contextlib.suppress(ValueError):  # refused by models without the interface; the probe tells
+        model.set_attn_implementation(IMPLEMENTATIONS[kernel])
+    # T5's encoder and decoder keep copies of the config that the call above does not reach.
+    for module in model.modules():
+        if hasattr(module, "config") and hasattr(module.config, "_attn_implementation"):
+            module.config._attn_implementation = IMPLEMENTATIONS[kernel]
+
+
+def _model_class(auto: Any, config: Any) -> Any:
+    try:
+        return auto._model_mapping[type(config)]
+    except KeyError as error:
+        raise UnsupportedArchitecture(
+            f"transformers has no language model for model type {config.model_type!r}; Foreword needs a "
+            "decoder-only or an encoder-decoder language model"
+        ) from error
+
+
+def _choose_device(device: str | torch.device) -> str | torch.device:
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _choose_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        named = getattr(torch, dtype, None)
+        if not isinstance(named, torch.dtype):
+            raise UsageError(f"dtype is {dtype!r}; expected auto, float32, bfloat16 or float16")
+        return named
+    if str(device).startswith(("cuda", "balanced")):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # Not even where a CPU computes bfloat16 fast: what is promised of rows and batches (same losses,
+    # same tokens) holds to 1e-5 in float32 only. Whoever prefers speed asks for it.
+    return torch.float32

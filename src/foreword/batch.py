@@ -1,0 +1,133 @@
+"""Batch: encoded examples as the tensors one forward pass takes.
+
+Shapes: B rows, T tokens of the longest row, N tokens in all, M target tokens in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from foreword.encoding import EncodedExample
+from foreword.flat import FlatLayout
+
+Layout = Literal["flat", "right", "left"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one forward pass and where its targets are.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward.
+        layout: how a flat batch divides into rows; None for padded rows.
+        place_M: index of the logits that predict each target token, in the flattened `[B * T]`
+            (or `[N]`) sequence; ordered by row, then by place within the target.
+        target_M: the target tokens' ids.
+        targets: number of target tokens of each row.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    layout: FlatLayout | None
+    place_M: torch.Tensor
+    target_M: torch.Tensor
+    targets: tuple[int, ...]
+
+    @property
+    def row_M(self) -> torch.Tensor:
+        """The row of each target token."""
+        counts = torch.tensor(self.targets, device=self.target_M.device)
+        return torch.arange(len(self.targets), device=counts.device).repeat_interleave(counts)
+
+
+def decoder_batch(
+    rows: Sequence[EncodedExample],
+    offsets: Sequence[int],
+    *,
+    layout: Layout,
+    device: torch.device,
+    positions: bool = True,
+    pad_id: int = 0,
+) -> Batch:
+    """A batch for a decoder-only model: source and target in one text.
+
+    Args:
+        rows: B examples.
+        offsets: where each row's text starts to count its positions: its prefix length.
+        layout: `flat` puts the rows end to end; `right` and `left` pad them to the longest.
+        positions: whether the model takes `position_ids`.
+    """
+    texts = [(*row.source_ids, *row.target_ids[:-1]) for row in rows]
+    lengths = tuple(len(text) for text in texts)
+    longest = max(lengths)
+    flat = FlatLayout(lengths, device)
+    if layout == "flat":
+        starts = flat.starts_B.tolist()
+        offsets_N = torch.tensor(list(offsets), device=device)[flat.rows_N()]
+        inputs = {
+            "input_ids": torch.tensor([[i for text in texts for i in text]], device=device),
+            "attention_mask": torch.ones(1, sum(lengths), dtype=torch.long, device=device),
+            "position_ids": (flat.steps_N() + offsets_N)[None],
+        }
+    else:
+        gaps = [longest - length if layout == "left" else 0 for length in lengths]
+        starts = [index * longest + gap for index, gap in enumerate(gaps)]
+        steps_BT = torch.arange(longest, device=device)[None] - torch.tensor(gaps, device=device)[:, None]
+        mask_BT = (steps_BT >= 0) & (steps_BT < torch.tensor(lengths, device=device)[:, None])
+        ids_BT = torch.full((len(rows), longest), pad_id, dtype=torch.long, device=device)
+        for index, (text, gap) in enumerate(zip(texts, gaps, strict=True)):
+            ids_BT[index, gap : gap + len(text)] = torch.tensor(text, device=device)
+        inputs = {
+            "input_ids": ids_BT,
+            "attention_mask": mask_BT.long(),
+            # Clamped: a learned position table has no row for the places in front of the text.
+            "position_ids": (steps_BT + torch.tensor(list(offsets), device=device)[:, None]).clamp(min=0)
+            * mask_BT,
+        }
+    if not positions:
+        del inputs["position_ids"]
+    places = [
+        start + len(row.source_ids) - 1 + step
+        for start, row in zip(starts, rows, strict=True)
+        for step in range(len(row.target_ids))
+    ]
+    return Batch(
+        inputs=inputs,
+        layout=flat if layout == "flat" else None,
+        place_M=torch.tensor(places, device=device),
+        target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),
+        targets=tuple(len(row.target_ids) for row in rows),
+    )
+
+
+def encoder_decoder_batch(
+    rows: Sequence[EncodedExample], *, start_id: int, device: torch.device, pad_id: int = 0
+) -> Batch:
+    """A batch for an encoder-decoder: sources to the encoder, shifted targets to the decoder."""
+
+    def padded(texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(len(text) for text in texts)
+        ids = torch.full((len(texts), longest), pad_id, dtype=torch.long, device=device)
+        for index, text in enumerate(texts):
+            ids[index, : len(text)] = torch.tensor(text, device=device)
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        return ids, (torch.arange(longest, device=device)[None] < lengths[:, None]).long()
+
+    source_BT, source_mask_BT = padded([row.source_ids for row in rows])
+    target_BT, target_mask_BT = padded([(start_id, *row.target_ids[:-1]) for row in rows])
+    inputs: dict[str, Any] = {
+        "input_ids": source_BT,
+        "attention_mask": source_mask_BT,
+        "decoder_input_ids": target_BT,
+        "decoder_attention_mask": target_mask_BT,
+    }
+    return Batch(
+        inputs=inputs,
+        layout=None,
+        place_M=target_mask_BT.flatten().nonzero().flatten(),
+        target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),
+        targets=tuple(len(row.target_ids) for row in rows),
+    )

@@ -1,0 +1,143 @@
+"""Decoding: what transformers' `generate` is given so that every row stands for itself.
+
+Shapes: B rows of the batch (times beams), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import LogitsProcessor, StoppingCriteria, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.streamers import BaseStreamer
+
+_token_texts: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+
+
+def sampling_warpers(temperature: float, top_k: int, top_p: float) -> list[LogitsProcessor]:
+    """transformers' own warpers, in its order."""
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    return warpers
+
+
+class NoiseOfTheRow(LogitsProcessor):
+    """Gumbel noise from a generator of the row's own, so that the greedy choice is a sample.
+
+    argmax(logits + Gumbel noise) is distributed as softmax(logits) (Gumbel-max trick). Drawing for
+    the batch as a whole, as multinomial does, would make a row depend on its neighbours.
+    """
+
+    def __init__(self, seed: int, places: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(hash((seed, place)) % 2**63) for place in places]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        vocabulary = scores.shape[-1]
+        noise_BV = torch.stack([torch.rand(vocabulary, generator=g, dtype=torch.float64) for g in self._generators])
+        gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(min=torch.finfo(torch.float64).tiny)))
+        return scores + gumbel_BV.to(scores.device, torch.float32)
+
+
+class StopOfTheRow(StoppingCriteria):
+    """Ends a row when its new text contains one of the stop texts."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._start = start
+        # A stop text of n characters is spelt by at most that many tokens of UTF-8 bytes each.
+        self._tail = max(len(word.encode()) for word in stop) + 1
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        new_ids = input_ids[:, self._start :][:, -self._tail :].tolist()
+        texts = self._tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+        done = [any(word in text for word in self._stop) for text in texts]
+        return torch.tensor(done, device=input_ids.device)
+
+
+class TextOfTheRow(BaseStreamer):
+    """Hands out each row's text as it grows, never a part of a character or of a stop text."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        places: Sequence[int],
+        end_ids: frozenset[int],
+        stop: Sequence[str],
+        on_text: Callable[[int, str], None],
+        skip: int,
+    ) -> None:
+        """`skip`: calls of `put` that bring the prompt, which is not part of the text."""
+        self._tokenizer = tokenizer
+        self._places = places
+        self._end_ids = end_ids
+        self._stop = stop
+        self._on_text = on_text
+        self._skip = skip
+        self._ids: list[list[int]] = [[] for _ in places]
+        self._sent = [0] * len(places)
+        self._ended = [False] * len(places)
+
+    def put(self, value: torch.Tensor) -> None:
+        """The next token of every row."""
+        if self._skip:
+            self._skip -= 1
+            return
+        for row, token in enumerate(value.flatten().tolist()):
+            if self._ended[row]:
+                continue
+            if token in self._end_ids:
+                self._ended[row] = True
+            else:
+                self._ids[row].append(token)
+            self._send(row, final=self._ended[row])
+
+    def end(self) -> None:
+        """No more tokens: what was held back is certain now."""
+        for row, ended in enumerate(self._ended):
+            if not ended:
+                self._send(row, final=True)
+
+    def _send(self, row: int, *, final: bool) -> None:
+        text: str = self._tokenizer.decode(self._ids[row], skip_special_tokens=True)
+        cuts = [place for word in self._stop if (place := text.find(word)) >= 0]
+        if cuts:
+            text, final, self._ended[row] = text[: min(cuts)], True, True
+        certain = len(text) if final else len(text) - self._held_back(text)
+        if certain > self._sent[row]:
+            self._on_text(self._places[row], text[self._sent[row] : certain])
+            self._sent[row] = certain
+
+    def _held_back(self, text: str) -> int:
+        """Characters at the end that may still change: a cut UTF-8 character, the start of a stop text."""
+        if text.endswith("\ufffd"):
+            return 1
+        starts = [n for word in self._stop for n in range(1, len(word)) if text.endswith(word[:n])]
+        return max(starts, default=0)
+
+
+def banned_token_ids(tokenizer: Any, banned: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """Tokens never to be chosen, and sequences never to be completed, so that no text of `banned` appears.
+
+    Covers every single token that contains a banned text, and the tokenizer's own spellings of it over
+    several tokens, with and without a space in front.
+    """
+    if not banned:
+        return [], []
+    texts = _texts_of_tokens(tokenizer)
+    single = [token for token, text in enumerate(texts) if any(word in text for word in banned)]
+    spelt = [
+        tokenizer(variant, add_special_tokens=False)["input_ids"] for word in banned for variant in (word, " " + word)
+    ]
+    return single, [ids for ids in spelt if len(ids) > 1]
+
+
+def _texts_of_tokens(tokenizer: Any) -> list[str]:
+    if tokenizer not in _token_texts:
+        _token_texts[tokenizer] = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return _token_texts[tokenizer]

@@ -1,0 +1,131 @@
+"""Encoding: examples as token ids, cut to the base model's window where they must be.
+
+Nothing is cut in silence: what was cut is counted and goes back to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foreword.errors import UsageError, WindowExceeded
+from foreword.examples import Example
+from foreword.template import Source, Template
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """One example as token ids.
+
+    Attributes:
+        source_ids: everything in front of the target; never empty.
+        target_ids: the tokens that carry the loss, the end token among them.
+    """
+
+    source_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model reads: the last target token is predicted, never read."""
+        return len(self.source_ids) + len(self.target_ids) - 1
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What had to be cut to fit.
+
+    Attributes:
+        sources: examples whose source was cut at its end.
+        targets: examples whose target was cut at its end (and so lost its end token).
+        tokens: tokens cut in all.
+        limit: tokens that an example could have.
+    """
+
+    sources: int = 0
+    targets: int = 0
+    tokens: int = 0
+    limit: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.sources or self.targets)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.sources} sources and {self.targets} targets were cut to fit {self.limit} tokens "
+            f"({self.tokens} tokens lost)"
+        )
+
+
+def encode_example(
+    example: Example, tokenizer: Any, template: Template, limit: int | None = None
+) -> tuple[EncodedExample, Truncation]:
+    """Token ids of one example, of at most `limit` tokens.
+
+    A target may take the whole limit but for a source of one token in four; the source gets what
+    the target leaves, and is cut at its end.
+
+    Raises:
+        UsageError: nothing stands in front of the target, so its first token can't be predicted.
+        WindowExceeded: chat messages that do not fit even with their text cut away.
+    """
+    source_ids = template.source_ids(tokenizer, example.source)
+    target_ids = template.target_ids(tokenizer, example.target)
+    if not source_ids:
+        raise UsageError(
+            "the text in front of the target is empty; give a source, a separator, or a template that begins "
+            "with the beginning-of-text token"
+        )
+    whole = len(source_ids) + len(target_ids)
+    source_cut = target_cut = False
+    if limit is not None and whole > limit:
+        room_for_target = limit - min(len(source_ids), max(limit // 4, 1))
+        if len(target_ids) > room_for_target:
+            target_ids, target_cut = target_ids[:room_for_target], True
+        if len(source_ids) + len(target_ids) > limit:
+            source_ids, source_cut = _cut_source(example.source, tokenizer, template, limit - len(target_ids)), True
+    encoded = EncodedExample(tuple(source_ids), tuple(target_ids))
+    lost = whole - len(source_ids) - len(target_ids)
+    return encoded, Truncation(int(source_cut), int(target_cut), lost, limit)
+
+
+def encode(
+    examples: Sequence[Example], tokenizer: Any, template: Template, limit: int | None = None
+) -> tuple[list[EncodedExample], Truncation]:
+    """`encode_example` for many, and the sum of what was cut."""
+    pairs = [encode_example(example, tokenizer, template, limit) for example in examples]
+    total = Truncation(
+        sources=sum(cut.sources for _, cut in pairs),
+        targets=sum(cut.targets for _, cut in pairs),
+        tokens=sum(cut.tokens for _, cut in pairs),
+        limit=limit,
+    )
+    return [encoded for encoded, _ in pairs], total
+
+
+def _cut_source(source: Source, tokenizer: Any, template: Template, limit: int) -> list[int]:
+    """Source ids of at most `limit` tokens, by shortening the (longest) text and building it again.
+
+    The text is cut, not the ids: what the template puts behind the source has to stay.
+    """
+    texts = [source] if isinstance(source, str) else [message["content"] for message in source]
+    longest = max(range(len(texts)), key=lambda index: len(texts[index]))
+    content_ids = tokenizer(texts[longest], add_special_tokens=False)["input_ids"]
+    keep = len(content_ids)
+    ids = template.source_ids(tokenizer, source)
+    while len(ids) > limit and keep > 0:
+        keep = max(0, keep - (len(ids) - limit))
+        shorter = tokenizer.decode(content_ids[:keep]) if keep else ""
+        if isinstance(source, str):
+            ids = template.source_ids(tokenizer, shorter)
+        else:
+            changed = [dict(message) for message in source]
+            changed[longest]["content"] = shorter
+            ids = template.source_ids(tokenizer, tuple(changed))
+    if len(ids) > limit or not ids:
+        raise WindowExceeded(
+            f"a source has {len(ids)} tokens even with its longest text cut away; {limit} fit. Shorten the "
+            "conversation or the template"
+        )
+    return ids

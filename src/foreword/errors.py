@@ -1,0 +1,102 @@
+"""Every error that Foreword raises on purpose.
+
+Each message says what was found, what was expected and what to do. The command line prints it as
+it is and ends with status 1 (2 for `UsageError`); nothing else is caught there, so a traceback
+always means a fault of ours.
+"""
+
+
+class ForewordError(Exception):
+    """Base of all errors below."""
+
+
+class ForewordWarning(UserWarning):
+    """Something the user should know that does not stop the work."""
+
+
+class UsageError(ForewordError, ValueError):
+    """The call itself is wrong: an option out of range, options that exclude each other."""
+
+
+# -- base models -------------------------------------------------------------------------------
+
+
+class UnknownModel(ForewordError):
+    """A name that is no alias, no folder and no hub id."""
+
+
+class DownloadFailed(ForewordError):
+    """No source could deliver the file; says what each of them answered."""
+
+
+class ChecksumMismatch(ForewordError):
+    """A file whose SHA-256 is not the expected one."""
+
+
+class UnsupportedArchitecture(ForewordError):
+    """A model whose attention does not take a prefix; raised at load time, before any work."""
+
+
+class WindowExceeded(ForewordError):
+    """Prefix plus text do not fit into the positions the base model has."""
+
+
+# -- prefixes ----------------------------------------------------------------------------------
+
+
+class BadPrefix(ForewordError):
+    """A prefix that can't be used. The classes below say why."""
+
+
+class NotAPrefixFile(BadPrefix):
+    """Not safetensors at all, or safetensors without Foreword's header."""
+
+
+class TruncatedPrefix(BadPrefix):
+    """A file that ends before its tensors do."""
+
+
+class UnsupportedVersion(BadPrefix):
+    """A format version that this release does not read."""
+
+
+class GeometryMismatch(BadPrefix):
+    """Shapes that differ from each other or from the base model's."""
+
+
+class WrongBaseModel(BadPrefix):
+    """A prefix trained for a model with other weights."""
+
+
+class NonFinitePrefix(BadPrefix):
+    """NaN or infinity among the keys and values."""
+
+
+# -- examples ----------------------------------------------------------------------------------
+
+
+class BadExamples(ForewordError):
+    """Data that can't be read: names the file, the line and the fault."""
+
+
+class TrainingDiverged(ForewordError):
+    """The loss became NaN or infinite."""
+
+
+class CheckpointMismatch(ForewordError):
+    """A checkpoint of a run with other settings, another base model or other data."""
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+class OutputExists(ForewordError):
+    """The output is there already and overwriting was not asked for."""
+
+
+class CannotWrite(ForewordError):
+    """No right, no space, or no such folder."""
+
+
+class CannotRead(ForewordError):
+    """An input file that is absent or can't be opened."""

@@ -1,0 +1,96 @@
+"""Files that are written whole or not at all.
+
+Everything goes to a temporary file beside its destination, is flushed to the disk and renamed;
+whoever is killed in the middle leaves the old file, or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from foreword.errors import CannotWrite, OutputExists
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Find out before the work, not after it, whether `path` can be written.
+
+    Raises:
+        OutputExists: it is there and `overwrite` is false.
+        CannotWrite: it is a folder, or its folder is absent or not writable.
+    """
+    if path.is_dir():
+        raise CannotWrite(f"{path} is a folder; give the name of a file to write")
+    if path.exists() and not overwrite:
+        raise OutputExists(f"{path} exists already; choose another name or pass --overwrite to replace it")
+    if not path.parent.is_dir():
+        raise CannotWrite(f"the folder {path.parent} of {path.name} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise CannotWrite(f"no right to write into {path.parent}; choose another folder for {path.name}")
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield the temporary file to fill; move it to `path` when the block ends without an error.
+
+    Raises:
+        OutputExists: `path` is there, or came while the block ran, and `overwrite` is false.
+        CannotWrite: the system refused (no space, no right); says why.
+    """
+    path = Path(path)
+    check_output(path, overwrite=overwrite)
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)  # unlike rename, fails when somebody else was faster
+            os.unlink(temporary)
+        temporary = None
+        flush_folder(path.parent)
+    except FileExistsError as error:
+        raise OutputExists(f"{path} exists already; pass --overwrite to replace it") from error
+    except OSError as error:
+        raise CannotWrite(f"{path} could not be written: {error.strerror or error}; nothing was changed") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -> None:
+    """`writing` for content that is in memory already."""
+    with writing(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str, *, overwrite: bool = False) -> None:
+    """`write_bytes` in UTF-8."""
+    write_bytes(path, content.encode(), overwrite=overwrite)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system can promise that."""
+    with contextlib.suppress(OSError):  # Windows can't open folders; network file systems may refuse
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

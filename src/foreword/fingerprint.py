@@ -1,0 +1,214 @@
+"""Fingerprint: the identity of a base model's weights.
+
+SHA-256 over the sorted (name, dtype, shape, SHA-256 of the bytes) of every tensor: any changed
+weight changes it, another distribution over files does not. The safetensors header is read here
+(eight bytes of length, little endian, then JSON), so no torch is needed; what was computed is
+remembered in the cache folder for as long as the files stay the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import struct
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foreword.errors import CannotRead, CannotWrite
+from foreword.files import write_text
+from foreword.models.cache import cache_folder
+
+if TYPE_CHECKING:
+    import torch
+
+SHORT_LENGTH = 12
+CHUNK_BYTES = 1 << 20
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+THREADS = 2
+
+# torch's names for what safetensors writes; the list of the safetensors library.
+DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "complex64": "C64",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+Entry = tuple[str, str, tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where the bytes of one tensor are."""
+
+    file: Path
+    begin: int
+    end: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def fingerprint(folder: Path) -> str:
+    """Fingerprint of every *.safetensors in `folder`, 64 hexadecimal characters.
+
+    Raises:
+        CannotRead: no such file in the folder, or one that is cut off or no safetensors.
+    """
+    folder = Path(folder).resolve()
+    before = _signature(folder)
+    if not before:
+        raise CannotRead(f"{folder} has no *.safetensors, so there are no weights to identify")
+    if remembered := _recall(folder, before):
+        return remembered
+    spans = [span for name, *_ in before for span in _spans(folder / name)]
+    with ThreadPoolExecutor(THREADS) as threads:  # hashing gives up Python's lock
+        digests = list(threads.map(_digest_of_span, spans))
+    value = _combine(
+        (span.name, span.dtype, span.shape, digest) for span, digest in zip(spans, digests, strict=True)
+    )
+    if _signature(folder) == before:  # otherwise the digest is of files that are no longer there
+        _remember(folder, before, value)
+    return value
+
+
+def fingerprint_of_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """The value that `fingerprint` gives for a folder with exactly these tensors.
+
+    Give every tensor once: files hold one copy of tied weights, under one name.
+    """
+    return _combine(
+        (name, _dtype_name(tensor), tuple(tensor.shape), _digest_of_tensor(tensor)) for name, tensor in named
+    )
+
+
+def short(value: str) -> str:
+    """The form for people: the first characters."""
+    return value[:SHORT_LENGTH]
+
+
+def _combine(entries: Iterable[Entry]) -> str:
+    whole = hashlib.sha256()
+    for name, dtype, shape, digest in sorted(entries):
+        whole.update(json.dumps([name, dtype, list(shape), digest]).encode() + b"\n")
+    return whole.hexdigest()
+
+
+def _spans(file: Path) -> list[_Span]:
+    size = file.stat().st_size
+    try:
+        with open(file, "rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            if length > min(MAX_HEADER_BYTES, size - 8):
+                raise ValueError("its header is longer than the file")
+            header: dict[str, Any] = json.loads(opened.read(length))
+        header.pop("__metadata__", None)
+        start = 8 + length
+        spans = [
+            _Span(
+                file,
+                start + entry["data_offsets"][0],
+                start + entry["data_offsets"][1],
+                name,
+                entry["dtype"],
+                tuple(entry["shape"]),
+            )
+            for name, entry in header.items()
+        ]
+    except (
+        struct.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise CannotRead(f"{file} is no safetensors file: {error}") from error
+    for span in spans:
+        if not start <= span.begin <= span.end <= size:
+            raise CannotRead(
+                f"{file} is cut off: {span.name} ends at byte {span.end} of {size}; fetch it again"
+            )
+    return spans
+
+
+def _digest_of_span(span: _Span) -> str:
+    digest = hashlib.sha256()
+    with open(span.file, "rb") as opened:
+        opened.seek(span.begin)
+        left = span.end - span.begin
+        while left:
+            chunk = opened.read(min(CHUNK_BYTES, left))
+            if not chunk:
+                raise CannotRead(f"{span.file} became shorter while it was read")
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise CannotRead(f"tensors of type {name} have no place in a safetensors file")
+    return DTYPES[name]
+
+
+def _digest_of_tensor(tensor: torch.Tensor) -> str:
+    import torch
+
+    # As bytes first: numpy has no bfloat16. A scalar has no last dimension to reinterpret.
+    plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(plain.numpy().data).hexdigest()
+
+
+# -- what is remembered ------------------------------------------------------------------------
+
+
+def _signature(folder: Path) -> list[list[Any]]:
+    """Name, size, time and inode of each weight file: changes when one is written or replaced."""
+    signature = []
+    for file in sorted(folder.glob("*.safetensors")):
+        status = file.stat()  # of the content: hub snapshots are links
+        signature.append([file.name, status.st_size, status.st_mtime_ns, status.st_ino])
+    return signature
+
+
+def _memory(folder: Path) -> Path:
+    key = hashlib.sha256(str(folder).encode()).hexdigest()
+    return cache_folder() / "fingerprints" / f"{key[:32]}.json"
+
+
+def _recall(folder: Path, signature: list[list[Any]]) -> str | None:
+    try:
+        kept = json.loads(_memory(folder).read_text(encoding="utf-8"))
+        if kept["folder"] != str(folder) or kept["files"] != signature:
+            return None
+        value = kept["fingerprint"]
+        return value if len(bytes.fromhex(value)) == hashlib.sha256().digest_size else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(folder: Path, signature: list[list[Any]], value: str) -> None:
+    memory = _memory(folder)
+    kept = {"folder": str(folder), "files": signature, "fingerprint": value}
+    with contextlib.suppress(OSError, CannotWrite):  # without a cache it is computed each time
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_text(memory, json.dumps(kept) + "\n", overwrite=True)

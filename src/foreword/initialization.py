@@ -1,0 +1,145 @@
+"""Initialisation: the keys and values that training starts from.
+
+Real activations come from one forward pass of the base model, read where the attention function
+sees them: after the rotary embedding, at positions from 0.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from foreword.attention import Attending, attending
+from foreword.base import BaseModel
+from foreword.encoding import EncodedExample
+from foreword.errors import UsageError
+from foreword.geometry import Stream
+from foreword.parameterization import KeysValues
+
+RANDOM_SCALE = 0.02
+"""Standard deviation of random keys and values.
+
+N(0, 1), PEFT's default, lifts the loss of a frozen model far above that without a prefix; at 0.02
+the prefix begins as a weak attention sink with almost no value. Measured in docs/defaults.md.
+"""
+
+Kind = Literal["random", "words", "text", "demonstrations"]
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """What training starts from.
+
+    Attributes:
+        kind: `random`; `words` or `text`: activations of `text`, repeated or cut to P tokens;
+            `demonstrations`: activations of training examples drawn with the run's seed.
+        text: the words or the text; None for the others.
+    """
+
+    kind: Kind = "demonstrations"
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("random", "words", "text", "demonstrations"):
+            raise UsageError(f"init is {self.kind!r}; expected random, words:..., text:... or demonstrations")
+        if (self.kind in ("words", "text")) != bool(self.text):
+            raise UsageError(f"init {self.kind!r} {'needs' if not self.text else 'takes no'} text")
+
+    def __str__(self) -> str:
+        return self.kind if self.text is None else f"{self.kind}: {self.text[:60]}"
+
+    @classmethod
+    def parse(cls, written: str) -> Initialization:
+        """From `random`, `demonstrations`, `words:summarize` or `text:...`."""
+        kind, colon, text = written.partition(":")
+        return cls(kind.strip(), text.strip() if colon else None)  # type: ignore[arg-type]
+
+
+def starting_point(
+    base: BaseModel,
+    initialization: Initialization,
+    length: int,
+    examples: Sequence[EncodedExample],
+    seed: int,
+) -> dict[Stream, KeysValues]:
+    """Keys and values `[L, H, P, D]` per stream to start from, float32 on the CPU.
+
+    Raises:
+        UsageError: a text without tokens.
+    """
+    if initialization.kind == "random":
+        return _random(base, length, seed)
+    if initialization.kind == "demonstrations":
+        source_ids, target_ids = _demonstrations(examples, length, seed)
+    else:
+        ids = base.tokenizer(initialization.text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise UsageError(f"init text {initialization.text!r} has no tokens")
+        repeated = (ids * (length // len(ids) + 1))[:length]
+        source_ids, target_ids = repeated, repeated
+    return activations(base, source_ids, target_ids, length)
+
+
+def activations(
+    base: BaseModel, source_ids: Sequence[int], target_ids: Sequence[int], length: int
+) -> dict[Stream, KeysValues]:
+    """The base model's own keys and values at the first `length` tokens of a text.
+
+    Args:
+        source_ids: the text of a decoder-only model, or of the encoder.
+        target_ids: the decoder's text of an encoder-decoder.
+    """
+    found: dict[Stream, dict[int, KeysValues]] = {}
+
+    def record(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        slot = module.foreword_slot
+        kept = (key[0, :, :length].float().cpu(), value[0, :, :length].float().cpu())
+        found.setdefault(slot.stream, {})[slot.layer] = kept
+
+    inputs = {"input_ids": torch.tensor([list(source_ids)], device=base.device)}
+    if base.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.tensor([list(target_ids)], device=base.device)
+    with torch.no_grad(), attending(Attending(record=record)):
+        base.model(**inputs, use_cache=False)
+    return {
+        stream: (
+            torch.stack([layers[i][0] for i in range(len(layers))]),
+            torch.stack([layers[i][1] for i in range(len(layers))]),
+        )
+        for stream, layers in found.items()
+    }
+
+
+def _random(base: BaseModel, length: int, seed: int) -> dict[Stream, KeysValues]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * RANDOM_SCALE
+
+    return {
+        stream: (draw(g.layers, g.kv_heads, length, g.key_dim), draw(g.layers, g.kv_heads, length, g.value_dim))
+        for stream, g in base.geometry.streams.items()
+    }
+
+
+def _demonstrations(
+    examples: Sequence[EncodedExample], length: int, seed: int
+) -> tuple[list[int], list[int]]:
+    """Token ids of shuffled training examples, source and target, until there are enough."""
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    source_ids: list[int] = []
+    target_ids: list[int] = []
+    while min(len(source_ids), len(target_ids)) < length:  # repeats when the examples are few
+        for index in order:
+            example = examples[index]
+            source_ids.extend((*example.source_ids, *example.target_ids))
+            target_ids.extend(example.target_ids)
+            if min(len(source_ids), len(target_ids)) >= length:
+                break
+    return source_ids[:length], target_ids[:length]

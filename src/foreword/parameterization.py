@@ -1,0 +1,145 @@
+"""Parameterization: what is trained, and how it becomes the keys and values of a prefix.
+
+Everything here is thrown away after training; only the keys and values it compiles to are kept.
+
+Shapes: L layers, H key/value heads, P prefix length, D head size, E embedding size, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from foreword.errors import UsageError
+from foreword.geometry import Stream, StreamGeometry
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of one stream, each `[L, H, P, D]`."""
+
+Compiled = dict[Stream, KeysValues]
+
+
+@dataclass(frozen=True)
+class ParameterizationSettings:
+    """What is trained.
+
+    Attributes:
+        kind: `direct` trains the keys and values themselves; `mlp` trains an embedding and a
+            two-layer network that makes them (Li & Liang 2021, section 4.3); `mlp+start` adds that
+            network, starting from zero, to the keys and values of the initialisation.
+        width: W, of the network's hidden layer (the paper: 512 for tables, 800 for summaries).
+        freeze_first: keep the first virtual token as it was initialised: it tends to be the
+            attention sink (Cartridges, 2025). Not for `mlp`, which has no starting point.
+    """
+
+    kind: Literal["direct", "mlp", "mlp+start"] = "mlp+start"
+    width: int = 512
+    freeze_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("direct", "mlp", "mlp+start"):
+            raise UsageError(f"parameterization is {self.kind!r}; expected direct, mlp or mlp+start")
+        if self.width < 1:
+            raise UsageError(f"width is {self.width}; expected a positive number")
+        if self.freeze_first and self.kind == "mlp":
+            raise UsageError("freeze_first needs a starting point; 'mlp' has none, use direct or mlp+start")
+
+    def __str__(self) -> str:
+        width = "" if self.kind == "direct" else f"({self.width})"
+        return f"{self.kind}{width}{', first frozen' if self.freeze_first else ''}"
+
+
+class Parameterization(nn.Module):
+    """The trainable parts of one prefix: one independent set for each stream."""
+
+    def __init__(self, settings: ParameterizationSettings, start: Mapping[Stream, KeysValues], seed: int) -> None:
+        """Build for the shapes of `start`, the keys and values to start from, in float32."""
+        super().__init__()
+        # A generator of its own: what another prefix in the same process draws changes nothing here.
+        generator = torch.Generator().manual_seed(seed)
+        self.streams = nn.ModuleDict()
+        for stream, (key, value) in start.items():
+            self.streams[stream] = (
+                Direct(key, value)
+                if settings.kind == "direct"
+                else Network(key, value, settings.width, settings.kind == "mlp+start", generator)
+            )
+        self.freeze_first = settings.freeze_first
+        if self.freeze_first:
+            for stream, (key, value) in start.items():
+                self.register_buffer(f"first_{stream}_key", key[:, :, :1].float().clone(), persistent=False)
+                self.register_buffer(f"first_{stream}_value", value[:, :, :1].float().clone(), persistent=False)
+
+    def forward(self) -> Compiled:
+        """The prefix that the parameters stand for now: keys and values per stream, float32."""
+        compiled: Compiled = {}
+        for stream, module in self.streams.items():
+            key, value = module()
+            if self.freeze_first:
+                key = torch.cat([getattr(self, f"first_{stream}_key"), key[:, :, 1:]], dim=2)
+                value = torch.cat([getattr(self, f"first_{stream}_value"), value[:, :, 1:]], dim=2)
+            compiled[stream] = (key, value)  # type: ignore[index]
+        return compiled
+
+
+class Direct(nn.Module):
+    """Keys and values as parameters."""
+
+    def __init__(self, key_LHPD: torch.Tensor, value_LHPD: torch.Tensor) -> None:
+        super().__init__()
+        self.key = nn.Parameter(key_LHPD.float().clone())
+        self.value = nn.Parameter(value_LHPD.float().clone())
+
+    def forward(self) -> KeysValues:
+        return self.key, self.value
+
+
+class Network(nn.Module):
+    """Embedding(P, E) -> Linear(E, W) -> tanh -> Linear(W, L * H * (key size + value size)).
+
+    With a starting point the last layer starts at zero, so that the first forward pass gives the
+    starting point itself; without one it has PyTorch's usual initialisation.
+    """
+
+    def __init__(
+        self,
+        key_LHPD: torch.Tensor,
+        value_LHPD: torch.Tensor,
+        width: int,
+        from_start: bool,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        layers, heads, length, key_dim = key_LHPD.shape
+        self.sizes = StreamGeometry(layers, heads, key_dim, value_LHPD.shape[3])
+        embedding_size = width
+        self.embedding = nn.Embedding(length, embedding_size, _weight=torch.empty(length, embedding_size))
+        self.inner = nn.utils.skip_init(nn.Linear, embedding_size, width)
+        self.outer = nn.utils.skip_init(nn.Linear, width, layers * heads * (key_dim + value_LHPD.shape[3]))
+        with torch.no_grad():
+            self.embedding.weight.normal_(generator=generator)
+            for linear in (self.inner, self.outer):
+                bound = linear.in_features**-0.5  # nn.Linear's own initialisation
+                linear.weight.uniform_(-bound, bound, generator=generator)
+                linear.bias.uniform_(-bound, bound, generator=generator)
+            if from_start:
+                self.outer.weight.zero_()
+                self.outer.bias.zero_()
+        self.start_key: torch.Tensor | None
+        self.start_value: torch.Tensor | None
+        # Not persistent: rebuilt from the initialisation, and part of the checkpoint in its own right.
+        self.register_buffer("start_key", key_LHPD.float().clone() if from_start else None, persistent=False)
+        self.register_buffer("start_value", value_LHPD.float().clone() if from_start else None, persistent=False)
+
+    def forward(self) -> KeysValues:
+        g = self.sizes
+        flat_PX = self.outer(torch.tanh(self.inner(self.embedding.weight)))
+        states = flat_PX.view(-1, g.layers, g.kv_heads, g.key_dim + g.value_dim).permute(1, 2, 0, 3)
+        key, value = states.split([g.key_dim, g.value_dim], dim=3)
+        if self.start_key is not None and self.start_value is not None:
+            key, value = self.start_key + key, self.start_value + value
+        return key, value

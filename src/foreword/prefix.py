@@ -1,0 +1,336 @@
+"""Prefix: keys and values of P virtual tokens for every layer, and what they belong to.
+
+The value knows neither models nor training. Shapes: L layers, H key/value heads, P prefix length,
+D head size; keys are as the attention kernel sees them, after the rotary embedding, and the text
+starts at position P.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foreword import prefix_file
+from foreword.errors import GeometryMismatch, NonFinitePrefix, UsageError, WrongBaseModel
+from foreword.geometry import STREAMS, Geometry, Stream, StreamGeometry
+from foreword.template import RAW, Template
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """Which base model a prefix belongs to.
+
+    Attributes:
+        name: alias, hub id or folder name, for people.
+        revision: commit on the hub, where there is one.
+        fingerprint: digest of the weights; None only for imports whose origin does not say.
+    """
+
+    name: str
+    revision: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a prefix was made; for people and for reproducing it, read by no other code.
+
+    Attributes:
+        parameterization: what was trained, e.g. "mlp(512)+start".
+        initialization: what it started from, e.g. "demonstrations".
+        seed: seed of the run.
+        data_digest: SHA-256 over the training examples.
+        examples: number of training examples.
+        steps: optimiser steps up to the step that was kept.
+        dev_loss: mean loss per target token on the dev examples at that step, in nats.
+    """
+
+    parameterization: str | None = None
+    initialization: str | None = None
+    seed: int | None = None
+    data_digest: str | None = None
+    examples: int | None = None
+    steps: int | None = None
+    dev_loss: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The learned artefact. Two prefixes are equal when their files would be, byte for byte.
+
+    Attributes:
+        tensors: "decoder.key", "decoder.value" (and "encoder.*", "cross.*"), each [L, H, P, D].
+        base: the base model it belongs to.
+        template: how a source becomes text in front of the target.
+        origin: how it was made.
+        created: time of creation, UTC, ISO 8601.
+        licence: SPDX name or free text.
+        labels: free-form notes of the user.
+
+    Raises:
+        GeometryMismatch: shapes that do not belong together.
+        NonFinitePrefix: NaN or infinity in a tensor.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    base: BaseIdentity
+    template: Template = RAW
+    origin: Origin = Origin()
+    created: str = field(default_factory=lambda: _now())
+    licence: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        frozen = {name: t.detach().to("cpu").contiguous() for name, t in sorted(self.tensors.items())}
+        object.__setattr__(self, "tensors", frozen)
+        _check_shapes(frozen)
+        for name, tensor in frozen.items():
+            if not torch.isfinite(tensor).all():
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise NonFinitePrefix(
+                    f"{name} holds {bad} values that are NaN or infinite, of {tensor.numel()}; "
+                    "expected finite numbers. Train again with a lower learning rate, or restore a good copy"
+                )
+
+    # -- what it holds -------------------------------------------------------------------------
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The streams that have keys and values, in the order decoder, encoder, cross."""
+        return tuple(stream for stream in STREAMS if f"{stream}.key" in self.tensors)
+
+    def key(self, stream: Stream = "decoder") -> torch.Tensor:
+        """Keys of one stream, `[L, H, P, D]`, after the rotary embedding."""
+        return self._tensor(stream, "key")
+
+    def value(self, stream: Stream = "decoder") -> torch.Tensor:
+        """Values of one stream, `[L, H, P, D]`."""
+        return self._tensor(stream, "value")
+
+    def stream_length(self, stream: Stream) -> int:
+        """Number of virtual tokens in one stream; 0 when the prefix has nothing there."""
+        return int(self.tensors[f"{stream}.key"].shape[2]) if stream in self.streams else 0
+
+    @property
+    def length(self) -> int:
+        """Prefix length P of the decoder; of an encoder-decoder's longest stream without one."""
+        return self.stream_length("decoder") or max(self.stream_length(s) for s in self.streams)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the stored numbers."""
+        return next(iter(self.tensors.values())).dtype
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes without P, to be compared with a base model's."""
+        return Geometry({stream: _stream_geometry(self, stream) for stream in self.streams})
+
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    def _tensor(self, stream: Stream, part: str) -> torch.Tensor:
+        if stream not in self.streams:
+            raise UsageError(f"this prefix has no stream {stream!r}; it has {', '.join(self.streams)}")
+        return self.tensors[f"{stream}.{part}"]
+
+    # -- identity ------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file, in hex: the prefix's identity."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prefix) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        lengths = {s: self.stream_length(s) for s in self.streams}
+        length = self.length if set(lengths.values()) == {self.length} else lengths
+        dtype = str(self.dtype).removeprefix("torch.")
+        parts = [f"length={length}", f"base={self.base.name!r}", f"{self.geometry}", dtype]
+        if self.origin.dev_loss is not None:
+            parts.append(f"dev_loss={self.origin.dev_loss:.4f}")
+        parts.append(f"digest={self.digest[:12]}")
+        return f"Prefix({', '.join(parts)})"
+
+    # -- files ---------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """The content of the prefix file."""
+        return prefix_file.encode(self.tensors, self._header())
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the prefix file: whole, or not at all.
+
+        Raises:
+            OutputExists: the file is there and `overwrite` is false.
+            CannotWrite: no right, no space, no such folder.
+        """
+        prefix_file.write(Path(path), self.to_bytes(), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Prefix:
+        """Read a prefix file and check all that can be checked without its base model.
+
+        Raises:
+            CannotRead, NotAPrefixFile, TruncatedPrefix, UnsupportedVersion, GeometryMismatch,
+            NonFinitePrefix: each says what was found, what was expected and what to do.
+        """
+        return cls.from_bytes(prefix_file.read(Path(path)), where=str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, where: str = "the prefix") -> Prefix:
+        """`load` from memory; `where` names the source in errors."""
+        tensors, header = prefix_file.decode(content, where=where)
+        with prefix_file.naming(where):
+            template = Template.from_json(header["template"])
+            prefix = cls(
+                tensors=tensors,
+                base=BaseIdentity(**header["base"]),
+                template=template,
+                origin=Origin(**header["origin"]),
+                created=header["created"],
+                licence=header["licence"],
+                labels=header["labels"],
+            )
+        declared = header["geometry"]
+        if declared != prefix.geometry.to_json():
+            raise GeometryMismatch(
+                f"{where}: the header declares {declared} but the tensors are {prefix.geometry}; "
+                "the file was altered, fetch it again"
+            )
+        return prefix
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "base": dataclasses.asdict(self.base),
+            "geometry": self.geometry.to_json(),
+            "template": self.template.to_json(),
+            "origin": dataclasses.asdict(self.origin),
+            "created": self.created,
+            "licence": self.licence,
+            "labels": dict(self.labels),
+        }
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def slice(self, start: int, stop: int | None = None) -> Prefix:
+        """The virtual tokens `start` to `stop`, as a prefix of its own.
+
+        Keys keep the values they have: under a rotary embedding the kept tokens then stand at
+        another distance from the text than they were trained for, so measure before relying on it.
+
+        Raises:
+            UsageError: nothing would be left.
+        """
+        kept = {name: tensor[:, :, start:stop] for name, tensor in self.tensors.items()}
+        if any(tensor.shape[2] == 0 for tensor in kept.values()):
+            raise UsageError(f"slice({start}, {stop}) of a prefix of length {self.length} keeps nothing")
+        return self._derived(kept)
+
+    @staticmethod
+    def join(prefixes: Sequence[Prefix]) -> Prefix:
+        """The virtual tokens of several prefixes of one base, one after the other.
+
+        The template is the first one's. Prefixes that were trained apart can disturb each other
+        (arXiv 2606.04557): measure the result.
+
+        Raises:
+            UsageError: no prefix given.
+            GeometryMismatch, WrongBaseModel: they do not belong to one base.
+        """
+        if not prefixes:
+            raise UsageError("join needs at least one prefix")
+        first = prefixes[0]
+        for other in prefixes[1:]:
+            if other.geometry != first.geometry:
+                raise GeometryMismatch(f"can't join {other.geometry} to {first.geometry}: other geometry")
+            if other.base.fingerprint != first.base.fingerprint:
+                raise WrongBaseModel(
+                    f"can't join a prefix of {other.base.name} ({other.base.fingerprint}) to one of "
+                    f"{first.base.name} ({first.base.fingerprint}): the base models differ"
+                )
+        joined = {name: torch.cat([p.tensors[name] for p in prefixes], dim=2) for name in first.tensors}
+        return first._derived(joined)
+
+    def to(self, dtype: torch.dtype) -> Prefix:
+        """The same prefix with its numbers in another floating-point type."""
+        return self._derived({name: tensor.to(dtype) for name, tensor in self.tensors.items()})
+
+    def relabel(self, *, licence: str | None = None, labels: Mapping[str, str] | None = None) -> Prefix:
+        """The same keys and values with another licence or other labels."""
+        return dataclasses.replace(
+            self,
+            licence=self.licence if licence is None else licence,
+            labels=self.labels if labels is None else labels,
+        )
+
+    def _derived(self, tensors: Mapping[str, torch.Tensor]) -> Prefix:
+        origin = dataclasses.replace(self.origin, dev_loss=None)  # measured on other keys and values
+        return dataclasses.replace(self, tensors=tensors, origin=origin, created=_now())
+
+    # -- against a base model ------------------------------------------------------------------
+
+    def check_fits(self, identity: BaseIdentity, geometry: Geometry) -> None:
+        """Refuse a base model that this prefix was not made for.
+
+        Raises:
+            GeometryMismatch: other layers, heads or head sizes, or a stream the base does not have.
+            WrongBaseModel: same sizes but other weights.
+        """
+        for stream, found in self.geometry.streams.items():
+            expected = geometry.streams.get(stream)
+            if found != expected:
+                raise GeometryMismatch(
+                    f"the prefix has {stream} keys and values for {found}, but {identity.name} has "
+                    f"{expected or f'no {stream} stream'}; use the base it was trained for: {self.base.name}"
+                )
+        mine, theirs = self.base.fingerprint, identity.fingerprint
+        if mine is not None and theirs is not None and mine != theirs:
+            raise WrongBaseModel(
+                f"the prefix was trained for {self.base.name} with weights {mine[:12]}, but the loaded "
+                f"base {identity.name} has weights {theirs[:12]}; load the base it was trained for, or "
+                "train a prefix for this one"
+            )
+
+
+def _check_shapes(tensors: Mapping[str, torch.Tensor]) -> None:
+    known = {f"{stream}.{part}" for stream in STREAMS for part in ("key", "value")}
+    if not tensors or not set(tensors) <= known:
+        raise GeometryMismatch(f"tensors are named {sorted(tensors)}; expected pairs out of {sorted(known)}")
+    for name, tensor in tensors.items():
+        stream, part = name.split(".")
+        partner = tensors.get(f"{stream}.{'value' if part == 'key' else 'key'}")
+        if partner is None:
+            raise GeometryMismatch(f"{name} stands alone; expected both {stream}.key and {stream}.value")
+        if tensor.ndim != 4 or tensor.shape[:3] != partner.shape[:3] or 0 in tensor.shape:
+            raise GeometryMismatch(
+                f"{name} is {list(tensor.shape)} beside {list(partner.shape)}; expected "
+                "[layers, kv_heads, P, head_dim], alike but for the last"
+            )
+        if not tensor.is_floating_point() or tensor.dtype != next(iter(tensors.values())).dtype:
+            raise GeometryMismatch(f"{name} is {tensor.dtype}; expected one floating-point type for all")
+
+
+def _stream_geometry(prefix: Prefix, stream: Stream) -> StreamGeometry:
+    layers, kv_heads, _, key_dim = prefix.key(stream).shape
+    return StreamGeometry(layers, kv_heads, key_dim, prefix.value(stream).shape[3])
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+

@@ -1,0 +1,98 @@
+"""Probe: learn from one tiny forward pass which attention modules a model has, and their sizes.
+
+Names of modules differ by architecture; what is common is the call. A model of which some layer
+does not ask for our function, or calls it in another number than its config says, is refused here,
+before any work, rather than served wrongly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from foreword.attention import Attending, Slot, attending
+from foreword.errors import UnsupportedArchitecture
+from foreword.geometry import STREAMS, Geometry, Stream, StreamGeometry
+
+# Different lengths for encoder and decoder text tell the three streams apart by shape alone.
+_ENCODER_TOKENS, _DECODER_TOKENS = 3, 2
+
+
+@dataclass(frozen=True)
+class _Call:
+    module: nn.Module
+    stream: Stream
+    sizes: tuple[int, int, int]  # key/value heads, key size, value size
+
+
+def probe(model: Any) -> Geometry:
+    """Set `foreword_slot` on every attention module and return the geometry.
+
+    Raises:
+        UnsupportedArchitecture: an attention layer that does not take our function, layers of
+            different sizes, or a model without attention.
+    """
+    calls = _record(model)
+    seen: dict[Stream, list[_Call]] = {}
+    for call in calls:
+        same_stream = seen.setdefault(call.stream, [])
+        call.module.foreword_slot = Slot(call.stream, len(same_stream))  # type: ignore[assignment]
+        same_stream.append(call)
+    _check_counts(model, {stream: len(found) for stream, found in seen.items()})
+    for stream, found in seen.items():
+        if len({call.sizes for call in found}) > 1:
+            raise UnsupportedArchitecture(
+                f"{_name(model)}: {stream} layers differ in heads or head size "
+                f"({sorted({call.sizes for call in found})}); a prefix has one size for all layers"
+            )
+    return Geometry(
+        {stream: StreamGeometry(len(seen[stream]), *seen[stream][0].sizes) for stream in STREAMS if stream in seen}
+    )
+
+
+def _record(model: Any) -> list[_Call]:
+    encoder_decoder = model.config.is_encoder_decoder
+    calls: list[_Call] = []
+
+    def record(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        lengths = (query.shape[2], key.shape[2])
+        stream: Stream = "decoder"
+        if encoder_decoder and lengths == (_ENCODER_TOKENS, _ENCODER_TOKENS):
+            stream = "encoder"
+        elif encoder_decoder and lengths == (_DECODER_TOKENS, _ENCODER_TOKENS):
+            stream = "cross"
+        calls.append(_Call(module, stream, (key.shape[1], key.shape[3], value.shape[3])))
+
+    device = model.get_input_embeddings().weight.device
+    decoder_ids = torch.zeros(1, _DECODER_TOKENS, dtype=torch.long, device=device)
+    inputs = {"input_ids": decoder_ids}
+    if encoder_decoder:
+        encoder_ids = torch.zeros(1, _ENCODER_TOKENS, dtype=torch.long, device=device)
+        inputs = {"input_ids": encoder_ids, "decoder_input_ids": decoder_ids}
+    with torch.no_grad(), attending(Attending(record=record)):
+        model(**inputs, use_cache=False)
+    return calls
+
+
+def _check_counts(model: Any, found: dict[Stream, int]) -> None:
+    config = model.config.get_text_config(decoder=True) if not model.config.is_encoder_decoder else model.config
+    layers = config.num_hidden_layers
+    expected: dict[Stream, int] = {"decoder": layers}
+    if model.config.is_encoder_decoder:
+        decoder = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None) or layers
+        encoder = getattr(config, "encoder_layers", None) or layers
+        expected = {"decoder": decoder, "encoder": encoder, "cross": decoder}
+    if found != expected:
+        counted = ", ".join(f"{found.get(s, 0)} of {n} {s}" for s, n in expected.items())
+        raise UnsupportedArchitecture(
+            f"{_name(model)}: {counted} attention layers take a prefix. Foreword needs a transformer whose "
+            "attention goes through transformers' attention interface; state-space, hybrid and other "
+            "models without keys and values in every layer can't carry one"
+        )
+
+
+def _name(model: Any) -> str:
+    return f"{type(model).__name__} (model type {model.config.model_type})"

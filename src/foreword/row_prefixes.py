@@ -1,0 +1,125 @@
+"""Row prefixes: what each row of one batch sees in front of its text.
+
+Distinct prefixes are stacked once and rows point at them, so a batch of 16 rows with one prefix
+holds one copy. Prefixes of different length are padded to the longest and the padding is hidden.
+
+Shapes: R distinct prefixes, B rows, L layers, H key/value heads, P longest prefix, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+
+from foreword.errors import UsageError
+from foreword.geometry import Stream
+from foreword.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class StreamBlock:
+    """One stream's keys and values of R distinct prefixes.
+
+    Attributes:
+        key_RLHPD, value_RLHPD: the stacked prefixes, zero where a shorter one ends.
+        lengths: the true length of each of the R prefixes.
+    """
+
+    key_RLHPD: torch.Tensor
+    value_RLHPD: torch.Tensor
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RowPrefixes:
+    """The prefixes of a batch.
+
+    Attributes:
+        blocks: per stream, the distinct prefixes.
+        of_row: for each row, which of the R prefixes it has, or None.
+    """
+
+    blocks: dict[Stream, StreamBlock]
+    of_row: tuple[int | None, ...]
+
+    @classmethod
+    def stack(cls, prefixes: Sequence[Prefix | None], device: torch.device) -> RowPrefixes | None:
+        """From one prefix (or None) per row; None when no row has any.
+
+        The same object given for several rows is stacked once.
+        """
+        distinct: dict[int, Prefix] = {id(p): p for p in prefixes if p is not None}
+        if not distinct:
+            return None
+        place = {identity: index for index, identity in enumerate(distinct)}
+        stacked = list(distinct.values())
+        streams = list(dict.fromkeys(stream for prefix in stacked for stream in prefix.streams))
+        return cls(
+            blocks={stream: _stack_stream(stacked, stream, device) for stream in streams},
+            of_row=tuple(None if p is None else place[id(p)] for p in prefixes),
+        )
+
+    def lengths(self, stream: Stream) -> tuple[int, ...]:
+        """The prefix length of every row in one stream; 0 for rows without."""
+        if stream not in self.blocks:
+            return (0,) * len(self.of_row)
+        lengths = self.blocks[stream].lengths
+        return tuple(0 if index is None else lengths[index] for index in self.of_row)
+
+    def rows(
+        self, stream: Stream, layer: int, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys and values `[B, H, P, D]` of one layer; None when the stream has no prefix at all.
+
+        `like` has B rows, or a multiple of B where beam search repeats every row that many times, and
+        gives device and dtype: layers of one model can live on different devices.
+        """
+        block = self.blocks.get(stream)
+        if block is None:
+            return None
+        places = [index or 0 for index in self._repeated(like.shape[0])]  # rows without see none of it
+        key = _gather(block.key_RLHPD[:, layer].to(like.device, like.dtype), places)
+        value = _gather(block.value_RLHPD[:, layer].to(like.device, like.dtype), places)
+        return key, value
+
+    def visible(self, stream: Stream, rows: int, device: torch.device) -> torch.Tensor:
+        """Where each of `rows` rows (B, or a multiple) has a virtual token, `[rows, P]`."""
+        block = self.blocks[stream]
+        lengths = [0 if index is None else block.lengths[index] for index in self._repeated(rows)]
+        longest = block.key_RLHPD.shape[3]
+        lengths_B = torch.tensor(lengths, device=device)
+        return torch.arange(longest, device=device)[None, :] < lengths_B[:, None]
+
+    def _repeated(self, rows: int) -> tuple[int | None, ...]:
+        times, rest = divmod(rows, len(self.of_row))
+        if rest:
+            raise UsageError(f"the model computes {rows} rows but there are prefixes for {len(self.of_row)}")
+        return tuple(index for index in self.of_row for _ in range(times))
+
+
+def _gather(states_RHPD: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """`[B, H, P, D]`: for each row the prefix it points at, without a copy where that can be."""
+    if states_RHPD.shape[0] == 1:
+        return states_RHPD.expand(len(places), -1, -1, -1)
+    if places == list(range(states_RHPD.shape[0])):
+        return states_RHPD
+    return states_RHPD.index_select(0, torch.tensor(places, device=states_RHPD.device))
+
+
+def _stack_stream(prefixes: Sequence[Prefix], stream: Stream, device: torch.device) -> StreamBlock:
+    lengths = tuple(prefix.stream_length(stream) for prefix in prefixes)
+    longest = max(lengths)
+    some = next(prefix for prefix in prefixes if prefix.stream_length(stream))
+
+    def stack(part: str) -> torch.Tensor:
+        parts = []
+        for prefix, length in zip(prefixes, lengths, strict=True):
+            name = f"{stream}.{part}"
+            states = prefix.tensors.get(name, some.tensors[name][:, :, :0])
+            parts.append(pad(states, (0, 0, 0, longest - length)).to(device))
+        return torch.stack(parts)
+
+    return StreamBlock(stack("key"), stack("value"), lengths)

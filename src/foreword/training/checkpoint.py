@@ -1,0 +1,91 @@
+"""Checkpoint: one safetensors file from which a run goes on, bit for bit.
+
+The header describes the run (settings, base model, data), so that a checkpoint of another run is
+refused with the difference named, never continued by mistake. No pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from foreword import files
+from foreword.errors import CannotWrite, CheckpointMismatch
+
+HEADER_KEY = "foreword-checkpoint"
+KEPT = 2
+"""Checkpoints kept in a folder: the newest, and the one before it."""
+
+
+def write(folder: Path, step: int, tensors: dict[str, torch.Tensor], data: dict[str, Any], run: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step` and remove those older than the last `KEPT`.
+
+    Raises:
+        CannotWrite: no right or no space; the older checkpoints are still there.
+    """
+    path = folder / f"step-{step:07d}.checkpoint"
+    header = json.dumps({"run": run, "data": data}, sort_keys=True)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with files.writing(path, overwrite=True) as temporary:
+        safetensors.torch.save_file(contiguous, temporary, metadata={HEADER_KEY: header})
+    for old in list_checkpoints(folder)[:-KEPT]:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-*.checkpoint"))
+
+
+def read(path: Path, run: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and plain data of a checkpoint of the run described by `run`.
+
+    Raises:
+        CheckpointMismatch: another run's, with what differs; or not a checkpoint.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            header = json.loads((opened.metadata() or {})[HEADER_KEY])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointMismatch(f"{path} is not a checkpoint of Foreword ({error}); remove it to start anew") from error
+    differences = _differences(header["run"], run)
+    if differences:
+        raise CheckpointMismatch(
+            f"{path.parent} holds a run with other settings: {'; '.join(differences)}. Use the same settings to "
+            "go on with it, or another folder (or --overwrite) to start anew"
+        )
+    return tensors, header["data"]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder for a run.
+
+    Raises:
+        CannotWrite: a file of that name, or no right.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"the folder {folder} can't be made: {error.strerror}; choose another") from error
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
+    found = []
+    # Through JSON, as the old one went: tuples become lists, keys become text.
+    new = json.loads(json.dumps(new))
+    for name in sorted(set(old) | set(new)):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{path}{name}.")
+        elif a != b:
+            found.append(f"{path}{name} is {b!r}, was {a!r}")
+    return found

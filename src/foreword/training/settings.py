@@ -1,0 +1,98 @@
+"""Settings of a training run; the defaults are the measured ones of docs/defaults.md."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from foreword.errors import UsageError
+from foreword.initialization import Initialization
+from foreword.parameterization import ParameterizationSettings
+
+DEFAULT_LENGTH = 10
+DEFAULT_EPOCHS = 5
+MINIMUM_STEPS, MAXIMUM_STEPS = 60, 2000
+"""Bounds on the default number of steps, where neither steps nor epochs are given."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Everything that decides, with base model and data, which prefix comes out.
+
+    Attributes:
+        length: P, number of virtual tokens.
+        steps: optimiser steps; None lets `epochs`, or the default, decide.
+        epochs: passes over the examples; excludes `steps`.
+        batch_size: examples per optimiser step.
+        accumulate: parts into which a step's examples are divided, to need less memory.
+        learning_rate: AdamW's, at its height.
+        warmup: steps over which the learning rate rises; a number below 1 is a share of all steps.
+        weight_decay, clip: of AdamW; largest norm of the gradient (0: no clipping).
+        parameterization, init: what is trained, and from where it starts.
+        reduction: `token`: mean over the step's target tokens; `sequence`: sum over each target, then
+            mean over the examples, as the original prefix-tuning code has it.
+        seed: of initialisation and order of the examples.
+        evaluate_every: steps between dev evaluations; None: a tenth of the run.
+        patience: dev evaluations without a better loss after which the run ends; None: never.
+        max_length: longest text in tokens; None: what the base model's window leaves.
+        gradient_checkpointing: keep less memory, compute a second forward pass.
+    """
+
+    length: int = DEFAULT_LENGTH
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    parameterization: ParameterizationSettings = field(default_factory=ParameterizationSettings)
+    init: Initialization = field(default_factory=Initialization)
+    reduction: Literal["token", "sequence"] = "token"
+    seed: int = 0
+    evaluate_every: int | None = None
+    patience: int | None = None
+    max_length: int | None = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        positive = {
+            "length": self.length,
+            "batch_size": self.batch_size,
+            "accumulate": self.accumulate,
+            "learning_rate": self.learning_rate,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "evaluate_every": self.evaluate_every,
+            "patience": self.patience,
+            "max_length": self.max_length,
+        }
+        for name, value in positive.items():
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} is {value}; expected a positive number")
+        for name, value in {"warmup": self.warmup, "weight_decay": self.weight_decay, "clip": self.clip}.items():
+            if not value >= 0:
+                raise UsageError(f"{name} is {value}; expected zero or more")
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError("give steps or epochs, not both")
+        if self.reduction not in ("token", "sequence"):
+            raise UsageError(f"reduction is {self.reduction!r}; expected token or sequence")
+
+    def steps_for(self, examples: int) -> int:
+        """Optimiser steps over `examples` examples."""
+        if self.steps is not None:
+            return self.steps
+        an_epoch = max(1.0, examples / self.batch_size)
+        if self.epochs is not None:
+            return max(1, round(an_epoch * self.epochs))
+        return min(max(round(an_epoch * DEFAULT_EPOCHS), MINIMUM_STEPS), MAXIMUM_STEPS)
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps over which the learning rate rises."""
+        return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for checkpoints and logs."""
+        return dataclasses.asdict(self)
