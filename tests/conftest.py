@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,20 @@ from foreword.template import Template
 
 REPOSITORY = Path(__file__).parents[1]
 END = "<end>"
+VOCABULARY = 97
+
+# Tiny models gain nothing from threads, and lose much where tests run beside other work.
+torch.set_num_threads(1)
 
 
 def byte_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """One token per byte, and an end token: enough to tokenise anything."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    """One token per printable ASCII character, newline, and an end token: every token is readable."""
+    printable = "".join(map(chr, range(32, 127))) + "\n"
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = list(pre_tokenizer.pre_tokenize_str(printable)[0][0])
     vocabulary = {END: 0, **{letter: index + 1 for index, letter in enumerate(alphabet)}}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END, **special)
 
@@ -33,7 +40,7 @@ def tiny_llama(seed: int = 0, **changes: object) -> LlamaForCausalLM:
     """Three layers, grouped heads; large enough weights that every token matters to the next."""
     torch.manual_seed(seed)
     settings = {
-        "vocab_size": 260,
+        "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 3,
@@ -93,8 +100,10 @@ def smollm_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm() -> BaseModel:
-    return BaseModel.load("smollm2-135m-instruct", dtype=torch.float32)
+def smollm() -> Iterator[BaseModel]:
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield BaseModel.load("smollm2-135m-instruct", dtype=torch.float32)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -100,3 +100,58 @@ class CannotWrite(ForewordError):
 
 class CannotRead(ForewordError):
     """An input file that is absent or can't be opened."""
+
+
+# -- store -------------------------------------------------------------------------------------
+
+
+class BadName(UsageError):
+    """An owner, prefix name or label that the store does not accept; says which characters it does."""
+
+
+class UnknownPrefix(ForewordError):
+    """No such prefix for this caller: absent and hidden look the same."""
+
+
+class PrefixExists(ForewordError):
+    """An import would mix with a prefix of that name that is there already."""
+
+
+class NotAllowed(ForewordError):
+    """The caller's role does not permit this; raised alike whether the prefix exists or not."""
+
+
+class UnknownKey(ForewordError):
+    """An API key that is malformed, was never made, or was revoked."""
+
+
+class DamagedBlob(ForewordError):
+    """A stored prefix file that can't be trusted. The classes below say why."""
+
+
+class MissingBlob(DamagedBlob):
+    """A version names a file that is not in the blob storage."""
+
+
+class AlteredBlob(DamagedBlob):
+    """A stored file whose SHA-256 is no longer the one it was stored under."""
+
+
+class UnknownStore(ForewordError):
+    """No store there, and making one was not asked for; or blobs that belong to another store."""
+
+
+class OutdatedCatalogue(ForewordError):
+    """A catalogue of an older release; `foreword store migrate` brings it up to date."""
+
+
+class UnsupportedCatalogue(ForewordError):
+    """A catalogue of a newer release, which this one would damage."""
+
+
+class StoreUnavailable(ForewordError):
+    """The database or the blob storage did not answer; what was not confirmed is not listed."""
+
+
+class BadArchive(ForewordError):
+    """An export file that is no export, or was altered; nothing of it was imported."""

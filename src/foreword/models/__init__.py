@@ -1,0 +1,11 @@
+"""Where base models come from: aliases, folders, the Hugging Face Hub and the package index.
+
+Nothing here runs a model; `resolve` turns a name into a folder that transformers can load.
+"""
+
+from foreword.models.catalogue import CATALOGUE, KnownModel
+from foreword.models.pulling import pull
+from foreword.models.record import ResolvedModel
+from foreword.models.resolving import resolve
+
+__all__ = ["CATALOGUE", "KnownModel", "ResolvedModel", "pull", "resolve"]

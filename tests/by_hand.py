@@ -1,0 +1,54 @@
+"""Independent computations that tests compare with: no code under test, only torch and transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+"""Per layer, keys and values `[H, P, D]`."""
+
+
+def layers_of(prefix: Any) -> Layers:
+    return list(zip(prefix.tensors["decoder.key"], prefix.tensors["decoder.value"], strict=True))
+
+
+def logits(model: Any, ids: Sequence[int], prefix: Layers | None) -> torch.Tensor:
+    """`[T, V]`: transformers' own attention, the prefix as `past_key_values`, one row alone."""
+    cache, length = DynamicCache(), 0
+    for layer, (key, value) in enumerate(prefix or []):
+        cache.update(key[None].to(model.dtype), value[None].to(model.dtype), layer)
+        length = key.shape[1]
+    ids_1T = torch.tensor([list(ids)])
+    own = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        return model(
+            input_ids=ids_1T,
+            past_key_values=cache if prefix is not None else None,
+            position_ids=torch.arange(length, length + len(ids))[None],
+            attention_mask=torch.ones(1, length + len(ids)),
+        ).logits[0]
+    finally:
+        model.set_attn_implementation(own)
+
+
+def token_losses(model: Any, source: Sequence[int], target: Sequence[int], prefix: Layers | None) -> torch.Tensor:
+    """Loss of each target token of one row alone."""
+    predicted = logits(model, [*source, *target], prefix)[len(source) - 1 : -1]
+    return torch.nn.functional.cross_entropy(predicted, torch.tensor(list(target)), reduction="none")
+
+
+@torch.no_grad()
+def greedy(model: Any, ids: Sequence[int], prefix: Layers | None, new: int, end_ids: frozenset[int]) -> list[int]:
+    """Greedy continuation without any cache of the text: every step computes everything anew."""
+    text = list(ids)
+    for _ in range(new):
+        token = int(logits(model, text, prefix)[-1].argmax())
+        if token in end_ids:
+            break
+        text.append(token)
+    return text[len(ids) :]

@@ -1,0 +1,217 @@
+"""The prefix file: what goes in comes out, and nothing else gets in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from foreword import Prefix
+from foreword.errors import (
+    BadPrefix,
+    CannotRead,
+    CannotWrite,
+    GeometryMismatch,
+    NonFinitePrefix,
+    NotAPrefixFile,
+    OutputExists,
+    TruncatedPrefix,
+    UnsupportedVersion,
+    UsageError,
+    WrongBaseModel,
+)
+from foreword.geometry import Geometry, StreamGeometry
+from foreword.prefix import BaseIdentity
+
+
+def header_of(content: bytes) -> dict:
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length])
+
+
+def with_header(prefix: Prefix, **changes: object) -> bytes:
+    described = json.loads(header_of(prefix.to_bytes())["__metadata__"]["foreword"]) | changes
+    return safetensors.torch.save(dict(prefix.tensors), metadata={"foreword": json.dumps(described)})
+
+
+def test_a_saved_prefix_comes_back_whole(plain_prefix: Prefix, tmp_path: Path) -> None:
+    path = tmp_path / "p.prefix"
+    plain_prefix.save(path)
+    loaded = Prefix.load(path)
+    assert loaded == plain_prefix
+    assert loaded.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert loaded.template == plain_prefix.template
+    assert loaded.labels == {"note": "größer"}
+    assert torch.equal(loaded.key("decoder"), plain_prefix.key("decoder"))
+    assert list(loaded.key("decoder").shape) == [3, 2, 5, 8]
+
+
+def test_the_file_is_plain_safetensors(plain_prefix: Prefix, tmp_path: Path) -> None:
+    plain_prefix.save(tmp_path / "p.prefix")
+    tensors = safetensors.torch.load_file(tmp_path / "p.prefix")
+    assert torch.equal(tensors["decoder.value"], plain_prefix.value())
+
+
+def test_an_existing_file_is_kept_unless_told(plain_prefix: Prefix, tmp_path: Path) -> None:
+    path = tmp_path / "p.prefix"
+    path.write_text("mine")
+    with pytest.raises(OutputExists, match="--overwrite"):
+        plain_prefix.save(path)
+    assert path.read_text() == "mine"
+    plain_prefix.save(path, overwrite=True)
+    assert Prefix.load(path) == plain_prefix
+
+
+def test_a_full_disk_leaves_the_old_file(
+    plain_prefix: Prefix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.prefix"
+    path.write_text("mine")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CannotWrite, match="No space left"):
+        plain_prefix.save(path, overwrite=True)
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_folder_that_is_not_there_is_named(plain_prefix: Prefix, tmp_path: Path) -> None:
+    with pytest.raises(CannotWrite, match="does not exist"):
+        plain_prefix.save(tmp_path / "absent" / "p.prefix")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_being_killed_while_saving_leaves_the_old_file(plain_prefix: Prefix, tmp_path: Path) -> None:
+    path = tmp_path / "p.prefix"
+    plain_prefix.save(path)
+    script = (
+        "import sys, os, signal, torch\n"
+        "from foreword import Prefix\n"
+        "p = Prefix.load(sys.argv[1])\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Prefix.join([p, p]).save(sys.argv[1], overwrite=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert Prefix.load(path) == plain_prefix
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_damaged_file_is_a_bad_prefix_or_the_same_numbers(plain_prefix: Prefix, data: st.DataObject) -> None:
+    content = bytearray(plain_prefix.to_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        (length,) = struct.unpack("<Q", content[:8])
+        content[data.draw(st.integers(0, 8 + length - 1))] = data.draw(st.integers(0, 255))
+    try:
+        loaded = Prefix.from_bytes(bytes(content))
+    except BadPrefix:
+        return
+    # A changed letter of a label or a name is nothing that can be told; the numbers are as they were.
+    assert all(torch.equal(loaded.tensors[name], plain_prefix.tensors[name]) for name in loaded.tensors)
+
+
+def test_each_way_to_be_no_prefix_has_its_own_error(plain_prefix: Prefix, tmp_path: Path) -> None:
+    content = plain_prefix.to_bytes()
+    foreign = safetensors.torch.save({"a": torch.zeros(2)})
+    with pytest.raises(NotAPrefixFile, match="found other content"):
+        Prefix.from_bytes(b"PK\x03\x04 a zip file, perhaps a pickle")
+    with pytest.raises(NotAPrefixFile, match="imported"):
+        Prefix.from_bytes(foreign)
+    with pytest.raises(NotAPrefixFile, match="0 bytes"):
+        Prefix.from_bytes(b"")
+    with pytest.raises(TruncatedPrefix, match="fetch it again"):
+        Prefix.from_bytes(content[:-10])
+    with pytest.raises(TruncatedPrefix):
+        Prefix.from_bytes(content[:60])
+    with pytest.raises(UnsupportedVersion, match="version 99"):
+        Prefix.from_bytes(with_header(plain_prefix, version=99))
+    with pytest.raises(UnsupportedVersion, match="text-at-zero"):
+        Prefix.from_bytes(with_header(plain_prefix, positions="text-at-zero"))
+    with pytest.raises(NotAPrefixFile, match="unexpected form"):
+        Prefix.from_bytes(with_header(plain_prefix, template={"style": "separator", "trick": 1}))
+    with pytest.raises(GeometryMismatch, match="header declares"):
+        Prefix.from_bytes(with_header(plain_prefix, geometry={}))
+    with pytest.raises(CannotRead, match=r"absent\.prefix"):
+        Prefix.load(tmp_path / "absent.prefix")
+
+
+def test_nan_is_refused_when_made_and_when_read(plain_prefix: Prefix) -> None:
+    spoilt = {name: tensor.clone() for name, tensor in plain_prefix.tensors.items()}
+    spoilt["decoder.key"][1, 0, 2, 3] = float("nan")
+    with pytest.raises(NonFinitePrefix, match=r"decoder\.key holds 1 values"):
+        Prefix(tensors=spoilt, base=plain_prefix.base)
+    described = header_of(plain_prefix.to_bytes())["__metadata__"]
+    with pytest.raises(NonFinitePrefix, match="here: decoder"):
+        Prefix.from_bytes(safetensors.torch.save(spoilt, metadata=described), where="here")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"decoder.key": torch.zeros(1, 1, 1, 1)},
+        {"decoder.key": torch.zeros(1, 1, 1, 1), "decoder.value": torch.zeros(2, 1, 1, 1)},
+        {"decoder.key": torch.zeros(1, 1, 0, 1), "decoder.value": torch.zeros(1, 1, 0, 1)},
+        {"decoder.key": torch.zeros(1, 1, 1), "decoder.value": torch.zeros(1, 1, 1)},
+        {"decoder.key": torch.zeros(1, 1, 1, 1, dtype=torch.long), "decoder.value": torch.zeros(1, 1, 1, 1)},
+        {"lora.A": torch.zeros(1, 1, 1, 1), "lora.B": torch.zeros(1, 1, 1, 1)},
+    ],
+)
+def test_tensors_that_make_no_prefix_are_refused(tensors: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(GeometryMismatch):
+        Prefix(tensors=tensors, base=BaseIdentity("any"))
+
+
+def test_another_base_is_refused_with_both_names(plain_prefix: Prefix) -> None:
+    fits = plain_prefix.geometry
+    plain_prefix.check_fits(BaseIdentity("tiny-llama", None, "ab" * 32), fits)
+    with pytest.raises(WrongBaseModel, match="weights abababababab.*weights cdcdcdcdcdcd"):
+        plain_prefix.check_fits(BaseIdentity("other", None, "cd" * 32), fits)
+    with pytest.raises(GeometryMismatch, match="4 layers"):
+        plain_prefix.check_fits(plain_prefix.base, Geometry({"decoder": StreamGeometry(4, 2, 8, 8)}))
+
+
+def test_slices_join_to_the_whole(plain_prefix: Prefix) -> None:
+    joined = Prefix.join([plain_prefix.slice(0, 2), plain_prefix.slice(2)])
+    assert torch.equal(joined.key(), plain_prefix.key())
+    assert torch.equal(joined.value(), plain_prefix.value())
+    assert plain_prefix.slice(1, 3).length == 2
+    with pytest.raises(UsageError, match="keeps nothing"):
+        plain_prefix.slice(5)
+
+
+def test_join_refuses_prefixes_of_two_models(plain_prefix: Prefix) -> None:
+    other = Prefix(tensors=plain_prefix.tensors, base=BaseIdentity("other", None, "cd" * 32))
+    with pytest.raises(WrongBaseModel):
+        Prefix.join([plain_prefix, other])
+
+
+def test_a_prefix_does_not_follow_later_changes_of_its_tensors() -> None:
+    key = torch.ones(1, 1, 2, 2, requires_grad=True)
+    prefix = Prefix(tensors={"decoder.key": key, "decoder.value": torch.ones(1, 1, 2, 2)}, base=BaseIdentity("any"))
+    with torch.no_grad():
+        key.mul_(2)
+    assert prefix.key().max() == 1
+    assert not prefix.key().requires_grad
+
+
+def test_repr_says_what_it_is(plain_prefix: Prefix) -> None:
+    assert repr(plain_prefix).startswith("Prefix(length=5, base='tiny-llama', decoder: 3 layers x 2 key/value heads x 8")

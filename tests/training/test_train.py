@@ -1,0 +1,303 @@
+"""Training: what it learns, what it leaves alone, and that a stopped run ends where it would have."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from by_hand import token_losses
+from conftest import byte_tokenizer, random_examples, tiny_llama
+
+from foreword import BaseModel, Example, Prefix, Template, train
+from foreword.encoding import encode
+from foreword.errors import (
+    BadExamples,
+    CheckpointMismatch,
+    ForewordWarning,
+    TrainingDiverged,
+    UsageError,
+    WindowExceeded,
+)
+from foreword.initialization import Initialization, activations, starting_point
+from foreword.parameterization import Parameterization, ParameterizationSettings
+from foreword.training import Progress, TrainingStopped
+from foreword.training.checkpoint import list_checkpoints
+from foreword.training.loop import train_step
+from foreword.training.train import build_learner, make_settings
+
+TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
+QUICK: dict[str, Any] = {"length": 4, "steps": 12, "batch_size": 4, "learning_rate": 5e-3}
+
+
+def same(one: Prefix, two: Prefix) -> bool:
+    return all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+def mean_loss(base: BaseModel, examples: list[Example], prefix: Prefix | None) -> float:
+    return float(torch.cat(base.token_losses(examples, prefix)).mean())
+
+
+@pytest.mark.parametrize("kind", ["direct", "mlp", "mlp+start"])
+def test_training_lowers_the_loss(tiny_base: BaseModel, kind: str) -> None:
+    prefix = train(tiny_base, TASK, **{**QUICK, "steps": 40, "learning_rate": 2e-2}, parameterization=kind)
+    assert mean_loss(tiny_base, TASK, prefix) < mean_loss(tiny_base, TASK, None) - 0.5
+
+
+def test_no_weight_of_the_base_changes(tiny_base: BaseModel) -> None:
+    before = tiny_base.weights_checksum()
+    train(tiny_base, TASK, **QUICK)
+    assert tiny_base.weights_checksum() == before
+    assert all(not p.requires_grad and p.grad is None for p in tiny_base.model.parameters())
+    assert not tiny_base.model.training
+
+
+def test_the_same_seed_gives_the_same_prefix_and_another_gives_another(tiny_base: BaseModel) -> None:
+    one, two = train(tiny_base, TASK, **QUICK), train(tiny_base, TASK, **QUICK)
+    assert same(one, two)
+    assert not same(one, train(tiny_base, TASK, **QUICK, seed=1))
+
+
+def test_other_random_draws_in_the_process_change_nothing(tiny_base: BaseModel) -> None:
+    one = train(tiny_base, TASK, **QUICK)
+    torch.manual_seed(12345)
+    torch.randn(7)
+    assert same(one, train(tiny_base, TASK, **QUICK))
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 11])
+def test_a_stopped_run_ends_in_the_same_prefix_bit_for_bit(
+    tiny_base: BaseModel, tmp_path: Path, stop_after: int
+) -> None:
+    options: dict[str, Any] = {**QUICK, "dev": random_examples(3), "evaluate_every": 4, "freeze_first": True}
+    options["parameterization"] = ParameterizationSettings("mlp+start", width=16, freeze_first=True)
+    del options["freeze_first"]
+    whole = train(tiny_base, TASK, **options)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == stop_after and progress.note is None:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingStopped, match=f"step {stop_after}"):
+        train(tiny_base, TASK, **options, checkpoint_dir=tmp_path, on_progress=interrupt)
+    notes: list[str] = []
+    resumed = train(
+        tiny_base,
+        TASK,
+        **options,
+        checkpoint_dir=tmp_path,
+        on_progress=lambda p: notes.append(p.note) if p.note else None,
+    )
+    assert same(whole, resumed)
+    assert resumed.origin == whole.origin
+    assert f"going on from step {stop_after}" in notes[0]
+    logged = [line for line in (tmp_path / "log.jsonl").read_text().splitlines() if "token_loss" in line]
+    assert len(logged) == options["steps"]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tiny_base: BaseModel, tmp_path: Path) -> None:
+    whole = train(tiny_base, TASK, **QUICK)
+
+    class Killed(Exception):
+        pass
+
+    def kill(progress: Progress) -> None:
+        if progress.step == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path, checkpoint_every=3, on_progress=kill)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000003.checkpoint", "step-0000006.checkpoint"]
+    assert same(whole, train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path))
+
+
+def test_a_finished_run_is_not_run_again(tiny_base: BaseModel, tmp_path: Path) -> None:
+    one = train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path)
+    steps: list[int] = []
+    two = train(
+        tiny_base,
+        TASK,
+        **QUICK,
+        checkpoint_dir=tmp_path,
+        on_progress=lambda p: steps.append(p.step) if p.note is None else None,
+    )
+    assert same(one, two)
+    assert steps == []
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tiny_base: BaseModel, tmp_path: Path) -> None:
+    train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointMismatch, match=r"learning_rate is 0\.1, was 0\.005"):
+        train(tiny_base, TASK, **{**QUICK, "learning_rate": 0.1}, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointMismatch, match="data is"):
+        train(tiny_base, TASK[1:], **QUICK, checkpoint_dir=tmp_path)
+    list_checkpoints(tmp_path)[-1].write_bytes(b"nonsense")
+    with pytest.raises(CheckpointMismatch, match="is not a checkpoint"):
+        train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path)
+
+
+def test_accumulating_parts_gives_the_step_of_the_whole_batch(tiny_base: BaseModel) -> None:
+    examples = random_examples(8)
+    for reduction in ("token", "sequence"):
+        options: dict[str, Any] = {**QUICK, "batch_size": 8, "reduction": reduction}
+        whole = train(tiny_base, examples, **options)
+        parts = train(tiny_base, examples, **options, accumulate=3)
+        torch.testing.assert_close(whole.key(), parts.key(), rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_prefix(tiny_base: BaseModel) -> None:
+    plain = train(tiny_base, TASK, **QUICK)
+    saving = train(tiny_base, TASK, **QUICK, gradient_checkpointing=True)
+    torch.testing.assert_close(plain.key(), saving.key(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_the_reported_loss_is_the_reduction_computed_by_hand(tiny_base: BaseModel, reduction: str) -> None:
+    rows, _ = encode(random_examples(4), tiny_base.tokenizer, tiny_base.template)
+    settings = make_settings(length=3, batch_size=4, reduction=reduction, steps=1)
+    learner = build_learner(tiny_base, settings, rows, [])
+    with torch.no_grad():
+        key, value = learner.parameters()["decoder"]
+    batch = learner.batch()
+    layers = list(zip(key, value, strict=True))
+    by_row = [token_losses(tiny_base.model, r.source_ids, r.target_ids, layers) for r in batch]
+    expected = torch.cat(by_row).mean() if reduction == "token" else torch.stack([r.sum() for r in by_row]).mean()
+    report = train_step(tiny_base, learner)
+    assert report.loss == pytest.approx(float(expected), rel=1e-5)
+    assert report.targets == sum(len(r.target_ids) for r in batch)
+
+
+def test_the_loss_is_on_target_and_end_token_only(tiny_base: BaseModel) -> None:
+    losses = tiny_base.token_losses([Example("a long source", "abc")])[0]
+    assert len(losses) == len("abc") + 1
+
+
+def test_the_best_dev_step_is_kept(tiny_base: BaseModel, tmp_path: Path) -> None:
+    dev = [Example("ab", "no no no")]
+    prefix = train(
+        tiny_base,
+        TASK,
+        **{**QUICK, "steps": 30, "learning_rate": 5e-2},
+        dev=dev,
+        evaluate_every=3,
+        checkpoint_dir=tmp_path,
+    )
+    import json
+
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    dev_losses = {row["step"]: row["dev_loss"] for row in rows if "dev_loss" in row and row["step"] > 0}
+    best = min(dev_losses, key=dev_losses.__getitem__)
+    assert prefix.origin.steps == best
+    assert prefix.origin.dev_loss == dev_losses[best]
+    assert mean_loss(tiny_base, dev, prefix) == pytest.approx(dev_losses[best], rel=1e-5)
+
+
+def test_patience_ends_the_run_early(tiny_base: BaseModel, tmp_path: Path) -> None:
+    dev = [Example("ab", "no no no")]
+    options: dict[str, Any] = {**QUICK, "steps": 300, "learning_rate": 0.05, "dev": dev, "evaluate_every": 2}
+    train(tiny_base, TASK, **options, patience=2, checkpoint_dir=tmp_path)
+    assert int(list_checkpoints(tmp_path)[-1].stem.split("-")[1]) < 300
+
+
+def test_the_first_position_stays_when_frozen(tiny_base: BaseModel) -> None:
+    rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
+    start = starting_point(tiny_base, Initialization(), 4, rows, 0)["decoder"]
+    for kind in ("direct", "mlp+start"):
+        prefix = train(tiny_base, TASK, **QUICK, parameterization=ParameterizationSettings(kind, freeze_first=True))  # type: ignore[arg-type]
+        assert torch.equal(prefix.key()[:, :, 0], start[0][:, :, 0])
+        assert not torch.equal(prefix.key()[:, :, 1], start[0][:, :, 1])
+
+
+def test_mlp_plus_start_begins_at_the_start(tiny_base: BaseModel) -> None:
+    start = starting_point(tiny_base, Initialization("words", "hello"), 4, [], 0)
+    key, value = Parameterization(ParameterizationSettings(), start, 0)()["decoder"]
+    assert torch.equal(key, start["decoder"][0])
+    assert torch.equal(value, start["decoder"][1])
+
+
+def test_activations_are_the_keys_and_values_of_transformers_cache(tiny_base: BaseModel) -> None:
+    ids = tiny_base.tokenizer("some words to start")["input_ids"]
+    key, value = activations(tiny_base, ids, ids, 5)["decoder"]
+    cache = tiny_llama().eval()(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
+    for layer in range(3):
+        torch.testing.assert_close(key[layer], cache.layers[layer].keys[0, :, :5], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(value[layer], cache.layers[layer].values[0, :, :5], rtol=1e-5, atol=1e-5)
+
+
+def test_words_are_repeated_to_the_prefix_length(tiny_base: BaseModel) -> None:
+    found = starting_point(tiny_base, Initialization("words", "ab"), 5, [], 0)["decoder"][0]
+    ids = tiny_base.tokenizer("ababa")["input_ids"]
+    assert torch.equal(found, activations(tiny_base, ids, ids, 5)["decoder"][0])
+
+
+def test_random_start_hardly_moves_the_loss(tiny_base: BaseModel) -> None:
+    start = starting_point(tiny_base, Initialization("random"), 4, [], 0)["decoder"]
+    prefix = Prefix({"decoder.key": start[0], "decoder.value": start[1]}, tiny_base.identity, tiny_base.template)
+    assert abs(mean_loss(tiny_base, TASK, prefix) - mean_loss(tiny_base, TASK, None)) < 0.6
+
+
+def test_truncation_is_counted_and_reported(tiny_base: BaseModel) -> None:
+    examples = [Example("s" * 200, "t" * 5), Example("s", "t" * 300), Example("s", "t")]
+    notes: list[str] = []
+    with pytest.warns(ForewordWarning, match="1 sources and 1 targets were cut to fit 124 tokens"):
+        train(
+            tiny_base,
+            examples,
+            **QUICK,
+            on_progress=lambda p: notes.append(p.note) if p.note else None,
+        )
+    assert "1 sources and 1 targets" in notes[0]
+
+
+def test_cutting_keeps_what_the_template_puts_behind_the_source(tiny_base: BaseModel) -> None:
+    rows, cut = encode([Example("s" * 50, "abc")], tiny_base.tokenizer, Template(separator=" ->", end="<end>"), 20)
+    assert tiny_base.tokenizer.decode(rows[0].source_ids) == "s" * 13 + " ->"
+    assert len(rows[0].source_ids) + len(rows[0].target_ids) == 20
+    assert (cut.sources, cut.targets, cut.tokens) == (1, 0, 37)
+
+
+def test_bad_calls_are_refused_before_any_work(tiny_base: BaseModel) -> None:
+    with pytest.raises(BadExamples, match="no training examples"):
+        train(tiny_base, [])
+    with pytest.raises(WindowExceeded, match="128 positions"):
+        train(tiny_base, TASK, length=500)
+    with pytest.raises(UsageError, match="not both"):
+        train(tiny_base, TASK, steps=1, epochs=1)
+    with pytest.raises(UsageError, match="learning_rte"):
+        train(tiny_base, TASK, learning_rte=1)
+    with pytest.raises(UsageError, match="direct, mlp or"):
+        train(tiny_base, TASK, parameterization="lora")
+    with pytest.raises(UsageError, match="expected random, words"):
+        train(tiny_base, TASK, init="zeros")
+    for name in ("length", "steps", "batch_size", "learning_rate"):
+        with pytest.raises(UsageError, match=f"{name} is -1"):
+            train(tiny_base, TASK, **{name: -1})
+
+
+def test_a_diverging_run_says_so(tiny_base: BaseModel) -> None:
+    with pytest.raises((TrainingDiverged,), match="lower learning rate"):
+        train(tiny_base, TASK, length=4, steps=50, learning_rate=1e30, warmup=0, parameterization="direct")
+
+
+def test_fingerprint_follows_every_weight() -> None:
+    one = BaseModel(tiny_llama(), byte_tokenizer(), name="a")
+    two = BaseModel(tiny_llama(), byte_tokenizer(), name="b")
+    assert one.fingerprint == two.fingerprint
+    with torch.no_grad():
+        list(two.model.parameters())[-1].view(-1)[0] += 1e-3
+    assert two.weights_checksum() != one.fingerprint
+
+
+def test_schedule_rises_and_falls_linearly() -> None:
+    from foreword.training.schedule import rate_factor
+
+    factors = [rate_factor(step, warmup=4, steps=12) for step in range(12)]
+    assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert factors[4:] == pytest.approx([1 - k / 8 for k in range(8)])
+    assert all(math.isfinite(rate_factor(s, warmup=0, steps=1)) for s in range(1))
