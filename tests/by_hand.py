@@ -36,14 +36,18 @@ def logits(model: Any, ids: Sequence[int], prefix: Layers | None) -> torch.Tenso
         model.set_attn_implementation(own)
 
 
-def token_losses(model: Any, source: Sequence[int], target: Sequence[int], prefix: Layers | None) -> torch.Tensor:
+def token_losses(
+    model: Any, source: Sequence[int], target: Sequence[int], prefix: Layers | None
+) -> torch.Tensor:
     """Loss of each target token of one row alone."""
     predicted = logits(model, [*source, *target], prefix)[len(source) - 1 : -1]
     return torch.nn.functional.cross_entropy(predicted, torch.tensor(list(target)), reduction="none")
 
 
 @torch.no_grad()
-def greedy(model: Any, ids: Sequence[int], prefix: Layers | None, new: int, end_ids: frozenset[int]) -> list[int]:
+def greedy(
+    model: Any, ids: Sequence[int], prefix: Layers | None, new: int, end_ids: frozenset[int]
+) -> list[int]:
     """Greedy continuation without any cache of the text: every step computes everything anew."""
     text = list(ids)
     for _ in range(new):

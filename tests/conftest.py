@@ -59,7 +59,9 @@ def tiny_base() -> BaseModel:
     return BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama")
 
 
-def random_prefix(base: BaseModel, length: int, seed: int = 0, scale: float = 1.0, **changes: object) -> Prefix:
+def random_prefix(
+    base: BaseModel, length: int, seed: int = 0, scale: float = 1.0, **changes: object
+) -> Prefix:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for stream, g in base.geometry.streams.items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from by_hand import layers_of, token_losses
 from conftest import VOCABULARY, byte_tokenizer, random_examples, random_prefix, tiny_llama
-
 from foreword import BaseModel
 from foreword.attention import Attending, attending
 from foreword.base import choose_kernel
@@ -113,7 +113,10 @@ def test_checkpointing_leaves_the_model_as_it_was(tiny_base: BaseModel) -> None:
 
 
 def test_fully_padded_queries_do_not_make_nan(base: BaseModel) -> None:
-    short, long = random_examples(1, shortest=3, longest=3)[0], random_examples(1, seed=2, shortest=40, longest=40)[0]
+    short, long = (
+        random_examples(1, shortest=3, longest=3)[0],
+        random_examples(1, seed=2, shortest=40, longest=40)[0],
+    )
     for layout in ("left", "right"):
         losses = base.token_losses([short, long], [None, random_prefix(base, 3)], layout=layout)  # type: ignore[arg-type]
         assert all(torch.isfinite(row).all() for row in losses)
@@ -140,9 +143,13 @@ def test_prefix_stays_visible_under_a_sliding_window() -> None:
     ids = torch.randint(1, VOCABULARY, (1, 30))
     stacked = RowPrefixes.stack([prefix], base.device)
     with torch.no_grad():
-        plain = base.model(input_ids=ids, position_ids=torch.arange(3, 33)[None], use_cache=False).logits[0, -1]
+        plain = base.model(input_ids=ids, position_ids=torch.arange(3, 33)[None], use_cache=False).logits[
+            0, -1
+        ]
         with attending(Attending(prefixes=stacked)):
-            seen = base.model(input_ids=ids, position_ids=torch.arange(3, 33)[None], use_cache=False).logits[0, -1]
+            seen = base.model(input_ids=ids, position_ids=torch.arange(3, 33)[None], use_cache=False).logits[
+                0, -1
+            ]
     assert (plain - seen).abs().max() > 0.01
 
 

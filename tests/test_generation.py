@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
+
 from by_hand import greedy, layers_of
 from conftest import VOCABULARY, random_prefix
-
 from foreword import BaseModel, Template, generate
 from foreword.errors import GeometryMismatch, UsageError, WindowExceeded
 from foreword.prefix import Prefix
@@ -25,22 +25,35 @@ def by_hand(base: BaseModel, prompt: str, prefix: Prefix | None) -> str:
 
 @pytest.fixture
 def mixed(tiny_base: BaseModel) -> list[Prefix | None]:
-    return [random_prefix(tiny_base, 3), None, random_prefix(tiny_base, 9, seed=1), random_prefix(tiny_base, 1), None]
+    return [
+        random_prefix(tiny_base, 3),
+        None,
+        random_prefix(tiny_base, 9, seed=1),
+        random_prefix(tiny_base, 1),
+        None,
+    ]
 
 
 def test_greedy_tokens_equal_those_computed_by_hand(tiny_base: BaseModel, mixed: list[Prefix | None]) -> None:
     found = generate(tiny_base, PROMPTS, mixed, max_new_tokens=NEW)
-    assert found == [by_hand(tiny_base, prompt, prefix) for prompt, prefix in zip(PROMPTS, mixed, strict=True)]
+    assert found == [
+        by_hand(tiny_base, prompt, prefix) for prompt, prefix in zip(PROMPTS, mixed, strict=True)
+    ]
     assert found != generate(tiny_base, PROMPTS, max_new_tokens=NEW)
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 5, "top_p": 0.9, "top_k": 40}, {"beams": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.9, "seed": 5, "top_p": 0.9, "top_k": 40}, {"beams": 3}]
+)
 def test_row_is_independent_of_its_neighbours(
     tiny_base: BaseModel, mixed: list[Prefix | None], options: dict
 ) -> None:
     together = generate(tiny_base, PROMPTS, mixed, max_new_tokens=NEW, **options)
     for batch_size in (1, 2):
-        assert generate(tiny_base, PROMPTS, mixed, max_new_tokens=NEW, batch_size=batch_size, **options) == together
+        assert (
+            generate(tiny_base, PROMPTS, mixed, max_new_tokens=NEW, batch_size=batch_size, **options)
+            == together
+        )
 
 
 def test_beam_search_finds_the_likeliest_text(tiny_base: BaseModel) -> None:
@@ -65,7 +78,9 @@ def test_samples_follow_the_models_distribution(tiny_base: BaseModel) -> None:
     from by_hand import logits
 
     count = 1500
-    drawn = generate(tiny_base, ["ab"] * count, max_new_tokens=1, temperature=0.4, top_k=3, batch_size=500, raw=True)
+    drawn = generate(
+        tiny_base, ["ab"] * count, max_new_tokens=1, temperature=0.4, top_k=3, batch_size=500, raw=True
+    )
     row = logits(tiny_base.model, tiny_base.tokenizer("ab")["input_ids"], None)[-1] / 0.4
     top = row.topk(3)
     shares = top.values.softmax(-1).tolist()
@@ -142,7 +157,9 @@ def test_bad_calls_are_refused(tiny_base: BaseModel) -> None:
     with pytest.raises(UsageError, match="prompt 0 is empty"):
         generate(tiny_base, [""], raw=True)
     shape = (4, 2, 3, 8)
-    other = Prefix({"decoder.key": torch.zeros(shape), "decoder.value": torch.zeros(shape)}, tiny_base.identity)
+    other = Prefix(
+        {"decoder.key": torch.zeros(shape), "decoder.value": torch.zeros(shape)}, tiny_base.identity
+    )
     with pytest.raises(GeometryMismatch, match="4 layers"):
         generate(tiny_base, ["a"], other)
 

@@ -113,7 +113,9 @@ def test_being_killed_while_saving_leaves_the_old_file(plain_prefix: Prefix, tmp
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_a_damaged_file_is_a_bad_prefix_or_the_same_numbers(plain_prefix: Prefix, data: st.DataObject) -> None:
+def test_a_damaged_file_is_a_bad_prefix_or_the_same_numbers(
+    plain_prefix: Prefix, data: st.DataObject
+) -> None:
     content = bytearray(plain_prefix.to_bytes())
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
@@ -206,7 +208,9 @@ def test_join_refuses_prefixes_of_two_models(plain_prefix: Prefix) -> None:
 
 def test_a_prefix_does_not_follow_later_changes_of_its_tensors() -> None:
     key = torch.ones(1, 1, 2, 2, requires_grad=True)
-    prefix = Prefix(tensors={"decoder.key": key, "decoder.value": torch.ones(1, 1, 2, 2)}, base=BaseIdentity("any"))
+    prefix = Prefix(
+        tensors={"decoder.key": key, "decoder.value": torch.ones(1, 1, 2, 2)}, base=BaseIdentity("any")
+    )
     with torch.no_grad():
         key.mul_(2)
     assert prefix.key().max() == 1
@@ -214,4 +218,6 @@ def test_a_prefix_does_not_follow_later_changes_of_its_tensors() -> None:
 
 
 def test_repr_says_what_it_is(plain_prefix: Prefix) -> None:
-    assert repr(plain_prefix).startswith("Prefix(length=5, base='tiny-llama', decoder: 3 layers x 2 key/value heads x 8")
+    assert repr(plain_prefix).startswith(
+        "Prefix(length=5, base='tiny-llama', decoder: 3 layers x 2 key/value heads x 8"
+    )

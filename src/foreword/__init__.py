@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from foreword.generation import generate
     from foreword.prefix import Prefix
     from foreword.template import Template
-    from foreword.training import train
+    from foreword.training.train import train
 
 __version__ = "0.1.0"
 __all__ = ["BaseModel", "Example", "Prefix", "Template", "__version__", "generate", "train"]
@@ -23,7 +23,7 @@ _HOMES = {
     "Prefix": "foreword.prefix",
     "Template": "foreword.template",
     "generate": "foreword.generation",
-    "train": "foreword.training",
+    "train": "foreword.training.train",
 }
 
 

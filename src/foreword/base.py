@@ -93,7 +93,7 @@ class BaseModel:
             UnknownModel, DownloadFailed: see `foreword.models.resolve`.
             UnsupportedArchitecture: its attention does not take a prefix.
         """
-        resolved = resolve(str(name), **({"notify": notify} if notify else {}))
+        resolved = resolve(str(name), notify=notify or (lambda line: None))
         config = AutoConfig.from_pretrained(resolved.path)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         place = _choose_device(device)
@@ -191,7 +191,8 @@ class BaseModel:
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         parameters = sum(p.numel() for p in self.model.parameters())
-        return f"BaseModel({self.name!r}, {parameters / 1e6:.0f}M parameters, {self.geometry}, {dtype}, {self.device})"
+        size = f"{parameters / 1e6:.0f}M parameters"
+        return f"BaseModel({self.name!r}, {size}, {self.geometry}, {dtype}, {self.device})"
 
     # -- what it computes ----------------------------------------------------------------------
 

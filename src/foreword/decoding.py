@@ -10,7 +10,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import LogitsProcessor, StoppingCriteria, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation.streamers import BaseStreamer
 
 _token_texts: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
@@ -38,7 +44,9 @@ class NoiseOfTheRow(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         vocabulary = scores.shape[-1]
-        noise_BV = torch.stack([torch.rand(vocabulary, generator=g, dtype=torch.float64) for g in self._generators])
+        noise_BV = torch.stack(
+            [torch.rand(vocabulary, generator=g, dtype=torch.float64) for g in self._generators]
+        )
         gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(min=torch.finfo(torch.float64).tiny)))
         return scores + gumbel_BV.to(scores.device, torch.float32)
 
@@ -132,7 +140,9 @@ def banned_token_ids(tokenizer: Any, banned: Sequence[str]) -> tuple[list[int], 
     texts = _texts_of_tokens(tokenizer)
     single = [token for token, text in enumerate(texts) if any(word in text for word in banned)]
     spelt = [
-        tokenizer(variant, add_special_tokens=False)["input_ids"] for word in banned for variant in (word, " " + word)
+        tokenizer(variant, add_special_tokens=False)["input_ids"]
+        for word in banned
+        for variant in (word, " " + word)
     ]
     return single, [ids for ids in spelt if len(ids) > 1]
 

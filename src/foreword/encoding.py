@@ -84,7 +84,10 @@ def encode_example(
         if len(target_ids) > room_for_target:
             target_ids, target_cut = target_ids[:room_for_target], True
         if len(source_ids) + len(target_ids) > limit:
-            source_ids, source_cut = _cut_source(example.source, tokenizer, template, limit - len(target_ids)), True
+            source_ids, source_cut = (
+                _cut_source(example.source, tokenizer, template, limit - len(target_ids)),
+                True,
+            )
     encoded = EncodedExample(tuple(source_ids), tuple(target_ids))
     lost = whole - len(source_ids) - len(target_ids)
     return encoded, Truncation(int(source_cut), int(target_cut), lost, limit)

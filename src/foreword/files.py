@@ -63,7 +63,9 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except FileExistsError as error:
         raise OutputExists(f"{path} exists already; pass --overwrite to replace it") from error
     except OSError as error:
-        raise CannotWrite(f"{path} could not be written: {error.strerror or error}; nothing was changed") from error
+        raise CannotWrite(
+            f"{path} could not be written: {error.strerror or error}; nothing was changed"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -17,8 +17,8 @@ from foreword.attention import Attending, attending
 from foreword.base import BaseModel, PrefixesArgument
 from foreword.decoding import NoiseOfTheRow, StopOfTheRow, TextOfTheRow, banned_token_ids, sampling_warpers
 from foreword.errors import UsageError, WindowExceeded
-from foreword.row_prefixes import RowPrefixes
 from foreword.prefix import Prefix
+from foreword.row_prefixes import RowPrefixes
 from foreword.template import RAW, Source, Template
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from foreword.attention import Attending, attending
+from foreword.attention import Attending, Slot, attending
 from foreword.base import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
@@ -80,6 +80,8 @@ def starting_point(
         ids = base.tokenizer(initialization.text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise UsageError(f"init text {initialization.text!r} has no tokens")
+        if base.template.begin:  # such models expect it first: it is their attention sink
+            ids = [base.tokenizer.bos_token_id, *ids]
         repeated = (ids * (length // len(ids) + 1))[:length]
         source_ids, target_ids = repeated, repeated
     return activations(base, source_ids, target_ids, length)
@@ -97,7 +99,7 @@ def activations(
     found: dict[Stream, dict[int, KeysValues]] = {}
 
     def record(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        slot = module.foreword_slot
+        slot: Slot = module.foreword_slot  # type: ignore[assignment]
         kept = (key[0, :, :length].float().cpu(), value[0, :, :length].float().cpu())
         found.setdefault(slot.stream, {})[slot.layer] = kept
 
@@ -122,7 +124,10 @@ def _random(base: BaseModel, length: int, seed: int) -> dict[Stream, KeysValues]
         return torch.randn(shape, generator=generator) * RANDOM_SCALE
 
     return {
-        stream: (draw(g.layers, g.kv_heads, length, g.key_dim), draw(g.layers, g.kv_heads, length, g.value_dim))
+        stream: (
+            draw(g.layers, g.kv_heads, length, g.key_dim),
+            draw(g.layers, g.kv_heads, length, g.value_dim),
+        )
         for stream, g in base.geometry.streams.items()
     }
 

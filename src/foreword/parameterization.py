@@ -56,7 +56,9 @@ class ParameterizationSettings:
 class Parameterization(nn.Module):
     """The trainable parts of one prefix: one independent set for each stream."""
 
-    def __init__(self, settings: ParameterizationSettings, start: Mapping[Stream, KeysValues], seed: int) -> None:
+    def __init__(
+        self, settings: ParameterizationSettings, start: Mapping[Stream, KeysValues], seed: int
+    ) -> None:
         """Build for the shapes of `start`, the keys and values to start from, in float32."""
         super().__init__()
         # A generator of its own: what another prefix in the same process draws changes nothing here.
@@ -72,7 +74,9 @@ class Parameterization(nn.Module):
         if self.freeze_first:
             for stream, (key, value) in start.items():
                 self.register_buffer(f"first_{stream}_key", key[:, :, :1].float().clone(), persistent=False)
-                self.register_buffer(f"first_{stream}_value", value[:, :, :1].float().clone(), persistent=False)
+                self.register_buffer(
+                    f"first_{stream}_value", value[:, :, :1].float().clone(), persistent=False
+                )
 
     def forward(self) -> Compiled:
         """The prefix that the parameters stand for now: keys and values per stream, float32."""
@@ -133,7 +137,9 @@ class Network(nn.Module):
         self.start_value: torch.Tensor | None
         # Not persistent: rebuilt from the initialisation, and part of the checkpoint in its own right.
         self.register_buffer("start_key", key_LHPD.float().clone() if from_start else None, persistent=False)
-        self.register_buffer("start_value", value_LHPD.float().clone() if from_start else None, persistent=False)
+        self.register_buffer(
+            "start_value", value_LHPD.float().clone() if from_start else None, persistent=False
+        )
 
     def forward(self) -> KeysValues:
         g = self.sizes

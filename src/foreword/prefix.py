@@ -89,7 +89,9 @@ class Prefix:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        frozen = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in sorted(self.tensors.items())}
+        frozen = {
+            name: t.detach().to("cpu", copy=True).contiguous() for name, t in sorted(self.tensors.items())
+        }
         object.__setattr__(self, "tensors", frozen)
         _check_shapes(frozen)
         for name, tensor in frozen.items():
@@ -332,5 +334,3 @@ def _stream_geometry(prefix: Prefix, stream: Stream) -> StreamGeometry:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-

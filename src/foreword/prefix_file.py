@@ -126,7 +126,9 @@ def _read_header(content: bytes, where: str) -> dict[str, Any]:
     try:
         described = json.loads(metadata[HEADER_KEY])
     except ValueError as error:
-        raise NotAPrefixFile(f"{where}: Foreword's header is not JSON ({error}); fetch the file again") from error
+        raise NotAPrefixFile(
+            f"{where}: Foreword's header is not JSON ({error}); fetch the file again"
+        ) from error
     if not isinstance(described, dict):
         raise NotAPrefixFile(f"{where}: Foreword's header is not an object; fetch the file again")
     return described

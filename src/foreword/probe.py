@@ -49,7 +49,11 @@ def probe(model: Any) -> Geometry:
                 f"({sorted({call.sizes for call in found})}); a prefix has one size for all layers"
             )
     return Geometry(
-        {stream: StreamGeometry(len(seen[stream]), *seen[stream][0].sizes) for stream in STREAMS if stream in seen}
+        {
+            stream: StreamGeometry(len(seen[stream]), *seen[stream][0].sizes)
+            for stream in STREAMS
+            if stream in seen
+        }
     )
 
 
@@ -78,11 +82,15 @@ def _record(model: Any) -> list[_Call]:
 
 
 def _check_counts(model: Any, found: dict[Stream, int]) -> None:
-    config = model.config.get_text_config(decoder=True) if not model.config.is_encoder_decoder else model.config
+    config = (
+        model.config.get_text_config(decoder=True) if not model.config.is_encoder_decoder else model.config
+    )
     layers = config.num_hidden_layers
     expected: dict[Stream, int] = {"decoder": layers}
     if model.config.is_encoder_decoder:
-        decoder = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None) or layers
+        decoder = (
+            getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None) or layers
+        )
         encoder = getattr(config, "encoder_layers", None) or layers
         expected = {"decoder": decoder, "encoder": encoder, "cross": decoder}
     if found != expected:

@@ -52,9 +52,7 @@ class Template:
         if self.style == "chat":
             return _chat_ids(tokenizer, source, self.system)
         if not isinstance(source, str):
-            raise UsageError(
-                f"a source of chat messages needs the template style 'chat', not {self.style!r}"
-            )
+            raise UsageError(f"a source of chat messages needs the template style 'chat', not {self.style!r}")
         text = source + self.separator if self.style == "separator" else source
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return [tokenizer.bos_token_id, *ids] if self.begin else ids
@@ -74,7 +72,7 @@ class Template:
         if self.end is None:
             return None
         token_id = tokenizer.convert_tokens_to_ids(self.end)
-        if token_id is None or token_id == tokenizer.unk_token_id and self.end != tokenizer.unk_token:
+        if token_id is None or (token_id == tokenizer.unk_token_id and self.end != tokenizer.unk_token):
             raise UsageError(f"the tokenizer has no token {self.end!r} to end a target with")
         return int(token_id)
 
@@ -99,7 +97,9 @@ def default_template(tokenizer: Any, **changes: Any) -> Template:
 
     A beginning-of-text token is added where the tokenizer itself would add one.
     """
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
+    begins = (
+        tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
+    )
     return dataclasses.replace(Template(begin=begins, end=tokenizer.eos_token), **changes)
 
 
@@ -111,5 +111,7 @@ def _chat_ids(tokenizer: Any, source: Source, system: str | None) -> list[int]:
     messages = [{"role": "user", "content": source}] if isinstance(source, str) else [dict(m) for m in source]
     if system is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     return [int(i) for i in ids]

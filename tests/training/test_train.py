@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from by_hand import token_losses
 from conftest import byte_tokenizer, random_examples, tiny_llama
-
 from foreword import BaseModel, Example, Prefix, Template, train
 from foreword.encoding import encode
 from foreword.errors import (
@@ -112,7 +112,10 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tiny_base: BaseModel, tmp
 
     with pytest.raises(Killed):
         train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path, checkpoint_every=3, on_progress=kill)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000003.checkpoint", "step-0000006.checkpoint"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "step-0000003.checkpoint",
+        "step-0000006.checkpoint",
+    ]
     assert same(whole, train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path))
 
 
@@ -131,7 +134,9 @@ def test_a_finished_run_is_not_run_again(tiny_base: BaseModel, tmp_path: Path) -
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tiny_base: BaseModel, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(
+    tiny_base: BaseModel, tmp_path: Path
+) -> None:
     train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path)
     with pytest.raises(CheckpointMismatch, match=r"learning_rate is 0\.1, was 0\.005"):
         train(tiny_base, TASK, **{**QUICK, "learning_rate": 0.1}, checkpoint_dir=tmp_path)
@@ -167,7 +172,9 @@ def test_the_reported_loss_is_the_reduction_computed_by_hand(tiny_base: BaseMode
     batch = learner.batch()
     layers = list(zip(key, value, strict=True))
     by_row = [token_losses(tiny_base.model, r.source_ids, r.target_ids, layers) for r in batch]
-    expected = torch.cat(by_row).mean() if reduction == "token" else torch.stack([r.sum() for r in by_row]).mean()
+    expected = (
+        torch.cat(by_row).mean() if reduction == "token" else torch.stack([r.sum() for r in by_row]).mean()
+    )
     report = train_step(tiny_base, learner)
     assert report.loss == pytest.approx(float(expected), rel=1e-5)
     assert report.targets == sum(len(r.target_ids) for r in batch)
@@ -209,7 +216,9 @@ def test_the_first_position_stays_when_frozen(tiny_base: BaseModel) -> None:
     rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
     start = starting_point(tiny_base, Initialization(), 4, rows, 0)["decoder"]
     for kind in ("direct", "mlp+start"):
-        prefix = train(tiny_base, TASK, **QUICK, parameterization=ParameterizationSettings(kind, freeze_first=True))  # type: ignore[arg-type]
+        prefix = train(
+            tiny_base, TASK, **QUICK, parameterization=ParameterizationSettings(kind, freeze_first=True)
+        )  # type: ignore[arg-type]
         assert torch.equal(prefix.key()[:, :, 0], start[0][:, :, 0])
         assert not torch.equal(prefix.key()[:, :, 1], start[0][:, :, 1])
 
@@ -238,7 +247,9 @@ def test_words_are_repeated_to_the_prefix_length(tiny_base: BaseModel) -> None:
 
 def test_random_start_hardly_moves_the_loss(tiny_base: BaseModel) -> None:
     start = starting_point(tiny_base, Initialization("random"), 4, [], 0)["decoder"]
-    prefix = Prefix({"decoder.key": start[0], "decoder.value": start[1]}, tiny_base.identity, tiny_base.template)
+    prefix = Prefix(
+        {"decoder.key": start[0], "decoder.value": start[1]}, tiny_base.identity, tiny_base.template
+    )
     assert abs(mean_loss(tiny_base, TASK, prefix) - mean_loss(tiny_base, TASK, None)) < 0.6
 
 
@@ -256,7 +267,9 @@ def test_truncation_is_counted_and_reported(tiny_base: BaseModel) -> None:
 
 
 def test_cutting_keeps_what_the_template_puts_behind_the_source(tiny_base: BaseModel) -> None:
-    rows, cut = encode([Example("s" * 50, "abc")], tiny_base.tokenizer, Template(separator=" ->", end="<end>"), 20)
+    rows, cut = encode(
+        [Example("s" * 50, "abc")], tiny_base.tokenizer, Template(separator=" ->", end="<end>"), 20
+    )
     assert tiny_base.tokenizer.decode(rows[0].source_ids) == "s" * 13 + " ->"
     assert len(rows[0].source_ids) + len(rows[0].target_ids) == 20
     assert (cut.sources, cut.targets, cut.tokens) == (1, 0, 37)

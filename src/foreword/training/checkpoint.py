@@ -23,7 +23,9 @@ KEPT = 2
 """Checkpoints kept in a folder: the newest, and the one before it."""
 
 
-def write(folder: Path, step: int, tensors: dict[str, torch.Tensor], data: dict[str, Any], run: dict[str, Any]) -> Path:
+def write(
+    folder: Path, step: int, tensors: dict[str, torch.Tensor], data: dict[str, Any], run: dict[str, Any]
+) -> Path:
     """Write the checkpoint of `step` and remove those older than the last `KEPT`.
 
     Raises:
@@ -56,12 +58,13 @@ def read(path: Path, run: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict
             header = json.loads((opened.metadata() or {})[HEADER_KEY])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointMismatch(f"{path} is not a checkpoint of Foreword ({error}); remove it to start anew") from error
+        message = f"{path} is not a checkpoint of Foreword ({error}); remove it to start anew"
+        raise CheckpointMismatch(message) from error
     differences = _differences(header["run"], run)
     if differences:
         raise CheckpointMismatch(
-            f"{path.parent} holds a run with other settings: {'; '.join(differences)}. Use the same settings to "
-            "go on with it, or another folder (or --overwrite) to start anew"
+            f"{path.parent} holds a run with other settings: {'; '.join(differences)}. Use the same "
+            "settings to go on with it, or another folder (or --overwrite) to start anew"
         )
     return tensors, header["data"]
 

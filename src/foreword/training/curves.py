@@ -29,11 +29,15 @@ def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step
         steps, losses = zip(*training, strict=True)
         axes.plot(steps, losses, color="#9db4c8", linewidth=0.8, label="training, each step")
         smooth = [_mean(losses[max(0, i - SMOOTHING_STEPS + 1) : i + 1]) for i in range(len(losses))]
-        axes.plot(steps, smooth, color="#1f5f99", linewidth=1.6, label=f"training, mean of {SMOOTHING_STEPS} steps")
+        axes.plot(
+            steps, smooth, color="#1f5f99", linewidth=1.6, label=f"training, mean of {SMOOTHING_STEPS} steps"
+        )
     if dev:
         axes.plot(*zip(*dev, strict=True), color="#c8501e", marker="o", markersize=4, label="dev")
         if best_step is not None:
-            axes.axvline(best_step, color="#777777", linestyle=":", linewidth=1, label=f"kept: step {best_step}")
+            axes.axvline(
+                best_step, color="#777777", linestyle=":", linewidth=1, label=f"kept: step {best_step}"
+            )
     axes.set_xlabel("step")
     axes.set_ylabel("loss per target token (nats)")
     axes.set_title(title, fontsize=11)

@@ -154,7 +154,9 @@ class Learner:
                 parts = ("step", "exp_avg", "exp_avg_sq")
                 found = {part: tensors.get(f"optimizer.{part}.{name}") for part in parts}
                 if data["step"] > 0:
-                    self._optimizer.state[parameter] = {p: t.clone() for p, t in found.items() if t is not None}
+                    self._optimizer.state[parameter] = {
+                        p: t.clone() for p, t in found.items() if t is not None
+                    }
         self.step = data["step"]
         best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
         loss = math.inf if data["best_dev_loss"] is None else data["best_dev_loss"]

@@ -79,7 +79,10 @@ def train_step(base: BaseModel, learner: Learner) -> StepReport:
             f"{settings.learning_rate:g}"
         )
     gradients: Compiled = {
-        stream: (_gradient(key).to(compiled[stream][0].device), _gradient(value).to(compiled[stream][0].device))
+        stream: (
+            _gradient(key).to(compiled[stream][0].device),
+            _gradient(value).to(compiled[stream][0].device),
+        )
         for stream, (key, value) in leaves.items()
     }
     rate = learner.learning_rate()

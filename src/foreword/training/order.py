@@ -31,7 +31,9 @@ class Order:
         """Indices of the examples of one step, counted from 0."""
         count = len(self._lengths)
         first = step * self._batch_size
-        return [self._epoch(place // count)[place % count] for place in range(first, first + self._batch_size)]
+        return [
+            self._epoch(place // count)[place % count] for place in range(first, first + self._batch_size)
+        ]
 
     def _shuffled(self, epoch: int) -> list[int]:
         # A string seed is hashed the same way in every process, and keeps epochs apart.

@@ -72,7 +72,11 @@ class TrainingSettings:
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise UsageError(f"{name} is {value}; expected a positive number")
-        for name, value in {"warmup": self.warmup, "weight_decay": self.weight_decay, "clip": self.clip}.items():
+        for name, value in {
+            "warmup": self.warmup,
+            "weight_decay": self.weight_decay,
+            "clip": self.clip,
+        }.items():
             if not value >= 0:
                 raise UsageError(f"{name} is {value}; expected zero or more")
         if self.steps is not None and self.epochs is not None:

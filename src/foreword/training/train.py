@@ -39,7 +39,9 @@ class TrainingStopped(KeyboardInterrupt):
     """
 
     def __init__(self, step: int, checkpoint_path: Path | None) -> None:
-        where = f"checkpoint: {checkpoint_path}" if checkpoint_path else "no checkpoint_dir, so nothing was kept"
+        where = (
+            f"checkpoint: {checkpoint_path}" if checkpoint_path else "no checkpoint_dir, so nothing was kept"
+        )
         super().__init__(f"stopped after step {step}; {where}")
         self.step = step
         self.checkpoint = checkpoint_path
@@ -147,7 +149,9 @@ def train(
         checkpoint.prepare_folder(folder)
         if found := checkpoint.list_checkpoints(folder):
             learner.restore(*checkpoint.read(found[-1], description))
-            report(Progress(learner.step, learner.steps, note=f"going on from step {learner.step}: {found[-1]}"))
+            report(
+                Progress(learner.step, learner.steps, note=f"going on from step {learner.step}: {found[-1]}")
+            )
     log = TrainingLog(folder, tensorboard=tensorboard)
     try:
         _drive(base, learner, folder, description, log, report, checkpoint_every)
