@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -128,6 +129,16 @@ def test_a_damaged_file_is_a_bad_prefix_or_the_same_numbers(
         return
     # A changed letter of a label or a name is nothing that can be told; the numbers are as they were.
     assert all(torch.equal(loaded.tensors[name], plain_prefix.tensors[name]) for name in loaded.tensors)
+
+
+def test_no_changed_byte_of_the_header_is_anything_but_a_bad_prefix(plain_prefix: Prefix) -> None:
+    content = plain_prefix.to_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    for place in range(8 + length):
+        for value in (0x00, ord("9"), ord(","), ord("]"), 0xFF):
+            changed = content[:place] + bytes([value]) + content[place + 1 :]
+            with contextlib.suppress(BadPrefix):
+                Prefix.from_bytes(changed)
 
 
 def test_each_way_to_be_no_prefix_has_its_own_error(plain_prefix: Prefix, tmp_path: Path) -> None:

@@ -113,13 +113,18 @@ def _read_header(content: bytes, where: str) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict):
         raise NotAPrefixFile(f"{expected}, found other content")
-    metadata = header.get("__metadata__") or {}
-    if HEADER_KEY not in metadata:
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or HEADER_KEY not in metadata:
         raise NotAPrefixFile(
             f"{expected}; it is a safetensors file without it. A prefix of another library has to be "
             "imported first"
         )
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    try:
+        ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise NotAPrefixFile(
+            f"{where}: the list of tensors is damaged ({error!r}); fetch the file again"
+        ) from error
     whole = 8 + length + max(ends, default=0)
     if len(content) < whole:
         raise TruncatedPrefix(f"{where} has {len(content)} bytes of {whole}; fetch it again")
