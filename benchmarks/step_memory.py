@@ -73,7 +73,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
         learner = build_learner(base, settings, rows, [])
         before = _reset_peak()
         for _ in range(STEPS):
-            train_step(base, learner)
+            train_step(base, [learner])
     return {"megabytes": (_status("VmHWM") - before) / 1024}
 
 

@@ -66,7 +66,7 @@ def _foreword(
     learner = build_learner(base, settings, train_rows, dev_rows)
     course = {}
     while learner.step < learner.steps:
-        train_step(base, learner)
+        train_step(base, [learner])
         if learner.step in arguments.at or learner.step == learner.steps:
             course[learner.step] = dev_loss(base, learner)
     name = f"Foreword {settings.parameterization}, {settings.init}"

@@ -8,7 +8,7 @@ Shapes: R distinct prefixes, B rows, L layers, H key/value heads, P longest pref
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +62,23 @@ class RowPrefixes:
             of_row=tuple(None if p is None else place[id(p)] for p in prefixes),
         )
 
+    @classmethod
+    def of_compiled(
+        cls, distinct: Sequence[Mapping[Stream, tuple[torch.Tensor, torch.Tensor]]], of_row: Sequence[int]
+    ) -> RowPrefixes:
+        """From keys and values `[L, H, P, D]` in training, through which gradients flow back.
+
+        Args:
+            distinct: R prefixes, each with the same streams.
+            of_row: for each row, which of them it has.
+        """
+        blocks: dict[Stream, StreamBlock] = {}
+        for stream in distinct[0]:
+            lengths = tuple(int(each[stream][0].shape[2]) for each in distinct)
+            key, value = (_stack_padded([each[stream][part] for each in distinct]) for part in (0, 1))
+            blocks[stream] = StreamBlock(key, value, lengths)
+        return cls(blocks=blocks, of_row=tuple(of_row))
+
     def lengths(self, stream: Stream) -> tuple[int, ...]:
         """The prefix length of every row in one stream; 0 for rows without."""
         if stream not in self.blocks:
@@ -111,15 +128,17 @@ def _gather(states_RHPD: torch.Tensor, places: list[int]) -> torch.Tensor:
 
 def _stack_stream(prefixes: Sequence[Prefix], stream: Stream, device: torch.device) -> StreamBlock:
     lengths = tuple(prefix.stream_length(stream) for prefix in prefixes)
-    longest = max(lengths)
     some = next(prefix for prefix in prefixes if prefix.stream_length(stream))
 
     def stack(part: str) -> torch.Tensor:
-        parts = []
-        for prefix, length in zip(prefixes, lengths, strict=True):
-            name = f"{stream}.{part}"
-            states = prefix.tensors.get(name, some.tensors[name][:, :, :0])
-            parts.append(pad(states, (0, 0, 0, longest - length)).to(device))
-        return torch.stack(parts)
+        name = f"{stream}.{part}"
+        empty = some.tensors[name][:, :, :0]
+        return _stack_padded([prefix.tensors.get(name, empty).to(device) for prefix in prefixes])
 
     return StreamBlock(stack("key"), stack("value"), lengths)
+
+
+def _stack_padded(parts_LHPD: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`[R, L, H, P, D]`, zero where a shorter prefix ends."""
+    longest = max(part.shape[2] for part in parts_LHPD)
+    return torch.stack([pad(part, (0, 0, 0, longest - part.shape[2])) for part in parts_LHPD])

@@ -175,7 +175,8 @@ def test_the_reported_loss_is_the_reduction_computed_by_hand(tiny_base: BaseMode
     expected = (
         torch.cat(by_row).mean() if reduction == "token" else torch.stack([r.sum() for r in by_row]).mean()
     )
-    report = train_step(tiny_base, learner)
+    (report,) = train_step(tiny_base, [learner])
+    assert not isinstance(report, TrainingDiverged)
     assert report.loss == pytest.approx(float(expected), rel=1e-5)
     assert report.targets == sum(len(r.target_ids) for r in batch)
 

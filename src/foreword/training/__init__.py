@@ -1,6 +1,7 @@
 """Training: one loop for one prefix or many; schedule, checkpoints, resume, early stop."""
 
+from foreword.training.course import Progress
 from foreword.training.settings import TrainingSettings
-from foreword.training.train import Progress, TrainingStopped, train
+from foreword.training.train import TrainingStopped, train
 
 __all__ = ["Progress", "TrainingSettings", "TrainingStopped", "train"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,23 +19,26 @@ from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
 from foreword.losses import target_losses
 from foreword.parameterization import Compiled
-from foreword.row_prefixes import RowPrefixes, StreamBlock
+from foreword.row_prefixes import RowPrefixes
 from foreword.training.learner import Learner
 
 EVALUATION_TOKENS = 2048
 """Tokens of one forward pass when a dev loss is measured; only memory depends on it."""
 
+Part = list[tuple[int, EncodedExample]]
+"""Rows of one pass of the base model: which learner each belongs to, and its example."""
+
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did.
+    """What one step of one learner did.
 
     Attributes:
         loss: of the step, as its reduction defines it.
         token_loss: mean loss per target token, in nats, whatever the reduction.
         tokens: real tokens the base model read.
         targets: target tokens among them.
-        seconds: wall time of the step, without evaluations.
+        seconds: wall time of the step, without evaluations; learners that share a pass share it.
         norm: of the gradient before clipping.
         learning_rate: that the step was made with.
     """
@@ -49,53 +52,61 @@ class StepReport:
     learning_rate: float
 
 
-def train_step(base: BaseModel, learner: Learner) -> StepReport:
-    """One optimiser step of one learner.
+def train_step(
+    base: BaseModel, learners: Sequence[Learner], *, pass_tokens: int | None = None, isolated: bool = False
+) -> list[StepReport | TrainingDiverged]:
+    """One optimiser step of each learner.
 
-    Raises:
-        TrainingDiverged: the loss is NaN or infinite; the learner is left as it was before the step.
+    Args:
+        pass_tokens: most tokens of one pass of the base model; more are divided into several. None: a
+            learner's own `accumulate` decides, and all share a pass.
+        isolated: a pass of its own for every learner: it computes bit for bit what it would alone.
+
+    Returns:
+        For each learner its report; or an error if its loss is not finite, and then it is left as it
+        was before the step. Neither touches the others.
     """
     begun = time.perf_counter()
-    rows = learner.batch()
-    settings = learner.settings
-    compiled = learner.parameters()
-    leaves = _leaves(compiled, base.device)
-    targets = sum(len(row.target_ids) for row in rows)
-    loss = token_loss = 0.0
-    with gradient_checkpointing(base.model, settings.gradient_checkpointing):
-        for part in _parts(rows, settings.accumulate):
-            prefixes = _same_for_all(leaves, len(part))
-            batch = base.batch(part, prefixes, "flat")
-            losses_M = target_losses(base.model, batch, prefixes)
-            summed = losses_M.sum()
-            # Both reductions are one sum over a number known beforehand, so parts simply add up.
-            scaled = summed / (targets if settings.reduction == "token" else len(rows))
-            scaled.backward()
-            loss += float(scaled.detach())
-            token_loss += float(summed.detach()) / targets
-    if not math.isfinite(loss):
-        raise TrainingDiverged(
-            f"the loss became {loss} at step {learner.step + 1}; take a lower learning rate than "
-            f"{settings.learning_rate:g}"
+    rows = [learner.batch() for learner in learners]
+    compiled = [learner.parameters() for learner in learners]
+    leaves = [_leaves(each, base.device) for each in compiled]
+    targets = [sum(len(row.target_ids) for row in of_one) for of_one in rows]
+    # Both reductions are one sum over a number known beforehand, so passes simply add up.
+    divisors = [
+        targets[index] if learner.settings.reduction == "token" else len(rows[index])
+        for index, learner in enumerate(learners)
+    ]
+    sums = [0.0] * len(learners)
+    with gradient_checkpointing(
+        base.model, any(learner.settings.gradient_checkpointing for learner in learners)
+    ):
+        for part in _parts(learners, rows, pass_tokens, isolated):
+            for index, summed in _backward(base, part, leaves, divisors).items():
+                sums[index] += summed
+    seconds = time.perf_counter() - begun
+    reports: list[StepReport | TrainingDiverged] = []
+    for index, learner in enumerate(learners):
+        if not math.isfinite(sums[index]):
+            reports.append(
+                TrainingDiverged(
+                    f"the loss became {sums[index]} at step {learner.step + 1}; take a lower learning rate "
+                    f"than {learner.settings.learning_rate:g}"
+                )
+            )
+            continue
+        rate = learner.learning_rate()
+        reports.append(
+            StepReport(
+                loss=sums[index] / divisors[index],
+                token_loss=sums[index] / targets[index],
+                tokens=sum(row.tokens for row in rows[index]),
+                targets=targets[index],
+                seconds=seconds,
+                norm=learner.update(compiled[index], _gradients(compiled[index], leaves[index])),
+                learning_rate=rate,
+            )
         )
-    gradients: Compiled = {
-        stream: (
-            _gradient(key).to(compiled[stream][0].device),
-            _gradient(value).to(compiled[stream][0].device),
-        )
-        for stream, (key, value) in leaves.items()
-    }
-    rate = learner.learning_rate()
-    norm = learner.update(compiled, gradients)
-    return StepReport(
-        loss=loss,
-        token_loss=token_loss,
-        tokens=sum(row.tokens for row in rows),
-        targets=targets,
-        seconds=time.perf_counter() - begun,
-        norm=norm,
-        learning_rate=rate,
-    )
+    return reports
 
 
 def dev_loss(base: BaseModel, learner: Learner) -> float:
@@ -104,7 +115,7 @@ def dev_loss(base: BaseModel, learner: Learner) -> float:
         compiled = {s: (k.to(base.device), v.to(base.device)) for s, (k, v) in learner.parameters().items()}
         total, count = 0.0, 0
         for indices in batches_by_length(learner.dev, EVALUATION_TOKENS):
-            prefixes = _same_for_all(compiled, len(indices))
+            prefixes = RowPrefixes.of_compiled([compiled], [0] * len(indices))
             batch = base.batch([learner.dev[i] for i in indices], prefixes, "flat")
             losses_M = target_losses(base.model, batch, prefixes)
             total += float(losses_M.double().sum())
@@ -114,31 +125,102 @@ def dev_loss(base: BaseModel, learner: Learner) -> float:
 
 def run(
     base: BaseModel,
-    learner: Learner,
+    waiting: Iterator[Learner],
     *,
-    on_step: Callable[[StepReport], None],
-    on_evaluation: Callable[[float], None],
+    places: int = 1,
+    pass_tokens: int | None = None,
+    isolated: bool = False,
+    on_step: Callable[[Learner, StepReport], None],
+    on_evaluation: Callable[[Learner, float], None],
+    on_finish: Callable[[Learner], None],
+    on_divergence: Callable[[Learner, TrainingDiverged], None],
     should_stop: Callable[[], bool],
 ) -> None:
-    """Step until the learner has finished or `should_stop` says so."""
-    if learner.step == 0 and learner.dev:
-        on_evaluation(dev_loss(base, learner))
-    while not learner.finished and not should_stop():
-        report = train_step(base, learner)
-        on_step(report)
-        if learner.due_for_evaluation():
-            loss = dev_loss(base, learner)
-            learner.note_dev_loss(loss)
-            on_evaluation(loss)
+    """Step all learners to their end; a new one enters as a place falls free.
+
+    Args:
+        waiting: learners, made when they are asked for.
+        places: how many train at once.
+        on_finish: called when a learner has done its steps, or run out of patience.
+        on_divergence: called when a learner's loss is not finite; it leaves, the others go on.
+        should_stop: asked before every step.
+    """
+    active: list[Learner] = []
+    while True:
+        for learner in [each for each in active if each.finished]:
+            active.remove(learner)
+            on_finish(learner)
+        while len(active) < places and (entering := next(waiting, None)) is not None:
+            if entering.finished:  # resumed, with nothing left to do
+                on_finish(entering)
+                continue
+            if entering.step == 0 and entering.dev:
+                on_evaluation(entering, dev_loss(base, entering))
+            active.append(entering)
+        if not active or should_stop():
+            return
+        reports = train_step(base, active, pass_tokens=pass_tokens, isolated=isolated)
+        for learner, report in zip(tuple(active), reports, strict=True):
+            if isinstance(report, TrainingDiverged):
+                active.remove(learner)
+                on_divergence(learner, report)
+                continue
+            on_step(learner, report)
+            if learner.due_for_evaluation():
+                loss = dev_loss(base, learner)
+                learner.note_dev_loss(loss)
+                on_evaluation(learner, loss)
 
 
-def _parts(rows: Sequence[EncodedExample], parts: int) -> list[Sequence[EncodedExample]]:
-    size = math.ceil(len(rows) / parts)
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _parts(
+    learners: Sequence[Learner],
+    rows: Sequence[Sequence[EncodedExample]],
+    pass_tokens: int | None,
+    isolated: bool,
+) -> list[Part]:
+    """Divide the rows of a step into passes."""
+    if pass_tokens is None or isolated:
+        per_learner: list[list[Part]] = []
+        for index, (learner, of_one) in enumerate(zip(learners, rows, strict=True)):
+            size = math.ceil(len(of_one) / learner.settings.accumulate)
+            starts = range(0, len(of_one), size)
+            per_learner.append([[(index, row) for row in of_one[start : start + size]] for start in starts])
+        if isolated:
+            return [part for own in per_learner for part in own]
+        longest = max(len(own) for own in per_learner)
+        return [
+            [row for own in per_learner if place < len(own) for row in own[place]] for place in range(longest)
+        ]
+    parts: list[Part] = []
+    filled = 0
+    for index, of_one in enumerate(rows):
+        for row in of_one:
+            if not parts or filled + row.tokens > pass_tokens:
+                parts.append([])
+                filled = 0
+            parts[-1].append((index, row))
+            filled += row.tokens
+    return parts
+
+
+def _backward(
+    base: BaseModel, part: Part, leaves: Sequence[Compiled], divisors: Sequence[int]
+) -> dict[int, float]:
+    """Gradients of one pass, added to the leaves; returns each learner's sum of token losses."""
+    members = list(dict.fromkeys(index for index, _ in part))
+    place = {index: number for number, index in enumerate(members)}
+    prefixes = RowPrefixes.of_compiled([leaves[index] for index in members], [place[i] for i, _ in part])
+    batch = base.batch([row for _, row in part], prefixes, "flat")
+    losses_M = target_losses(base.model, batch, prefixes)
+    owner_M = torch.tensor([place[i] for i, _ in part], device=losses_M.device)[batch.row_M]
+    sums = torch.zeros(len(members), device=losses_M.device).index_add(0, owner_M, losses_M)
+    weights = torch.tensor([1 / divisors[index] for index in members], device=sums.device)
+    (sums * weights).sum().backward()
+    return dict(zip(members, sums.tolist(), strict=True))
 
 
 def _leaves(compiled: Compiled, device: torch.device) -> Compiled:
-    # Cut from the parameterization's graph: it is run backwards once a step, not once a part.
+    # Cut from the parameterization's graph: it is run backwards once a step, not once a pass.
     return {
         stream: (
             key.detach().to(device).clone().requires_grad_(),
@@ -148,10 +230,11 @@ def _leaves(compiled: Compiled, device: torch.device) -> Compiled:
     }
 
 
-def _same_for_all(compiled: Compiled, rows: int) -> RowPrefixes:
-    blocks = {stream: StreamBlock(k[None], v[None], (k.shape[2],)) for stream, (k, v) in compiled.items()}
-    return RowPrefixes(blocks=blocks, of_row=(0,) * rows)
+def _gradients(compiled: Compiled, leaves: Compiled) -> Compiled:
+    def gradient(leaf: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(like) if leaf.grad is None else leaf.grad.to(like.device)
 
-
-def _gradient(leaf: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    return {
+        stream: (gradient(leaves[stream][0], key), gradient(leaves[stream][1], value))
+        for stream, (key, value) in compiled.items()
+    }

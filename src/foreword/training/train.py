@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foreword.base import BaseModel
 from foreword.encoding import EncodedExample, encode
-from foreword.errors import BadExamples, ForewordWarning, UsageError
+from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
 from foreword.examples import Example, digest
 from foreword.initialization import Initialization, starting_point
 from foreword.parameterization import Parameterization, ParameterizationSettings
 from foreword.prefix import Origin, Prefix
 from foreword.template import Template
-from foreword.training import checkpoint, curves
+from foreword.training.course import Course, Progress
 from foreword.training.interrupt import stop_on_interrupt
 from foreword.training.learner import Learner
-from foreword.training.log import TrainingLog
-from foreword.training.loop import StepReport, run
+from foreword.training.loop import run
 from foreword.training.settings import TrainingSettings
-
-SPEED_WINDOW = 10
-"""Steps over which speed and time left are averaged."""
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -45,31 +38,6 @@ class TrainingStopped(KeyboardInterrupt):
         super().__init__(f"stopped after step {step}; {where}")
         self.step = step
         self.checkpoint = checkpoint_path
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; handed to `on_progress` after every step and evaluation.
-
-    Attributes:
-        step, steps: done, and to do.
-        loss: mean loss per target token over the last steps, in nats; None before the first.
-        dev_loss: the last one measured, in nats.
-        best_dev_loss, best_step: the best so far.
-        tokens_per_second: real tokens, over the last steps.
-        seconds_left: at that speed; evaluations are not counted in.
-        note: something to tell the user, once.
-    """
-
-    step: int
-    steps: int
-    loss: float | None = None
-    dev_loss: float | None = None
-    best_dev_loss: float | None = None
-    best_step: int | None = None
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
-    note: str | None = None
 
 
 def train(
@@ -143,36 +111,61 @@ def train(
     chosen = template or base.template
     encoded, encoded_dev = _encode_both(base, chosen, settings, examples, dev or [], report)
     learner = build_learner(base, settings, encoded, encoded_dev)
-    description = _describe(base, settings, chosen, examples, dev or [])
-    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    if folder is not None:
-        checkpoint.prepare_folder(folder)
-        if found := checkpoint.list_checkpoints(folder):
-            learner.restore(*checkpoint.read(found[-1], description))
-            report(
-                Progress(learner.step, learner.steps, note=f"going on from step {learner.step}: {found[-1]}")
-            )
-    log = TrainingLog(folder, tensorboard=tensorboard)
+    course = Course(
+        learner,
+        folder=None if checkpoint_dir is None else Path(checkpoint_dir),
+        description=describe(base, settings, chosen, examples, dev or []),
+        on_progress=report,
+        checkpoint_every=checkpoint_every,
+        tensorboard=tensorboard,
+    )
     try:
-        _drive(base, learner, folder, description, log, report, checkpoint_every)
+        with stop_on_interrupt() as request:
+
+            def should_stop() -> bool:
+                course.save_when_due()
+                return request()
+
+            run(
+                base,
+                iter([learner]),
+                on_step=lambda _, step: course.on_step(step),
+                on_evaluation=lambda _, loss: course.on_evaluation(loss),
+                on_finish=lambda _: None,
+                on_divergence=_raise,
+                should_stop=should_stop,
+            )
+        if not learner.finished:
+            raise TrainingStopped(learner.step, course.save())
+        course.finish(f"{base.name}: {settings.parameterization}, length {settings.length}")
     finally:
-        log.close()
-    best = learner.result()
-    if folder is not None:
-        title = f"{base.name}: {settings.parameterization}, length {settings.length}"
-        curves.draw(learner.history, folder / "curves.png", title=title, best_step=best.step)
+        course.close()
+    return make_prefix(base, learner, chosen, digest(examples), labels=labels, licence=licence)
+
+
+def make_prefix(
+    base: BaseModel,
+    learner: Learner,
+    template: Template,
+    data_digest: str,
+    *,
+    labels: dict[str, str] | None = None,
+    licence: str | None = None,
+) -> Prefix:
+    """What a learner ends in, as a prefix that says how it was made."""
+    best, settings = learner.result(), learner.settings
     return Prefix(
         tensors=best.tensors,
         base=base.identity,
-        template=chosen,
+        template=template,
         origin=Origin(
             parameterization=str(settings.parameterization),
             initialization="none" if settings.parameterization.kind == "mlp" else str(settings.init),
             seed=settings.seed,
-            data_digest=digest(examples),
-            examples=len(examples),
+            data_digest=data_digest,
+            examples=len(learner.examples),
             steps=best.step,
-            dev_loss=best.dev_loss if encoded_dev else None,
+            dev_loss=best.dev_loss if learner.dev else None,
         ),
         licence=licence,
         labels=labels or {},
@@ -240,13 +233,14 @@ def _encode_both(
     return encoded, encoded_dev
 
 
-def _describe(
+def describe(
     base: BaseModel,
     settings: TrainingSettings,
     template: Template,
     examples: Sequence[Example],
     dev: Sequence[Example],
 ) -> dict[str, Any]:
+    """What makes a run this run and no other; a checkpoint goes on only under the same description."""
     return {
         "settings": settings.to_json(),
         "template": template.to_json(),
@@ -257,77 +251,5 @@ def _describe(
     }
 
 
-def _drive(
-    base: BaseModel,
-    learner: Learner,
-    folder: Path | None,
-    description: dict[str, Any],
-    log: TrainingLog,
-    report: Callable[[Progress], None],
-    checkpoint_every: int | None,
-) -> None:
-    """Run the learner to its end: log, report, write checkpoints, and stop cleanly on Ctrl-C."""
-    every = checkpoint_every or max(1, learner.steps // 10)
-    recent: deque[StepReport] = deque(maxlen=SPEED_WINDOW)
-    last_dev: float | None = None
-    written = learner.step
-    log.start(learner.history)
-
-    def save() -> Path | None:
-        nonlocal written
-        if folder is None:
-            return None
-        tensors, data = learner.state()
-        written = learner.step
-        return checkpoint.write(folder, learner.step, tensors, data, description)
-
-    def note(row: dict[str, Any]) -> None:
-        learner.history.append(row)
-        log.add(row)
-        report(_progress(learner, recent, last_dev))
-
-    def on_step(step: StepReport) -> None:
-        recent.append(step)
-        note(
-            {
-                "step": learner.step,
-                "loss": step.loss,
-                "token_loss": step.token_loss,
-                "gradient_norm": step.norm,
-                "learning_rate": step.learning_rate,
-                "tokens": step.tokens,
-                "seconds": round(step.seconds, 4),
-            }
-        )
-
-    def on_evaluation(loss: float) -> None:
-        nonlocal last_dev
-        last_dev = loss
-        note({"step": learner.step, "dev_loss": loss, "time": round(time.time(), 1)})
-
-    def should_stop() -> bool:
-        # Asked between steps, after a due evaluation: what is saved here is whole.
-        if learner.step >= written + every:
-            save()
-        return request()
-
-    with stop_on_interrupt() as request:
-        run(base, learner, on_step=on_step, on_evaluation=on_evaluation, should_stop=should_stop)
-        if not learner.finished:
-            raise TrainingStopped(learner.step, save())
-        save()
-
-
-def _progress(learner: Learner, recent: deque[StepReport], last_dev: float | None) -> Progress:
-    seconds = sum(step.seconds for step in recent)
-    evaluated = bool(learner.best.tensors)
-    return Progress(
-        step=learner.step,
-        steps=learner.steps,
-        loss=sum(step.token_loss for step in recent) / len(recent) if recent else None,
-        dev_loss=last_dev,
-        best_dev_loss=learner.best.dev_loss if evaluated else None,
-        best_step=learner.best.step if evaluated else None,
-        tokens_per_second=sum(step.tokens for step in recent) / seconds if seconds else None,
-        seconds_left=(learner.steps - learner.step) * seconds / len(recent) if recent else None,
-    )
+def _raise(learner: Learner, error: TrainingDiverged) -> None:
+    raise error

@@ -1,0 +1,83 @@
+"""The E2E NLG challenge: its CSV, and the lines that the original prefix-tuning code reads.
+
+Both become the same examples: `name : The Vaults | Type : pub | price : more than £30 | ...`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from foreword.errors import BadExamples
+from foreword.examples.example import Example
+from foreword.examples.fields import Fields
+from foreword.examples.lines import Line, excerpt
+from foreword.examples.table import find_columns, read_rows
+
+COLUMNS = ["mr", "ref"]
+BETWEEN = "||"  # between source and target in the original code's files
+
+# How XiangLi1999/PrefixTuning names the slots; the others keep the challenge's names.
+_RENAMED = {
+    "eatType": "Type",
+    "priceRange": "price",
+    "customerrating": "customer rating",
+    "familyFriendly": "family friendly",
+}
+_SLOT = re.compile(r"\s*([^\[\],]+?)\s*\[([^\[\]]*)\]\s*(?:,|$)")
+
+
+def read_e2e(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:
+    """Examples of the challenge's CSV (columns mr, ref) or of `source||target` lines.
+
+    Raises:
+        BadExamples: names the line whose meaning representation or reference can't be read.
+    """
+    first = next((line for line in lines if not line.blank), None)
+    if first is None:
+        return
+    rest = itertools.chain([first], lines)
+    if find_columns(first, COLUMNS):
+        for line, row in read_rows(rest, COLUMNS):
+            yield line.example(linearise(line, row["mr"]), row["ref"].strip(), None)
+        return
+    for line in rest:
+        if not line.blank:
+            source, target = _halves(line)
+            yield line.example(source, target, None)
+
+
+def linearise(line: Line, meaning: str) -> str:
+    """`name[The Vaults], eatType[pub]` as `name : The Vaults | Type : pub`.
+
+    Raises:
+        BadExamples: `meaning` is no list of slots with values in brackets.
+    """
+    slots = []
+    position = 0
+    while position < len(meaning):
+        match = _SLOT.match(meaning, position)
+        if match is None:
+            raise _bad_meaning(line, meaning)
+        slots.append(f"{_RENAMED.get(match[1], match[1])} : {match[2].strip()}")
+        position = match.end()
+    if not slots:
+        raise _bad_meaning(line, meaning)
+    return " | ".join(slots)
+
+
+def _bad_meaning(line: Line, meaning: str) -> BadExamples:
+    return line.fault(
+        f"mr is {excerpt(meaning)}; expected slots with their values, as in name[The Vaults], eatType[pub]"
+    )
+
+
+def _halves(line: Line) -> tuple[str, str]:
+    halves = line.text.split(BETWEEN)
+    if len(halves) != 2:
+        raise line.fault(
+            f"found {len(halves) - 1} times {BETWEEN} in {excerpt(line.text)}; expected source{BETWEEN}target, "
+            "or a first line that names the columns mr and ref"
+        )
+    return halves[0].strip(), halves[1].strip()

@@ -1,0 +1,106 @@
+"""JSON lines: an object a line with source and target, and an owner where there are several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from foreword.examples.example import Example, kind
+from foreword.examples.fields import Fields, missing_field
+from foreword.examples.lines import Line, excerpt
+
+
+def read_jsonl(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:
+    """Examples of a file of JSON lines.
+
+    A source that is a list of texts (sentences) is joined by spaces. A target that is a list of
+    texts holds several references: an example each.
+
+    Raises:
+        BadExamples: names the line that is no JSON object, lacks a field, or holds no text there.
+    """
+    for line in lines:
+        if line.blank:
+            continue
+        record = parse_object(line)
+        source = _source(line, record, fields.source)
+        owner = read_owner(line, record, fields)
+        for target in _targets(line, record, fields.target):
+            yield line.example(source, target, owner)
+
+
+def parse_object(line: Line) -> dict[str, Any]:
+    """The JSON object that stands in `line`.
+
+    Raises:
+        BadExamples: not JSON, or JSON of another kind.
+    """
+    try:
+        value = json.loads(line.text)
+    except json.JSONDecodeError as error:
+        raise line.fault(
+            f"not JSON: {error.msg} at column {error.colno}, in {excerpt(line.text)}; "
+            f"expected one whole object a line{_hint(line)}"
+        ) from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits; nesting without end
+        raise line.fault(f"not JSON that can be read: {error}") from error
+    if not isinstance(value, dict):
+        raise line.fault(f"found {kind(value)}; expected a JSON object{_hint(line)}")
+    return value
+
+
+def read_owner(line: Line, record: dict[str, Any], fields: Fields) -> str | None:
+    """The owner that `record` names, or None.
+
+    Raises:
+        BadExamples: not a name, or absent although the user said which field it is in.
+    """
+    if fields.owner not in record:
+        if fields.owner_named:
+            raise missing_field(line, "owner", fields.owner, record)
+        return None
+    owner = record[fields.owner]
+    if isinstance(owner, int) and not isinstance(owner, bool):
+        return str(owner)  # a user's number serves as a name
+    if owner is not None and not isinstance(owner, str):
+        raise line.fault(f"field {fields.owner!r} is {kind(owner)}; expected the owner's name as text")
+    return owner
+
+
+def _source(line: Line, record: dict[str, Any], name: str) -> str:
+    if name not in record:
+        raise missing_field(line, "source", name, record)
+    value = record[name]
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return " ".join(value)
+    if not isinstance(value, str):
+        raise line.fault(f"field {name!r} is {_content(value)}; expected text or a list of texts")
+    return value
+
+
+def _targets(line: Line, record: dict[str, Any], name: str) -> list[str]:
+    if name not in record:
+        raise missing_field(line, "target", name, record)
+    value = record[name]
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return value
+    if not isinstance(value, str):
+        raise line.fault(f"field {name!r} is {_content(value)}; expected text or a list of texts")
+    return [value]
+
+
+def _content(value: object) -> str:
+    if isinstance(value, list):
+        other = next((item for item in value if not isinstance(item, str)), None)
+        return f"a list with {kind(other)} in it" if value else "an empty list"
+    return kind(value)
+
+
+def _hint(line: Line) -> str:
+    start = line.text.lstrip()
+    if start.startswith("["):
+        return "; this looks like a JSON array: write its items one a line (jq -c '.[]')"
+    if line.number == 1 and start.rstrip() == "{":
+        return "; this looks like JSON spread over several lines: write it one object a line (jq -c .)"
+    return ""

@@ -1,0 +1,107 @@
+"""Lines of a text file, each with its place, so that every fault can name its file and line.
+
+This file knows nothing about formats. It reads one line at a time: memory does not grow with the
+file, and a pipe is read as well as a file because nothing is read twice.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from foreword.errors import BadExamples, CannotRead
+from foreword.examples.example import Example
+from foreword.template import Source
+
+# No example is that long; a file without line ends would otherwise be taken into memory as a whole.
+LONGEST_LINE_BYTES = 64 * 1024 * 1024
+
+# What people hand over by mistake, by its first bytes.
+_NOT_TEXT = (
+    (b"\x1f\x8b", "is compressed with gzip; unpack it first (gunzip)"),
+    (b"PK\x03\x04", "is a zip archive or a spreadsheet; unpack it, or export the table as CSV in UTF-8"),
+    (b"PAR1", "is a Parquet file; export it as JSON lines or CSV"),
+    (codecs.BOM_UTF16_LE, "is encoded in UTF-16; save it as UTF-8"),
+    (codecs.BOM_UTF16_BE, "is encoded in UTF-16; save it as UTF-8"),
+)
+
+
+class Line(NamedTuple):
+    """A line without its line end, and where it stands (numbers from 1)."""
+
+    file: str
+    number: int
+    text: str
+
+    @property
+    def blank(self) -> bool:
+        """Nothing but white space: readers skip such lines."""
+        return not self.text or self.text.isspace()
+
+    def fault(self, message: str) -> BadExamples:
+        """The error to raise for a fault in this line."""
+        return BadExamples(f"{self.file}, line {self.number}: {message}")
+
+    def example(self, source: Source, target: str, owner: str | None) -> Example:
+        """The example that stands in this line.
+
+        Raises:
+            BadExamples: what `Example` itself refuses, with file and line added.
+        """
+        try:
+            return Example(source, target, owner)
+        except BadExamples as error:
+            raise self.fault(str(error)) from error
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
+    """Every line of a UTF-8 file, with or without a byte-order mark, ended by LF or CRLF.
+
+    Raises:
+        CannotRead: `path` is absent, a folder, or the system refuses to open or read it.
+        BadExamples: a line is not UTF-8 or longer than 64 MB, or the file is no text at all.
+    """
+    file = os.fspath(path)
+    try:
+        with open(file, "rb") as stream:
+            number = 0
+            while content := stream.readline(LONGEST_LINE_BYTES + 1):
+                number += 1
+                if number == 1:
+                    _check_start(file, content)
+                    content = content.removeprefix(codecs.BOM_UTF8)
+                yield Line(file, number, _decode(file, number, content))
+    except FileNotFoundError as error:
+        raise CannotRead(f"{file} does not exist; check the path") from error
+    except IsADirectoryError as error:
+        raise CannotRead(f"{file} is a folder; give the name of one file of examples") from error
+    except OSError as error:
+        raise CannotRead(f"{file} can't be read: {error.strerror or error}") from error
+
+
+def excerpt(text: str, length: int = 60) -> str:
+    """The beginning of `text`, quoted, for a message."""
+    return repr(text if len(text) <= length else text[:length] + "…")
+
+
+def _check_start(file: str, content: bytes) -> None:
+    for first, what in _NOT_TEXT:
+        if content.startswith(first):
+            raise BadExamples(f"{file} {what}")
+
+
+def _decode(file: str, number: int, content: bytes) -> str:
+    if len(content) > LONGEST_LINE_BYTES:
+        raise BadExamples(
+            f"{file}, line {number}: longer than {LONGEST_LINE_BYTES // 1024**2} MB; expected one example a line"
+        )
+    try:
+        # Only LF and CRLF end a line here: U+2028 and its kind are text, JSON allows them in strings.
+        return content.decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise BadExamples(
+            f"{file}, line {number}: byte {content[error.start]:#04x} at position {error.start + 1} is not "
+            "UTF-8; save the file as UTF-8 (for one from Windows: iconv -f WINDOWS-1252 -t UTF-8)"
+        ) from error

@@ -1,0 +1,114 @@
+"""Reading a file of examples in whichever format it is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
+from typing import Literal, get_args
+
+from foreword.errors import BadExamples, UsageError
+from foreword.examples.chat import read_chat
+from foreword.examples.e2e import BETWEEN, COLUMNS, read_e2e
+from foreword.examples.example import Example
+from foreword.examples.fields import Fields, make_fields
+from foreword.examples.jsonl import read_jsonl
+from foreword.examples.lines import Line, excerpt, read_lines
+from foreword.examples.table import find_columns, read_table
+
+Format = Literal["auto", "jsonl", "csv", "e2e", "chat"]
+Reader = Callable[[Iterator[Line], Fields], Iterator[Example]]
+
+_READERS: dict[str, Reader] = {"jsonl": read_jsonl, "csv": read_table, "e2e": read_e2e, "chat": read_chat}
+_PARTS: dict[str, set[str]] = {
+    "jsonl": {"source", "target", "owner"},
+    "csv": {"source", "target", "owner"},
+    "e2e": set(),
+    "chat": {"messages", "owner"},
+}
+_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv"}
+
+
+def read_examples(
+    path: str | os.PathLike[str],
+    *,
+    format: Format = "auto",
+    fields: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> list[Example]:
+    """The examples of one file, in their order.
+
+    Args:
+        path: UTF-8 text, with or without byte-order mark, lines ended by LF or CRLF.
+        format: `jsonl`, `csv`, `e2e` or `chat`; `auto` tells it from the first line.
+        fields: names of your fields or columns where they differ, for instance
+            `{"source": "body", "target": "subject", "owner": "user"}`.
+        limit: stop after that many examples; what follows in the file is not looked at.
+
+    Raises:
+        CannotRead: the file is absent, a folder, or can't be opened.
+        BadExamples: the data has a fault; names file, line, what was found, expected and to do.
+        UsageError: an unknown format, fields that the format does not have, a limit below 1.
+    """
+    if format not in get_args(Format):
+        raise UsageError(f"format is {format!r}; expected {', '.join(get_args(Format))}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; expected 1 or more, or None for all examples")
+    names = make_fields(fields)
+    lines = read_lines(path)
+    if format == "auto":
+        found, lines = _detect(lines, names, mapped=bool(fields))
+    else:
+        found = format
+    if wrong := sorted(set(fields or ()) - _PARTS[found]):
+        takes = ", ".join(sorted(_PARTS[found])) or "no fields at all"
+        raise UsageError(f"fields names {wrong[0]!r}, but the format {found} takes {takes}")
+    examples = list(itertools.islice(_READERS[found](lines, names), limit))
+    if not examples:
+        raise BadExamples(f"{os.fspath(path)} is empty; expected at least one example")
+    return examples
+
+
+def _detect(lines: Iterator[Line], fields: Fields, *, mapped: bool) -> tuple[str, Iterator[Line]]:
+    """The format by the first line that is not blank, and all lines, that one included."""
+    seen: list[Line] = []
+    for line in lines:
+        seen.append(line)
+        if not line.blank:
+            return _format_of(line, fields, mapped=mapped), itertools.chain(seen, lines)
+        if len(seen) > 1:
+            seen.pop(0)  # white space without end must not fill the memory
+    return "jsonl", iter(())
+
+
+def _format_of(line: Line, fields: Fields, *, mapped: bool) -> str:
+    if line.text.lstrip().startswith(("{", "[")):
+        return "chat" if _is_conversation(line.text, fields) else "jsonl"
+    if not mapped and find_columns(line, COLUMNS):
+        return "e2e"
+    if find_columns(line, [fields.source, fields.target]):
+        return "csv"
+    if not mapped and BETWEEN in line.text:
+        return "e2e"
+    # The content says nothing; if the ending does, that format's reader knows best what is wrong.
+    ending = PurePath(line.file).suffix.lower()
+    if ending in _BY_ENDING:
+        return _BY_ENDING[ending]
+    raise line.fault(
+        f"can't tell the format from {excerpt(line.text)}; expected a JSON object with "
+        f"{fields.source} and {fields.target} (jsonl) or {fields.messages} (chat), a line that names the "
+        f"columns {fields.source} and {fields.target} (csv) or mr and ref (e2e), or source{BETWEEN}target "
+        "(e2e); if it is one of these, pass its name as the format"
+    )
+
+
+def _is_conversation(text: str, fields: Fields) -> bool:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return False  # the reader of JSON lines says what is wrong
+    if not isinstance(record, dict) or (fields.source in record and fields.target in record):
+        return False
+    return fields.messages in record

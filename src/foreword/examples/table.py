@@ -1,0 +1,101 @@
+"""Tables: CSV with named columns, separated by comma, tab or semicolon."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+
+from foreword.errors import BadExamples
+from foreword.examples.example import Example
+from foreword.examples.fields import Fields
+from foreword.examples.lines import Line, excerpt
+
+SEPARATORS = (",", "\t", ";")  # semicolon: what spreadsheets write where the comma is a decimal sign
+
+
+def read_table(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:
+    """Examples of a CSV file whose first line names the columns.
+
+    Raises:
+        BadExamples: wrong columns, or names the line where a row has more or fewer cells, a quote is
+            not closed, or a cell holds no target.
+    """
+    required = [fields.source, fields.target, *([fields.owner] if fields.owner_named else [])]
+    for line, row in read_rows(lines, required):
+        yield line.example(row[fields.source], row[fields.target], row.get(fields.owner))
+
+
+def read_rows(lines: Iterator[Line], required: list[str]) -> Iterator[tuple[Line, dict[str, str]]]:
+    """Rows as dictionaries, each with the line in which it begins.
+
+    Raises:
+        BadExamples: as for `read_table`.
+    """
+    header = next((line for line in lines if not line.blank), None)
+    if header is None:
+        return
+    separator, columns = _columns(header, required)
+    place = header
+    for place, cells in _split(lines, header, separator):
+        if len(cells) != len(columns):
+            raise place.fault(
+                f"{len(cells)} cells; expected {len(columns)} ({', '.join(columns)}); "
+                f"a text with {_NAMES[separator]} or a quote in it must stand in double quotes"
+            )
+        yield place, dict(zip(columns, cells, strict=True))
+    if place is header:
+        raise header.fault("the columns are named but no row follows; expected at least one example")
+
+
+def find_columns(header: Line, required: list[str]) -> tuple[str, list[str]] | None:
+    """Separator and column names, if `header` names all the `required` ones."""
+    for separator in SEPARATORS:
+        try:
+            columns = next(csv.reader([header.text], delimiter=separator, strict=True), [])
+        except csv.Error:
+            continue
+        columns = [column.strip() for column in columns]
+        if all(name in columns for name in required):
+            return separator, columns
+    return None
+
+
+_NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
+
+
+def _columns(header: Line, required: list[str]) -> tuple[str, list[str]]:
+    found = find_columns(header, required)
+    if found is None:
+        raise header.fault(
+            f"found {excerpt(header.text)}; expected a line that names the columns {', '.join(required)}; "
+            'if yours have other names, say so with fields={"source": "…", "target": "…"}'
+        )
+    columns = found[1]
+    if double := sorted({name for name in columns if name and columns.count(name) > 1}):
+        raise header.fault(f"two columns are named {double[0]!r}; rename one of them")
+    return found
+
+
+def _split(lines: Iterator[Line], header: Line, separator: str) -> Iterator[tuple[Line, list[str]]]:
+    """The cells of each row after the header; a row in quotes may span several lines."""
+    rows = csv.reader((line.text + "\n" for line in lines), delimiter=separator, strict=True)
+    while True:
+        begin = Line(header.file, header.number + rows.line_num + 1, "")
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            raise _not_csv(begin, error) from error
+        if cells is None:
+            return
+        if cells and (len(cells) > 1 or cells[0].strip()):
+            yield begin, cells
+
+
+def _not_csv(line: Line, error: csv.Error) -> BadExamples:
+    # The csv module says these in its own words only; its limit of a cell is 131,072 characters.
+    if "end of data" in str(error) or "field limit" in str(error):
+        return line.fault(
+            "the row that begins here has a double quote that is never closed, or a text of more than "
+            f"{csv.field_size_limit():,} characters; close the quote, or use JSON lines for long texts"
+        )
+    return line.fault(f"not CSV: {error}; double the quotes inside a quoted text")
