@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from foreword.generation import generate
     from foreword.prefix import Prefix
     from foreword.template import Template
+    from foreword.training.many import train_many
     from foreword.training.train import train
 
 __version__ = "0.1.0"
-__all__ = ["BaseModel", "Example", "Prefix", "Template", "__version__", "generate", "train"]
+__all__ = ["BaseModel", "Example", "Prefix", "Template", "__version__", "generate", "train", "train_many"]
 
 # Imported when first used: the command line's help must not wait for torch.
 _HOMES = {
@@ -24,6 +25,7 @@ _HOMES = {
     "Template": "foreword.template",
     "generate": "foreword.generation",
     "train": "foreword.training.train",
+    "train_many": "foreword.training.many",
 }
 
 

@@ -5,6 +5,10 @@ it is and ends with status 1 (2 for `UsageError`); nothing else is caught there,
 always means a fault of ours.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class ForewordError(Exception):
     """Base of all errors below."""
@@ -81,6 +85,22 @@ class BadExamples(ForewordError):
 
 class TrainingDiverged(ForewordError):
     """The loss became NaN or infinite."""
+
+
+class OwnersFailed(ForewordError):
+    """Some owners of a run with many ended without a prefix.
+
+    Attributes:
+        errors: what was wrong, by owner.
+        prefixes: the prefixes of the other owners.
+    """
+
+    def __init__(self, errors: dict[str, ForewordError], prefixes: dict[str, Any]) -> None:
+        named = "; ".join(f"{owner}: {error}" for owner, error in list(errors.items())[:3])
+        more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+        super().__init__(f"{len(errors)} owners ended without a prefix: {named}{more}")
+        self.errors = errors
+        self.prefixes = prefixes
 
 
 class CheckpointMismatch(ForewordError):

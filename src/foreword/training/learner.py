@@ -35,6 +35,7 @@ class Learner:
     """State of one prefix in training.
 
     Attributes:
+        owner: whose prefix it is, where there are several.
         step: optimiser steps done.
         steps: optimiser steps to do.
         best: what would be returned if the run ended now.
@@ -50,6 +51,7 @@ class Learner:
         *,
         by_length: bool,
     ) -> None:
+        self.owner: str | None = None
         self.settings = settings
         self.parameters = parameters
         self.examples = examples

@@ -55,6 +55,7 @@ def train(
     dev: Sequence[Example] | None = None,
     checkpoint_dir: str | Path | None = None,
     template: Template | None = None,
+    start: Prefix | None = None,
     checkpoint_every: int | None = None,
     tensorboard: bool = False,
     labels: dict[str, str] | None = None,
@@ -78,6 +79,7 @@ def train(
             stopped goes on from there when called again with the same arguments, and ends in the
             same prefix, bit for bit on a CPU, as one that was not.
         template: how a source becomes text; default: `base.template`.
+        start: a prefix to begin at, instead of `init`.
         checkpoint_every: steps between checkpoints; default: a tenth of the run.
         tensorboard: also write TensorBoard files into the run's folder.
         labels, licence: kept in the prefix file.
@@ -109,12 +111,12 @@ def train(
     )
     report = on_progress or (lambda progress: None)
     chosen = template or base.template
-    encoded, encoded_dev = _encode_both(base, chosen, settings, examples, dev or [], report)
-    learner = build_learner(base, settings, encoded, encoded_dev)
+    encoded, encoded_dev = encode_both(base, chosen, settings, examples, dev or [], report)
+    learner = build_learner(base, settings, encoded, encoded_dev, start=start)
     course = Course(
         learner,
         folder=None if checkpoint_dir is None else Path(checkpoint_dir),
-        description=describe(base, settings, chosen, examples, dev or []),
+        description=describe(base, settings, chosen, examples, dev or [], start),
         on_progress=report,
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
@@ -203,22 +205,45 @@ def build_learner(
     settings: TrainingSettings,
     examples: Sequence[EncodedExample],
     dev: Sequence[EncodedExample],
+    *,
+    start: Prefix | None = None,
 ) -> Learner:
-    """A learner at step 0."""
-    start = starting_point(base, settings.init, settings.length, examples, settings.seed)
-    parameters = Parameterization(settings.parameterization, start, settings.seed)
+    """A learner at step 0, beginning at the keys and values of `start` or of the initialisation.
+
+    Raises:
+        UsageError: `start` has another length than the settings.
+        GeometryMismatch, WrongBaseModel: it is a prefix of another base.
+    """
+    if start is None:
+        begin = starting_point(base, settings.init, settings.length, examples, settings.seed)
+    else:
+        start.check_fits(base.identity, base.geometry)
+        if start.length != settings.length:
+            raise UsageError(
+                f"start has length {start.length}, the run has {settings.length}; make them equal"
+            )
+        begin = {stream: (start.key(stream), start.value(stream)) for stream in start.streams}
+    parameters = Parameterization(settings.parameterization, begin, settings.seed)
     # Only models that need padding gain from batches of like length.
     return Learner(settings, parameters.to(base.device), examples, dev, by_length=not base.takes_positions)
 
 
-def _encode_both(
+def encode_both(
     base: BaseModel,
     template: Template,
     settings: TrainingSettings,
     examples: Sequence[Example],
     dev: Sequence[Example],
     report: Callable[[Progress], None],
+    *,
+    owner: str | None = None,
 ) -> tuple[list[EncodedExample], list[EncodedExample]]:
+    """Training and dev examples as token ids; what was cut is reported and warned of.
+
+    Raises:
+        BadExamples: there are no training examples.
+        WindowExceeded: the prefix leaves no room for text.
+    """
     if not examples:
         raise BadExamples("there are no training examples; give at least one")
     window = base.text_limit(settings.length)
@@ -229,7 +254,7 @@ def _encode_both(
         if truncation:
             note = f"{what} examples: {truncation}"
             warnings.warn(note, ForewordWarning, stacklevel=3)
-            report(Progress(0, settings.steps_for(len(examples)), note=note))
+            report(Progress(0, settings.steps_for(len(examples)), owner=owner, note=note))
     return encoded, encoded_dev
 
 
@@ -239,6 +264,7 @@ def describe(
     template: Template,
     examples: Sequence[Example],
     dev: Sequence[Example],
+    start: Prefix | None = None,
 ) -> dict[str, Any]:
     """What makes a run this run and no other; a checkpoint goes on only under the same description."""
     return {
@@ -248,6 +274,7 @@ def describe(
         "dtype": str(base.dtype),
         "data": digest(examples),
         "dev": digest(dev) if dev else None,
+        "start": None if start is None else start.digest,
     }
 
 

@@ -1,0 +1,230 @@
+"""train_many: many owners in one run, each ending in a prefix of their own.
+
+Rows of all owners share the passes of the base model; nothing else is shared. Owners enter as places
+fall free, so any number of them streams through a machine that holds some hundreds at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from foreword.base import BaseModel
+from foreword.errors import BadExamples, ForewordError, OwnersFailed, TrainingDiverged, UsageError
+from foreword.examples import Example, digest
+from foreword.initialization import Initialization
+from foreword.parameterization import ParameterizationSettings
+from foreword.prefix import Prefix
+from foreword.template import Template
+from foreword.training.course import Course, Progress
+from foreword.training.interrupt import stop_on_interrupt
+from foreword.training.learner import Learner
+from foreword.training.loop import run
+from foreword.training.settings import TrainingSettings
+from foreword.training.train import (
+    TrainingStopped,
+    build_learner,
+    describe,
+    encode_both,
+    make_prefix,
+    make_settings,
+)
+
+PLACES = 64
+"""Owners that train at once, unless told otherwise."""
+
+PASS_TOKENS = 2048
+"""Tokens of one pass of the base model over the rows of all owners: memory depends on it, and a pass of
+fewer does not fill the matrix products of a CPU."""
+
+OwnersExamples = Mapping[str, Sequence[Example]] | Iterable[tuple[str, Sequence[Example]]]
+
+
+def train_many(
+    base: BaseModel,
+    by_owner: OwnersExamples,
+    *,
+    dev: Mapping[str, Sequence[Example]] | None = None,
+    length: int | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    parameterization: str | ParameterizationSettings | None = None,
+    init: str | Initialization | None = None,
+    seed: int = 0,
+    checkpoint_dir: str | Path | None = None,
+    template: Template | None = None,
+    start: Prefix | None = None,
+    places: int = PLACES,
+    pass_tokens: int = PASS_TOKENS,
+    isolated: bool = False,
+    into: Callable[[str, Prefix], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    **more: Any,
+) -> dict[str, Prefix]:
+    """Learn one prefix per owner from that owner's examples alone, all in one run.
+
+    Args:
+        by_owner: each owner's examples: a mapping, or an iterable of (owner, examples) that is read as
+            places fall free and so may be longer than memory.
+        dev: dev examples of the owners that have some.
+        start: a prefix that every owner starts from, for instance one trained on pooled data of owners
+            who agreed to that: then every owner's prefix holds something of theirs. None, the default,
+            lets nothing pass between owners.
+        places: owners that train at once.
+        pass_tokens: most tokens of one pass of the base model.
+        isolated: give every owner passes of their own: slower, and bit for bit what `train` computes.
+            Otherwise owners share passes, and results agree to the last bits of float32 arithmetic.
+        into: called with (owner, prefix) as each is done, instead of keeping it for the result.
+        checkpoint_dir: one folder per owner in it; a stopped run goes on where each owner was.
+        length, steps, epochs, batch_size, learning_rate, parameterization, init, seed, template, more:
+            as for `train`; the same for all owners. Steps that are not given follow each owner's number
+            of examples.
+
+    Returns:
+        A prefix per owner, those handed to `into` left out.
+
+    Raises:
+        OwnersFailed: some owners had no examples or diverged; it holds the other owners' prefixes.
+        UsageError, WindowExceeded, CheckpointMismatch, TrainingStopped: as for `train`.
+    """
+    if places < 1 or pass_tokens < 1:
+        raise UsageError(f"places is {places}, pass_tokens is {pass_tokens}; expected at least 1")
+    settings = make_settings(
+        length=length,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        parameterization=parameterization,
+        init=init,
+        seed=seed,
+        **more,
+    )
+    crowd = _Crowd(
+        base,
+        settings,
+        template or base.template,
+        dev or {},
+        start,
+        None if checkpoint_dir is None else Path(checkpoint_dir),
+        into,
+        on_progress or (lambda progress: None),
+    )
+    pairs = by_owner.items() if isinstance(by_owner, Mapping) else by_owner
+    with stop_on_interrupt() as request:
+
+        def should_stop() -> bool:
+            crowd.save_when_due()
+            return request()
+
+        try:
+            run(
+                base,
+                crowd.learners(pairs),
+                places=places,
+                pass_tokens=pass_tokens,
+                isolated=isolated,
+                on_step=lambda learner, step: crowd.courses[id(learner)].on_step(step),
+                on_evaluation=lambda learner, loss: crowd.courses[id(learner)].on_evaluation(loss),
+                on_finish=crowd.finish,
+                on_divergence=crowd.fail,
+                should_stop=should_stop,
+            )
+            if request.made and crowd.courses:
+                raise crowd.stopped()
+        finally:
+            crowd.close()
+    if crowd.errors:
+        raise OwnersFailed(crowd.errors, crowd.prefixes)
+    return crowd.prefixes
+
+
+class _Crowd:
+    """The owners of one run: those in training with their courses, and what the others ended in."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        settings: TrainingSettings,
+        template: Template,
+        dev: Mapping[str, Sequence[Example]],
+        start: Prefix | None,
+        folder: Path | None,
+        into: Callable[[str, Prefix], None] | None,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.courses: dict[int, Course] = {}
+        self.prefixes: dict[str, Prefix] = {}
+        self.errors: dict[str, ForewordError] = {}
+        self._base = base
+        self._settings = settings
+        self._template = template
+        self._dev = dev
+        self._start = start
+        self._folder = folder
+        self._into = into
+        self._report = report
+        self._digests: dict[str, str] = {}
+
+    def learners(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Learner]:
+        """A learner per owner, made when a place is free; owners whose data can't be used are noted."""
+        for owner, examples in pairs:
+            if owner in self._digests:
+                raise UsageError(f"owner {owner!r} comes twice; give all of an owner's examples at once")
+            try:
+                yield self._enter(owner, examples)
+            except BadExamples as error:
+                self.errors[owner] = error
+
+    def _enter(self, owner: str, examples: Sequence[Example]) -> Learner:
+        dev = self._dev.get(owner, ())
+        encoded, encoded_dev = encode_both(
+            self._base, self._template, self._settings, examples, dev, self._report, owner=owner
+        )
+        learner = build_learner(self._base, self._settings, encoded, encoded_dev, start=self._start)
+        learner.owner = owner
+        self._digests[owner] = digest(examples)
+        self.courses[id(learner)] = Course(
+            learner,
+            # Quoted, so that no name can point elsewhere; the sign in front keeps "." and ".." apart.
+            folder=None if self._folder is None else self._folder / ("@" + quote(owner, safe="")),
+            description=describe(self._base, self._settings, self._template, examples, dev, self._start),
+            on_progress=self._report,
+            owner=owner,
+        )
+        return learner
+
+    def finish(self, learner: Learner) -> None:
+        """Hand over the prefix of an owner who is done, and forget the rest of them."""
+        owner = learner.owner or ""
+        self.courses.pop(id(learner)).finish(f"{owner}: {self._base.name}")
+        prefix = make_prefix(self._base, learner, self._template, self._digests[owner])
+        if self._into is not None:
+            self._into(owner, prefix)
+        else:
+            self.prefixes[owner] = prefix
+
+    def fail(self, learner: Learner, error: TrainingDiverged) -> None:
+        """Note an owner whose run can't go on."""
+        self.courses.pop(id(learner)).close()
+        self.errors[learner.owner or ""] = error
+
+    def save_when_due(self) -> None:
+        """Checkpoints of all who train."""
+        for course in self.courses.values():
+            course.save_when_due()
+
+    def stopped(self) -> TrainingStopped:
+        """The exception for a run that the user stopped, with a checkpoint of everyone."""
+        written = [course.save() for course in self.courses.values()]
+        steps = max(course.learner.step for course in self.courses.values())
+        return TrainingStopped(steps, written[0].parent.parent if written[0] is not None else None)
+
+    def close(self) -> None:
+        """Close what is still open."""
+        for course in self.courses.values():
+            course.close()
