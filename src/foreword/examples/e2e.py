@@ -25,7 +25,7 @@ _RENAMED = {
     "customerrating": "customer rating",
     "familyFriendly": "family friendly",
 }
-_SLOT = re.compile(r"\s*([^\[\],]+?)\s*\[([^\[\]]*)\]\s*(?:,|$)")
+_SLOT = re.compile(r"([^\[\],]+)\[([^\[\]]*)\]\s*(?:,|$)")
 
 
 def read_e2e(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:
@@ -60,7 +60,10 @@ def linearise(line: Line, meaning: str) -> str:
         match = _SLOT.match(meaning, position)
         if match is None:
             raise _bad_meaning(line, meaning)
-        slots.append(f"{_RENAMED.get(match[1], match[1])} : {match[2].strip()}")
+        slot = match[1].strip()
+        if not slot:
+            raise _bad_meaning(line, meaning)
+        slots.append(f"{_RENAMED.get(slot, slot)} : {match[2].strip()}")
         position = match.end()
     if not slots:
         raise _bad_meaning(line, meaning)
@@ -77,7 +80,7 @@ def _halves(line: Line) -> tuple[str, str]:
     halves = line.text.split(BETWEEN)
     if len(halves) != 2:
         raise line.fault(
-            f"found {len(halves) - 1} times {BETWEEN} in {excerpt(line.text)}; expected source{BETWEEN}target, "
-            "or a first line that names the columns mr and ref"
+            f"found {BETWEEN} {len(halves) - 1} times in {excerpt(line.text)}; expected "
+            f"source{BETWEEN}target, or a first line that names the columns mr and ref"
         )
     return halves[0].strip(), halves[1].strip()

@@ -41,7 +41,7 @@ def make_fields(mapping: Mapping[str, str] | None) -> Fields:
 
 def missing_field(line: Line, part: str, name: str, present: Collection[str]) -> BadExamples:
     """The error for a line in which the field `name`, that should hold `part`, is absent."""
-    found = ", ".join(map(repr, present)) if present else "none"
+    found = ", ".join(map(repr, list(present)[:12])) if present else "none"
     return line.fault(
         f'no field {name!r}; found {found}; if it has another name, say so with fields={{"{part}": "…"}}'
     )

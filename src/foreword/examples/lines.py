@@ -95,7 +95,8 @@ def _check_start(file: str, content: bytes) -> None:
 def _decode(file: str, number: int, content: bytes) -> str:
     if len(content) > LONGEST_LINE_BYTES:
         raise BadExamples(
-            f"{file}, line {number}: longer than {LONGEST_LINE_BYTES // 1024**2} MB; expected one example a line"
+            f"{file}, line {number}: longer than {LONGEST_LINE_BYTES // 1024**2} MB; "
+            "expected one example a line"
         )
     try:
         # Only LF and CRLF end a line here: U+2028 and its kind are text, JSON allows them in strings.

@@ -12,6 +12,10 @@ from foreword.parameterization import ParameterizationSettings
 
 DEFAULT_LENGTH = 10
 DEFAULT_EPOCHS = 5
+DEFAULT_LEARNING_RATE = {"direct": 0.1, "mlp": 1e-3, "mlp+start": 1e-3}
+"""By parameterization. In the network, 512 hidden units move a key or value together: a step of 1e-3 in each
+weight moves it by up to 512 * 0.5 * 1e-3 = 0.26. Trained themselves, they need a rate of that size."""
+
 MINIMUM_STEPS, MAXIMUM_STEPS = 60, 2000
 """Bounds on the default number of steps, where neither steps nor epochs are given."""
 
@@ -26,7 +30,7 @@ class TrainingSettings:
         epochs: passes over the examples; excludes `steps`.
         batch_size: examples per optimiser step.
         accumulate: parts into which a step's examples are divided, to need less memory.
-        learning_rate: AdamW's, at its height.
+        learning_rate: AdamW's, at its height; `make_settings` takes the parameterization's own default.
         warmup: steps over which the learning rate rises; a number below 1 is a share of all steps.
         weight_decay, clip: of AdamW; largest norm of the gradient (0: no clipping).
         parameterization, init: what is trained, and from where it starts.
@@ -44,7 +48,7 @@ class TrainingSettings:
     epochs: float | None = None
     batch_size: int = 8
     accumulate: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = DEFAULT_LEARNING_RATE["direct"]
     warmup: float = 0.05
     weight_decay: float = 0.0
     clip: float = 1.0

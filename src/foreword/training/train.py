@@ -20,7 +20,7 @@ from foreword.training.course import Course, Progress
 from foreword.training.interrupt import stop_on_interrupt
 from foreword.training.learner import Learner
 from foreword.training.loop import run
-from foreword.training.settings import TrainingSettings
+from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -192,6 +192,7 @@ def make_settings(
         init = Initialization.parse(init)
     if parameterization is not None:
         given["parameterization"] = parameterization
+        given.setdefault("learning_rate", DEFAULT_LEARNING_RATE[parameterization.kind])
     if init is not None:
         given["init"] = init
     known = {field.name for field in dataclasses.fields(TrainingSettings)}
