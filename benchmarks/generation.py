@@ -34,13 +34,17 @@ PROMPTS = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", default="smollm2-135m-instruct")
     parser.add_argument("--owners", type=int, default=32)
     parser.add_argument("--length", type=int, default=10)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peft-rounds", type=int, default=1, help="PEFT is slow: rounds in which it takes part")
+    parser.add_argument(
+        "--peft-rounds", type=int, default=1, help="PEFT is slow: rounds in which it takes part"
+    )
     arguments = parser.parse_args()
     base = BaseModel.load(arguments.base, dtype=torch.float32)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(arguments.owners)]
@@ -101,9 +105,7 @@ def _peft(
     def run() -> None:
         for number, encoded in enumerate(inputs):
             model.set_adapter(str(number))
-            model.generate(
-                **encoded, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
-            )
+            model.generate(**encoded, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
 
     return run
 

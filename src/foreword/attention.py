@@ -49,12 +49,14 @@ class Attending:
     Attributes:
         prefixes: what each row sees in front of its text; None for nothing.
         layout: how a flat batch divides into rows; None for an ordinary `[B, T]` batch.
+        in_cache: the keys and values that reach attention have the prefixes in front already.
         record: called with every attention call's module and shapes; used by the probe only.
         memo: masks extended by the prefix's columns, made once a pass rather than once a layer.
     """
 
     prefixes: RowPrefixes | None = None
     layout: FlatLayout | None = None
+    in_cache: bool = False
     record: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
     memo: dict[Any, tuple[Any, torch.Tensor]] = field(default_factory=dict)
 
@@ -105,11 +107,35 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
         if slot is not None:
             key, value, mask = _with_prefix(state, slot, module, query, key, value, attention_mask, kwargs)
         if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
-            mask = _once(state, ("additive", id(mask)), mask, lambda m: _additive(m, query.dtype))
+            stream = slot.stream if slot is not None else "decoder"
+            mask = _once(state, (stream, "additive", id(mask)), mask, lambda m: _additive(m, query.dtype))
+        if kernel == "sdpa" and query.shape[2] == 1 and kwargs.get("position_bias") is None:
+            return _one_query(query, key, value, mask, kwargs.get("scaling")), None
         output, weights = compute(module, query, key, value, mask, **kwargs)
         return (layout.to_flat(output) if layout is not None else output), weights
 
     return attention
+
+
+def _one_query(
+    query_BQ1D: torch.Tensor,
+    key_BHSD: torch.Tensor,
+    value_BHSD: torch.Tensor,
+    mask_B11S: torch.Tensor | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of one new token, `[B, 1, Q, D]`: a decoding step.
+
+    The query heads that share a key/value head are taken as so many queries of it, so that grouped
+    keys and values are read once instead of being repeated in memory for every query head.
+    """
+    rows, queries, _, size = query_BQ1D.shape
+    heads = key_BHSD.shape[1]
+    grouped_BHGD = query_BQ1D.reshape(rows, heads, queries // heads, size)
+    output_BHGD = nn.functional.scaled_dot_product_attention(
+        grouped_BHGD, key_BHSD, value_BHSD, attn_mask=mask_B11S, scale=scaling
+    )
+    return output_BHGD.reshape(rows, 1, queries, -1)
 
 
 def _with_prefix(
@@ -124,12 +150,17 @@ def _with_prefix(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Keys and values with the prefix in front, and the mask that fits; T5's bias in `kwargs` too."""
     prefixes = state.prefixes
-    rows = prefixes.rows(slot.stream, slot.layer, like=key_BHSD) if prefixes is not None else None
-    if prefixes is None or rows is None:  # no row has a prefix in this stream
+    if prefixes is None or slot.stream not in prefixes.blocks:  # no row has a prefix in this stream
         return key_BHSD, value_BHSD, mask
-    prefix_key_BHPD, prefix_value_BHPD = rows
+    if slot.layer == 0:  # a new pass has new masks
+        state.memo = {name: kept for name, kept in state.memo.items() if name[0] != slot.stream}
+    length = prefixes.blocks[slot.stream].longest
+    if not state.in_cache:
+        prefix_key_BHPD, prefix_value_BHPD = prefixes.rows(slot.stream, slot.layer, like=key_BHSD)
+        key_BHSD = torch.cat([prefix_key_BHPD, key_BHSD], dim=2)
+        value_BHSD = torch.cat([prefix_value_BHPD, value_BHSD], dim=2)
     if mask is None:
-        mask = _mask_when_none(module, query, key_BHSD)
+        mask = _mask_when_none(module, query, key_BHSD.shape[2] - length)
     extended = _once(
         state,
         (slot.stream, id(mask)),
@@ -138,13 +169,10 @@ def _with_prefix(
     )
     bias = kwargs.get("position_bias")
     if bias is not None:
-        length = prefix_key_BHPD.shape[2]
         kwargs["position_bias"] = _once(
             state, (slot.stream, id(bias)), bias, lambda b: nn.functional.pad(b, (length, 0))
         )
-    key = torch.cat([prefix_key_BHPD, key_BHSD], dim=2)
-    value = torch.cat([prefix_value_BHPD, value_BHSD], dim=2)
-    return key, value, extended
+    return key_BHSD, value_BHSD, extended
 
 
 def _once(
@@ -165,9 +193,9 @@ def _open_columns(mask_B1TS: torch.Tensor, visible_BP: torch.Tensor) -> torch.Te
     return torch.cat([columns.expand(-1, heads, -1, -1), mask_B1TS.expand(rows, -1, -1, -1)], dim=-1)
 
 
-def _mask_when_none(module: nn.Module, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """The mask that a layer means when it passes none: causal for a decoder's own text, else open."""
-    queries, keys = query.shape[2], key.shape[2]
+def _mask_when_none(module: nn.Module, query: torch.Tensor, keys: int) -> torch.Tensor:
+    """The mask over `keys` of the text that a layer means when it passes none: causal for its own text."""
+    queries = query.shape[2]
     mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
     if getattr(module, "is_causal", True) and queries > 1:
         mask = mask.tril(diagonal=keys - queries)

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from foreword.attention import Attending, attending
 from foreword.base import BaseModel, PrefixesArgument
+from foreword.cache import prefixed_cache
 from foreword.decoding import NoiseOfTheRow, StopOfTheRow, TextOfTheRow, banned_token_ids, sampling_warpers
 from foreword.errors import UsageError, WindowExceeded
 from foreword.prefix import Prefix
@@ -196,7 +197,7 @@ def _generate_batch(
     prefixes = RowPrefixes.stack([row.prefix for row in rows], base.device)
     pad_id = base.tokenizer.pad_token_id
     pad_id = min(rows[0].end_ids, default=0) if pad_id is None else pad_id
-    inputs = _left_padded(base, rows, prefixes, pad_id)
+    inputs: dict[str, Any] = {**_left_padded(base, rows, prefixes, pad_id)}
     processors = LogitsProcessorList()
     if decoding.temperature > 0:
         processors.extend(sampling_warpers(decoding.temperature, decoding.top_k, decoding.top_p))
@@ -232,7 +233,11 @@ def _generate_batch(
             on_text,
             skip=0 if base.is_encoder_decoder else 1,
         )
-    with attending(Attending(prefixes=prefixes)):
+    room = inputs["input_ids"].shape[1] + rows[0].room
+    cache = prefixed_cache(base.model.config, base.geometry, prefixes, room)
+    if cache is not None:
+        inputs["past_key_values"] = cache
+    with attending(Attending(prefixes=prefixes, in_cache=cache is not None)):
         ids_BT = base.model.generate(
             **inputs,
             generation_config=config,

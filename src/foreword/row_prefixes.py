@@ -32,6 +32,11 @@ class StreamBlock:
     value_RLHPD: torch.Tensor
     lengths: tuple[int, ...]
 
+    @property
+    def longest(self) -> int:
+        """P."""
+        return int(self.key_RLHPD.shape[3])
+
 
 @dataclass(frozen=True)
 class RowPrefixes:
@@ -86,17 +91,13 @@ class RowPrefixes:
         lengths = self.blocks[stream].lengths
         return tuple(0 if index is None else lengths[index] for index in self.of_row)
 
-    def rows(
-        self, stream: Stream, layer: int, like: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Keys and values `[B, H, P, D]` of one layer; None when the stream has no prefix at all.
+    def rows(self, stream: Stream, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `[B, H, P, D]` of one layer in a stream that has a block.
 
         `like` has B rows, or a multiple of B where beam search repeats every row that many times, and
         gives device and dtype: layers of one model can live on different devices.
         """
-        block = self.blocks.get(stream)
-        if block is None:
-            return None
+        block = self.blocks[stream]
         places = [index or 0 for index in self._repeated(like.shape[0])]  # rows without see none of it
         key = _gather(block.key_RLHPD[:, layer].to(like.device, like.dtype), places)
         value = _gather(block.value_RLHPD[:, layer].to(like.device, like.dtype), places)
@@ -106,9 +107,8 @@ class RowPrefixes:
         """Where each of `rows` rows (B, or a multiple) has a virtual token, `[rows, P]`."""
         block = self.blocks[stream]
         lengths = [0 if index is None else block.lengths[index] for index in self._repeated(rows)]
-        longest = block.key_RLHPD.shape[3]
         lengths_B = torch.tensor(lengths, device=device)
-        return torch.arange(longest, device=device)[None, :] < lengths_B[:, None]
+        return torch.arange(block.longest, device=device)[None, :] < lengths_B[:, None]
 
     def _repeated(self, rows: int) -> tuple[int | None, ...]:
         times, rest = divmod(rows, len(self.of_row))

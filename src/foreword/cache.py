@@ -1,0 +1,92 @@
+"""Cache: keys and values of a batch while it generates, the prefixes in front of the text.
+
+With the prefix in the cache, a decoding step concatenates nothing: a layer writes its new token behind
+what is there. transformers sees a cache of the text alone, so positions and masks stay what they are
+without a prefix; attention knows that the P columns in front are there (`Attending.in_cache`).
+
+Only for caches that keep every token. A sliding window would drop the prefix, so those models keep it in
+front of attention instead.
+
+Shapes: B rows (times beams), H key/value heads, S tokens held, P prefix length, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from foreword.geometry import Geometry
+from foreword.row_prefixes import RowPrefixes
+
+
+class PrefixedLayer(DynamicLayer):
+    """One layer's keys and values, in a buffer that holds the prefix and room for the text."""
+
+    def __init__(self, layer: int, prefixes: RowPrefixes | None, room: int) -> None:
+        """`room`: tokens of text that are expected; the buffer grows when more come."""
+        super().__init__()
+        self._layer = layer
+        self._prefixes = prefixes
+        self._room = room
+        self._ahead = 0
+        self._held = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make the buffers for the rows and device of the first keys, and put the prefixes in."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._ahead = self._held = self._prefixes.blocks["decoder"].longest if self._prefixes else 0
+        self._key_BHSD, self._value_BHSD = (
+            states.new_zeros(*states.shape[:2], self._ahead + self._room, states.shape[3])
+            for states in (key_states, value_states)
+        )
+        if self._prefixes is not None:
+            key, value = self._prefixes.rows("decoder", self._layer, like=key_states)
+            self._key_BHSD[:, :, : self._ahead] = key
+            self._value_BHSD[:, :, : self._ahead] = value
+        self._show()
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write new keys and values behind those held; return prefix and text."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self._held + key_states.shape[2]
+        if end > self._key_BHSD.shape[2]:
+            more = max(end - self._key_BHSD.shape[2], self._key_BHSD.shape[2])
+            self._key_BHSD = torch.nn.functional.pad(self._key_BHSD, (0, 0, 0, more))
+            self._value_BHSD = torch.nn.functional.pad(self._value_BHSD, (0, 0, 0, more))
+        self._key_BHSD[:, :, self._held : end] = key_states
+        self._value_BHSD[:, :, self._held : end] = value_states
+        self._held = end
+        self._show()
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Tokens of text held: transformers counts positions by it."""
+        return self._held - self._ahead
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Beams that go on from others; a row's beams share its prefix, so it moves with them."""
+        if self.is_initialized:
+            self._key_BHSD = self._key_BHSD.index_select(0, beam_idx.to(self.device))
+            self._value_BHSD = self._value_BHSD.index_select(0, beam_idx.to(self.device))
+            self._show()
+
+    def _show(self) -> None:
+        self.keys = self._key_BHSD[:, :, : self._held]
+        self.values = self._value_BHSD[:, :, : self._held]
+
+
+def prefixed_cache(config: Any, geometry: Geometry, prefixes: RowPrefixes | None, room: int) -> Cache | None:
+    """A cache with the prefixes in front; None where the model's own cache drops or shares tokens."""
+    text = config.get_text_config(decoder=True)
+    keeps_all = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+    if config.is_encoder_decoder or not keeps_all or getattr(text, "num_kv_shared_layers", 0):
+        return None
+    layers = geometry.streams["decoder"].layers
+    return Cache(layers=[PrefixedLayer(layer, prefixes, room) for layer in range(layers)])
