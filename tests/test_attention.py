@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from by_hand import layers_of, token_losses
-from conftest import VOCABULARY, byte_tokenizer, random_examples, random_prefix, tiny_llama
 from foreword import BaseModel
 from foreword.attention import Attending, attending
 from foreword.base import choose_kernel
@@ -14,6 +13,7 @@ from foreword.checkpointing import gradient_checkpointing
 from foreword.encoding import encode
 from foreword.losses import target_losses
 from foreword.row_prefixes import RowPrefixes, StreamBlock
+from stand_ins import VOCABULARY, byte_tokenizer, random_examples, random_prefix, tiny_llama
 
 
 @pytest.fixture(params=["sdpa", "eager"])

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from by_hand import greedy, layers_of
-from conftest import VOCABULARY, random_prefix
 from foreword import BaseModel, Template, generate
 from foreword.errors import GeometryMismatch, UsageError, WindowExceeded
 from foreword.prefix import Prefix
+from stand_ins import VOCABULARY, random_prefix
 
 PROMPTS = ["hello", "a", "some longer prompt here", "xyz abc", "the end is"]
 NEW = 10

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import random_examples, random_prefix
 from foreword import BaseModel, Example, Prefix, train, train_many
 from foreword.errors import BadExamples, OwnersFailed, UsageError
 from foreword.training import Progress, TrainingStopped
 from foreword.training.learner import Learner
+from stand_ins import random_examples, random_prefix
 
 OPTIONS: dict[str, Any] = {
     "length": 4,

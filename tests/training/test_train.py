@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from by_hand import token_losses
-from conftest import byte_tokenizer, random_examples, tiny_llama
 from foreword import BaseModel, Example, Prefix, Template, train
 from foreword.encoding import encode
 from foreword.errors import (
@@ -27,6 +26,7 @@ from foreword.training import Progress, TrainingStopped
 from foreword.training.checkpoint import list_checkpoints
 from foreword.training.loop import train_step
 from foreword.training.train import build_learner, make_settings
+from stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
 QUICK: dict[str, Any] = {"length": 4, "steps": 12, "batch_size": 4, "learning_rate": 5e-3}
