@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from foreword.errors import UnsupportedArchitecture
 from foreword.flat import FlatLayout
 from foreword.geometry import Stream
 from foreword.row_prefixes import RowPrefixes
@@ -110,8 +111,9 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
             stream = slot.stream if slot is not None else "decoder"
             mask = _once(state, (stream, "additive", id(mask)), mask, lambda m: _additive(m, query.dtype))
         if kernel == "sdpa" and query.shape[2] == 1 and kwargs.get("position_bias") is None:
-            return _one_query(query, key, value, mask, kwargs.get("scaling")), None
-        output, weights = compute(module, query, key, value, mask, **kwargs)
+            output, weights = _one_query(query, key, value, mask, kwargs.get("scaling")), None
+        else:
+            output, weights = compute(module, query, key, value, mask, **kwargs)
         return (layout.to_flat(output) if layout is not None else output), weights
 
     return attention
@@ -209,7 +211,12 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _eager_function(module: nn.Module) -> Callable[..., Any]:
     # Every modeling file of transformers has its own (soft caps, sinks), by this name.
-    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if function is None:
+        raise UnsupportedArchitecture(
+            f"{type(module).__name__} has no eager attention function to put a prefix in front of"
+        )
+    return function  # type: ignore[no-any-return]
 
 
 # -- the mask function ---------------------------------------------------------------------------
@@ -226,7 +233,10 @@ def _make_mask(**kwargs: Any) -> torch.Tensor | None:
     kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
     if state.layout is not None:
         layout = state.layout
+        of_one_row = kwargs["mask_function"]
         kwargs.update(
+            # transformers sees a single row, and what its functions hold per row (chunks) is of that one.
+            mask_function=lambda row, head, query, key: of_one_row(row * 0, head, query, key),
             batch_size=layout.rows,
             q_length=layout.longest,
             kv_length=layout.longest,

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from foreword.attention import IMPLEMENTATIONS, Kernel
 from foreword.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
+from foreword.cache import takes_prefixes
 from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
@@ -24,6 +25,7 @@ from foreword.prefix import BaseIdentity, Prefix
 from foreword.probe import probe
 from foreword.row_prefixes import RowPrefixes
 from foreword.template import Template, default_template
+from foreword.trial import try_prefix
 
 PrefixesArgument = Prefix | Sequence[Prefix | None] | None
 
@@ -65,6 +67,7 @@ class BaseModel:
         if model.config._attn_implementation not in IMPLEMENTATIONS.values():
             _use_kernel(model, choose_kernel(model.config, type(model)))
         self.geometry = probe(model)
+        try_prefix(model, positions=self.takes_positions)
         self.template = default_template(tokenizer)
         if self.is_encoder_decoder:
             self.template = Template(style="raw", end=tokenizer.eos_token)
@@ -106,8 +109,9 @@ class BaseModel:
                 use_safetensors=True,
                 **({"device_map": "balanced"} if place == "balanced" else {}),
             )
-        except ValueError as error:
-            if "attn" not in str(error) and "Unrecognized configuration" not in str(error):
+        except (ValueError, KeyError) as error:  # a KeyError from models that choose classes by that name
+            ours = IMPLEMENTATIONS[kernel] in str(error) or "attn" in str(error)
+            if not ours and "Unrecognized configuration" not in str(error):
                 raise
             raise UnsupportedArchitecture(
                 f"{name} (model type {config.model_type}) does not take Foreword's attention: {error}"
@@ -154,8 +158,10 @@ class BaseModel:
     def window(self) -> int | None:
         """Positions that prefix and text share; None where the architecture sets no limit."""
         config = self.model.config.get_text_config(decoder=True)
+        if hasattr(config, "relative_attention_num_buckets"):  # T5's kind counts distances, not positions
+            return None
         for field in ("max_position_embeddings", "n_positions"):
-            if isinstance(getattr(config, field, None), int) and config.model_type not in ("t5", "mt5"):
+            if isinstance(getattr(config, field, None), int):
                 return int(getattr(config, field))
         return None
 
@@ -167,9 +173,30 @@ class BaseModel:
         return frozenset(i for i in (*listed, self.tokenizer.eos_token_id) if i is not None)
 
     @cached_property
+    def start_id(self) -> int:
+        """The token that an encoder-decoder's decoder begins with."""
+        settings = self.model.generation_config
+        for token in (self.model.config.decoder_start_token_id, settings.decoder_start_token_id):
+            if token is not None:
+                return int(token)
+        raise UsageError(
+            f"{self.name} does not say which token its decoder begins with; set decoder_start_token_id in "
+            "its config.json (for models of several languages, the token of the language to write)"
+        )
+
+    @cached_property
     def takes_positions(self) -> bool:
-        """Whether the forward pass accepts `position_ids`: then the text starts at P."""
-        return "position_ids" in inspect.signature(self.model.forward).parameters
+        """Whether the forward pass accepts `position_ids`: then the text starts at P.
+
+        An encoder-decoder's texts start at 0 whatever it accepts: there a prefix moves no text.
+        """
+        accepted = "position_ids" in inspect.signature(self.model.forward).parameters
+        return accepted and not self.is_encoder_decoder
+
+    @cached_property
+    def cache_takes_prefixes(self) -> bool:
+        """Whether prefixes can be in the cache while generating; it is a question of speed only."""
+        return takes_prefixes(self.model, self.geometry)
 
     def text_limit(self, length: int) -> int | None:
         """Tokens of text that fit behind a prefix of `length`.
@@ -217,8 +244,7 @@ class BaseModel:
         """The tensors of one forward pass for `rows` under `prefixes`."""
         pad_id = self.tokenizer.pad_token_id or 0
         if self.is_encoder_decoder:
-            start_id = self.model.config.decoder_start_token_id
-            return encoder_decoder_batch(rows, start_id=start_id, device=self.device, pad_id=pad_id)
+            return encoder_decoder_batch(rows, start_id=self.start_id, device=self.device, pad_id=pad_id)
         offsets = prefixes.lengths("decoder") if prefixes is not None else (0,) * len(rows)
         if not self.takes_positions and layout == "flat":
             layout = "right"  # such a model counts positions by place in the row, so rows stay apart
@@ -259,7 +285,7 @@ class BaseModel:
         for number, (example, prefix) in enumerate(zip(examples, listed, strict=True)):
             chosen = prefix.template if prefix is not None else (template or self.template)
             row, _ = encode_example(example, self.tokenizer, chosen)
-            self._check_window(row, 0 if prefix is None else prefix.length, number)
+            self.check_window(row, 0 if prefix is None else prefix.length, number)
             encoded.append(row)
         losses: list[torch.Tensor | None] = [None] * len(encoded)
         with torch.no_grad():
@@ -271,7 +297,12 @@ class BaseModel:
                     losses[index] = row_losses
         return [row for row in losses if row is not None]
 
-    def _check_window(self, row: EncodedExample, length: int, number: int) -> None:
+    def check_window(self, row: EncodedExample, length: int, number: int) -> None:
+        """Refuse an example, named by its number, that does not fit behind a prefix of `length`.
+
+        Raises:
+            WindowExceeded: says how many tokens it has, and how many fit.
+        """
         limit = self.text_limit(length)
         longest = max(len(row.source_ids), len(row.target_ids)) if self.is_encoder_decoder else row.tokens
         if limit is not None and longest > limit:

@@ -4,8 +4,8 @@ With the prefix in the cache, a decoding step concatenates nothing: a layer writ
 what is there. transformers sees a cache of the text alone, so positions and masks stay what they are
 without a prefix; attention knows that the P columns in front are there (`Attending.in_cache`).
 
-Only for caches that keep every token. A sliding window would drop the prefix, so those models keep it in
-front of attention instead.
+Only for caches that keep every token, as attention sees it. A sliding window would drop the prefix, so
+those models keep it in front of attention instead.
 
 Shapes: B rows (times beams), H key/value heads, S tokens held, P prefix length, D head size.
 """
@@ -82,11 +82,27 @@ class PrefixedLayer(DynamicLayer):
         self.values = self._value_BHSD[:, :, : self._held]
 
 
-def prefixed_cache(config: Any, geometry: Geometry, prefixes: RowPrefixes | None, room: int) -> Cache | None:
-    """A cache with the prefixes in front; None where the model's own cache drops or shares tokens."""
-    text = config.get_text_config(decoder=True)
-    keeps_all = all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
-    if config.is_encoder_decoder or not keeps_all or getattr(text, "num_kv_shared_layers", 0):
-        return None
+def takes_prefixes(model: Any, geometry: Geometry) -> bool:
+    """Whether a cache of `model` can hold prefixes: it keeps every token, as attention sees it.
+
+    Some keep less (windows), or share it between layers, or keep what keys and values are made from
+    (latent attention): one token shows it.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder or getattr(config, "num_kv_shared_layers", 0):
+        return False
+    cache = DynamicCache(config=model.config)
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return False
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    with torch.no_grad():
+        model(input_ids=token, past_key_values=cache, use_cache=True)
+    g = geometry.streams["decoder"]
+    shapes = [(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers]
+    return shapes == [((1, g.kv_heads, 1, g.key_dim), (1, g.kv_heads, 1, g.value_dim))] * g.layers
+
+
+def prefixed_cache(geometry: Geometry, prefixes: RowPrefixes | None, room: int) -> Cache:
+    """A cache with the prefixes in front, for a model whose cache takes them."""
     layers = geometry.streams["decoder"].layers
     return Cache(layers=[PrefixedLayer(layer, prefixes, room) for layer in range(layers)])

@@ -175,3 +175,26 @@ class StoreUnavailable(ForewordError):
 
 class BadArchive(ForewordError):
     """An export file that is no export, or was altered; nothing of it was imported."""
+
+
+# -- interop -----------------------------------------------------------------------------------
+
+
+class ForeignFormat(BadPrefix):
+    """Files of another library that are not the prefix that was to be imported."""
+
+
+class UnsafePickle(ForeignFormat):
+    """A pickle that holds more than tensors: it would have run code, and was not loaded."""
+
+
+class NotExportable(ForewordError):
+    """A prefix that the other library's format can't hold."""
+
+
+class HubRefused(ForewordError):
+    """The Hugging Face Hub wants a token, or the token's owner has no right to do this."""
+
+
+class UploadFailed(ForewordError):
+    """The hub did not take the files; says what it answered."""

@@ -6,12 +6,19 @@ each row's text begins to count, what ends each row, and randomness that belongs
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 
 from foreword.attention import Attending, attending
 from foreword.base import BaseModel, PrefixesArgument
@@ -197,7 +204,7 @@ def _generate_batch(
     prefixes = RowPrefixes.stack([row.prefix for row in rows], base.device)
     pad_id = base.tokenizer.pad_token_id
     pad_id = min(rows[0].end_ids, default=0) if pad_id is None else pad_id
-    inputs: dict[str, Any] = {**_left_padded(base, rows, prefixes, pad_id)}
+    inputs: dict[str, Any] = {**_padded(base, rows, prefixes, pad_id)}
     processors = LogitsProcessorList()
     if decoding.temperature > 0:
         processors.extend(sampling_warpers(decoding.temperature, decoding.top_k, decoding.top_p))
@@ -207,19 +214,18 @@ def _generate_batch(
     if decoding.stop:
         stopping.append(StopOfTheRow(base.tokenizer, decoding.stop, start))
     suppressed, sequences = banned_token_ids(base.tokenizer, decoding.banned)
+    declared = base.model.generation_config  # of it, only what the model is never meant to say
+    suppressed = [*suppressed, *(declared.suppress_tokens or ())]
+    sequences = [*sequences, *(declared.bad_words_ids or ())]
     config = GenerationConfig(
         max_new_tokens=rows[0].room,
         do_sample=False,  # sampling is greedy choice after the row's own noise (Gumbel-max)
         num_beams=decoding.beams,
         length_penalty=decoding.length_penalty,
         early_stopping=False,
-        # Said outright: what is left out would be taken from the checkpoint's own generation settings.
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        min_length=0,
         eos_token_id=sorted(rows[0].end_ids) or None,
         pad_token_id=pad_id,
-        decoder_start_token_id=base.model.config.decoder_start_token_id if base.is_encoder_decoder else None,
+        decoder_start_token_id=base.start_id if base.is_encoder_decoder else None,
         suppress_tokens=suppressed or None,
         bad_words_ids=sequences or None,
     )
@@ -234,11 +240,13 @@ def _generate_batch(
             skip=0 if base.is_encoder_decoder else 1,
         )
     room = inputs["input_ids"].shape[1] + rows[0].room
-    cache = prefixed_cache(base.model.config, base.geometry, prefixes, room)
-    if cache is not None:
-        inputs["past_key_values"] = cache
-    with attending(Attending(prefixes=prefixes, in_cache=cache is not None)):
-        ids_BT = base.model.generate(
+    if base.is_encoder_decoder:
+        # Grows layer by layer: transformers sizes its own by the encoder, which may be less deep.
+        inputs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    elif base.cache_takes_prefixes:
+        inputs["past_key_values"] = prefixed_cache(base.geometry, prefixes, room)
+    with attending(Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes)):
+        ids_BT = _own_settings(base.model).generate(
             **inputs,
             generation_config=config,
             logits_processor=processors,
@@ -248,20 +256,34 @@ def _generate_batch(
     return [ids[start:] for ids in ids_BT.tolist()]
 
 
-def _left_padded(
+def _padded(
     base: BaseModel, rows: Sequence[_Row], prefixes: RowPrefixes | None, pad_id: int
 ) -> dict[str, torch.Tensor]:
+    """Prompts padded on the left, where a decoder's text must end together; an encoder's on the right."""
     longest = max(len(row.ids) for row in rows)
-    gaps_B = torch.tensor([longest - len(row.ids) for row in rows])
+    gaps_B = torch.tensor([0 if base.is_encoder_decoder else longest - len(row.ids) for row in rows])
+    lengths_B = torch.tensor([len(row.ids) for row in rows])
     steps_BT = torch.arange(longest)[None] - gaps_B[:, None]
     ids_BT = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     for index, row in enumerate(rows):
-        ids_BT[index, longest - len(row.ids) :] = torch.tensor(row.ids)
-    inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": (steps_BT >= 0).long()}
-    if base.takes_positions and not base.is_encoder_decoder:
+        ids_BT[index, gaps_B[index] : gaps_B[index] + len(row.ids)] = torch.tensor(row.ids)
+    mask_BT = (steps_BT >= 0) & (steps_BT < lengths_B[:, None])
+    inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
+    if base.takes_positions:
         offsets_B = torch.tensor(prefixes.lengths("decoder") if prefixes else [0] * len(rows))
         inputs["position_ids"] = (steps_BT + offsets_B[:, None]).clamp(min=0)
     return {name: tensor.to(base.device) for name, tensor in inputs.items()}
+
+
+def _own_settings(model: Any) -> Any:
+    """The same model without its checkpoint's generation settings.
+
+    transformers takes from them whatever a call leaves out: forced first and last tokens, suppressed
+    tokens, another cache. A prefix was trained without any of it.
+    """
+    own = copy.copy(model)
+    own.generation_config = GenerationConfig()
+    return own
 
 
 def _text(base: BaseModel, row: _Row, ids: list[int], stop: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ sees them: after the rotary embedding, at positions from 0.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,28 +63,39 @@ class Initialization:
 def starting_point(
     base: BaseModel,
     initialization: Initialization,
-    length: int,
+    length: int | Mapping[Stream, int],
     examples: Sequence[EncodedExample],
     seed: int,
 ) -> dict[Stream, KeysValues]:
     """Keys and values `[L, H, P, D]` per stream to start from, float32 on the CPU.
 
+    Args:
+        length: P, of all streams of the base, or of those that shall begin.
+
     Raises:
         UsageError: a text without tokens.
     """
+    lengths = length if isinstance(length, Mapping) else dict.fromkeys(base.geometry.streams, length)
     if initialization.kind == "random":
-        return _random(base, length, seed)
+        return _random(base, lengths, seed)
+    longest = max(lengths.values())
     if initialization.kind == "demonstrations":
-        source_ids, target_ids = _demonstrations(examples, length, seed)
+        source_ids, target_ids = _demonstrations(examples, longest, seed, apart=base.is_encoder_decoder)
     else:
         ids = base.tokenizer(initialization.text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise UsageError(f"init text {initialization.text!r} has no tokens")
         if base.template.begin:  # such models expect it first: it is their attention sink
             ids = [base.tokenizer.bos_token_id, *ids]
-        repeated = (ids * (length // len(ids) + 1))[:length]
+        repeated = (ids * (longest // len(ids) + 1))[:longest]
         source_ids, target_ids = repeated, repeated
-    return activations(base, source_ids, target_ids, length)
+    if base.is_encoder_decoder:  # so does its decoder
+        target_ids = [base.start_id, *target_ids][:longest]
+    found = activations(base, source_ids, target_ids, longest)
+    return {
+        stream: (found[stream][0][:, :, :own], found[stream][1][:, :, :own])
+        for stream, own in lengths.items()
+    }
 
 
 def activations(
@@ -106,6 +117,9 @@ def activations(
     inputs = {"input_ids": torch.tensor([list(source_ids)], device=base.device)}
     if base.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.tensor([list(target_ids)], device=base.device)
+        # Said outright: some take a start token that is also the padding token for padding.
+        inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.no_grad(), attending(Attending(record=record)):
         base.model(**inputs, use_cache=False)
     return {
@@ -117,25 +131,30 @@ def activations(
     }
 
 
-def _random(base: BaseModel, length: int, seed: int) -> dict[Stream, KeysValues]:
+def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeysValues]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * RANDOM_SCALE
 
+    geometries = {stream: base.geometry.streams[stream] for stream in lengths}
     return {
         stream: (
-            draw(g.layers, g.kv_heads, length, g.key_dim),
-            draw(g.layers, g.kv_heads, length, g.value_dim),
+            draw(g.layers, g.kv_heads, lengths[stream], g.key_dim),
+            draw(g.layers, g.kv_heads, lengths[stream], g.value_dim),
         )
-        for stream, g in base.geometry.streams.items()
+        for stream, g in geometries.items()
     }
 
 
 def _demonstrations(
-    examples: Sequence[EncodedExample], length: int, seed: int
+    examples: Sequence[EncodedExample], length: int, seed: int, *, apart: bool
 ) -> tuple[list[int], list[int]]:
-    """Token ids of shuffled training examples, source and target, until there are enough."""
+    """Token ids of shuffled training examples, source and target, until there are enough.
+
+    Args:
+        apart: targets are read by a decoder of their own, and do not follow the sources.
+    """
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
     source_ids: list[int] = []
@@ -143,7 +162,7 @@ def _demonstrations(
     while min(len(source_ids), len(target_ids)) < length:  # repeats when the examples are few
         for index in order:
             example = examples[index]
-            source_ids.extend((*example.source_ids, *example.target_ids))
+            source_ids.extend(example.source_ids if apart else (*example.source_ids, *example.target_ids))
             target_ids.extend(example.target_ids)
             if min(len(source_ids), len(target_ids)) >= length:
                 break

@@ -7,6 +7,7 @@ before any work, rather than served wrongly.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,19 +34,19 @@ def probe(model: Any) -> Geometry:
 
     Raises:
         UnsupportedArchitecture: an attention layer that does not take our function, layers of
-            different sizes, or a model without attention.
+            different sizes or that share a module, or a model without attention.
     """
     calls = _record(model)
+    _check_counts(model, calls)
     seen: dict[Stream, list[_Call]] = {}
     for call in calls:
         same_stream = seen.setdefault(call.stream, [])
         call.module.foreword_slot = Slot(call.stream, len(same_stream))  # type: ignore[assignment]
         same_stream.append(call)
-    _check_counts(model, {stream: len(found) for stream, found in seen.items()})
     for stream, found in seen.items():
         if len({call.sizes for call in found}) > 1:
             raise UnsupportedArchitecture(
-                f"{_name(model)}: {stream} layers differ in heads or head size "
+                f"{name(model)}: {stream} layers differ in heads or head size "
                 f"({sorted({call.sizes for call in found})}); a prefix has one size for all layers"
             )
     return Geometry(
@@ -81,26 +82,37 @@ def _record(model: Any) -> list[_Call]:
     return calls
 
 
-def _check_counts(model: Any, found: dict[Stream, int]) -> None:
-    config = (
-        model.config.get_text_config(decoder=True) if not model.config.is_encoder_decoder else model.config
-    )
-    layers = config.num_hidden_layers
-    expected: dict[Stream, int] = {"decoder": layers}
+def _check_counts(model: Any, calls: list[_Call]) -> None:
+    found = Counter(call.stream for call in calls)
+    expected: dict[Stream, int] = {"decoder": _layers(model.config, "decoder")}
     if model.config.is_encoder_decoder:
-        decoder = (
-            getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None) or layers
-        )
-        encoder = getattr(config, "encoder_layers", None) or layers
-        expected = {"decoder": decoder, "encoder": encoder, "cross": decoder}
+        expected["encoder"] = _layers(model.config, "encoder")
+        expected["cross"] = expected["decoder"]
     if found != expected:
-        counted = ", ".join(f"{found.get(s, 0)} of {n} {s}" for s, n in expected.items())
+        counted = ", ".join(f"{found[s]} of {n} {s}" for s, n in expected.items())
         raise UnsupportedArchitecture(
-            f"{_name(model)}: {counted} attention layers take a prefix. Foreword needs a transformer whose "
+            f"{name(model)}: {counted} attention layers take a prefix. Foreword needs a transformer whose "
             "attention goes through transformers' attention interface; state-space, hybrid and other "
             "models without keys and values in every layer can't carry one"
         )
+    if len({id(call.module) for call in calls}) < len(calls):
+        raise UnsupportedArchitecture(
+            f"{name(model)}: layers share one attention module; Foreword needs one for each, to tell which "
+            "layer's keys and values to put in front"
+        )
 
 
-def _name(model: Any) -> str:
+def _layers(config: Any, side: str) -> int:
+    """Layers of the encoder or the decoder, by any of the names that configurations have for it."""
+    own = getattr(config, side, None)  # a configuration for each side
+    if own is not None and hasattr(own, "num_hidden_layers"):
+        return int(own.num_hidden_layers)
+    for field in (f"{side}_layers", f"num_{side}_layers"):
+        if isinstance(getattr(config, field, None), int):
+            return int(getattr(config, field))
+    return int(config.get_text_config(decoder=side == "decoder", encoder=side == "encoder").num_hidden_layers)
+
+
+def name(model: Any) -> str:
+    """The model's class and type, for messages."""
     return f"{type(model).__name__} (model type {model.config.model_type})"

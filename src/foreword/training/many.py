@@ -14,6 +14,7 @@ from urllib.parse import quote
 from foreword.base import BaseModel
 from foreword.errors import BadExamples, ForewordError, OwnersFailed, TrainingDiverged, UsageError
 from foreword.examples import Example, digest
+from foreword.geometry import Stream
 from foreword.initialization import Initialization
 from foreword.parameterization import ParameterizationSettings
 from foreword.prefix import Prefix
@@ -47,7 +48,7 @@ def train_many(
     by_owner: OwnersExamples,
     *,
     dev: Mapping[str, Sequence[Example]] | None = None,
-    length: int | None = None,
+    length: int | Mapping[Stream, int] | None = None,
     steps: int | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,

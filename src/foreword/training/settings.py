@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from foreword.errors import UsageError
+from foreword.geometry import STREAMS, Geometry, Stream
 from foreword.initialization import Initialization
 from foreword.parameterization import ParameterizationSettings
 
 DEFAULT_LENGTH = 10
 DEFAULT_EPOCHS = 5
-DEFAULT_LEARNING_RATE = {"direct": 0.1, "mlp": 1e-3, "mlp+start": 1e-3}
+DEFAULT_LEARNING_RATE = {"direct": 0.05, "mlp": 1e-3, "mlp+start": 1e-3}
 """By parameterization. In the network, 512 hidden units move a key or value together: a step of 1e-3 in each
 weight moves it by up to 512 * 0.5 * 1e-3 = 0.26. Trained themselves, they need a rate of that size."""
 
@@ -25,7 +27,9 @@ class TrainingSettings:
     """Everything that decides, with base model and data, which prefix comes out.
 
     Attributes:
-        length: P, number of virtual tokens.
+        length: P, number of virtual tokens; of each stream apart as {"encoder": 5, "cross": 10}.
+        streams: of an encoder-decoder, the streams that are trained; None: those that `length` names, or
+            all of them.
         steps: optimiser steps; None lets `epochs`, or the default, decide.
         epochs: passes over the examples; excludes `steps`.
         batch_size: examples per optimiser step.
@@ -43,7 +47,8 @@ class TrainingSettings:
         gradient_checkpointing: keep less memory, compute a second forward pass.
     """
 
-    length: int = DEFAULT_LENGTH
+    length: int | Mapping[Stream, int] = DEFAULT_LENGTH
+    streams: tuple[Stream, ...] | None = None
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 8
@@ -62,8 +67,18 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        by_stream = self.length if isinstance(self.length, Mapping) else {"": self.length}
+        for stream in (*(s for s in by_stream if s), *(self.streams or ())):
+            if stream not in STREAMS:
+                raise UsageError(f"no stream is called {stream!r}; expected some of {', '.join(STREAMS)}")
+        if not by_stream or self.streams == ():
+            raise UsageError("no stream is left to train; name at least one")
+        if isinstance(self.length, Mapping) and set(self.streams or self.length) != set(self.length):
+            raise UsageError(
+                f"streams are {', '.join(self.streams or ())} but length names {', '.join(self.length)}"
+            )
         positive = {
-            "length": self.length,
+            **{f"length{f' of {stream}' * bool(stream)}": value for stream, value in by_stream.items()},
             "batch_size": self.batch_size,
             "accumulate": self.accumulate,
             "learning_rate": self.learning_rate,
@@ -87,6 +102,21 @@ class TrainingSettings:
             raise UsageError("give steps or epochs, not both")
         if self.reduction not in ("token", "sequence"):
             raise UsageError(f"reduction is {self.reduction!r}; expected token or sequence")
+
+    def lengths(self, geometry: Geometry) -> dict[Stream, int]:
+        """P of each stream that is trained on a base of this geometry.
+
+        Raises:
+            UsageError: a stream that the base does not have.
+        """
+        by_stream = self.length if isinstance(self.length, Mapping) else {}
+        default = DEFAULT_LENGTH if isinstance(self.length, Mapping) else self.length
+        chosen = self.streams or tuple(by_stream) or tuple(geometry.streams)
+        if missing := [stream for stream in chosen if stream not in geometry.streams]:
+            raise UsageError(
+                f"this base has no {' and no '.join(missing)} stream; it has {', '.join(geometry.streams)}"
+            )
+        return {stream: by_stream.get(stream, default) for stream in geometry.streams if stream in chosen}
 
     def steps_for(self, examples: int) -> int:
         """Optimiser steps over `examples` examples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from foreword.base import BaseModel
 from foreword.encoding import EncodedExample, encode
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
 from foreword.examples import Example, digest
+from foreword.geometry import Stream
 from foreword.initialization import Initialization, starting_point
 from foreword.parameterization import Parameterization, ParameterizationSettings
 from foreword.prefix import Origin, Prefix
@@ -44,7 +45,7 @@ def train(
     base: BaseModel,
     examples: Sequence[Example],
     *,
-    length: int | None = None,
+    length: int | Mapping[Stream, int] | None = None,
     steps: int | None = None,
     epochs: float | None = None,
     batch_size: int | None = None,
@@ -67,7 +68,8 @@ def train(
 
     Args:
         examples: what to learn from; the loss is on their targets and end token only.
-        length: P, number of virtual tokens.
+        length: P, number of virtual tokens; for an encoder-decoder also one for each stream, such as
+            {"encoder": 5, "decoder": 10, "cross": 5}.
         steps, epochs: how long; give one of them or neither.
         batch_size: examples per step.
         learning_rate: at its height.
@@ -85,7 +87,7 @@ def train(
         labels, licence: kept in the prefix file.
         on_progress: called after every step and evaluation.
         more: any other field of `TrainingSettings` (warmup, clip, weight_decay, accumulate,
-            reduction, evaluate_every, patience, max_length, gradient_checkpointing).
+            reduction, evaluate_every, patience, max_length, gradient_checkpointing, streams).
 
     Returns:
         The prefix of the best step by dev loss, or of the last step.
@@ -212,16 +214,20 @@ def build_learner(
     """A learner at step 0, beginning at the keys and values of `start` or of the initialisation.
 
     Raises:
-        UsageError: `start` has another length than the settings.
+        UsageError: `start` has other lengths or streams than the settings, or the base lacks a stream.
         GeometryMismatch, WrongBaseModel: it is a prefix of another base.
     """
     if start is None:
-        begin = starting_point(base, settings.init, settings.length, examples, settings.seed)
+        lengths = settings.lengths(base.geometry)
+        begin = starting_point(base, settings.init, lengths, examples, settings.seed)
     else:
         start.check_fits(base.identity, base.geometry)
-        if start.length != settings.length:
+        begins = {stream: start.stream_length(stream) for stream in start.streams}
+        given = settings.streams is not None or isinstance(settings.length, Mapping)
+        lengths = settings.lengths(base.geometry if given else start.geometry)
+        if begins != lengths:
             raise UsageError(
-                f"start has length {start.length}, the run has {settings.length}; make them equal"
+                f"start has length {_told(begins)}, the run has {_told(lengths)}; make them equal"
             )
         begin = {stream: (start.key(stream), start.value(stream)) for stream in start.streams}
     parameters = Parameterization(settings.parameterization, begin, settings.seed)
@@ -247,7 +253,7 @@ def encode_both(
     """
     if not examples:
         raise BadExamples("there are no training examples; give at least one")
-    window = base.text_limit(settings.length)
+    window = base.text_limit(settings.lengths(base.geometry).get("decoder", 0))
     limit = settings.max_length if window is None else min(settings.max_length or window, window)
     encoded, cut = encode(examples, base.tokenizer, template, limit)
     encoded_dev, dev_cut = encode(dev, base.tokenizer, template, limit)
@@ -277,6 +283,11 @@ def describe(
         "dev": digest(dev) if dev else None,
         "start": None if start is None else start.digest,
     }
+
+
+def _told(lengths: Mapping[Stream, int]) -> str:
+    each = ", ".join(f"{stream} {length}" for stream, length in lengths.items())
+    return str(lengths["decoder"]) if set(lengths) == {"decoder"} else each
 
 
 def _raise(learner: Learner, error: TrainingDiverged) -> None:

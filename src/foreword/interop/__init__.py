@@ -1,0 +1,22 @@
+"""Prefixes from and for other libraries: PEFT, adapters, the original code, the Hugging Face Hub.
+
+Each import ends in a `Prefix` like any other; what was kept by another rule (positions, layout, a
+network that makes the keys) is converted here, once, and refused where it can't be.
+"""
+
+from __future__ import annotations
+
+from foreword.interop.adapters import import_adapters
+from foreword.interop.hub import export_hub, import_hub
+from foreword.interop.peft_export import export_peft
+from foreword.interop.peft_import import import_peft
+from foreword.interop.prefix_tuning import import_prefix_tuning
+
+__all__ = [
+    "export_hub",
+    "export_peft",
+    "import_adapters",
+    "import_hub",
+    "import_peft",
+    "import_prefix_tuning",
+]

@@ -1,0 +1,146 @@
+"""Access: who calls, what they may see, and what they may change.
+
+A prefix that a caller may not see does not exist for them: the condition is part of every query,
+so that an absent and a hidden prefix take the same path to the same error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sqlalchemy import ColumnElement, Connection, exists, or_, true
+from sqlalchemy import select as sql_select
+
+from foreword.errors import NotAllowed, UnknownPrefix
+from foreword.store import audit
+from foreword.store.catalogue import Catalogue
+from foreword.store.names import check_owner
+from foreword.store.tables import prefix, share
+
+Role = Literal["admin", "owner", "reader"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """On whose behalf a call is made.
+
+    Attributes:
+        owner: whose prefixes are theirs; None for administrators.
+        role: `admin` may do everything, `owner` reads and writes their own, `reader` only reads.
+        key: id of the API key they came with, if they did.
+    """
+
+    owner: str | None
+    role: Role
+    key: str | None = None
+
+    def __str__(self) -> str:
+        name = "administrator" if self.owner is None else f"{self.role} {self.owner}"
+        return name if self.key is None else f"{name} (key {self.key})"
+
+
+ADMINISTRATOR = Caller(owner=None, role="admin")
+
+
+def visible(caller: Caller) -> ColumnElement[bool]:
+    """Condition on a row of `prefix`: the caller may see it."""
+    if caller.role == "admin":
+        return true()
+    shared = exists().where(
+        share.c.grantee == caller.owner, share.c.owner == prefix.c.owner, share.c.name == prefix.c.name
+    )
+    return or_(prefix.c.owner == caller.owner, prefix.c.public == true(), shared)
+
+
+def check_writes(caller: Caller, owner: str) -> None:
+    """Refuse a caller who may not write below `owner`; looks at no prefix.
+
+    Raises:
+        NotAllowed: another owner, or a role that only reads.
+    """
+    if caller.role == "admin" or (caller.role == "owner" and caller.owner == owner):
+        return
+    raise NotAllowed(f"{caller} may not write below {owner}/; a key of that owner or of an administrator may")
+
+
+def check_administrates(caller: Caller, what: str) -> None:
+    """Refuse everybody but administrators.
+
+    Raises:
+        NotAllowed: the caller is no administrator.
+    """
+    if caller.role != "admin":
+        raise NotAllowed(f"{caller} may not {what}; an administrator may")
+
+
+def check_owns(caller: Caller, owner: str) -> None:
+    """For work on a whole owner: other owners do not exist for those who are no administrators.
+
+    Raises:
+        UnknownPrefix: another owner.
+    """
+    if caller.role != "admin" and caller.owner != owner:
+        raise UnknownPrefix(f"there is no owner {owner} that {caller} may read")
+
+
+def lock(connection: Connection, caller: Caller, owner: str, name: str) -> None:
+    """Hold one prefix until the transaction ends, for a caller who is about to change it.
+
+    Raises:
+        UnknownPrefix: absent, without a version, or hidden from the caller.
+        NotAllowed: the caller sees it but may not write it.
+    """
+    found = sql_select(prefix.c.latest).where(
+        prefix.c.owner == owner, prefix.c.name == name, prefix.c.latest.is_not(None), visible(caller)
+    )
+    if connection.execute(found.with_for_update(of=prefix)).first() is None:
+        raise unknown(f"{owner}/{name}", caller)
+    check_writes(caller, owner)
+
+
+def unknown(reference: object, caller: Caller) -> UnknownPrefix:
+    """The error for what is absent or hidden."""
+    return UnknownPrefix(
+        f"there is no prefix {reference} that {caller} may read; "
+        "`foreword store list` shows those that are there"
+    )
+
+
+def publish(catalogue: Catalogue, caller: Caller, owner: str, name: str, *, public: bool) -> None:
+    """Let everybody read a prefix, or only its owner and those it is shared with."""
+
+    def work(connection: Connection) -> None:
+        lock(connection, caller, owner, name)
+        row = (prefix.c.owner == owner) & (prefix.c.name == name)
+        connection.execute(prefix.update().where(row).values(public=public))
+        audit.note(connection, caller, "publish" if public else "unpublish", owner, f"{owner}/{name}")
+
+    catalogue.write(work)
+
+
+def grant(catalogue: Catalogue, caller: Caller, owner: str, name: str, grantee: str) -> None:
+    """Let another owner read a prefix."""
+    check_owner(grantee)
+
+    def work(connection: Connection) -> None:
+        lock(connection, caller, owner, name)
+        row = {"grantee": grantee, "owner": owner, "name": name}
+        connection.execute(catalogue.insert(share).values(row).on_conflict_do_nothing())
+        audit.note(connection, caller, "share", owner, f"{owner}/{name} with {grantee}")
+
+    catalogue.write(work)
+
+
+def withdraw(catalogue: Catalogue, caller: Caller, owner: str, name: str, grantee: str) -> None:
+    """Take back what `grant` gave; nothing happens when it was not given."""
+    check_owner(grantee)
+
+    def work(connection: Connection) -> None:
+        lock(connection, caller, owner, name)
+        row = (share.c.grantee == grantee) & (share.c.owner == owner) & (share.c.name == name)
+        connection.execute(share.delete().where(row))
+        audit.note(connection, caller, "unshare", owner, f"{owner}/{name} with {grantee}")
+
+    catalogue.write(work)

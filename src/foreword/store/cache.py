@@ -1,0 +1,215 @@
+"""Cache: prefixes ready for the model in memory, their files on the disk, both with a byte limit.
+
+Whether a caller may have a prefix is asked of the catalogue at every call; the cache only saves
+the reading. Its keys carry the owner beside the digest, so that nothing of one owner is ever
+handed out, kept or removed on account of another, and forgetting an owner finds all of it.
+
+Forgetting happens in one process and concerns all. The catalogue names the last audit entry that
+forgot somebody, every call reads that number along, and a cache that has seen an older one drops
+the owners forgotten since before it serves anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foreword.files import TEMPORARY_SUFFIX
+from foreword.store.names import folder_name
+
+if TYPE_CHECKING:
+    from foreword.prefix import Prefix
+
+EPOCH_FILE = "forgotten"
+RESCAN_SHARE = 16
+"""The disk tier is counted again after each 1/16 of its limit: other processes add to it too."""
+
+
+class MemoryCache:
+    """Prefixes by owner and digest; the least recently used leave first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str], tuple[Prefix, int]] = OrderedDict()
+        self._size = 0
+
+    def get(self, owner: str, digest: str) -> Prefix | None:
+        """The prefix, now the most recently used; None when it is not here."""
+        with self._lock:
+            found = self._kept.get((owner, digest))
+            if found is not None:
+                self._kept.move_to_end((owner, digest))
+            return found and found[0]
+
+    def put(self, owner: str, digest: str, prefix: Prefix, size: int) -> None:
+        """Keep a prefix of `size` bytes; not at all when it alone is over the limit."""
+        if size > self.limit:
+            return
+        with self._lock:
+            _, old = self._kept.pop((owner, digest), (None, 0))
+            self._kept[owner, digest] = (prefix, size)
+            self._size += size - old
+            while self._size > self.limit:
+                _, (_, gone) = self._kept.popitem(last=False)
+                self._size -= gone
+
+    def drop(self, owner: str) -> None:
+        """Keep nothing of an owner."""
+        with self._lock:
+            for key in [key for key in self._kept if key[0] == owner]:
+                _, gone = self._kept.pop(key)
+                self._size -= gone
+
+    @property
+    def size(self) -> int:
+        """Bytes of files kept."""
+        return self._size
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+class DiskCache:
+    """Prefix files in `folder/<owner>/<digest>`; the least recently used leave first.
+
+    A cache may fail silently: a file that can't be written is not kept, one whose digest is wrong
+    is removed and not returned. The limit holds for one process; several on one folder may pass it
+    by 1/16 each until the next count.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._size: int | None = None  # unknown until counted
+        self._added = 0
+
+    def get(self, owner: str, digest: str) -> bytes | None:
+        """The bytes with that digest, now the most recently used; None when they are not here."""
+        path = self._path(owner, digest)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            return None
+        with contextlib.suppress(OSError):
+            if hashlib.sha256(content).hexdigest() != digest:
+                path.unlink()
+                return None
+            os.utime(path)
+        return content
+
+    def put(self, owner: str, digest: str, content: bytes) -> None:
+        """Keep the bytes, if they fit and the disk lets us."""
+        if len(content) > self.limit:
+            return
+        path = self._path(owner, digest)
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+            try:
+                temporary.write_bytes(content)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._shrink(len(content))
+
+    def drop(self, owner: str) -> int:
+        """Remove everything of an owner; how many files that were."""
+        folder = self.folder / folder_name(owner)
+        count = sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+        shutil.rmtree(folder, ignore_errors=True)
+        self._size = None
+        return count
+
+    def epoch(self) -> int:
+        """The last forgetting that these files have seen; 0 when nobody wrote it down."""
+        try:
+            return int((self.folder / EPOCH_FILE).read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Write it down. If that fails, the same owners are dropped once more next time."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+            temporary.write_text(str(epoch))
+            os.replace(temporary, self.folder / EPOCH_FILE)
+
+    def _path(self, owner: str, digest: str) -> Path:
+        return self.folder / folder_name(owner) / digest
+
+    def _shrink(self, added: int) -> None:
+        with self._lock:
+            self._added += added
+            if self._size is not None:
+                self._size += added
+                if self._size <= self.limit and self._added < self.limit // RESCAN_SHARE:
+                    return
+            files = []
+            for path in self.folder.glob("*/*"):
+                with contextlib.suppress(OSError):
+                    found = path.stat()
+                    files.append((found.st_mtime_ns, found.st_size, path))
+            self._size, self._added = sum(size for _, size, _ in files), 0
+            for _, size, path in sorted(files):
+                if self._size <= self.limit:
+                    break
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                self._size -= size
+
+
+class Cache:
+    """Both tiers, and which owners they have dropped."""
+
+    def __init__(self, memory: MemoryCache, disk: DiskCache | None, epoch: int) -> None:
+        self.memory = memory
+        self.disk = disk
+        self._lock = threading.Lock()
+        # The files may be older than this process; what they have seen is written beside them.
+        self._epoch = epoch if disk is None else disk.epoch()
+
+    def settle(self, epoch: int, forgotten_since: Callable[[int], Iterable[str]]) -> None:
+        """Drop the owners that were forgotten up to `epoch`."""
+        if epoch <= self._epoch:
+            return
+        with self._lock:
+            for owner in forgotten_since(self._epoch):
+                self.drop(owner)
+            self._epoch = max(epoch, self._epoch)
+            if self.disk is not None:
+                self.disk.set_epoch(self._epoch)
+
+    def drop(self, owner: str) -> int:
+        """Drop everything of an owner; how many files that were."""
+        self.memory.drop(owner)
+        return self.disk.drop(owner) if self.disk is not None else 0
+
+    def get(self, owner: str, digest: str, load: Callable[[bytes], Prefix]) -> Prefix | None:
+        """The prefix from memory, or made by `load` from the file on the disk, or None."""
+        found = self.memory.get(owner, digest)
+        if found is None and self.disk is not None:
+            content = self.disk.get(owner, digest)
+            if content is not None:
+                found = load(content)
+                self.memory.put(owner, digest, found, len(content))
+        return found
+
+    def put(self, owner: str, digest: str, prefix: Prefix, content: bytes, epoch: int) -> None:
+        """Keep what was found in the catalogue at `epoch`; not when somebody was forgotten since."""
+        with self._lock:
+            if epoch < self._epoch:
+                return
+            self.memory.put(owner, digest, prefix, len(content))
+            if self.disk is not None:
+                self.disk.put(owner, digest, content)

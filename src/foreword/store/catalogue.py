@@ -1,0 +1,184 @@
+"""Catalogue: the database, SQLite or PostgreSQL, and how work on it begins, ends and fails.
+
+It knows transactions and errors; what is read and written stands in the files beside it.
+
+Writes take their lock at the start (BEGIN IMMEDIATE in SQLite, row locks in PostgreSQL), so two
+writers wait for each other instead of failing at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, Row, Select, event, exc
+from sqlalchemy.dialects import postgresql, sqlite
+
+from foreword.errors import CannotWrite, StoreUnavailable, UsageError
+
+T = TypeVar("T")
+
+ATTEMPTS = 8
+WAIT_SECONDS = 60.0
+"""How long a SQLite writer waits for the others; PostgreSQL has no such limit."""
+
+# PostgreSQL's own codes (appendix A of its manual).
+_RETRY = {"40001", "40P01"}
+_FULL = {"53100"}
+_READ_ONLY = {"25006", "42501"}
+
+
+class Catalogue:
+    """Connections to one database. Safe in threads and after a fork."""
+
+    def __init__(self, url: str | sqlalchemy.URL) -> None:
+        self.engine = _engine(url)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        # A single read needs no transaction of its own: two round trips fewer on PostgreSQL.
+        self._reader = (
+            self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        )
+        _dispose_after_fork(self.engine)
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """What `work` reads.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+        try:
+            with self._reader.connect() as connection:
+                return work(connection)
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            raise self._named(error) from error
+
+    def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """What one query finds. Raises as `read`."""
+        return self.read(lambda connection: connection.execute(query).all())
+
+    def write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
+        """Do `work` wholly or not at all; it may run again when two writers blocked each other.
+
+        Args:
+            work: what to do with the connection.
+            durable: on return the change survives a power cut. Without it, it is lost at worst
+                together with everything after it, never in part.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+            CannotWrite: its disk is full or it is read-only; nothing was changed.
+        """
+        writer = self.engine.execution_options(writes=True, durable=durable)
+        for attempt in range(ATTEMPTS):
+            try:
+                with writer.connect() as connection, connection.begin():
+                    if not self.is_sqlite and not durable:
+                        connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
+                    return work(connection)
+            except (exc.DBAPIError, exc.TimeoutError) as error:
+                code = getattr(getattr(error, "orig", None), "sqlstate", None)
+                if code not in _RETRY or attempt == ATTEMPTS - 1:
+                    raise self._named(error) from error
+                time.sleep(0.01 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def insert(self, table: sqlalchemy.Table) -> Any:
+        """An INSERT that knows ON CONFLICT, which both databases spell alike."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def close(self) -> None:
+        """Close every connection; the next call opens new ones."""
+        self.engine.dispose()
+
+    def __str__(self) -> str:
+        return self.engine.url.render_as_string(hide_password=True)
+
+    def _named(self, error: exc.SQLAlchemyError) -> Exception:
+        original = getattr(error, "orig", None)
+        code = getattr(original, "sqlstate", None)
+        said = str(original or error).strip().splitlines()[0]
+        if code in _FULL or "disk is full" in said:
+            return CannotWrite(
+                f"the disk of the catalogue {self} is full ({said}); nothing was changed. Free some space"
+            )
+        if code in _READ_ONLY or "readonly database" in said:
+            return CannotWrite(f"the catalogue {self} can't be written ({said}); nothing was changed")
+        damaged = type(error) is exc.DatabaseError  # SQLite: not a database, or its pages do not fit
+        if damaged or isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
+            return StoreUnavailable(
+                f"the catalogue {self} did not answer ({said}); what was not confirmed is not listed. "
+                "Check that the database runs and can be reached, then repeat the call"
+            )
+        return error
+
+
+def _engine(url: str | sqlalchemy.URL) -> Engine:
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except exc.ArgumentError as error:
+        raise UsageError(
+            "the database URL can't be read; expected postgresql://user@host/database"
+        ) from error
+    if parsed.get_backend_name() in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+        return sqlalchemy.create_engine(
+            parsed, pool_size=8, max_overflow=24, connect_args={"connect_timeout": 10}
+        )
+    if parsed.get_backend_name() != "sqlite":
+        raise UsageError(
+            f"databases of type {parsed.drivername} are not supported; expected postgresql or sqlite"
+        )
+    if not parsed.database or not Path(parsed.database).parent.is_dir():
+        raise UsageError(
+            "a SQLite catalogue needs a file in a folder that exists: sqlite:///folder/catalogue.sqlite"
+        )
+    engine = sqlalchemy.create_engine(
+        parsed,
+        pool_size=8,
+        max_overflow=24,
+        connect_args={"timeout": WAIT_SECONDS, "check_same_thread": False},
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves; the driver's own comes too late
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except connection.OperationalError as error:  # the switch itself does not wait for others
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    if options.get("writes"):
+        # In WAL mode FULL flushes at each commit, NORMAL only at checkpoints (sqlite.org/pragma.html);
+        # a later FULL commit flushes the earlier NORMAL ones with it.
+        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get('durable') else 'NORMAL'}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.exec_driver_sql("BEGIN")
+
+
+def _dispose_after_fork(engine: Engine) -> None:
+    reference = weakref.ref(engine)
+
+    def dispose() -> None:
+        if (alive := reference()) is not None:
+            alive.dispose(close=False)  # the connections belong to the parent
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=dispose)

@@ -1,0 +1,114 @@
+"""Garbage: files that no version names, and how they go without taking one that is needed.
+
+A row goes in a transaction, its file only afterwards, and a key is never used again: whoever puts
+the same prefix at that moment gets another key. Killed in between, a file without a row stays
+behind; the second half finds those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, exists, select
+
+from foreword.errors import UsageError
+from foreword.files import TEMPORARY_SUFFIX
+from foreword.store.blobs import Blobs, Stored
+from foreword.store.catalogue import Catalogue
+from foreword.store.tables import blob, now, version
+
+GRACE_SECONDS = 3600.0
+"""How long an unnamed file stays. Puts are safe without it; it spares a slow upload its second try."""
+BATCH = 200
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a garbage collection removed, or would remove.
+
+    Attributes:
+        blobs: files that no version named any more.
+        leftovers: files without a row, of processes that were killed.
+        size: bytes of both.
+    """
+
+    blobs: int = 0
+    leftovers: int = 0
+    size: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+
+def collect(catalogue: Catalogue, blobs: Blobs, grace: float, *, dry_run: bool) -> Collected:
+    """Remove files that no version has named for `grace` seconds.
+
+    Raises:
+        UsageError: a negative grace time.
+        StoreUnavailable, CannotWrite: what was removed until then stays removed.
+    """
+    if grace < 0:
+        raise UsageError(f"the grace time is {grace} seconds; expected 0 or more")
+    unnamed = ~exists().where(version.c.digest == blob.c.digest)
+    old = now(ago=grace)
+    query = select(blob.c.digest, blob.c.size).where(unnamed, blob.c.touched <= old)
+    found = catalogue.rows(query)
+    if dry_run:
+        gone = [row.size for row in found]
+    else:
+        gone = [
+            size for row in found if (size := remove_unnamed(catalogue, blobs, row.digest, old)) is not None
+        ]
+    left = list(_leftovers(catalogue, blobs, grace))
+    if not dry_run:
+        for key, _ in left:
+            blobs.remove(key)
+    return Collected(len(gone), len(left), sum(gone) + sum(size for _, size in left))
+
+
+def remove_unnamed(catalogue: Catalogue, blobs: Blobs, digest: str, touched_before: str) -> int | None:
+    """Remove one blob if still no version names it; its size, or None when it stays."""
+
+    def take(connection: Connection) -> Any:
+        # First the lock, then the look: a put that holds the row commits its version before we see it.
+        # A row that somebody holds is in use; it is left for the next time.
+        held = select(blob.c.key, blob.c.size).where(
+            blob.c.digest == digest, blob.c.touched <= touched_before
+        )
+        row = connection.execute(held.with_for_update(skip_locked=True)).first()
+        named = select(version.c.number).where(version.c.digest == digest).limit(1)
+        if row is None or connection.execute(named).first() is not None:
+            return None
+        connection.execute(blob.delete().where(blob.c.digest == digest))
+        return row
+
+    # Not durable: a power cut brings the row back at worst, and the next collection takes it again.
+    row = catalogue.write(take, durable=False)
+    if row is None:
+        return None
+    blobs.remove(row.key)
+    return int(row.size)
+
+
+def _leftovers(catalogue: Catalogue, blobs: Blobs, grace: float) -> Iterator[tuple[str, int]]:
+    # A row is committed before its file is written, so a file without one has lost it. Only files
+    # that are written under another name first need time, however little grace was asked for.
+    def is_old(stored: Stored) -> bool:
+        unfinished = stored.key.endswith(TEMPORARY_SUFFIX)
+        return stored.age >= (max(grace, GRACE_SECONDS) if unfinished else grace)
+
+    for some in _batches(filter(is_old, blobs.each())):
+        keys = [stored.key for stored in some]
+        known = {row.key for row in catalogue.rows(select(blob.c.key).where(blob.c.key.in_(keys)))}
+        yield from ((stored.key, stored.size) for stored in some if stored.key not in known)
+
+
+def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while some := list(itertools.islice(iterator, BATCH)):
+        yield some

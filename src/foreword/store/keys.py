@@ -1,0 +1,152 @@
+"""Keys: what a caller shows to say who they are. The catalogue keeps hashes, never keys.
+
+A key is 256 random bits, so its plain SHA-256 can't be turned back by guessing; a slow hash is for
+passwords, which people choose.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from foreword.errors import NotAllowed, UnknownKey, UsageError
+from foreword.store import audit
+from foreword.store.access import ROLES, Caller, Role, check_administrates
+from foreword.store.catalogue import Catalogue
+from foreword.store.names import check_owner
+from foreword.store.tables import api_key, now
+
+_FORM = re.compile(r"fw_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+LONGEST_NOTE = 256
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """What is known of a key; the key itself is not.
+
+    Attributes:
+        id: the part of the key that may be shown and logged.
+        owner: on whose behalf it acts; None for administrators.
+        role: admin, owner or reader.
+        note: what it is for.
+        created: UTC, ISO 8601.
+        revoked: since when it is refused; None while it is valid.
+    """
+
+    id: str
+    owner: str | None
+    role: Role
+    note: str | None
+    created: str
+    revoked: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key at the one moment when it is known.
+
+    Attributes:
+        secret: the whole key, to be handed to its user; never shown by repr.
+        record: what the catalogue keeps.
+    """
+
+    secret: str = field(repr=False)
+    record: KeyRecord
+
+
+def create(catalogue: Catalogue, caller: Caller, owner: str | None, role: Role, note: str | None) -> NewKey:
+    """Make a key.
+
+    Raises:
+        UsageError: an unknown role, an administrator with an owner, or another role without one.
+        NotAllowed: the caller is no administrator.
+    """
+    check_administrates(caller, "make keys")
+    if role not in ROLES:
+        raise UsageError(f"role is {role!r}; expected {', '.join(ROLES)}")
+    if (role == "admin") != (owner is None):
+        raise UsageError("a key of role admin has no owner; a key of role owner or reader has one")
+    if owner is not None:
+        check_owner(owner)
+    if note is not None and len(note) > LONGEST_NOTE:
+        raise UsageError(f"the note has {len(note)} characters; expected at most {LONGEST_NOTE}")
+    record = KeyRecord(secrets.token_hex(6), owner, role, note, created=now(), revoked=None)
+    secret = f"fw_{record.id}_{secrets.token_urlsafe(32)}"
+
+    def work(connection: Connection) -> None:
+        connection.execute(api_key.insert().values(**dataclasses.asdict(record), secret=_hash(secret)))
+        audit.note(connection, caller, "make key", owner, f"key {record.id} ({role})")
+
+    catalogue.write(work)
+    return NewKey(secret, record)
+
+
+def listed(connection: Connection, caller: Caller, owner: str | None) -> tuple[KeyRecord, ...]:
+    """Keys of one owner or, for administrators, all; oldest first.
+
+    Raises:
+        NotAllowed: other owners' keys, for those who are no administrators.
+    """
+    if caller.role != "admin" and (owner is None or owner != caller.owner):
+        raise NotAllowed(f"{caller} may list the keys of {caller.owner} only; an administrator may list all")
+    columns = [column for column in api_key.c if column.name != "secret"]
+    query = select(*columns).order_by(api_key.c.created, api_key.c.id)
+    if owner is not None:
+        query = query.where(api_key.c.owner == owner)
+    return tuple(KeyRecord(**row) for row in connection.execute(query).mappings())
+
+
+def revoke(catalogue: Catalogue, caller: Caller, identifier: str) -> KeyRecord:
+    """Refuse a key from now on; revoking it again changes nothing.
+
+    Raises:
+        UnknownKey: no key has this id.
+        NotAllowed: the caller is no administrator.
+    """
+    check_administrates(caller, "revoke keys")
+
+    def work(connection: Connection) -> KeyRecord:
+        columns = [column for column in api_key.c if column.name != "secret"]
+        found = select(*columns).where(api_key.c.id == identifier).with_for_update()
+        row = connection.execute(found).mappings().first()
+        if row is None:
+            raise UnknownKey("no key has this id; `foreword store keys list` shows them")
+        record = KeyRecord(**row)
+        if record.revoked is not None:
+            return record
+        record = dataclasses.replace(record, revoked=now())
+        connection.execute(api_key.update().where(api_key.c.id == identifier).values(revoked=record.revoked))
+        audit.note(connection, caller, "revoke key", record.owner, f"key {identifier}")
+        return record
+
+    return catalogue.write(work)
+
+
+def caller_of(connection: Connection, secret: str) -> Caller:
+    """Who comes with this key.
+
+    Raises:
+        UnknownKey: malformed, never made or revoked; the message does not say which, nor the key.
+    """
+    match = _FORM.fullmatch(secret)
+    row = None
+    if match:
+        row = connection.execute(select(api_key).where(api_key.c.id == match[1])).first()
+    if row is None or row.revoked is not None or not hmac.compare_digest(row.secret, _hash(secret)):
+        raise UnknownKey("this API key is not valid; ask an administrator for one (foreword store keys make)")
+    return Caller(owner=row.owner, role=row.role, key=row.id)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

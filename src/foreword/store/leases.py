@@ -1,0 +1,121 @@
+"""Leases: the row of a blob, from before its upload to after its last version.
+
+The protocol that keeps puts and garbage collection apart:
+  1. lease: the row is there, committed, before the file is (`ready` false at first);
+  2. upload: the file is on the disk, flushed;
+  3. claim: in the transaction that adds the version, the row must still have the same key.
+Garbage collection removes rows that no version names, in a transaction, and then their files. A
+put whose row went away between 1 and 3 starts again, with another key; so no order of events
+loses a file that a version names, whatever the clocks say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import Connection, select
+
+from foreword.errors import DamagedBlob, StoreUnavailable
+from foreword.store.blobs import Blobs, new_key, read_checked
+from foreword.store.catalogue import Catalogue
+from foreword.store.tables import blob, now
+
+T = TypeVar("T")
+
+ATTEMPTS = 50
+UPLOADS = 8
+"""Files in flight at a time: disks and buckets flush several for the price of one."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to expect the file of `digest` under `key`.
+
+    Attributes:
+        digest: SHA-256 of the file.
+        key: where it lies, or will.
+        ready: a version named it already, so the file should be there.
+    """
+
+    digest: str
+    key: str
+    ready: bool
+
+
+class LostLease(Exception):  # noqa: N818 (an event, never seen outside)
+    """Garbage collection took the row; start again."""
+
+
+def deposit(
+    catalogue: Catalogue, blobs: Blobs, contents: Mapping[str, bytes], commit: Callable[[Connection], T]
+) -> T:
+    """Store files, then `commit` the versions that name them: both, or neither is listed.
+
+    Args:
+        catalogue: where the rows go.
+        blobs: where the files go.
+        contents: bytes by digest.
+        commit: adds the versions; runs again if the database or garbage collection says so.
+
+    Raises:
+        CannotWrite, StoreUnavailable: nothing is listed; a file may stay until garbage collection.
+    """
+    digests = sorted(contents)  # one order for all: no two writers wait for each other in a circle
+
+    def take(connection: Connection) -> list[Lease]:
+        return [_lease(catalogue, connection, digest, len(contents[digest])) for digest in digests]
+
+    for _ in range(ATTEMPTS):
+        leases = catalogue.write(take, durable=False)
+        _upload(blobs, leases, contents)
+
+        def add(connection: Connection, leases: list[Lease] = leases) -> T:
+            for lease in leases:
+                _claim(connection, lease)
+            return commit(connection)
+
+        with contextlib.suppress(LostLease):
+            return catalogue.write(add)
+    raise StoreUnavailable(
+        f"garbage collection took the same file {ATTEMPTS} times while it was being stored; "
+        "collect less often, or with a longer grace time"
+    )
+
+
+def _lease(catalogue: Catalogue, connection: Connection, digest: str, size: int) -> Lease:
+    fresh = catalogue.insert(blob).values(
+        digest=digest, key=new_key(digest), size=size, ready=False, touched=now()
+    )
+    taken = fresh.on_conflict_do_update(index_elements=["digest"], set_={"touched": fresh.excluded.touched})
+    row = connection.execute(taken.returning(blob.c.key, blob.c.ready)).one()
+    return Lease(digest, row.key, row.ready)
+
+
+def _claim(connection: Connection, lease: Lease) -> None:
+    found = select(blob.c.key, blob.c.ready).where(blob.c.digest == lease.digest)
+    row = connection.execute(found.with_for_update()).first()
+    if row is None or row.key != lease.key:
+        raise LostLease
+    if not row.ready:
+        connection.execute(blob.update().where(blob.c.digest == lease.digest).values(ready=True))
+
+
+def _upload(blobs: Blobs, leases: list[Lease], contents: Mapping[str, bytes]) -> None:
+    def store(lease: Lease) -> None:
+        if lease.ready:
+            # The same file was stored before. Trust it after a look; else put it right.
+            with contextlib.suppress(DamagedBlob):
+                read_checked(blobs, lease.key, lease.digest)
+                return
+        blobs.write(lease.key, contents[lease.digest])
+
+    if len(leases) == 1:
+        store(leases[0])
+        return
+    with ThreadPoolExecutor(UPLOADS) as pool:
+        for _ in pool.map(store, leases):
+            pass

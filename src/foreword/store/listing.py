@@ -1,0 +1,119 @@
+"""Listing: pages of prefixes in the order of their names, each page as fast as the first.
+
+A page starts behind the last name of the one before (never OFFSET), and each kind of prefix that a
+caller may see (their own, public, shared) is read from an index of its own and merged here: one
+query with OR between them would walk through everybody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, select, true, tuple_
+
+from foreword.errors import UsageError
+from foreword.store.access import Caller
+from foreword.store.names import check_label, check_owner, parse_name
+from foreword.store.record import Version
+from foreword.store.tables import blob, label, prefix, share, version
+from foreword.store.versions import COLUMNS, records
+
+LARGEST_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which prefixes to list.
+
+    Attributes:
+        owner: only this owner's.
+        name: only names that start with this.
+        label: only prefixes with this label; the labelled version is listed, not the latest.
+        base: only those whose latest version belongs to this base model.
+    """
+
+    owner: str | None = None
+    name: str | None = None
+    label: str | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some versions in the order of owner and name.
+
+    Attributes:
+        versions: the latest version of each prefix, or the labelled one.
+        next: `after` of the page behind this one; None on the last.
+    """
+
+    versions: tuple[Version, ...]
+    next: str | None
+
+    def __iter__(self) -> Iterator[Version]:
+        return iter(self.versions)
+
+    def __len__(self) -> int:
+        return len(self.versions)
+
+
+def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, after: str | None) -> Page:
+    """One page.
+
+    Raises:
+        UsageError: a limit out of range, or filters that are no names.
+    """
+    if not 1 <= limit <= LARGEST_PAGE:
+        raise UsageError(f"limit is {limit}; expected 1 to {LARGEST_PAGE} prefixes a page")
+    if chosen.owner is not None:
+        check_owner(chosen.owner)
+    if chosen.label is not None:
+        check_label(chosen.label)
+    start = parse_name(after) if after is not None else None
+    found: dict[tuple[str, str], Any] = {}
+    for branch in _branches(caller, chosen.owner):
+        for row in connection.execute(_narrowed(branch, chosen, start).limit(limit + 1)):
+            found.setdefault((row.owner, row.name), row)
+    names = sorted(found)[: limit + 1]
+    kept = [found[name] for name in names[:limit]]
+    more = len(names) > limit
+    return Page(tuple(records(connection, kept)), f"{kept[-1].owner}/{kept[-1].name}" if more else None)
+
+
+def _branches(caller: Caller, owner: str | None) -> Iterator[tuple[Any, list[Any]]]:
+    """Tables and conditions, one pair for each way in which a caller may see a prefix."""
+    if caller.role == "admin":
+        yield prefix, []
+        return
+    if owner in (None, caller.owner):
+        yield prefix, [prefix.c.owner == caller.owner]
+    if owner != caller.owner:
+        yield prefix, [prefix.c.public == true()]
+        joined = share.join(prefix, (share.c.owner == prefix.c.owner) & (share.c.name == prefix.c.name))
+        yield joined, [share.c.grantee == caller.owner]
+
+
+def _narrowed(branch: tuple[Any, list[Any]], chosen: Filter, start: tuple[str, str] | None) -> Select[Any]:
+    tables, conditions = branch
+    key = share if tables is not prefix else prefix  # the table whose index gives the order
+    number: Any = prefix.c.latest
+    if chosen.label is not None:
+        key = label
+        tables = tables.join(label, (label.c.owner == prefix.c.owner) & (label.c.name == prefix.c.name))
+        conditions = [*conditions, label.c.label == chosen.label]
+        number = label.c.number
+    same = (version.c.owner == prefix.c.owner) & (version.c.name == prefix.c.name)
+    tables = tables.join(version, same & (version.c.number == number))
+    tables = tables.join(blob, blob.c.digest == version.c.digest)
+    query = select(*COLUMNS).select_from(tables).where(*conditions)
+    if chosen.owner is not None:
+        query = query.where(key.c.owner == chosen.owner)
+    if chosen.name:
+        query = query.where(key.c.name >= chosen.name, key.c.name < chosen.name + "\x7f")
+    if chosen.base is not None:
+        query = query.where(prefix.c.base == chosen.base)
+    if start is not None:
+        query = query.where(tuple_(key.c.owner, key.c.name) > tuple_(*start))
+    return query.order_by(key.c.owner, key.c.name)

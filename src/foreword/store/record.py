@@ -1,0 +1,99 @@
+"""Version: what the catalogue says about one version of a prefix."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foreword.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version; it never changes, only labels come and go.
+
+    Attributes:
+        owner: whose prefix it is.
+        name: its name, unique for the owner.
+        number: 1 for the first version; a number is never given twice.
+        digest: SHA-256 of the prefix file.
+        size: of the file, in bytes.
+        created: when it was put, UTC, ISO 8601.
+        labels: labels that point at it now; "latest" is not among them.
+        public: whether everybody may read the prefix.
+        base: name of the base model.
+        length: number of virtual tokens.
+        dtype: type of the stored numbers.
+        facts: the rest of the file's header: geometry, template, origin, licence, notes.
+    """
+
+    owner: str
+    name: str
+    number: int
+    digest: str
+    size: int
+    created: str
+    labels: tuple[str, ...]
+    public: bool
+    base: str
+    length: int
+    dtype: str
+    facts: Mapping[str, Any]
+
+    @property
+    def reference(self) -> str:
+        """`owner/name@number`, which names this version forever."""
+        return f"{self.owner}/{self.name}@{self.number}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"reference": self.reference, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class Description:
+    """A version, and the prefix around it.
+
+    Attributes:
+        version: the version that was asked for.
+        numbers: every version there is, oldest first.
+        labels: each label and the number it points at.
+        shared_with: owners who may read it; shown only to those who may write it.
+    """
+
+    version: Version
+    numbers: tuple[int, ...]
+    labels: Mapping[str, int]
+    shared_with: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            **self.version.to_json(),
+            "versions": list(self.numbers),
+            "all_labels": dict(self.labels),
+            "shared_with": list(self.shared_with),
+        }
+
+
+def columns_of(prefix: Prefix) -> dict[str, Any]:
+    """What the catalogue keeps of a prefix, so that listing opens no file."""
+    return {
+        # PostgreSQL takes no NUL in text; the file itself keeps the name as it is.
+        "base": prefix.base.name.replace("\0", "")[:256],
+        "length": prefix.length,
+        "dtype": str(prefix.dtype).removeprefix("torch."),
+        "facts": {
+            "base": dataclasses.asdict(prefix.base),
+            "geometry": str(prefix.geometry),
+            "streams": {stream: prefix.stream_length(stream) for stream in prefix.streams},
+            "template": prefix.template.to_json(),
+            "origin": dataclasses.asdict(prefix.origin),
+            "made": prefix.created,
+            "licence": prefix.licence,
+            "notes": dict(prefix.labels),
+        },
+    }

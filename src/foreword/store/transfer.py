@@ -1,0 +1,270 @@
+"""Transfer: everything of one owner into one file, and back.
+
+A zip file, not compressed: `manifest.json` and, once per digest, `blobs/<digest>.prefix`. Labels
+and version numbers travel; who may read them does not, because another store's "bob" may be
+somebody else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from foreword import files
+from foreword.errors import BadArchive, BadName, BadPrefix, CannotRead, PrefixExists, UnknownPrefix
+from foreword.store import audit
+from foreword.store.access import Caller, check_owns, check_writes
+from foreword.store.blobs import Blobs, read_checked
+from foreword.store.catalogue import Catalogue
+from foreword.store.leases import deposit
+from foreword.store.names import check_label, check_owner, parse_name
+from foreword.store.record import columns_of
+from foreword.store.tables import blob, label, now, prefix, version
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 1 << 30
+LARGEST_BLOB = 1 << 32
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        owner: whose prefixes.
+        path: the file.
+        prefixes: how many names.
+        versions: of those names.
+        blobs: different files among them.
+    """
+
+    owner: str
+    path: Path
+    prefixes: int
+    versions: int
+    blobs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import added.
+
+    Attributes:
+        owner: to whom.
+        prefixes: how many names.
+        versions: of those names.
+        labels: that point at them.
+    """
+
+    owner: str
+    prefixes: int
+    versions: int
+    labels: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+
+def export(
+    catalogue: Catalogue, blobs: Blobs, caller: Caller, owner: str, path: Path, *, overwrite: bool
+) -> Exported:
+    """Write every version of `owner` to `path`.
+
+    Raises:
+        UnknownPrefix: no such owner for this caller.
+        DamagedBlob: a file that can't be trusted; nothing is written.
+        OutputExists, CannotWrite: about `path`.
+    """
+    check_owns(caller, owner)
+    files.check_output(path, overwrite=overwrite)
+
+    def gather(connection: Connection) -> tuple[list[Any], list[Any]]:
+        columns = (version.c.name, version.c.number, version.c.created, version.c.digest, blob.c.key)
+        query = select(*columns).join(blob, blob.c.digest == version.c.digest).where(version.c.owner == owner)
+        versions = connection.execute(query.order_by(version.c.name, version.c.number)).all()
+        labels = connection.execute(select(label).where(label.c.owner == owner)).all()
+        return list(versions), list(labels)
+
+    versions, labels = catalogue.write(gather)  # a transaction: both are of one moment
+    if not versions:
+        raise UnknownPrefix(f"there is no owner {owner} that {caller} may read")
+    keys = {row.digest: row.key for row in versions}
+    described = [
+        {"name": v.name, "number": v.number, "created": v.created, "digest": v.digest} for v in versions
+    ]
+    pointers = [{"name": found.name, "label": found.label, "number": found.number} for found in labels]
+    manifest = {"foreword-export": FORMAT, "owner": owner, "versions": described, "labels": pointers}
+    with files.writing(path, overwrite=overwrite) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
+        for digest, key in sorted(keys.items()):
+            archive.writestr(_member(digest), read_checked(blobs, key, digest))
+    catalogue.write(lambda connection: audit.note(connection, caller, "export", owner, f"{owner}/*"))
+    return Exported(owner, path, len({row.name for row in versions}), len(versions), len(keys))
+
+
+def import_owner(
+    catalogue: Catalogue, blobs: Blobs, caller: Caller, path: Path, owner: str | None
+) -> Imported:
+    """Add everything in `path` to `owner`, or to the owner it was exported from: all, or nothing.
+
+    Raises:
+        CannotRead: the file is absent.
+        BadArchive: it is no export, or was altered.
+        NotAllowed: the caller may not write there.
+        PrefixExists: a name of it is there already.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = _manifest(archive, path)
+            owner = check_owner(owner or manifest["owner"])
+            check_writes(caller, owner)
+            contents = {
+                digest: _content(archive, digest, path)
+                for digest in sorted({entry["digest"] for entry in manifest["versions"]})
+            }
+    except OSError as error:
+        raise CannotRead(f"{path} could not be read: {error.strerror}; expected an export file") from error
+    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, BadName):
+            raise BadArchive(f"{path}: {error}") from error
+        raise BadArchive(
+            f"{path} is not an export of a store, or was altered ({error}); export again"
+        ) from error
+    columns = _columns(contents, path)
+    adding = _Addition(catalogue, caller, owner, manifest["versions"], manifest["labels"], columns)
+    return deposit(catalogue, blobs, contents, adding.run)
+
+
+@dataclass(frozen=True)
+class _Addition:
+    catalogue: Catalogue
+    caller: Caller
+    owner: str
+    versions: list[dict[str, Any]]
+    labels: list[dict[str, Any]]
+    columns: Mapping[str, Mapping[str, Any]]
+
+    def run(self, connection: Connection) -> Imported:
+        newest: dict[str, dict[str, Any]] = {}
+        for entry in self.versions:
+            if entry["number"] >= newest.get(entry["name"], entry)["number"]:
+                newest[entry["name"]] = entry
+        for name, entry in sorted(newest.items()):
+            self._open(connection, name, entry)
+        for entry in self.versions:
+            row = {
+                "owner": self.owner,
+                **{key: entry[key] for key in ("name", "number", "digest", "created")},
+                **self.columns[entry["digest"]],
+            }
+            connection.execute(version.insert().values(row))
+            target = f"{self.owner}/{entry['name']}@{entry['number']}"
+            audit.note(connection, self.caller, "import", self.owner, target, entry["digest"])
+        for entry in self.labels:
+            connection.execute(label.insert().values(owner=self.owner, **entry))
+        return Imported(self.owner, len(newest), len(self.versions), len(self.labels))
+
+    def _open(self, connection: Connection, name: str, entry: dict[str, Any]) -> None:
+        """The row of a name, locked; one that lost all its versions may be used, from its counter on."""
+        fresh = self.catalogue.insert(prefix).values(owner=self.owner, name=name, public=False, counter=0)
+        locked = fresh.on_conflict_do_update(index_elements=["owner", "name"], set_={"owner": self.owner})
+        state = connection.execute(locked.returning(prefix.c.counter, prefix.c.latest)).one()
+        lowest = min(other["number"] for other in self.versions if other["name"] == name)
+        if state.latest is not None or lowest <= state.counter:
+            raise PrefixExists(
+                f"{self.owner}/{name} is, or was, in this store already, and its version numbers "
+                "are never given twice; nothing was imported. Import to another owner (--owner)"
+            )
+        here = (prefix.c.owner == self.owner) & (prefix.c.name == name)
+        base = self.columns[entry["digest"]]["base"]
+        values = {"counter": entry["number"], "latest": entry["number"], "base": base}
+        connection.execute(update(prefix).where(here).values(values))
+
+
+def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
+    if archive.getinfo(MANIFEST).file_size > LARGEST_MANIFEST:
+        raise BadArchive(f"{path}: its manifest is larger than an export's can be")
+    found = json.loads(archive.read(MANIFEST))
+    if found["foreword-export"] != FORMAT:
+        raise BadArchive(
+            f"{path} has export format {found['foreword-export']!r}; this release reads {FORMAT}"
+        )
+    versions = [
+        {
+            "name": parse_name(f"{found['owner']}/{entry['name']}")[1],
+            "number": _number(entry["number"]),
+            "created": str(entry["created"])[:32] or now(),
+            "digest": _digest(entry["digest"]),
+        }
+        for entry in found["versions"]
+    ]
+    labels = [
+        {"name": entry["name"], "label": check_label(entry["label"]), "number": _number(entry["number"])}
+        for entry in found["labels"]
+    ]
+    numbers = [(entry["name"], entry["number"]) for entry in versions]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError("no versions, or one twice")
+    _check_unique((entry["name"], entry["label"]) for entry in labels)
+    if not {(entry["name"], entry["number"]) for entry in labels} <= set(numbers):
+        raise ValueError("a label without its version")
+    return {"owner": found["owner"], "versions": versions, "labels": labels}
+
+
+def _content(archive: zipfile.ZipFile, digest: str, path: Path) -> bytes:
+    if archive.getinfo(_member(digest)).file_size > LARGEST_BLOB:
+        raise BadArchive(f"{path}: {_member(digest)} is larger than a prefix can be")
+    content = archive.read(_member(digest))
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise BadArchive(f"{path}: {_member(digest)} has another SHA-256 than its name; it was altered")
+    return content
+
+
+def _columns(contents: Mapping[str, bytes], path: Path) -> dict[str, dict[str, Any]]:
+    from foreword.prefix import Prefix
+
+    try:
+        return {
+            digest: columns_of(Prefix.from_bytes(content, where=digest))
+            for digest, content in contents.items()
+        }
+    except BadPrefix as error:
+        raise BadArchive(
+            f"{path} holds a file that is no good prefix ({error}); nothing was imported"
+        ) from error
+
+
+def _check_unique(keys: Iterable[object]) -> None:
+    keys = list(keys)
+    if len(set(keys)) < len(keys):
+        raise ValueError("a label twice")
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        raise ValueError(f"version number {value!r}")
+    return value
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or len(value) != 64 or set(value) - set("0123456789abcdef"):
+        raise ValueError("a digest that is none")
+    return value
+
+
+def _member(digest: str) -> str:
+    return f"blobs/{digest}.prefix"

@@ -1,0 +1,236 @@
+"""Versions: finding one, adding one, removing one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, func, select, tuple_, update
+from sqlalchemy.dialects.sqlite import Insert
+
+from foreword.errors import UsageError
+from foreword.store import audit
+from foreword.store.access import Caller, check_writes, lock, unknown, visible
+from foreword.store.catalogue import Catalogue
+from foreword.store.names import Reference, parse
+from foreword.store.record import Description, Version
+from foreword.store.tables import blob, label, now, prefix, setting, share, version
+
+COLUMNS = (*version.c, prefix.c.public, blob.c.size, blob.c.key)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A version, where its file lies, and the last forgetting before it was found (see `cache.py`)."""
+
+    row: Row[Any]
+    forgotten: int
+
+
+def locate(connection: Connection, caller: Caller, reference: Reference) -> Located:
+    """The version that `reference` means to `caller`, in one query.
+
+    Raises:
+        UnknownPrefix: absent or hidden.
+        UsageError: the first digits of a digest fit more than one version.
+    """
+    epoch = select(setting.c.value).where(setting.c.name == "forgotten").scalar_subquery()
+    rows = connection.execute(_query(caller, reference, epoch.label("forgotten")).limit(2)).all()
+    if not rows:
+        raise unknown(reference, caller)
+    if len({row.digest for row in rows}) > 1:
+        raise UsageError(f"{reference} fits more than one version; give more digits of the digest")
+    return Located(rows[0], int(rows[0].forgotten))
+
+
+def describe(connection: Connection, caller: Caller, reference: Reference) -> Description:
+    """The version that `reference` means to `caller`, and the prefix around it. Raises as `locate`."""
+    row = locate(connection, caller, reference).row
+    here = {"owner": row.owner, "name": row.name}
+    numbers = select(version.c.number).filter_by(**here).order_by(version.c.number)
+    labels = select(label.c.label, label.c.number).filter_by(**here).order_by(label.c.label)
+    grantees = select(share.c.grantee).filter_by(**here).order_by(share.c.grantee)
+    may_see_shares = caller.role == "admin" or caller.owner == row.owner
+    return Description(
+        version=records(connection, [row])[0],
+        numbers=tuple(connection.execute(numbers).scalars()),
+        labels={found.label: found.number for found in connection.execute(labels)},
+        shared_with=tuple(connection.execute(grantees).scalars()) if may_see_shares else (),
+    )
+
+
+def records(connection: Connection, rows: Iterable[Any]) -> list[Version]:
+    """Version records for rows with `COLUMNS`, each with its labels."""
+    rows = list(rows)
+    wanted = [(row.owner, row.name) for row in rows]
+    labels: dict[tuple[str, str, int], list[str]] = {}
+    if wanted:
+        query = select(label).where(tuple_(label.c.owner, label.c.name).in_(wanted)).order_by(label.c.label)
+        for found in connection.execute(query):
+            labels.setdefault((found.owner, found.name, found.number), []).append(found.label)
+    return [
+        Version(
+            owner=row.owner,
+            name=row.name,
+            number=row.number,
+            digest=row.digest,
+            size=row.size,
+            created=row.created,
+            labels=tuple(labels.get((row.owner, row.name, row.number), ())),
+            public=row.public,
+            base=row.base,
+            length=row.length,
+            dtype=row.dtype,
+            facts=row.facts,
+        )
+        for row in rows
+    ]
+
+
+def add(
+    catalogue: Catalogue,
+    connection: Connection,
+    caller: Caller,
+    owner: str,
+    name: str,
+    digest: str,
+    columns: Mapping[str, Any],
+    *,
+    action: str = "put",
+) -> Version:
+    """A new version; or the latest one, when that has the same digest: a put can be repeated.
+
+    Call inside the transaction that made sure of the blob.
+
+    Raises:
+        NotAllowed: the caller may not write there.
+    """
+    check_writes(caller, owner)
+    here = (prefix.c.owner == owner) & (prefix.c.name == name)
+    # The update that changes nothing locks the row: numbers are given to one writer at a time.
+    fresh: Insert = catalogue.insert(prefix).values(owner=owner, name=name, public=False, counter=0)
+    locked = fresh.on_conflict_do_update(index_elements=["owner", "name"], set_={"owner": owner})
+    state = connection.execute(locked.returning(prefix.c.counter, prefix.c.latest)).one()
+    reference = Reference(owner, name, number=state.latest)
+    if state.latest is not None:
+        found = connection.execute(_query(caller, reference)).first()
+        if found is not None and found.digest == digest:
+            return records(connection, [found])[0]
+    number = state.counter + 1
+    row = {"owner": owner, "name": name, "number": number, "digest": digest, "created": now(), **columns}
+    connection.execute(version.insert().values(row))
+    connection.execute(update(prefix).where(here).values(counter=number, latest=number, base=columns["base"]))
+    audit.note(connection, caller, action, owner, f"{owner}/{name}@{number}", digest)
+    return records(connection, connection.execute(_query(caller, Reference(owner, name, number=number))))[0]
+
+
+def copy(catalogue: Catalogue, caller: Caller, source: Reference, owner: str, name: str) -> Version:
+    """A version of `owner/name` with the file of `source`; no bytes move.
+
+    Raises:
+        UnknownPrefix: the source is absent or hidden.
+        NotAllowed: the caller may not write the destination.
+    """
+    check_writes(caller, owner)
+
+    def work(connection: Connection) -> Version:
+        row = locate(connection, caller, source).row
+        # Held until the new version names it, so that garbage collection can't take it in between.
+        held = select(blob.c.digest).where(blob.c.digest == row.digest).with_for_update()
+        if connection.execute(held).first() is None:
+            raise unknown(source, caller)
+        columns = {name: getattr(row, name) for name in ("base", "length", "dtype", "facts")}
+        return add(catalogue, connection, caller, owner, name, row.digest, columns, action="copy")
+
+    return catalogue.write(work)
+
+
+def remove(catalogue: Catalogue, caller: Caller, reference: Reference, *, every: bool) -> tuple[str, ...]:
+    """Remove a version, or every version of the name; the references that are gone.
+
+    Labels that point at it go with it. Numbers are not given again.
+
+    Raises:
+        UnknownPrefix: absent or hidden.
+        NotAllowed: the caller sees it but may not write it.
+    """
+    owner, name = reference.owner, reference.name
+
+    def work(connection: Connection) -> tuple[str, ...]:
+        lock(connection, caller, owner, name)
+        query = select(version.c.number, version.c.digest).filter_by(owner=owner, name=name)
+        if not every:
+            query = query.where(version.c.number == locate(connection, caller, reference).row.number)
+        gone = connection.execute(query.order_by(version.c.number)).all()
+        removed = version.delete().where(version.c.owner == owner, version.c.name == name)
+        connection.execute(removed.where(version.c.number.in_([row.number for row in gone])))
+        _settle(connection, owner, name)
+        for row in gone:
+            audit.note(connection, caller, "delete", owner, f"{owner}/{name}@{row.number}", row.digest)
+        return tuple(f"{owner}/{name}@{row.number}" for row in gone)
+
+    return catalogue.write(work)
+
+
+def set_label(catalogue: Catalogue, caller: Caller, reference: Reference, text: str) -> Version:
+    """Point a label at a version, away from the one it pointed at before. Raises as `remove`."""
+
+    def work(connection: Connection) -> Version:
+        lock(connection, caller, reference.owner, reference.name)
+        row = locate(connection, caller, reference).row
+        here = {"owner": row.owner, "name": row.name, "label": text}
+        fresh = catalogue.insert(label).values(**here, number=row.number)
+        keys = ["owner", "name", "label"]
+        connection.execute(fresh.on_conflict_do_update(index_elements=keys, set_={"number": row.number}))
+        audit.note(
+            connection, caller, "label", row.owner, f"{row.owner}/{row.name}@{row.number} {text}", row.digest
+        )
+        return records(connection, [row])[0]
+
+    return catalogue.write(work)
+
+
+def drop_label(catalogue: Catalogue, caller: Caller, owner: str, name: str, text: str) -> None:
+    """Remove a label; its version stays. Raises as `remove`."""
+
+    def work(connection: Connection) -> None:
+        lock(connection, caller, owner, name)
+        row = locate(connection, caller, parse(f"{owner}/{name}@{text}")).row
+        gone = label.delete().where(label.c.owner == owner, label.c.name == name, label.c.label == text)
+        connection.execute(gone)
+        audit.note(connection, caller, "unlabel", owner, f"{owner}/{name}@{row.number} {text}", row.digest)
+
+    catalogue.write(work)
+
+
+def _settle(connection: Connection, owner: str, name: str) -> None:
+    """After versions went: what is the latest now, and is the prefix still there at all?"""
+    here = (version.c.owner == owner) & (version.c.name == name)
+    newest = select(version.c.number, version.c.base).where(here).order_by(version.c.number.desc()).limit(1)
+    row = connection.execute(newest).first()
+    values: dict[str, Any] = {"latest": row and row.number, "base": row and row.base}
+    if row is None:  # the row stays for its counter; whoever puts the name again starts private
+        values["public"] = False
+        connection.execute(share.delete().where(share.c.owner == owner, share.c.name == name))
+    connection.execute(update(prefix).where(prefix.c.owner == owner, prefix.c.name == name).values(values))
+
+
+def _query(caller: Caller, reference: Reference, *more: Any) -> Select[Any]:
+    joined = prefix.join(version, (version.c.owner == prefix.c.owner) & (version.c.name == prefix.c.name))
+    query = (
+        select(*COLUMNS, *more)
+        .select_from(joined.join(blob, blob.c.digest == version.c.digest))
+        .where(prefix.c.owner == reference.owner, prefix.c.name == reference.name, visible(caller))
+    )
+    if reference.number is not None:
+        return query.where(version.c.number == reference.number)
+    if reference.label is not None:
+        named = select(label.c.number).where(
+            label.c.owner == prefix.c.owner, label.c.name == prefix.c.name, label.c.label == reference.label
+        )
+        return query.where(version.c.number == named.scalar_subquery())
+    if reference.digest is not None:
+        fits = func.substr(version.c.digest, 1, len(reference.digest)) == reference.digest
+        return query.where(fits).order_by(version.c.number.desc())
+    return query.where(version.c.number == prefix.c.latest)

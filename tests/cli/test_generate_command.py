@@ -1,0 +1,186 @@
+"""foreword generate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foreword import BaseModel, Prefix, generate
+from foreword.generation import Decoding
+from saved_bases import save_tiny
+from stand_ins import random_prefix
+
+SHORT = ("--max-new-tokens", 6)
+
+
+@pytest.fixture
+def model(base: str) -> BaseModel:
+    return BaseModel.load(base)
+
+
+@pytest.fixture
+def two(model: BaseModel) -> tuple[Prefix, Prefix]:
+    """Two prefixes, also in p.prefix and q.prefix."""
+    prefixes = random_prefix(model, 3, seed=1), random_prefix(model, 5, seed=2)
+    for name, prefix in zip("pq", prefixes, strict=True):
+        prefix.save(f"{name}.prefix")
+    return prefixes
+
+
+def test_one_prompt_prints_its_text_and_nothing_else(run: Any, model: BaseModel, two: Any) -> None:
+    done = run("generate", "abc", "--prefix", "p.prefix", *SHORT)
+    assert done.status == 0, done.stderr
+    assert done.stdout == generate(model, "abc", two[0], max_new_tokens=6)[0] + "\n"
+    assert done.stderr == ""
+
+
+def test_every_prompt_gets_the_prefix_in_its_place(run: Any, model: BaseModel, two: Any) -> None:
+    names = ("--prefix", "p.prefix", "--prefix", "none", "--prefix", "q.prefix")
+    done = run("generate", "abc", "abc", "abc", *names, *SHORT, "--json")
+    expected = generate(model, ["abc"] * 3, [two[0], None, two[1]], max_new_tokens=6)
+    assert [row["text"] for row in done.json["outputs"]] == expected
+    assert [row["prefix"] for row in done.json["outputs"]] == ["p.prefix", None, "q.prefix"]
+    one_prompt = run("generate", "abc", *names, *SHORT, "--json")
+    assert one_prompt.json == done.json
+
+
+def test_options_reach_the_decoder(run: Any, model: BaseModel, two: Any) -> None:
+    options = ("--temperature", 0.9, "--top-k", 9, "--top-p", 0.8, "--seed", 4, "--stop", r"\n", "--ban", "e")
+    done = run("generate", "abc", "--prefix", "p.prefix", *options, "--raw", "--max-new-tokens", 20)
+    expected = generate(
+        model,
+        "abc",
+        two[0],
+        temperature=0.9,
+        top_k=9,
+        top_p=0.8,
+        seed=4,
+        stop="\n",
+        banned="e",
+        raw=True,
+        max_new_tokens=20,
+    )
+    assert done.stdout == expected[0] + "\n"
+    beams = run("generate", "abc", "--prefix", "p.prefix", "--beams", 3, "--length-penalty", 0.5, *SHORT)
+    assert (
+        beams.stdout
+        == generate(model, "abc", two[0], beams=3, length_penalty=0.5, max_new_tokens=6)[0] + "\n"
+    )
+
+
+def test_defaults_are_those_of_decoding(run: Any) -> None:
+    from foreword.cli.commands import load
+
+    shown = {option.name: option.default for option in load("generate").params}
+    for name in ("max_new_tokens", "temperature", "top_p", "top_k", "beams", "length_penalty", "seed"):
+        assert shown[name] == getattr(Decoding(), name)
+
+
+def test_streamed_pieces_make_the_whole_text(run: Any, two: Any) -> None:
+    whole = run("generate", "abc", "--prefix", "p.prefix", *SHORT)
+    streamed = run("generate", "abc", "--prefix", "p.prefix", *SHORT, "--stream")
+    assert streamed.stdout == whole.stdout
+    assert run("generate", "a", "b", "--base", "tiny", "--stream").status == 2
+    assert run("generate", "a", "--base", "tiny", "--stream", "--json").status == 2
+
+
+def test_prompts_come_from_a_file_or_standard_input(run: Any, two: Any) -> None:
+    texts = [
+        row["text"]
+        for row in run("generate", "ab", "cd", "--prefix", "p.prefix", *SHORT, "--json").json["outputs"]
+    ]
+    Path("prompts.txt").write_text("ab\n\ncd\r\n")
+    Path("prompts.jsonl").write_text('{"source": "ab", "target": "x"}\n{"source": "cd"}\n')
+    for given, typed in (("prompts.txt", None), ("prompts.jsonl", None), ("-", "ab\ncd\n")):
+        done = run("generate", "--input", given, "--prefix", "p.prefix", *SHORT, "--json", input=typed)
+        assert [row["text"] for row in done.json["outputs"]] == texts
+
+
+def test_conversations_can_be_prompts(run: Any, base: str, data: str) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    Path("chat.jsonl").write_text(
+        json.dumps({"messages": [*messages, {"role": "assistant", "content": "ho"}]})
+    )
+    assert run("train", "chat.jsonl", "--base", base, "--out", "c.prefix", "--steps", 1).status == 0
+    Path("ask.jsonl").write_text(json.dumps({"messages": messages}))
+    done = run("generate", "--input", "ask.jsonl", "--prefix", "c.prefix", *SHORT, "--json")
+    expected = generate(BaseModel.load(base), [tuple(messages)], Prefix.load("c.prefix"), max_new_tokens=6)
+    assert [row["text"] for row in done.json["outputs"]] == expected
+
+
+def test_many_texts_are_a_numbered_list(run: Any, two: Any) -> None:
+    done = run("generate", "first", "second", "--prefix", "p.prefix", *SHORT)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "1. first"
+    assert "2. second" in lines
+
+
+def test_comparison_shows_texts_without_and_with(run: Any, model: BaseModel, two: Any) -> None:
+    done = run("generate", "abc", "--prefix", "p.prefix", "--compare", *SHORT, "--json")
+    (row,) = done.json["outputs"]
+    assert row["text"] == generate(model, "abc", two[0], max_new_tokens=6)[0]
+    assert row["without"] == generate(model, "abc", template=two[0].template, max_new_tokens=6)[0]
+    people = run("generate", "abc", "--prefix", "p.prefix", "--compare", *SHORT)
+    assert "without" in people.stdout
+    assert "with p.prefix" in people.stdout
+    assert run("generate", "abc", "--base", "tiny", "--compare").status == 2
+
+
+def test_texts_are_written_as_json_lines_and_nothing_is_replaced_unasked(run: Any, two: Any) -> None:
+    command = ("generate", "ab", "cd", "--prefix", "p.prefix", *SHORT, "--out", "texts.jsonl")
+    assert run(*command).stdout == "2 texts: texts.jsonl\n"
+    rows = [json.loads(line) for line in Path("texts.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in rows] == ["ab", "cd"]
+    Path("texts.jsonl").write_text("mine")
+    assert run(*command).status == 1
+    assert Path("texts.jsonl").read_text() == "mine"
+    assert run(*command, "--overwrite").status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ((), 2, "no prompt"),
+        (("a", "--input", "x"), 2, "choose one"),
+        (("--input", "absent.txt"), 1, "absent.txt does not exist"),
+        (("--input", "empty.txt"), 1, "empty.txt is empty"),
+        (("--input", "odd.jsonl"), 1, "odd.jsonl, line 1"),
+        (("a",), 2, "give --base"),
+        (("a", "--prefix", "absent.prefix"), 1, "absent.prefix could not be read"),
+        (("a", "--prefix", "empty.txt"), 1, "not a prefix file"),
+        (("a", "--prefix", "p.prefix", "--base", "other"), 1, "was trained for tiny with weights"),
+        (("a", "--prefix", "p.prefix", "--base", "larger"), 1, "4 layers"),
+        (("a" * 200, "--prefix", "p.prefix"), 1, "125 fit"),
+        (("", "--prefix", "none", "--base", "tiny", "--raw"), 2, "prompt 0 is empty"),
+        (("a", "b", "c", "--prefix", "p.prefix", "--prefix", "q.prefix"), 2, "2 prefixes for 3 prompts"),
+        (("a", "--prefix", "p.prefix", "--temperature", -1), 2, "temperature is -1"),
+        (("a", "--prefix", "p.prefix", "--beams", 2, "--temperature", 1), 2, "exclude each other"),
+        (("a", "--prefix", "p.prefix", "--batch-size", 0), 2, "batch_size is 0"),
+    ],
+)
+def test_bad_input_ends_with_a_message_and_its_status(
+    run: Any, two: Any, arguments: tuple[object, ...], status: int, message: str
+) -> None:
+    Path("empty.txt").touch()
+    Path("odd.jsonl").write_text('{"text": "x"}\n')
+    if "other" in arguments:
+        save_tiny(Path("other"), seed=1)
+    if "larger" in arguments:
+        save_tiny(Path("larger"), num_hidden_layers=4)
+    done = run("generate", *arguments)
+    assert done.status == status
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert run("generate", *arguments, "--json").json["error"]["message"] in done.stderr
+
+
+def test_a_base_that_has_moved_is_asked_for(run: Any, two: Any) -> None:
+    Path("tiny").rename("moved")
+    done = run("generate", "a", "--prefix", "p.prefix")
+    assert done.status == 1
+    assert "with --base" in done.stderr
+    assert run("generate", "a", "--prefix", "p.prefix", "--base", "moved").status == 0

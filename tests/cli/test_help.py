@@ -1,0 +1,77 @@
+"""Help: fast, complete, in step with the documentation and with the code."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foreword.cli.commands import COMMANDS, load
+
+REPOSITORY = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "sqlalchemy", "numpy", "sacrebleu", "matplotlib")
+
+
+def test_help_of_any_command_imports_neither_torch_nor_a_database_library() -> None:
+    program = (
+        "import sys, foreword.cli as cli\n"
+        "for arguments in (['--help'], *([name, '--help'] for name in cli.commands.COMMANDS)):\n"
+        "    try: cli.app(arguments)\n"
+        "    except SystemExit as end: assert not end.code, arguments\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_list_of_commands_says_what_each_command_says() -> None:
+    for name, summary in COMMANDS.items():
+        assert load(name).help.splitlines()[0] == summary
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_shows_an_example(run: Any, name: str) -> None:
+    shown = run(name, "--help")
+    assert shown.status == 0
+    assert name in ("store", "import", "export") or f"foreword {name} " in shown.stdout.split("Example:")[1]
+
+
+def test_defaults_in_the_help_of_train_are_those_of_training() -> None:
+    from foreword.parameterization import ParameterizationSettings
+    from foreword.training import TrainingSettings
+
+    settings = {**dataclasses.asdict(TrainingSettings()), "init": str(TrainingSettings().init)}
+    settings |= {
+        "parameterization": ParameterizationSettings().kind,
+        "width": ParameterizationSettings().width,
+    }
+    said = {}
+    for option in load("train").params:
+        if found := re.search(r"default ([\w.+-]*\w)", option.help or ""):
+            said[option.name] = found[1]
+    said.pop("template")
+    assert len(said) >= 10
+    assert said == {name: str(settings[name]) for name in said}
+
+
+def test_the_documentation_of_commands_is_their_help() -> None:
+    path = REPOSITORY / "docs" / "make_cli.py"
+    specification = importlib.util.spec_from_file_location("make_cli", path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    written = (REPOSITORY / "docs" / "cli.md").read_text()
+    assert written == module.render(), "run: python docs/make_cli.py"
+
+
+def test_version(run: Any) -> None:
+    from foreword import __version__
+
+    assert run("--version").stdout == f"foreword {__version__}\n"

@@ -1,0 +1,411 @@
+"""PEFT: its folders become prefixes and prefixes become its folders, without any number changing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import by_hand
+from foreword import BaseModel, Example, Prefix
+from foreword.errors import (
+    CannotRead,
+    CannotWrite,
+    ForeignFormat,
+    ForewordWarning,
+    GeometryMismatch,
+    NonFinitePrefix,
+    NotExportable,
+    OutputExists,
+    UnsafePickle,
+    WrongBaseModel,
+)
+from foreword.interop import export_peft, import_peft
+from interop.architectures import CONFIGS, VOCABULARY, build
+from stand_ins import byte_tokenizer, random_prefix
+
+peft = pytest.importorskip("peft")
+
+IDS = torch.randint(1, VOCABULARY, (2, 11), generator=torch.Generator().manual_seed(3))
+LENGTH = 5
+
+
+def base_model(name: str = "llama", seed: int = 0, **changes: Any) -> BaseModel:
+    return BaseModel(build(name, seed), byte_tokenizer(), name=f"tiny-{name}", **changes)
+
+
+def peft_model(name: str = "llama", config: Any = None) -> Any:
+    torch.manual_seed(1)
+    config = config or peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH)
+    model = peft.get_peft_model(build(name), config).eval()
+    model.peft_config["default"].base_model_name_or_path = f"tiny-{name}"
+    return model
+
+
+@pytest.fixture
+def base() -> BaseModel:
+    return base_model()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder as PEFT saves it; without a look at the hub for a vocabulary that may have grown."""
+    folder = tmp_path / "saved"
+    peft_model().save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def logits(base: BaseModel, prefix: Prefix) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.stack(
+            [by_hand.logits(base.model, ids, by_hand.layers_of(prefix)) for ids in IDS.tolist()]
+        )
+
+
+def difference(mine: torch.Tensor, model: Any) -> float:
+    with torch.no_grad():
+        return float((mine - model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits).abs().max())
+
+
+# -- import --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_imported_prefix_gives_the_logits_that_peft_gives(name: str, tmp_path: Path) -> None:
+    model = peft_model(name)
+    model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    base = base_model(name)
+    prefix = import_peft(tmp_path / "saved", base)
+    assert difference(logits(base, prefix), model) < 1e-5
+    assert prefix.template.style == "raw"
+    assert prefix.base == base.identity
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_our_own_attention_gives_the_losses_that_peft_gives(name: str, tmp_path: Path) -> None:
+    model = peft_model(name)
+    model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    base = base_model(name)
+    prefix = import_peft(tmp_path / "saved", base)
+    example = Example("some source ", "and its target")
+    (mine,) = base.token_losses([example], prefix)
+    source, target = (base.tokenizer(text)["input_ids"] for text in (example.source, example.target))
+    ids = torch.tensor([source + target])
+    with torch.no_grad():
+        predicted = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, len(source) - 1 : -1]
+    theirs = torch.nn.functional.cross_entropy(predicted, torch.tensor(target), reduction="none")
+    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_numbers_are_those_of_the_cache_that_peft_makes(saved: Path, base: BaseModel) -> None:
+    prefix = import_peft(saved, base)
+    cache = peft_model().get_prompt(batch_size=1)
+    for layer, (key, value) in enumerate(by_hand.layers_of(prefix)):
+        assert torch.equal(key, cache.layers[layer].keys[0])
+        assert torch.equal(value, cache.layers[layer].values[0])
+
+
+def test_a_projected_prefix_is_imported_as_the_projection_made_it(tmp_path: Path, base: BaseModel) -> None:
+    config = peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, prefix_projection=True, encoder_hidden_size=8
+    )
+    model = peft_model(config=config)
+    model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    assert difference(logits(base, import_peft(tmp_path / "saved", base)), model) < 1e-5
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+def test_a_cartridge_is_imported_with_its_frozen_tokens_in_front(
+    frozen: int, tmp_path: Path, base: BaseModel
+) -> None:
+    config = peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH, num_frozen_tokens=frozen)
+    model = peft_model(config=config)
+    model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    prefix = import_peft(tmp_path / "saved", base)
+    assert prefix.length == LENGTH
+    assert difference(logits(base, prefix), model) < 1e-5
+
+
+def test_a_pickle_of_tensors_is_imported_like_safetensors(saved: Path, base: BaseModel) -> None:
+    expected = import_peft(saved, base)
+    torch.save(load_file(saved / "adapter_model.safetensors"), saved / "adapter_model.bin")
+    (saved / "adapter_model.safetensors").unlink()
+    assert torch.equal(import_peft(saved, base).key(), expected.key())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_data_type_stays_what_it_was(dtype: torch.dtype, saved: Path, base: BaseModel) -> None:
+    tensors = load_file(saved / "adapter_model.safetensors")
+    halved = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_file(halved, saved / "adapter_model.safetensors")
+    assert import_peft(saved, base).dtype == dtype
+
+
+def test_another_base_of_the_same_shape_is_said_aloud(saved: Path, base: BaseModel) -> None:
+    change_config(saved, base_model_name_or_path="somebody/other")
+    with pytest.warns(ForewordWarning, match="somebody/other.*tiny-llama"):
+        import_peft(saved, base)
+
+
+# -- what is refused -----------------------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickled by a careless loader, it makes a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return (open, (str(self.target), "w"))
+
+
+def test_a_pickle_that_would_run_code_does_not_run_it(saved: Path, base: BaseModel, tmp_path: Path) -> None:
+    target = tmp_path / "was-run"
+    tensors = load_file(saved / "adapter_model.safetensors")
+    torch.save({**tensors, "more": Bomb(target)}, saved / "adapter_model.bin")
+    (saved / "adapter_model.safetensors").unlink()
+    with pytest.raises(UnsafePickle, match="nothing of it was loaded"):
+        import_peft(saved, base)
+    assert not target.exists()
+    torch.load(saved / "adapter_model.bin", weights_only=False)
+    assert target.exists(), "the pickle is harmless, so the test above shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        (lambda: peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]), "LORA"),
+        (lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "PROMPT_TUNING"),
+        (lambda: peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3), "P_TUNING"),
+    ],
+)
+def test_another_method_is_named_and_refused(
+    config: Any, method: str, tmp_path: Path, base: BaseModel
+) -> None:
+    peft_model(config=config()).save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    with pytest.raises(ForeignFormat, match=f"{method}.*PREFIX_TUNING"):
+        import_peft(tmp_path / "saved", base)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_a_base_of_another_shape_is_refused(name: str, saved: Path) -> None:
+    with pytest.raises(GeometryMismatch, match=r"base.*trained for"):
+        import_peft(saved, base_model(name))
+
+
+def test_heads_that_differ_are_refused_even_when_the_width_agrees(saved: Path, base: BaseModel) -> None:
+    change_config(saved, num_attention_heads=4)
+    with pytest.raises(GeometryMismatch, match=r"num_attention_heads = 4.*has\) *2|has 2"):
+        import_peft(saved, base)
+
+
+@pytest.mark.parametrize("shape", [(5, 95), (5, 192, 1), (960,), ()])
+def test_a_tensor_of_another_shape_is_refused(shape: tuple[int, ...], saved: Path, base: BaseModel) -> None:
+    save_file({"prompt_embeddings": torch.zeros(shape)}, saved / "adapter_model.safetensors")
+    with pytest.raises(GeometryMismatch):
+        import_peft(saved, base)
+
+
+def test_a_prefix_of_another_length_than_its_config_says_is_refused(saved: Path, base: BaseModel) -> None:
+    change_config(saved, num_virtual_tokens=LENGTH + 1)
+    with pytest.raises(GeometryMismatch, match="num_virtual_tokens = 6.*5"):
+        import_peft(saved, base)
+
+
+def test_a_file_that_still_holds_the_projection_is_refused(saved: Path, base: BaseModel) -> None:
+    network = {"embedding.weight": torch.zeros(5, 16), "transform.0.weight": torch.zeros(8, 16)}
+    save_file(network, saved / "adapter_model.safetensors")
+    with pytest.raises(ForeignFormat, match=r"prefix_projection.*save_pretrained"):
+        import_peft(saved, base)
+
+
+def test_a_prefix_trained_together_with_other_weights_is_refused(saved: Path, base: BaseModel) -> None:
+    tensors = load_file(saved / "adapter_model.safetensors")
+    save_file({**tensors, "base_model.lm_head.weight": torch.zeros(3)}, saved / "adapter_model.safetensors")
+    with pytest.raises(ForeignFormat, match=r"lm_head"):
+        import_peft(saved, base)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(bad: float, saved: Path, base: BaseModel) -> None:
+    tensors = load_file(saved / "adapter_model.safetensors")
+    tensors["prompt_embeddings"][2, 7] = bad
+    save_file(tensors, saved / "adapter_model.safetensors")
+    with pytest.raises(NonFinitePrefix, match=r"adapter_model\.safetensors"):
+        import_peft(saved, base)
+
+
+def test_folders_that_hold_no_adapter_are_refused(tmp_path: Path, saved: Path, base: BaseModel) -> None:
+    with pytest.raises(CannotRead, match="not there"):
+        import_peft(tmp_path / "nowhere", base)
+    with pytest.raises(CannotRead, match="is a file"):
+        import_peft(saved / "adapter_config.json", base)
+    with pytest.raises(ForeignFormat, match=r"no adapter_config\.json.*saved/"):
+        import_peft(tmp_path, base)
+    (saved / "adapter_model.safetensors").unlink()
+    with pytest.raises(ForeignFormat, match=r"adapter_model\.safetensors, adapter_model\.bin"):
+        import_peft(saved, base)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_damaged_files_are_refused(name: str, damage: str, saved: Path, base: BaseModel) -> None:
+    if name.endswith(".bin"):
+        torch.save(load_file(saved / "adapter_model.safetensors"), saved / name)
+        (saved / "adapter_model.safetensors").unlink()
+    content = (saved / name).read_bytes()
+    (saved / name).write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}[damage])
+    with pytest.raises(ForeignFormat, match=name):
+        import_peft(saved, base)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"prompt_embeddings": "text"}, 3])
+def test_a_pickle_of_other_things_is_refused(content: Any, saved: Path, base: BaseModel) -> None:
+    (saved / "adapter_model.safetensors").unlink()
+    torch.save(content, saved / "adapter_model.bin")
+    with pytest.raises(ForeignFormat, match="expected tensors by name"):
+        import_peft(saved, base)
+
+
+# -- export --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_peft_loads_an_exported_prefix_and_gives_our_logits(name: str, tmp_path: Path) -> None:
+    base = base_model(name)
+    prefix = random_prefix(base, LENGTH)
+    export_peft(prefix, tmp_path / "folder", base)
+    model = peft.PeftModel.from_pretrained(build(name), tmp_path / "folder").eval()
+    found = difference(logits(base, prefix), model)
+    print(f"{name}: logits differ by at most {found:.1e}")
+    assert found < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_prefix_that_goes_out_and_comes_back_is_the_same_bit_for_bit(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    base = base_model(name)
+    prefix = random_prefix(base, LENGTH).to(dtype)
+    export_peft(prefix, tmp_path / "folder", base)
+    back = import_peft(tmp_path / "folder", base)
+    assert back.dtype == dtype
+    for tensor in prefix.tensors:
+        assert torch.equal(back.tensors[tensor], prefix.tensors[tensor])
+
+
+def test_what_peft_saves_again_is_what_was_exported(tmp_path: Path, base: BaseModel) -> None:
+    prefix = random_prefix(base, LENGTH)
+    export_peft(prefix, tmp_path / "folder", base)
+    peft.PeftModel.from_pretrained(build("llama"), tmp_path / "folder").save_pretrained(
+        tmp_path / "again", save_embedding_layers=False
+    )
+    first, again = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("folder", "again"))
+    assert torch.equal(first["prompt_embeddings"], again["prompt_embeddings"])
+
+
+def test_every_field_of_the_config_is_one_that_peft_knows(tmp_path: Path, base: BaseModel) -> None:
+    export_peft(random_prefix(base, LENGTH), tmp_path / "folder", base)
+    written = json.loads((tmp_path / "folder" / "adapter_config.json").read_text())
+    config = peft.PeftConfig.from_pretrained(tmp_path / "folder")
+    assert set(written) <= set(config.to_dict())
+    assert (config.peft_type, config.task_type, config.inference_mode) == ("PREFIX_TUNING", "CAUSAL_LM", True)
+    assert config.base_model_name_or_path == "tiny-llama"
+    assert config.num_virtual_tokens == LENGTH
+
+
+def test_peft_generates_with_an_exported_prefix_what_we_generate(tmp_path: Path, base: BaseModel) -> None:
+    prefix = random_prefix(base, LENGTH)
+    export_peft(prefix, tmp_path / "folder", base)
+    model = peft.PeftModel.from_pretrained(build("llama"), tmp_path / "folder").eval()
+    ids = IDS[:1]
+    made = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+    )[0, ids.shape[1] :].tolist()
+    expected = by_hand.greedy(base.model, ids[0].tolist(), by_hand.layers_of(prefix), 8, frozenset({0}))
+    assert [token for token in made if token != 0] == expected
+
+
+def test_the_base_answers_alone_while_an_exported_prefix_is_disabled(tmp_path: Path, base: BaseModel) -> None:
+    export_peft(random_prefix(base, LENGTH), tmp_path / "folder", base)
+    plain = build("llama")
+    with torch.no_grad():
+        alone = plain(input_ids=IDS).logits
+        model = peft.PeftModel.from_pretrained(build("llama"), tmp_path / "folder").eval()
+        with model.disable_adapter():
+            torch.testing.assert_close(model(input_ids=IDS).logits, alone)
+        assert (model(input_ids=IDS).logits - alone).abs().max() > 0.1
+
+
+def test_the_page_beside_it_tells_the_template(tmp_path: Path, base: BaseModel) -> None:
+    export_peft(random_prefix(base, LENGTH), tmp_path / "folder", base)
+    page = (tmp_path / "folder" / "README.md").read_text()
+    assert r'then `"\n"`, then the target' in page
+    assert "<end>" in page
+    assert "library_name: peft" in page
+
+
+def test_a_prefix_of_an_encoder_decoder_is_not_exported(tmp_path: Path) -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(vocab_size=97, d_model=16, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=16)
+    model = BartForConditionalGeneration(config)
+    base = BaseModel(model, byte_tokenizer(), name="tiny-bart")
+    with pytest.raises(NotExportable, match="decoder, encoder, cross"):
+        export_peft(random_prefix(base, LENGTH), tmp_path / "folder", base)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prefix_of_other_weights_is_not_exported(tmp_path: Path, base: BaseModel) -> None:
+    with pytest.raises(WrongBaseModel):
+        export_peft(random_prefix(base_model(seed=1), LENGTH), tmp_path / "folder", base)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_replaces_only_an_earlier_export_and_only_when_asked(
+    tmp_path: Path, base: BaseModel
+) -> None:
+    folder = tmp_path / "folder"
+    export_peft(random_prefix(base, LENGTH), folder, base)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    other = random_prefix(base, 2, seed=9)
+    with pytest.raises(OutputExists, match="--overwrite"):
+        export_peft(other, folder, base)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    export_peft(other, folder, base, overwrite=True)
+    assert torch.equal(import_peft(folder, base).key(), other.key())
+    (folder / "diary.txt").write_text("mine")
+    with pytest.raises(CannotWrite, match=r"diary\.txt"):
+        export_peft(other, folder, base, overwrite=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_export_that_fails_leaves_nothing(
+    tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CannotWrite, match="does not exist"):
+        export_peft(random_prefix(base, LENGTH), tmp_path / "no" / "folder", base)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "folder"
+    export_peft(random_prefix(base, LENGTH), folder, base)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.setattr("os.fsync", full)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(CannotWrite, match="No space left"):
+            export_peft(random_prefix(base, 2), target, base, overwrite=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -1,0 +1,120 @@
+"""The catalogue's tables: made once, brought up to date on request, refused when newer."""
+
+import subprocess
+import sys
+
+import pytest
+import sqlalchemy
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
+from foreword.store import PrefixStore
+from foreword.store.catalogue import Catalogue
+from foreword.store.opening import open_catalogue
+from foreword.store.schema import REVISIONS, migrate, revision
+from foreword.store.tables import metadata
+
+
+def at_revision(catalogue, target):
+    def work(connection):
+        config = Config()
+        config.set_main_option("script_location", "foreword.store:migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, target)
+
+    catalogue.write(work)
+
+
+def test_migrations_make_exactly_the_declared_tables(store):
+    differences = store._catalogue.read(
+        lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+    )
+    assert differences == []
+
+
+def test_listed_revisions_are_those_of_the_scripts():
+    config = Config()
+    config.set_main_option("script_location", "foreword.store:migrations")
+    scripts = list(ScriptDirectory.from_config(config).walk_revisions())
+    assert tuple(script.revision for script in reversed(scripts)) == REVISIONS
+
+
+def test_older_catalogue_is_refused_until_migrated_and_keeps_its_rows(place, prefixes):
+    if "checkpoints" not in place.arguments:
+        place.arguments["place"].mkdir()
+    old = Catalogue(place.database)
+    at_revision(old, "0001")
+    old.write(
+        lambda c: c.exec_driver_sql(
+            "INSERT INTO prefix (owner, name, public, counter, latest, base) "
+            "VALUES ('a', 'x', false, 7, NULL, NULL)"
+        )
+    )
+    old.close()
+    with pytest.raises(OutdatedCatalogue, match="foreword store migrate"):
+        place.open()
+    assert migrate(open_catalogue(place.arguments["place"])) == ("0001", "0002")
+    assert migrate(open_catalogue(place.arguments["place"])) == ("0002", "0002")
+    assert place.open().put("a/x", prefixes()).number == 8
+
+
+def test_newer_catalogue_is_refused_and_untouched(place, prefixes):
+    store = place.open()
+    store.put("a/x", prefixes())
+    store._catalogue.write(lambda c: c.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'"))
+    store.close()
+    with pytest.raises(UnsupportedCatalogue, match="update this one"):
+        place.open()
+    with pytest.raises(UnsupportedCatalogue):
+        migrate(open_catalogue(place.arguments["place"]))
+    assert Catalogue(place.database).read(revision) == "0999"
+
+
+def test_migrating_nothing_is_refused(tmp_path, postgres_place):
+    with pytest.raises(UnknownStore):
+        open_catalogue(tmp_path)
+    with pytest.raises(UnknownStore):
+        open_catalogue(postgres_place.database)
+
+
+def test_failed_migration_leaves_no_table_behind(place, monkeypatch):
+    if "checkpoints" not in place.arguments:
+        place.arguments["place"].mkdir()
+    from alembic import op
+
+    create_index, calls = op.create_index, []
+
+    def fail_later(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise RuntimeError("pulled plug")
+        return create_index(*arguments, **options)
+
+    monkeypatch.setattr(op, "create_index", fail_later)
+    with pytest.raises(RuntimeError):
+        place.open()
+    monkeypatch.undo()
+    inspected = Catalogue(place.database).read(lambda c: sqlalchemy.inspect(c).get_table_names())
+    assert inspected == []
+    assert len(place.open().list()) == 0
+
+
+def test_processes_that_open_a_fresh_store_at_once_all_succeed(place):
+    arguments = {name: str(value) for name, value in place.arguments.items()}
+    program = "import sys, json; from foreword.store import PrefixStore; PrefixStore(**json.loads(sys.argv[1])).list()"
+    import json
+
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, json.dumps(arguments)], stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(6)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert isinstance(place.open(), PrefixStore)
