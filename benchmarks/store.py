@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,23 +150,25 @@ def ready() -> None:
     torch.set_num_threads(1)
     for dtype in (torch.float32, torch.float16):
         with tempfile.TemporaryDirectory() as folder:
-            store = PrefixStore(folder)
-            names = [f"a/p{i}" for i in range(200)]
-            made = [make_prefix(i, (30, 3, 10, 64), dtype) for i in range(200)]
-            store.put_many(dict(zip(names, made, strict=True)))
-            cold = PrefixStore(folder, memory_bytes=0)
-            for path in (cold._blobs.folder).rglob("*.prefix"):  # type: ignore[attr-defined]
-                _drop_from_memory(path)
-            left = iter(names)
-            cold.get(next(left))  # imports
-            figures = {"bytes": len(made[0].to_bytes()), "dtype": str(dtype).removeprefix("torch.")}
-            report("cold: from the disk, checked", **figures, **timed(lambda: cold.get(next(left)), 199))
-            warm = PrefixStore(folder)
-            warm.get(names[0])
-            report("cached in memory", **figures, **timed(lambda: warm.get(names[0]), 5000))
+            _ready(folder, dtype)
 
 
-def _drop_from_memory(path: Any) -> None:
+def _ready(folder: str, dtype: torch.dtype) -> None:
+    names = [f"a/p{i}" for i in range(200)]
+    made = [make_prefix(i, (30, 3, 10, 64), dtype) for i in range(200)]
+    PrefixStore(folder).put_many(dict(zip(names, made, strict=True)))
+    for path in Path(folder).rglob("*.prefix"):
+        _drop_from_memory(path)
+    cold, warm = PrefixStore(folder, memory_bytes=0), PrefixStore(folder)
+    left = iter(names)
+    cold.get(next(left))  # imports
+    warm.get(names[0])
+    figures = {"bytes": len(made[0].to_bytes()), "dtype": str(dtype).removeprefix("torch.")}
+    report("cold: from the disk, checked", **figures, **timed(lambda: cold.get(next(left)), 199))
+    report("cached in memory", **figures, **timed(lambda: warm.get(names[0]), 5000))
+
+
+def _drop_from_memory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
@@ -228,9 +231,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["catalogue", "ready", "puts"])
-    parser.add_argument(
-        "--database", default="sqlite", help="sqlite, postgres, or the URL of an empty database"
-    )
+    parser.add_argument("--database", default="sqlite", help="sqlite, postgres, or a URL")
     parser.add_argument("--count", type=int, help="prefixes in the catalogue (1000000), or puts (1000)")
     chosen = parser.parse_args()
     if chosen.what == "catalogue":

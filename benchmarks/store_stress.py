@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--database",
         default="sqlite",
-        help="sqlite, postgres (started for the run), or the URL of an empty database",
+        help="sqlite, postgres, or a URL",
     )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--workers", type=int, default=8)

@@ -51,6 +51,7 @@ class Attending:
         prefixes: what each row sees in front of its text; None for nothing.
         layout: how a flat batch divides into rows; None for an ordinary `[B, T]` batch.
         in_cache: the keys and values that reach attention have the prefixes in front already.
+        answers_from: of each row, the first token that sees an infix; needed where a row has one.
         record: called with every attention call's module and shapes; used by the probe only.
         memo: masks extended by the prefix's columns, made once a pass rather than once a layer.
     """
@@ -58,6 +59,7 @@ class Attending:
     prefixes: RowPrefixes | None = None
     layout: FlatLayout | None = None
     in_cache: bool = False
+    answers_from: tuple[int, ...] = ()
     record: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
     memo: dict[Any, tuple[Any, torch.Tensor]] = field(default_factory=dict)
 
@@ -167,7 +169,10 @@ def _with_prefix(
         state,
         (slot.stream, id(mask)),
         mask,
-        lambda m: _open_columns(m, prefixes.visible(slot.stream, key_BHSD.shape[0], m.device)),
+        lambda m: _open_columns(
+            m,
+            prefixes.visible(slot.stream, key_BHSD.shape[0], m.shape[2], m.device, state.answers_from),
+        ),
     )
     bias = kwargs.get("position_bias")
     if bias is not None:
@@ -186,9 +191,9 @@ def _once(
     return state.memo[name][1]
 
 
-def _open_columns(mask_B1TS: torch.Tensor, visible_BP: torch.Tensor) -> torch.Tensor:
-    """The mask with P columns in front, open where the row has a virtual token."""
-    columns = visible_BP[:, None, None, :].expand(-1, 1, mask_B1TS.shape[2], -1)
+def _open_columns(mask_B1TS: torch.Tensor, visible_BTP: torch.Tensor) -> torch.Tensor:
+    """The mask with P columns in front, open where the row has a virtual token that the query sees."""
+    columns = visible_BTP[:, None].expand(-1, 1, mask_B1TS.shape[2], -1)
     if mask_B1TS.dtype != torch.bool:
         columns = _additive(columns, mask_B1TS.dtype)
     rows, heads = columns.shape[0], mask_B1TS.shape[1]

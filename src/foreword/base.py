@@ -238,7 +238,20 @@ class BaseModel:
             raise UsageError(f"{len(listed)} prefixes for {rows} rows; give one for all, or one per row")
         for prefix in {id(p): p for p in listed if p is not None}.values():
             prefix.check_fits(self.identity, self.geometry)
+            self.check_placement(prefix.template)
         return listed
+
+    def check_placement(self, template: Template) -> None:
+        """Refuse an infix for a model that reads the source apart from the target.
+
+        Raises:
+            UsageError: an encoder-decoder.
+        """
+        if template.placement == "infix" and self.is_encoder_decoder:
+            raise UsageError(
+                f"placement is infix, but {self.name} is an encoder-decoder: its source and target are no "
+                "one text to stand in. Take the prefix; streams=('decoder', 'cross') leaves the source alone"
+            )
 
     def batch(self, rows: Sequence[EncodedExample], prefixes: RowPrefixes | None, layout: Layout) -> Batch:
         """The tensors of one forward pass for `rows` under `prefixes`."""

@@ -28,6 +28,8 @@ class Batch:
             (or `[N]`) sequence; ordered by row, then by place within the target.
         target_M: the target tokens' ids.
         targets: number of target tokens of each row.
+        answers_from: place in each row (as attention sees rows) of the last source token, which predicts
+            the first target token; empty for an encoder-decoder, whose source is apart.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -35,6 +37,7 @@ class Batch:
     place_M: torch.Tensor
     target_M: torch.Tensor
     targets: tuple[int, ...]
+    answers_from: tuple[int, ...] = ()
 
     @property
     def row_M(self) -> torch.Tensor:
@@ -64,6 +67,7 @@ def decoder_batch(
     lengths = tuple(len(text) for text in texts)
     longest = max(lengths)
     flat = FlatLayout(lengths, device)
+    gaps = [longest - length if layout == "left" else 0 for length in lengths]
     if layout == "flat":
         starts = flat.starts_B.tolist()
         offsets_N = torch.tensor(list(offsets), device=device)[flat.rows_N()]
@@ -73,7 +77,6 @@ def decoder_batch(
             "position_ids": (flat.steps_N() + offsets_N)[None],
         }
     else:
-        gaps = [longest - length if layout == "left" else 0 for length in lengths]
         starts = [index * longest + gap for index, gap in enumerate(gaps)]
         steps_BT = torch.arange(longest, device=device)[None] - torch.tensor(gaps, device=device)[:, None]
         mask_BT = (steps_BT >= 0) & (steps_BT < torch.tensor(lengths, device=device)[:, None])
@@ -100,6 +103,7 @@ def decoder_batch(
         place_M=torch.tensor(places, device=device),
         target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),
         targets=tuple(len(row.target_ids) for row in rows),
+        answers_from=tuple(gap + len(row.source_ids) - 1 for gap, row in zip(gaps, rows, strict=True)),
     )
 
 

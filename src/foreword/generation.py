@@ -12,13 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    DynamicCache,
-    EncoderDecoderCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from foreword.attention import Attending, attending
 from foreword.base import BaseModel, PrefixesArgument
@@ -240,12 +234,11 @@ def _generate_batch(
             skip=0 if base.is_encoder_decoder else 1,
         )
     room = inputs["input_ids"].shape[1] + rows[0].room
-    if base.is_encoder_decoder:
-        # Grows layer by layer: transformers sizes its own by the encoder, which may be less deep.
-        inputs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    elif base.cache_takes_prefixes:
+    if base.cache_takes_prefixes:
         inputs["past_key_values"] = prefixed_cache(base.geometry, prefixes, room)
-    with attending(Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes)):
+    # The last token of the prompt predicts the first new one, and is the last of its pass.
+    last = (-1,) * len(rows)
+    with attending(Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes, answers_from=last)):
         ids_BT = _own_settings(base.model).generate(
             **inputs,
             generation_config=config,

@@ -28,6 +28,9 @@ N(0, 1), PEFT's default, lifts the loss of a frozen model far above that without
 the prefix begins as a weak attention sink with almost no value. Measured in docs/defaults.md.
 """
 
+DEFAULT_WORDS = "Write the answer to the text."
+"""Words that fit any task: as good as demonstrations (docs/defaults.md), and no text of an owner's."""
+
 Kind = Literal["random", "words", "text", "demonstrations"]
 
 
@@ -41,7 +44,7 @@ class Initialization:
         text: the words or the text; None for the others.
     """
 
-    kind: Kind = "demonstrations"
+    kind: Kind
     text: str | None = None
 
     def __post_init__(self) -> None:
@@ -79,23 +82,39 @@ def starting_point(
     if initialization.kind == "random":
         return _random(base, lengths, seed)
     longest = max(lengths.values())
+    source_ids, target_ids = starting_ids(base, initialization, longest, examples, seed)
+    found = activations(base, source_ids, target_ids, longest)
+    return {
+        stream: (found[stream][0][:, :, :own], found[stream][1][:, :, :own])
+        for stream, own in lengths.items()
+    }
+
+
+def starting_ids(
+    base: BaseModel,
+    initialization: Initialization,
+    length: int,
+    examples: Sequence[EncodedExample],
+    seed: int,
+) -> tuple[list[int], list[int]]:
+    """The first `length` tokens of an initialisation from text: of the source, and of a decoder's own text.
+
+    Raises:
+        UsageError: a text without tokens.
+    """
     if initialization.kind == "demonstrations":
-        source_ids, target_ids = _demonstrations(examples, longest, seed, apart=base.is_encoder_decoder)
+        source_ids, target_ids = _demonstrations(examples, length, seed, apart=base.is_encoder_decoder)
     else:
         ids = base.tokenizer(initialization.text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise UsageError(f"init text {initialization.text!r} has no tokens")
         if base.template.begin:  # such models expect it first: it is their attention sink
             ids = [base.tokenizer.bos_token_id, *ids]
-        repeated = (ids * (longest // len(ids) + 1))[:longest]
+        repeated = (ids * (length // len(ids) + 1))[:length]
         source_ids, target_ids = repeated, repeated
     if base.is_encoder_decoder:  # so does its decoder
-        target_ids = [base.start_id, *target_ids][:longest]
-    found = activations(base, source_ids, target_ids, longest)
-    return {
-        stream: (found[stream][0][:, :, :own], found[stream][1][:, :, :own])
-        for stream, own in lengths.items()
-    }
+        target_ids = [base.start_id, *target_ids][:length]
+    return source_ids, target_ids
 
 
 def activations(

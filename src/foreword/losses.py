@@ -19,13 +19,14 @@ def target_losses(model: Any, batch: Batch, prefixes: RowPrefixes | None) -> tor
     Logits are computed at the M places that predict a target and nowhere else, where the model
     allows it: over a vocabulary of 49k they cost as much as a fifth of the layers.
     """
-    with attending(Attending(prefixes=prefixes, layout=batch.layout)):
-        if batch.layout is not None and _keeps_logits(model):
+    with attending(Attending(prefixes=prefixes, layout=batch.layout, answers_from=batch.answers_from)):
+        if batch.layout is not None and keeps_logits(model):
             logits_MV = model(**batch.inputs, use_cache=False, logits_to_keep=batch.place_M).logits[0]
         else:
             logits_MV = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.place_M]
     return cross_entropy(logits_MV.float(), batch.target_M, reduction="none")
 
 
-def _keeps_logits(model: Any) -> bool:
+def keeps_logits(model: Any) -> bool:
+    """Whether the model can be told at which places logits are wanted."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters

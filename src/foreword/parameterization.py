@@ -7,7 +7,7 @@ Shapes: L layers, H key/value heads, P prefix length, D head size, E embedding s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,26 +31,34 @@ class ParameterizationSettings:
         kind: `direct` trains the keys and values themselves, from a starting point and at a high learning
             rate, which is what we measured to be best (docs/defaults.md); `mlp` trains an embedding and a
             two-layer network that makes them (Li & Liang 2021, section 4.3); `mlp+start` adds that
-            network, starting from zero, to the keys and values of the initialisation.
+            network, starting from zero, to the keys and values of the initialisation; `embedding` trains
+            input embeddings alone, which one pass of the base turns into keys and values (section 7.2).
         width: W, of the network's hidden layer (the paper: 512 for tables, 800 for summaries).
         freeze_first: keep the first virtual token as it was initialised: it tends to be the
             attention sink (Cartridges, 2025). Not for `mlp`, which has no starting point.
     """
 
-    kind: Literal["direct", "mlp", "mlp+start"] = "direct"
+    kind: Literal["direct", "mlp", "mlp+start", "embedding"] = "direct"
     width: int = 512
     freeze_first: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("direct", "mlp", "mlp+start"):
-            raise UsageError(f"parameterization is {self.kind!r}; expected direct, mlp or mlp+start")
+        if self.kind not in ("direct", "mlp", "mlp+start", "embedding"):
+            raise UsageError(
+                f"parameterization is {self.kind!r}; expected direct, mlp, mlp+start or embedding"
+            )
         if self.width < 1:
             raise UsageError(f"width is {self.width}; expected a positive number")
         if self.freeze_first and self.kind == "mlp":
             raise UsageError("freeze_first needs a starting point; 'mlp' has none, use direct or mlp+start")
 
+    @property
+    def has_network(self) -> bool:
+        """Whether there is a network, of which the width is meant."""
+        return self.kind in ("mlp", "mlp+start")
+
     def __str__(self) -> str:
-        width = "" if self.kind == "direct" else f"({self.width})"
+        width = f"({self.width})" if self.has_network else ""
         return f"{self.kind}{width}{', first frozen' if self.freeze_first else ''}"
 
 
@@ -58,14 +66,28 @@ class Parameterization(nn.Module):
     """The trainable parts of one prefix: one independent set for each stream."""
 
     def __init__(
-        self, settings: ParameterizationSettings, start: Mapping[Stream, KeysValues], seed: int
+        self,
+        settings: ParameterizationSettings,
+        start: Mapping[Stream, KeysValues],
+        seed: int,
+        layers: Mapping[Stream, range] | None = None,
     ) -> None:
-        """Build for the shapes of `start`, the keys and values to start from, in float32."""
+        """Build for the shapes of `start`, the keys and values to start from, in float32.
+
+        Args:
+            layers: of each stream, the layers that are trained; the others stay as in `start`.
+        """
         super().__init__()
         # A generator of its own: what another prefix in the same process draws changes nothing here.
         generator = torch.Generator().manual_seed(seed)
         self.streams = nn.ModuleDict()
+        self.layers = layers
         for stream, (key, value) in start.items():
+            if layers is not None:
+                chosen = slice(layers[stream].start, layers[stream].stop)
+                self.register_buffer(f"start_{stream}_key", key.float().clone(), persistent=False)
+                self.register_buffer(f"start_{stream}_value", value.float().clone(), persistent=False)
+                key, value = key[chosen], value[chosen]
             self.streams[stream] = (
                 Direct(key, value)
                 if settings.kind == "direct"
@@ -84,11 +106,44 @@ class Parameterization(nn.Module):
         compiled: Compiled = {}
         for stream, module in self.streams.items():
             key, value = module()
+            if self.layers is not None:
+                chosen = self.layers[stream]  # type: ignore[index]
+                key = _among(getattr(self, f"start_{stream}_key"), key, chosen)
+                value = _among(getattr(self, f"start_{stream}_value"), value, chosen)
             if self.freeze_first:
                 key = torch.cat([getattr(self, f"first_{stream}_key"), key[:, :, 1:]], dim=2)
                 value = torch.cat([getattr(self, f"first_{stream}_value"), value[:, :, 1:]], dim=2)
             compiled[stream] = (key, value)  # type: ignore[index]
         return compiled
+
+
+def _among(start_LHPD: torch.Tensor, trained_LHPD: torch.Tensor, layers: range) -> torch.Tensor:
+    return torch.cat([start_LHPD[: layers.start], trained_LHPD, start_LHPD[layers.stop :]])
+
+
+class Embeddings(nn.Module):
+    """Input embeddings of P virtual tokens as parameters; the base model compiles them."""
+
+    def __init__(
+        self,
+        settings: ParameterizationSettings,
+        start_PE: torch.Tensor,
+        compile_embeddings: Callable[[torch.Tensor], Compiled],
+    ) -> None:
+        """`compile_embeddings`: from `[P, E]` to keys and values, differentiable."""
+        super().__init__()
+        self.embeddings = nn.Parameter(start_PE.float().clone())
+        self.compile_embeddings = compile_embeddings
+        self.first_1E: torch.Tensor | None
+        first_1E = start_PE[:1].float().clone() if settings.freeze_first else None
+        self.register_buffer("first_1E", first_1E, persistent=False)
+
+    def forward(self) -> Compiled:
+        """The prefix that the embeddings stand for now: keys and values per stream, float32."""
+        embeddings_PE: torch.Tensor = self.embeddings
+        if self.first_1E is not None:
+            embeddings_PE = torch.cat([self.first_1E, embeddings_PE[1:]])
+        return self.compile_embeddings(embeddings_PE)
 
 
 class Direct(nn.Module):

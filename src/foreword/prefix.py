@@ -251,7 +251,7 @@ class Prefix:
         (arXiv 2606.04557): measure the result.
 
         Raises:
-            UsageError: no prefix given.
+            UsageError: no prefix given, or a prefix and an infix.
             GeometryMismatch, WrongBaseModel: they do not belong to one base.
         """
         if not prefixes:
@@ -265,6 +265,8 @@ class Prefix:
                     f"can't join a prefix of {other.base.name} ({other.base.fingerprint}) to one of "
                     f"{first.base.name} ({first.base.fingerprint}): the base models differ"
                 )
+            if other.template.placement != first.template.placement:
+                raise UsageError("can't join a prefix and an infix: different text sees them")
         joined = {name: torch.cat([p.tensors[name] for p in prefixes], dim=2) for name in first.tensors}
         return first._derived(joined)
 

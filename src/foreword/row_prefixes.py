@@ -3,7 +3,8 @@
 Distinct prefixes are stacked once and rows point at them, so a batch of 16 rows with one prefix
 holds one copy. Prefixes of different length are padded to the longest and the padding is hidden.
 
-Shapes: R distinct prefixes, B rows, L layers, H key/value heads, P longest prefix, D head size.
+Shapes: R distinct prefixes, B rows, T text tokens, L layers, H key/value heads, P longest prefix,
+D head size.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.functional import pad
 from foreword.errors import UsageError
 from foreword.geometry import Stream
 from foreword.prefix import Prefix
+from foreword.template import Placement
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ class RowPrefixes:
     Attributes:
         blocks: per stream, the distinct prefixes.
         of_row: for each row, which of the R prefixes it has, or None.
+        infixes: those of the R that are seen by the target alone, not by the source.
     """
 
     blocks: dict[Stream, StreamBlock]
     of_row: tuple[int | None, ...]
+    infixes: frozenset[int] = frozenset()
 
     @classmethod
     def stack(cls, prefixes: Sequence[Prefix | None], device: torch.device) -> RowPrefixes | None:
@@ -65,24 +69,30 @@ class RowPrefixes:
         return cls(
             blocks={stream: _stack_stream(stacked, stream, device) for stream in streams},
             of_row=tuple(None if p is None else place[id(p)] for p in prefixes),
+            infixes=frozenset(i for i, prefix in enumerate(stacked) if prefix.template.placement == "infix"),
         )
 
     @classmethod
     def of_compiled(
-        cls, distinct: Sequence[Mapping[Stream, tuple[torch.Tensor, torch.Tensor]]], of_row: Sequence[int]
+        cls,
+        distinct: Sequence[Mapping[Stream, tuple[torch.Tensor, torch.Tensor]]],
+        of_row: Sequence[int],
+        placements: Sequence[Placement],
     ) -> RowPrefixes:
         """From keys and values `[L, H, P, D]` in training, through which gradients flow back.
 
         Args:
             distinct: R prefixes, each with the same streams.
             of_row: for each row, which of them it has.
+            placements: of each of the R prefixes.
         """
         blocks: dict[Stream, StreamBlock] = {}
         for stream in distinct[0]:
             lengths = tuple(int(each[stream][0].shape[2]) for each in distinct)
             key, value = (_stack_padded([each[stream][part] for each in distinct]) for part in (0, 1))
             blocks[stream] = StreamBlock(key, value, lengths)
-        return cls(blocks=blocks, of_row=tuple(of_row))
+        infixes = frozenset(index for index, placement in enumerate(placements) if placement == "infix")
+        return cls(blocks=blocks, of_row=tuple(of_row), infixes=infixes)
 
     def lengths(self, stream: Stream) -> tuple[int, ...]:
         """The prefix length of every row in one stream; 0 for rows without."""
@@ -103,12 +113,31 @@ class RowPrefixes:
         value = _gather(block.value_RLHPD[:, layer].to(like.device, like.dtype), places)
         return key, value
 
-    def visible(self, stream: Stream, rows: int, device: torch.device) -> torch.Tensor:
-        """Where each of `rows` rows (B, or a multiple) has a virtual token, `[rows, P]`."""
-        block = self.blocks[stream]
-        lengths = [0 if index is None else block.lengths[index] for index in self._repeated(rows)]
-        lengths_B = torch.tensor(lengths, device=device)
-        return torch.arange(block.longest, device=device)[None, :] < lengths_B[:, None]
+    def visible(
+        self, stream: Stream, rows: int, queries: int, device: torch.device, answers_from: Sequence[int] = ()
+    ) -> torch.Tensor:
+        """Which virtual tokens each of T = `queries` tokens sees: `[rows, T, P]`, or `[rows, 1, P]` for all.
+
+        Args:
+            rows: B, or a multiple.
+            answers_from: of each of the B rows the first token that sees an infix, counted as Python counts:
+                -1 is the last of this pass.
+        """
+        block, of_row = self.blocks[stream], self._repeated(rows)
+        lengths_B = torch.tensor([0 if i is None else block.lengths[i] for i in of_row], device=device)
+        visible_BP = torch.arange(block.longest, device=device)[None, :] < lengths_B[:, None]
+        if self.infixes.isdisjoint(of_row):
+            return visible_BP[:, None, :]
+        if len(answers_from) != len(self.of_row):
+            raise UsageError("a row has an infix, but nobody says where its target begins")
+        times = rows // len(self.of_row)
+        begins = [place % queries for place in answers_from for _ in range(times)]
+        first_B = torch.tensor(
+            [begin if index in self.infixes else 0 for begin, index in zip(begins, of_row, strict=True)],
+            device=device,
+        )
+        answers_BT = torch.arange(queries, device=device)[None, :] >= first_B[:, None]
+        return visible_BP[:, None, :] & answers_BT[:, :, None]
 
     def _repeated(self, rows: int) -> tuple[int | None, ...]:
         times, rest = divmod(rows, len(self.of_row))

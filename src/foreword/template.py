@@ -15,6 +15,7 @@ from foreword.errors import UsageError
 
 Message = dict[str, str]
 Source = str | tuple[Message, ...]
+Placement = Literal["prefix", "infix"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Template:
             writes its own).
         end: text of the token that ends a target, or None if nothing marks the end.
         system: system message for `chat`; None leaves it to the chat template.
+        placement: which text sees the virtual tokens: all of it (`prefix`), or the target alone, from
+            the last source token on, which predicts its first (`infix`; docs/ablations.md).
     """
 
     style: Literal["separator", "chat", "raw"] = "separator"
@@ -36,12 +39,15 @@ class Template:
     begin: bool = False
     end: str | None = None
     system: str | None = None
+    placement: Placement = "prefix"
 
     def __post_init__(self) -> None:
         if self.style not in ("separator", "chat", "raw"):
             raise UsageError(f"template style is {self.style!r}; expected separator, chat or raw")
         if self.system is not None and self.style != "chat":
             raise UsageError("a system message needs the template style 'chat'")
+        if self.placement not in ("prefix", "infix"):
+            raise UsageError(f"placement is {self.placement!r}; expected prefix or infix")
 
     def source_ids(self, tokenizer: Any, source: Source) -> list[int]:
         """Token ids of everything in front of the target.
@@ -78,7 +84,10 @@ class Template:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the prefix file."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        if self.placement == "prefix":  # files from before there was a choice keep their digest
+            del data["placement"]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Template:

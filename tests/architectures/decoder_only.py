@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo import ABSENT, EXPERTS, LATENT, WINDOW, Architecture
+from zoo import ABSENT, DECODER_ONLY, EXPERTS, LATENT, WINDOW, Architecture
 
 from stand_ins import VOCABULARY
 
@@ -44,6 +44,24 @@ DECODER_ONLY_WORKING: tuple[Architecture, ...] = (
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
         },
         f"{WINDOWED}; another rotary base in windowed layers",
+        windowed=True,
+    ),
+    Architecture(
+        "Gemma 3 with images, on text",
+        "gemma3",
+        {
+            "text_config": {**DECODER_ONLY, "sliding_window": WINDOW, "query_pre_attn_scalar": 8},
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+        },
+        WINDOWED,
         windowed=True,
     ),
     Architecture(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -127,6 +128,22 @@ def test_beam_search_finds_the_likeliest_text(model_type: str) -> None:
         if score > best_score:
             best_score, best = score, [token, int(last)]
     assert found == [base.tokenizer.decode(best, skip_special_tokens=True)]
+
+
+@pytest.mark.parametrize("depths", [(4, 2), (1, 3)])
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_encoder_and_decoder_may_differ_in_depth_either_way(model_type: str, depths: tuple[int, int]) -> None:
+    encoder, decoder = depths
+    settings = {"encoder_layers": encoder, "decoder_layers": decoder}
+    settings |= {"num_layers": encoder, "num_decoder_layers": decoder}
+    architecture = dataclasses.replace(BY_TYPE[model_type], settings=settings)
+    base = BaseModel(architecture.model(), BY_TYPE[model_type].base.tokenizer, name="uneven")
+    prefix = with_streams(base, ("encoder", "decoder", "cross"))
+    assert prefix.key("encoder").shape[0] == encoder
+    assert prefix.key("cross").shape[0] == prefix.key("decoder").shape[0] == decoder
+    ids = base.template.source_ids(base.tokenizer, "a prompt")
+    expected = base.tokenizer.decode(greedy(base.model, ids, prefix.tensors, 8, base.end_ids))
+    assert generate(base, ["a prompt", "ab"], [prefix, None], max_new_tokens=8)[0] == expected
 
 
 @pytest.mark.parametrize("model_type", ["bart", "llama"])

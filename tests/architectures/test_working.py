@@ -11,10 +11,12 @@ import pytest
 import torch
 from by_hand_attention import by_hand, greedy, logits, token_losses
 from decoder_only import DECODER_ONLY_WORKING
-from encoder_decoder import ENCODER_DECODER_WORKING
 from transformers.modeling_layers import GradientCheckpointingLayer
 from zoo import Architecture
 
+from by_hand import layers_of
+from by_hand import logits as past_key_values_logits
+from encoder_decoder import ENCODER_DECODER_WORKING
 from foreword import BaseModel, Prefix, generate, train
 from foreword.attention import IMPLEMENTATIONS, Attending, attending
 from foreword.checkpointing import gradient_checkpointing
@@ -90,6 +92,22 @@ def test_logits_of_mixed_rows_equal_those_computed_by_hand(base: BaseModel) -> N
             close(mine, logits(base.model, row.source_ids, row.target_ids[:-1], tensors))
 
 
+KEEPING_ALL = [a for a in DECODER_ONLY_WORKING if not a.windowed and "kv_lora_rank" not in a.settings]
+
+
+@pytest.mark.parametrize("architecture", KEEPING_ALL, ids=str)
+@torch.no_grad()
+def test_logits_equal_those_of_past_key_values(architecture: Architecture) -> None:
+    """A second reference, where transformers' own cache keeps keys and values of every token."""
+    base = architecture.base
+    assert base.cache_takes_prefixes
+    row, prefix = rows_of(base, 1)[0], random_prefix(base, 5)
+    theirs = past_key_values_logits(base.model, [*row.source_ids, *row.target_ids], layers_of(prefix))
+    close(
+        logits(base.model, row.source_ids, row.target_ids, prefix.tensors), theirs[len(row.source_ids) - 1 :]
+    )
+
+
 def test_a_prefix_of_any_length_matters(base: BaseModel) -> None:
     examples = random_examples(2)
     plain = base.token_losses(examples)
@@ -159,7 +177,7 @@ def test_every_stream_starts_with_p_rows(base: BaseModel, kind: str) -> None:
 
 
 def test_a_stopped_run_ends_in_the_same_prefix_bit_for_bit(base: BaseModel, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"length": 3, "steps": 4, "batch_size": 2, "seed": 1}
+    options: dict[str, Any] = {"length": 3, "steps": 4, "batch_size": 2, "seed": 1, "init": "demonstrations"}
     examples = random_examples(3, longest=8)
     whole = train(base, examples, **options)
 
@@ -171,7 +189,9 @@ def test_a_stopped_run_ends_in_the_same_prefix_bit_for_bit(base: BaseModel, tmp_
         train(base, examples, **options, checkpoint_dir=tmp_path, on_progress=interrupt)
     resumed = train(base, examples, **options, checkpoint_dir=tmp_path)
     assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
-    begun = starting_point(base, Initialization(), 3, encode(examples, base.tokenizer, base.template)[0], 1)
+    begun = starting_point(
+        base, Initialization("demonstrations"), 3, encode(examples, base.tokenizer, base.template)[0], 1
+    )
     assert all(not torch.equal(whole.key(stream), begun[stream][0]) for stream in begun)
 
 

@@ -215,10 +215,10 @@ def test_patience_ends_the_run_early(tiny_base: BaseModel, tmp_path: Path) -> No
 
 def test_the_first_position_stays_when_frozen(tiny_base: BaseModel) -> None:
     rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
-    start = starting_point(tiny_base, Initialization(), 4, rows, 0)["decoder"]
+    start = starting_point(tiny_base, Initialization("demonstrations"), 4, rows, 0)["decoder"]
     for kind in ("direct", "mlp+start"):
         prefix = train(
-            tiny_base, TASK, **QUICK, parameterization=ParameterizationSettings(kind, freeze_first=True)
+            tiny_base, TASK, **QUICK, init="demonstrations", parameterization=ParameterizationSettings(kind, freeze_first=True)
         )  # type: ignore[arg-type]
         assert torch.equal(prefix.key()[:, :, 0], start[0][:, :, 0])
         assert not torch.equal(prefix.key()[:, :, 1], start[0][:, :, 1])
@@ -285,7 +285,7 @@ def test_bad_calls_are_refused_before_any_work(tiny_base: BaseModel) -> None:
         train(tiny_base, TASK, steps=1, epochs=1)
     with pytest.raises(UsageError, match="learning_rte"):
         train(tiny_base, TASK, learning_rte=1)
-    with pytest.raises(UsageError, match="direct, mlp or"):
+    with pytest.raises(UsageError, match="direct, mlp, mlp"):
         train(tiny_base, TASK, parameterization="lora")
     with pytest.raises(UsageError, match="expected random, words"):
         train(tiny_base, TASK, init="zeros")

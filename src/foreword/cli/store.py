@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foreword.cli import store_administration, store_output
+from foreword.cli import output, store_administration, store_output
 from foreword.cli.store_options import AsOwner, BlobsPlace, Json, StorePlace, opened
 
 app = typer.Typer(
@@ -16,7 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-store_administration.register(app)
 
 Name = Annotated[str, typer.Argument(help="owner/name", show_default=False)]
 Reference = Annotated[
@@ -45,7 +44,7 @@ def list_(
     with opened(place, blobs, as_owner) as store:
         page = store.list(owner=owner, name=name, label=label, base=base, limit=limit, after=after)
     if json:
-        return store_output.as_json({"prefixes": [v.to_json() for v in page], "next": page.next})
+        return output.json_object({"prefixes": [v.to_json() for v in page], "next": page.next})
     rows = [
         (
             f"{v.owner}/{v.name}",
@@ -58,7 +57,7 @@ def list_(
         )
         for v in page
     ]
-    store_output.table(("prefix", "version", "labels", "base", "length", "digest", "created"), rows)
+    output.table(("prefix", "version", "labels", "base", "length", "digest", "created"), rows)
     if page.next is not None:
         typer.echo(f"more: --after {page.next}", err=True)
 
@@ -86,7 +85,7 @@ def show(
         with opened(place, blobs, as_owner) as store:
             facts = store.describe(reference).to_json()
     if json:
-        return store_output.as_json(facts)
+        return output.json_object(facts)
     store_output.facts(facts)
 
 
@@ -115,14 +114,14 @@ def put(
         if label:
             version = store.describe(version.reference).version
     if json:
-        return store_output.as_json(version.to_json())
+        return output.json_object(version.to_json())
     typer.echo(f"{version.reference}  {version.digest}")
 
 
 @app.command()
 def get(
     reference: Reference,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
     place: StorePlace = "prefixes",
     blobs: BlobsPlace = None,
@@ -135,13 +134,13 @@ def get(
     """
     from foreword.files import check_output
 
-    check_output(output, overwrite=overwrite)
+    check_output(out, overwrite=overwrite)
     with opened(place, blobs, as_owner) as store:
         prefix = store.get(reference)
-    prefix.save(output, overwrite=overwrite)
+    prefix.save(out, overwrite=overwrite)
     if json:
-        return store_output.as_json({"file": str(output), "digest": prefix.digest})
-    typer.echo(f"{output}  {prefix.digest}")
+        return output.json_object({"file": str(out), "digest": prefix.digest})
+    typer.echo(f"{out}  {prefix.digest}")
 
 
 @app.command()
@@ -164,7 +163,7 @@ def label(
         else:
             reference = store.label(reference, text).reference
     if json:
-        return store_output.as_json({"reference": reference, "label": text, "removed": remove})
+        return output.json_object({"reference": reference, "label": text, "removed": remove})
     typer.echo(f"{reference}: {'removed ' if remove else ''}{text}")
 
 
@@ -184,7 +183,7 @@ def copy(
     with opened(place, blobs, as_owner) as store:
         version = store.copy(source, destination)
     if json:
-        return store_output.as_json(version.to_json())
+        return output.json_object(version.to_json())
     typer.echo(f"{version.reference}  {version.digest}")
 
 
@@ -216,7 +215,7 @@ def share(
             store.share(name, grantee)
     whom = grantee or "everybody"
     if json:
-        return store_output.as_json({"prefix": name, "with": whom, "removed": remove})
+        return output.json_object({"prefix": name, "with": whom, "removed": remove})
     typer.echo(f"{name}: {'no longer ' if remove else ''}shared with {whom}")
 
 
@@ -236,7 +235,7 @@ def delete(
     with opened(place, blobs, as_owner) as store:
         gone = store.delete(reference, all_versions=all_versions)
     if json:
-        return store_output.as_json({"deleted": list(gone)})
+        return output.json_object({"deleted": list(gone)})
     for line in gone:
         typer.echo(f"deleted {line}")
 
@@ -254,3 +253,6 @@ def _facts_of_file(path: Path) -> dict[str, Any]:
         "numbers": prefix.numel(),
         **facts,
     }
+
+
+store_administration.register(app)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import store_output
+from foreword.cli import output, store_output
 from foreword.cli.store_options import AsOwner, BlobsPlace, Json, StorePlace, opened
 
 keys = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True, rich_markup_mode=None)
@@ -37,11 +37,11 @@ def verify(
     with opened(place, blobs) as store:
         seen = store.verify(owner)
     if json:
-        store_output.as_json(seen.to_json())
+        output.json_object(seen.to_json())
     else:
         if seen.problems:
             rows = [(p.reference, p.fault, p.digest) for p in seen.problems]
-            store_output.table(("version", "fault", "digest"), rows)
+            output.table(("version", "fault", "digest"), rows)
         typer.echo(f"{seen.versions} versions, {seen.size / 1e6:.1f} MB read, {len(seen.problems)} bad")
     if seen.problems:
         raise typer.Exit(1)
@@ -63,7 +63,7 @@ def forget(
             typer.confirm(f"Remove everything of {owner}? This can't be undone", abort=True, err=True)
         removed = store.forget(owner)
     if json:
-        return store_output.as_json(removed.to_json())
+        return output.json_object(removed.to_json())
     store_output.facts(removed.to_json())
 
 
@@ -81,14 +81,14 @@ def gc(
     with opened(place, blobs) as store:
         gone = store.collect_garbage(grace=grace, dry_run=dry_run)
     if json:
-        return store_output.as_json({**gone.to_json(), "dry_run": dry_run})
+        return output.json_object({**gone.to_json(), "dry_run": dry_run})
     word = "would remove" if dry_run else "removed"
     typer.echo(f"{word} {gone.blobs} unnamed files and {gone.leftovers} leftovers, {gone.size / 1e6:.1f} MB")
 
 
 def export(
     owner: Owner,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
     place: StorePlace = "prefixes",
     blobs: BlobsPlace = None,
@@ -100,10 +100,10 @@ def export(
     Example: foreword store export alice -o alice.zip
     """
     with opened(place, blobs, as_owner) as store:
-        written = store.export_owner(owner, output, overwrite=overwrite)
+        written = store.export_owner(owner, out, overwrite=overwrite)
     if json:
-        return store_output.as_json(written.to_json())
-    typer.echo(f"{output}: {written.prefixes} prefixes, {written.versions} versions, {written.blobs} files")
+        return output.json_object(written.to_json())
+    typer.echo(f"{out}: {written.prefixes} prefixes, {written.versions} versions, {written.blobs} files")
 
 
 def import_(
@@ -121,7 +121,7 @@ def import_(
     with opened(place, blobs, as_owner, create=True) as store:
         added = store.import_owner(file, owner=owner)
     if json:
-        return store_output.as_json(added.to_json())
+        return output.json_object(added.to_json())
     typer.echo(f"{added.owner}: {added.prefixes} prefixes, {added.versions} versions, {added.labels} labels")
 
 
@@ -140,9 +140,9 @@ def audit(
     with opened(place, blobs) as store:
         found = store.audit(owner, limit=limit, before=before)
     if json:
-        return store_output.as_json({"entries": [entry.to_json() for entry in found]})
+        return output.json_object({"entries": [entry.to_json() for entry in found]})
     rows = [(str(e.id), e.at[:19], e.who, e.action, e.target or "", (e.digest or "")[:12]) for e in found]
-    store_output.table(("id", "at", "who", "action", "target", "digest"), rows)
+    output.table(("id", "at", "who", "action", "target", "digest"), rows)
 
 
 def migrate(place: StorePlace = "prefixes", json: Json = False) -> None:
@@ -155,7 +155,7 @@ def migrate(place: StorePlace = "prefixes", json: Json = False) -> None:
 
     before, after = migrate_catalogue(open_catalogue(place))
     if json:
-        return store_output.as_json({"before": before, "after": after})
+        return output.json_object({"before": before, "after": after})
     typer.echo(f"schema {after}, nothing to do" if before == after else f"schema {before} -> {after}")
 
 
@@ -175,7 +175,7 @@ def make_key(
     with opened(place, blobs, create=True) as store:
         made = store.create_key(owner, role, note=note)  # type: ignore[arg-type]  # checked there
     if json:
-        return store_output.as_json({"key": made.secret, **made.record.to_json()})
+        return output.json_object({"key": made.secret, **made.record.to_json()})
     typer.echo(made.secret)
     typer.echo(f"id {made.record.id}; the key is not shown again", err=True)
 
@@ -194,9 +194,9 @@ def list_keys(
     with opened(place, blobs) as store:
         found = store.list_keys(owner)
     if json:
-        return store_output.as_json({"keys": [record.to_json() for record in found]})
+        return output.json_object({"keys": [record.to_json() for record in found]})
     rows = [[str(record.to_json()[column] or "") for column in KEY_COLUMNS] for record in found]
-    store_output.table(KEY_COLUMNS, rows)
+    output.table(KEY_COLUMNS, rows)
 
 
 @keys.command("revoke")
@@ -213,5 +213,5 @@ def revoke_key(
     with opened(place, blobs) as store:
         record = store.revoke_key(identifier)
     if json:
-        return store_output.as_json(record.to_json())
+        return output.json_object(record.to_json())
     typer.echo(f"{record.id} revoked {record.revoked}")

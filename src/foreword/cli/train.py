@@ -46,6 +46,8 @@ def train(
     width: its.Width = None,
     freeze_first: its.FreezeFirst = False,
     init: its.Init = None,
+    layers: its.Layers = None,
+    placement: its.Placing = None,
     label: its.Label = None,
     licence: its.Licence = None,
     steps: its.Steps = None,
@@ -95,6 +97,8 @@ def train(
         "learning_rate": learning_rate,
         "parameterization": _parameterization(parameterization, width, freeze_first),
         "init": init,
+        "layers": layers,
+        "placement": placement,
         "seed": seed,
         "warmup": warmup,
         "clip": clip,
@@ -173,8 +177,10 @@ def _parameterization(kind: str | None, width: int | None, freeze_first: bool) -
     if not given:
         return None
     settings = ParameterizationSettings(**given)
-    if width is not None and settings.kind == "direct":
-        raise UsageError("--width is given, but direct has no network; use --parameterization mlp+start")
+    if width is not None and not settings.has_network:
+        raise UsageError(
+            f"--width is given, but {settings.kind} has no network; use --parameterization mlp+start"
+        )
     return settings
 
 

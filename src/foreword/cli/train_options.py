@@ -37,7 +37,7 @@ Length = Annotated[
     typer.Option(metavar="P", help="Number of virtual tokens; default 10.", rich_help_panel=PREFIX),
 ]
 Kind = Annotated[
-    Literal["direct", "mlp", "mlp+start"] | None,
+    Literal["direct", "mlp", "mlp+start", "embedding"] | None,
     typer.Option("--parameterization", help="What is trained; default direct.", rich_help_panel=PREFIX),
 ]
 Width = Annotated[
@@ -54,8 +54,22 @@ Init = Annotated[
     str | None,
     typer.Option(
         metavar="WHAT",
-        help="demonstrations, words:SOME WORDS, text:A TEXT or random; default demonstrations.",
+        help="words:SOME WORDS, text:A TEXT, demonstrations or random; default: words that fit any task.",
         rich_help_panel=PREFIX,
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHICH",
+        help="first:N or last:N: train these layers' keys and values only.",
+        rich_help_panel=PREFIX,
+    ),
+]
+Placing = Annotated[
+    Literal["prefix", "infix"] | None,
+    typer.Option(
+        "--placement", help="infix: the target sees it, the source does not.", rich_help_panel=PREFIX
     ),
 ]
 Label = Annotated[

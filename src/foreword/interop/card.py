@@ -113,7 +113,7 @@ def _front_matter(prefix: Prefix, library: str) -> str:
     fields = [f"library_name: {library}"]
     if base := public_name(prefix.base.name, prefix.base.revision):
         fields.append(f"base_model: {json.dumps(base)}")
-    if prefix.licence is not None and True:
+    if prefix.licence is not None and prefix.licence.lower() in _LICENCES:
         fields.append(f"license: {prefix.licence.lower()}")
     elif prefix.licence is not None:
         name = re.sub(r"[^a-z0-9.]+", "-", prefix.licence.lower()).strip("-")[:60]

@@ -33,7 +33,8 @@ def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrit
         overwrite: replace a folder that an earlier export wrote.
 
     Raises:
-        NotExportable: a prefix of an encoder-decoder, or one with keys and values of different size.
+        NotExportable: a prefix of an encoder-decoder, one with keys and values of different size, or an
+            infix.
         GeometryMismatch, WrongBaseModel: the prefix is not of this base.
         OutputExists: the folder is there and `overwrite` is false.
         CannotWrite: no right or space, or the folder holds other files than an export.
@@ -45,6 +46,11 @@ def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrit
             f"the prefix has the streams {', '.join(prefix.streams)} of an encoder-decoder ({base.name}); "
             "PEFT gives its encoder and cross-attention nothing, so the result would be another. Use it "
             "with Foreword"
+        )
+    if prefix.template.placement != "prefix":
+        raise NotExportable(
+            "the prefix is an infix, which the source does not see; PEFT shows it to all text, so the result "
+            "would be another. Use it with Foreword"
         )
     sizes = prefix.geometry.streams["decoder"]
     if sizes.key_dim != sizes.value_dim:

@@ -5,16 +5,22 @@ blobs (the prefix files, once per digest). The catalogue is the truth; a blob no
 garbage, and a version is listed only after its blob is safe on the disk.
 """
 
-from foreword.store.access import Caller, Role
-from foreword.store.audit import AuditEntry
-from foreword.store.forget import Forgotten
-from foreword.store.garbage import Collected
-from foreword.store.keys import KeyRecord, NewKey
-from foreword.store.listing import Page
-from foreword.store.record import Description, Version
-from foreword.store.store import PrefixStore
-from foreword.store.transfer import Exported, Imported
-from foreword.store.verify import Problem, Verification
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foreword.store.access import Caller, Role
+    from foreword.store.audit import AuditEntry
+    from foreword.store.forget import Forgotten
+    from foreword.store.garbage import Collected
+    from foreword.store.keys import KeyRecord, NewKey
+    from foreword.store.listing import Page
+    from foreword.store.record import Description, Version
+    from foreword.store.store import PrefixStore
+    from foreword.store.transfer import Exported, Imported
+    from foreword.store.verify import Problem, Verification
 
 __all__ = [
     "AuditEntry",
@@ -33,3 +39,41 @@ __all__ = [
     "Verification",
     "Version",
 ]
+
+# Imported when first used: the names of the records are of use without a database library.
+_HOMES = {
+    "AuditEntry": "audit",
+    "Caller": "access",
+    "Collected": "garbage",
+    "Description": "record",
+    "Exported": "transfer",
+    "Forgotten": "forget",
+    "Imported": "transfer",
+    "KeyRecord": "keys",
+    "NewKey": "keys",
+    "Page": "listing",
+    "PrefixStore": "store",
+    "Problem": "verify",
+    "Role": "access",
+    "Verification": "verify",
+    "Version": "record",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'foreword.store' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f"foreword.store.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("sqlalchemy", "alembic"):
+            raise
+        from foreword.errors import UsageError
+
+        raise UsageError(
+            f"the store needs {error.name}; install it with: pip install 'foreword[store]'"
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -46,7 +46,7 @@ class Lease:
     ready: bool
 
 
-class LostLease(Exception):  # noqa: N818 (an event, never seen outside)
+class LostLease(Exception):
     """Garbage collection took the row; start again."""
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from foreword.encoding import EncodedExample
-from foreword.parameterization import Compiled, Parameterization
+from foreword.parameterization import Compiled, Embeddings, Parameterization
+from foreword.template import Placement
 from foreword.training.order import Order
 from foreword.training.schedule import rate_factor
 from foreword.training.settings import TrainingSettings
@@ -36,6 +37,7 @@ class Learner:
 
     Attributes:
         owner: whose prefix it is, where there are several.
+        placement: whether all text sees it, or the target alone.
         step: optimiser steps done.
         steps: optimiser steps to do.
         best: what would be returned if the run ended now.
@@ -45,15 +47,17 @@ class Learner:
     def __init__(
         self,
         settings: TrainingSettings,
-        parameters: Parameterization,
+        parameters: Parameterization | Embeddings,
         examples: Sequence[EncodedExample],
         dev: Sequence[EncodedExample],
         *,
         by_length: bool,
+        placement: Placement = "prefix",
     ) -> None:
         self.owner: str | None = None
         self.settings = settings
         self.parameters = parameters
+        self.placement = placement
         self.examples = examples
         self.dev = dev
         self.step = 0

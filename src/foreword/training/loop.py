@@ -81,7 +81,7 @@ def train_step(
         base.model, any(learner.settings.gradient_checkpointing for learner in learners)
     ):
         for part in _parts(learners, rows, pass_tokens, isolated):
-            for index, summed in _backward(base, part, leaves, divisors).items():
+            for index, summed in _backward(base, learners, part, leaves, divisors).items():
                 sums[index] += summed
     seconds = time.perf_counter() - begun
     reports: list[StepReport | TrainingDiverged] = []
@@ -115,7 +115,7 @@ def dev_loss(base: BaseModel, learner: Learner) -> float:
         compiled = {s: (k.to(base.device), v.to(base.device)) for s, (k, v) in learner.parameters().items()}
         total, count = 0.0, 0
         for indices in batches_by_length(learner.dev, EVALUATION_TOKENS):
-            prefixes = RowPrefixes.of_compiled([compiled], [0] * len(indices))
+            prefixes = RowPrefixes.of_compiled([compiled], [0] * len(indices), [learner.placement])
             batch = base.batch([learner.dev[i] for i in indices], prefixes, "flat")
             losses_M = target_losses(base.model, batch, prefixes)
             total += float(losses_M.double().sum())
@@ -204,12 +204,20 @@ def _parts(
 
 
 def _backward(
-    base: BaseModel, part: Part, leaves: Sequence[Compiled], divisors: Sequence[int]
+    base: BaseModel,
+    learners: Sequence[Learner],
+    part: Part,
+    leaves: Sequence[Compiled],
+    divisors: Sequence[int],
 ) -> dict[int, float]:
     """Gradients of one pass, added to the leaves; returns each learner's sum of token losses."""
     members = list(dict.fromkeys(index for index, _ in part))
     place = {index: number for number, index in enumerate(members)}
-    prefixes = RowPrefixes.of_compiled([leaves[index] for index in members], [place[i] for i, _ in part])
+    prefixes = RowPrefixes.of_compiled(
+        [leaves[index] for index in members],
+        [place[i] for i, _ in part],
+        [learners[index].placement for index in members],
+    )
     batch = base.batch([row for _, row in part], prefixes, "flat")
     losses_M = target_losses(base.model, batch, prefixes)
     owner_M = torch.tensor([place[i] for i, _ in part], device=losses_M.device)[batch.row_M]

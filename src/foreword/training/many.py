@@ -19,6 +19,7 @@ from foreword.initialization import Initialization
 from foreword.parameterization import ParameterizationSettings
 from foreword.prefix import Prefix
 from foreword.template import Template
+from foreword.training.beginning import build_learner
 from foreword.training.course import Course, Progress
 from foreword.training.interrupt import stop_on_interrupt
 from foreword.training.learner import Learner
@@ -26,7 +27,7 @@ from foreword.training.loop import run
 from foreword.training.settings import TrainingSettings
 from foreword.training.train import (
     TrainingStopped,
-    build_learner,
+    choose_template,
     describe,
     encode_both,
     make_prefix,
@@ -108,7 +109,7 @@ def train_many(
     crowd = _Crowd(
         base,
         settings,
-        template or base.template,
+        choose_template(base, settings, template),
         dev or {},
         start,
         None if checkpoint_dir is None else Path(checkpoint_dir),
@@ -186,7 +187,14 @@ class _Crowd:
         encoded, encoded_dev = encode_both(
             self._base, self._template, self._settings, examples, dev, self._report, owner=owner
         )
-        learner = build_learner(self._base, self._settings, encoded, encoded_dev, start=self._start)
+        learner = build_learner(
+            self._base,
+            self._settings,
+            encoded,
+            encoded_dev,
+            start=self._start,
+            placement=self._template.placement,
+        )
         learner.owner = owner
         self._digests[owner] = digest(examples)
         self.courses[id(learner)] = Course(

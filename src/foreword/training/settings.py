@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from foreword.errors import UsageError
 from foreword.geometry import STREAMS, Geometry, Stream
-from foreword.initialization import Initialization
+from foreword.initialization import DEFAULT_WORDS, Initialization
 from foreword.parameterization import ParameterizationSettings
+from foreword.template import Placement
 
 DEFAULT_LENGTH = 10
 DEFAULT_EPOCHS = 5
-DEFAULT_LEARNING_RATE = {"direct": 0.05, "mlp": 1e-3, "mlp+start": 1e-3}
+DEFAULT_LEARNING_RATE = {"direct": 0.05, "mlp": 1e-3, "mlp+start": 1e-3, "embedding": 1e-2}
 """By parameterization. In the network, 512 hidden units move a key or value together: a step of 1e-3 in each
-weight moves it by up to 512 * 0.5 * 1e-3 = 0.26. Trained themselves, they need a rate of that size."""
+weight moves it by up to 512 * 0.5 * 1e-3 = 0.26. Trained themselves, they need a rate of that size. The
+embeddings' rate is not tuned: a modest share of the size that the embeddings of words have."""
 
 MINIMUM_STEPS, MAXIMUM_STEPS = 60, 2000
 """Bounds on the default number of steps, where neither steps nor epochs are given."""
@@ -38,6 +41,9 @@ class TrainingSettings:
         warmup: steps over which the learning rate rises; a number below 1 is a share of all steps.
         weight_decay, clip: of AdamW; largest norm of the gradient (0: no clipping).
         parameterization, init: what is trained, and from where it starts.
+        layers: `first:N` or `last:N`: only the keys and values of these layers are trained, the others
+            stay as they begin; None: all.
+        placement: `prefix` or `infix`, which only the target sees; None: the template's own.
         reduction: `token`: mean over the step's target tokens; `sequence`: sum over each target, then
             mean over the examples, as the original prefix-tuning code has it.
         seed: of initialisation and order of the examples.
@@ -58,7 +64,9 @@ class TrainingSettings:
     weight_decay: float = 0.0
     clip: float = 1.0
     parameterization: ParameterizationSettings = field(default_factory=ParameterizationSettings)
-    init: Initialization = field(default_factory=Initialization)
+    init: Initialization = field(default_factory=lambda: Initialization("words", DEFAULT_WORDS))
+    layers: str | None = None
+    placement: Placement | None = None
     reduction: Literal["token", "sequence"] = "token"
     seed: int = 0
     evaluate_every: int | None = None
@@ -102,6 +110,16 @@ class TrainingSettings:
             raise UsageError("give steps or epochs, not both")
         if self.reduction not in ("token", "sequence"):
             raise UsageError(f"reduction is {self.reduction!r}; expected token or sequence")
+        if self.placement not in (None, "prefix", "infix"):
+            raise UsageError(f"placement is {self.placement!r}; expected prefix or infix")
+        if self.layers is not None:
+            if self.parameterization.kind in ("mlp", "embedding"):
+                raise UsageError(
+                    f"layers is {self.layers!r}, which leaves the other layers as they begin; "
+                    f"{self.parameterization.kind!r} has no beginning of each layer, take direct or mlp+start"
+                )
+            if not re.fullmatch("(first|last):[1-9][0-9]*", self.layers):
+                raise UsageError(f"layers is {self.layers!r}; expected first:N or last:N")
 
     def lengths(self, geometry: Geometry) -> dict[Stream, int]:
         """P of each stream that is trained on a base of this geometry.
@@ -117,6 +135,23 @@ class TrainingSettings:
                 f"this base has no {' and no '.join(missing)} stream; it has {', '.join(geometry.streams)}"
             )
         return {stream: by_stream.get(stream, default) for stream in geometry.streams if stream in chosen}
+
+    def trained_layers(self, geometry: Geometry) -> dict[Stream, range] | None:
+        """The layers that are trained, of each stream of a base of this geometry; None for all.
+
+        Raises:
+            UsageError: more than a stream has.
+        """
+        if self.layers is None:
+            return None
+        end, number = self.layers.split(":")
+        chosen: dict[Stream, range] = {}
+        for stream, sizes in geometry.streams.items():
+            if int(number) > sizes.layers:
+                raise UsageError(f"layers is {self.layers!r}, but {stream} attention has {sizes.layers}")
+            first = 0 if end == "first" else sizes.layers - int(number)
+            chosen[stream] = range(first, first + int(number))
+        return chosen
 
     def steps_for(self, examples: int) -> int:
         """Optimiser steps over `examples` examples."""

@@ -13,10 +13,11 @@ from foreword.encoding import EncodedExample, encode
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
 from foreword.examples import Example, digest
 from foreword.geometry import Stream
-from foreword.initialization import Initialization, starting_point
-from foreword.parameterization import Parameterization, ParameterizationSettings
+from foreword.initialization import Initialization
+from foreword.parameterization import ParameterizationSettings
 from foreword.prefix import Origin, Prefix
-from foreword.template import Template
+from foreword.template import Placement, Template
+from foreword.training.beginning import build_learner
 from foreword.training.course import Course, Progress
 from foreword.training.interrupt import stop_on_interrupt
 from foreword.training.learner import Learner
@@ -52,6 +53,8 @@ def train(
     learning_rate: float | None = None,
     parameterization: str | ParameterizationSettings | None = None,
     init: str | Initialization | None = None,
+    layers: str | None = None,
+    placement: Placement | None = None,
     seed: int = 0,
     dev: Sequence[Example] | None = None,
     checkpoint_dir: str | Path | None = None,
@@ -73,8 +76,10 @@ def train(
         steps, epochs: how long; give one of them or neither.
         batch_size: examples per step.
         learning_rate: at its height.
-        parameterization: "direct", "mlp", "mlp+start", or settings with a width.
+        parameterization: "direct", "mlp", "mlp+start", "embedding", or settings with a width.
         init: "random", "demonstrations", "words:...", "text:...".
+        layers: "first:N" or "last:N" to train the keys and values of these layers only.
+        placement: "prefix", or "infix" for what the target sees and the source does not.
         seed: of initialisation and order.
         dev: examples on which the best step is chosen; without them the last step is kept.
         checkpoint_dir: folder of the run: checkpoints, `log.jsonl`, `curves.png`. A run that was
@@ -108,13 +113,15 @@ def train(
         learning_rate=learning_rate,
         parameterization=parameterization,
         init=init,
+        layers=layers,
+        placement=placement,
         seed=seed,
         **more,
     )
     report = on_progress or (lambda progress: None)
-    chosen = template or base.template
+    chosen = choose_template(base, settings, template)
     encoded, encoded_dev = encode_both(base, chosen, settings, examples, dev or [], report)
-    learner = build_learner(base, settings, encoded, encoded_dev, start=start)
+    learner = build_learner(base, settings, encoded, encoded_dev, start=start, placement=chosen.placement)
     course = Course(
         learner,
         folder=None if checkpoint_dir is None else Path(checkpoint_dir),
@@ -158,12 +165,13 @@ def make_prefix(
 ) -> Prefix:
     """What a learner ends in, as a prefix that says how it was made."""
     best, settings = learner.result(), learner.settings
+    layers = settings.layers
     return Prefix(
         tensors=best.tensors,
         base=base.identity,
         template=template,
         origin=Origin(
-            parameterization=str(settings.parameterization),
+            parameterization=f"{settings.parameterization}{f', layers {layers}' if layers else ''}",
             initialization="none" if settings.parameterization.kind == "mlp" else str(settings.init),
             seed=settings.seed,
             data_digest=data_digest,
@@ -203,36 +211,17 @@ def make_settings(
     return TrainingSettings(**given)
 
 
-def build_learner(
-    base: BaseModel,
-    settings: TrainingSettings,
-    examples: Sequence[EncodedExample],
-    dev: Sequence[EncodedExample],
-    *,
-    start: Prefix | None = None,
-) -> Learner:
-    """A learner at step 0, beginning at the keys and values of `start` or of the initialisation.
+def choose_template(base: BaseModel, settings: TrainingSettings, template: Template | None) -> Template:
+    """The run's template: the one given, or the base's own, with the placement of the settings.
 
     Raises:
-        UsageError: `start` has other lengths or streams than the settings, or the base lacks a stream.
-        GeometryMismatch, WrongBaseModel: it is a prefix of another base.
+        UsageError: an infix for an encoder-decoder.
     """
-    if start is None:
-        lengths = settings.lengths(base.geometry)
-        begin = starting_point(base, settings.init, lengths, examples, settings.seed)
-    else:
-        start.check_fits(base.identity, base.geometry)
-        begins = {stream: start.stream_length(stream) for stream in start.streams}
-        given = settings.streams is not None or isinstance(settings.length, Mapping)
-        lengths = settings.lengths(base.geometry if given else start.geometry)
-        if begins != lengths:
-            raise UsageError(
-                f"start has length {_told(begins)}, the run has {_told(lengths)}; make them equal"
-            )
-        begin = {stream: (start.key(stream), start.value(stream)) for stream in start.streams}
-    parameters = Parameterization(settings.parameterization, begin, settings.seed)
-    # Only models that need padding gain from batches of like length.
-    return Learner(settings, parameters.to(base.device), examples, dev, by_length=not base.takes_positions)
+    chosen = template or base.template
+    if settings.placement is not None:
+        chosen = dataclasses.replace(chosen, placement=settings.placement)
+    base.check_placement(chosen)
+    return chosen
 
 
 def encode_both(
@@ -283,11 +272,6 @@ def describe(
         "dev": digest(dev) if dev else None,
         "start": None if start is None else start.digest,
     }
-
-
-def _told(lengths: Mapping[Stream, int]) -> str:
-    each = ", ".join(f"{stream} {length}" for stream, length in lengths.items())
-    return str(lengths["decoder"]) if set(lengths) == {"decoder"} else each
 
 
 def _raise(learner: Learner, error: TrainingDiverged) -> None:

@@ -1,0 +1,106 @@
+"""Compilation: input embeddings of P virtual tokens become their keys and values.
+
+One forward pass of the frozen base model over the embeddings alone, at positions 0 to P-1. Gradients
+flow back through it to the embeddings, and to no weight. A virtual token sees those in front of it,
+so this is exactly what the model would hold of these tokens in front of a text.
+
+Shapes: P prefix length, E embedding size, L layers, H key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from foreword.attention import Attending, Slot, attending
+from foreword.base import BaseModel
+from foreword.encoding import EncodedExample
+from foreword.errors import UnsupportedArchitecture, UsageError
+from foreword.initialization import Initialization, activations, starting_ids
+from foreword.losses import keeps_logits
+from foreword.parameterization import Compiled, KeysValues
+
+SAMPLED = 4096
+"""Tokens of the vocabulary whose embeddings tell the size of random ones."""
+
+
+def compile_embeddings(base: BaseModel, embeddings_PE: torch.Tensor) -> Compiled:
+    """Keys and values `[L, H, P, D]` of embeddings, float32, with a gradient if they have one."""
+    found: dict[int, KeysValues] = {}
+
+    def record(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        slot: Slot = module.foreword_slot  # type: ignore[assignment]
+        found[slot.layer] = (key[0].float(), value[0].float())
+
+    inputs_1PE = embeddings_PE[None].to(base.device, base.dtype)
+    some_logits = {"logits_to_keep": 1} if keeps_logits(base.model) else {}
+    with attending(Attending(record=record)):
+        base.model(
+            inputs_embeds=inputs_1PE,
+            attention_mask=torch.ones(inputs_1PE.shape[:2], dtype=torch.long, device=base.device),
+            use_cache=False,
+            **some_logits,
+        )
+    layers = [found[layer] for layer in range(len(found))]
+    device = embeddings_PE.device  # layers of one model can live on different devices
+    return {
+        "decoder": (
+            torch.stack([key.to(device) for key, _ in layers]),
+            torch.stack([value.to(device) for _, value in layers]),
+        )
+    }
+
+
+def starting_embeddings(
+    base: BaseModel,
+    initialization: Initialization,
+    length: int,
+    examples: Sequence[EncodedExample],
+    seed: int,
+) -> torch.Tensor:
+    """Input embeddings `[P, E]` to start from, float32 on the CPU: of the initialisation's tokens, or random.
+
+    Raises:
+        UsageError: an encoder-decoder, or a text without tokens.
+        UnsupportedArchitecture: embeddings do not give this model what token ids give it.
+    """
+    if base.is_encoder_decoder:
+        raise UsageError(
+            f"parameterization is 'embedding', but {base.name} is an encoder-decoder: one text can't give its "
+            "encoder, decoder and cross-attention their keys and values; take direct, mlp or mlp+start"
+        )
+    start_PE: torch.Tensor
+    table = base.model.get_input_embeddings()
+    if initialization.kind != "random":
+        ids, _ = starting_ids(base, initialization, length, examples, seed)
+        with torch.no_grad():
+            start_PE = table(torch.tensor(ids, device=base.device)).float().cpu()
+    else:
+        ids = [place % table.num_embeddings for place in range(length)]
+        sampled = torch.linspace(0, table.num_embeddings - 1, min(SAMPLED, table.num_embeddings)).long()
+        with torch.no_grad():  # through the module: some scale what the matrix holds
+            words = table(sampled.to(base.device)).float()
+        generator = torch.Generator().manual_seed(seed)
+        start_PE = torch.randn(length, words.shape[1], generator=generator) * float(words.std())
+    _check_exact(base, ids)
+    return start_PE
+
+
+def _check_exact(base: BaseModel, ids: Sequence[int]) -> None:
+    """Refuse a model to which token ids tell more than their embeddings (per-layer embeddings)."""
+    expected = activations(base, ids, ids, len(ids))["decoder"]
+    with torch.no_grad():
+        embeddings_PE = base.model.get_input_embeddings()(torch.tensor(list(ids), device=base.device))
+        try:
+            found = compile_embeddings(base, embeddings_PE)["decoder"]
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise UnsupportedArchitecture(f"{base.name} takes no embeddings as input: {error}") from error
+    far = 1e-3 if base.dtype == torch.float32 else 0.05
+    for one, other in zip(found, expected, strict=True):
+        if float((one.cpu() - other).norm()) > far * float(other.norm()):
+            raise UnsupportedArchitecture(
+                f"{base.name} computes other keys and values from embeddings than from their token ids; "
+                "take another parameterization than 'embedding'"
+            )
