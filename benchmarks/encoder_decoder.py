@@ -55,7 +55,8 @@ STREAM_SETS: dict[str, tuple[Stream, ...]] = {
 
 def main() -> None:
     arguments = _arguments()
-    told, dev_told = read_examples(arguments.train), _spread(read_examples(arguments.dev), arguments.dev_rows)
+    told, dev_told = (_short(read_examples(path), arguments) for path in (arguments.train, arguments.dev))
+    dev_told = _spread(dev_told, arguments.dev_rows)
     task, dev_task = [_reversed(e) for e in told], [_reversed(e) for e in dev_told]
     tables = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -96,7 +97,9 @@ def _train_base(
         optimizer.step()
         if step % 100 == 0:
             spent = round(time.perf_counter() - begun)
-            report(what="base step", model=kind, step=step, loss=round(float(loss), 3), seconds=spent)
+            report(
+                what="base step", model=kind, step=step, loss=round(float(loss.detach()), 3), seconds=spent
+            )
     model.eval()
     with torch.no_grad():
         dev = {name: round(float(_loss(model, part)), 3) for name, part in dev_sets.items()}
@@ -144,6 +147,7 @@ def _make_model(kind: str, tokenizer: PreTrainedTokenizerFast, width: int) -> An
             decoder_ffn_dim=4 * width,
             max_position_embeddings=256,
             dropout=0.0,
+            init_std=width**-0.5,  # at BART's own 0.02, so narrow a model takes long to look at its source
             bos_token_id=tokenizer.eos_token_id,
             decoder_start_token_id=tokenizer.eos_token_id,
             forced_eos_token_id=None,
@@ -191,6 +195,10 @@ def _masked(line: str, generator: random.Random) -> str:
 
 def _reversed(example: Example) -> Example:
     return Example(example.target, example.source)
+
+
+def _short(examples: list[Example], arguments: argparse.Namespace) -> list[Example]:
+    return [e for e in examples if str(e.source).count(" | ") < arguments.attributes]
 
 
 def _spread(examples: list[Example], count: int) -> list[Example]:
@@ -333,13 +341,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--train", required=True)
     parser.add_argument("--dev", required=True)
     parser.add_argument("--dev-rows", type=int, default=200)
+    parser.add_argument("--attributes", type=int, default=5, help="leave out examples of more")
     parser.add_argument("--models", nargs="+", choices=["bart", "t5"], default=["bart", "t5"])
     parser.add_argument("--folder", help="where the trained bases are kept, or are already")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=1000)
     parser.add_argument("--base-steps", type=int, default=1000)
-    parser.add_argument("--base-batch", type=int, default=32)
-    parser.add_argument("--base-rate", type=float, default=2e-3)
+    parser.add_argument("--base-batch", type=int, default=16)
+    parser.add_argument("--base-rate", type=float, default=1e-3)
     parser.add_argument("--length", type=int, default=10)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=16)

@@ -68,8 +68,8 @@ def starting_embeddings(
     """
     if base.is_encoder_decoder:
         raise UsageError(
-            f"parameterization is 'embedding', but {base.name} is an encoder-decoder: one text can't give its "
-            "encoder, decoder and cross-attention their keys and values; take direct, mlp or mlp+start"
+            f"parameterization is 'embedding', but {base.name} is an encoder-decoder: one text can't give "
+            "encoder, decoder and cross-attention their keys and values; take direct or mlp+start"
         )
     start_PE: torch.Tensor
     table = base.model.get_input_embeddings()

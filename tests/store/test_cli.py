@@ -15,6 +15,7 @@ from foreword.prefix import Prefix
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("FOREWORD_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, status=0):
@@ -160,3 +161,37 @@ def test_help_needs_neither_torch_nor_a_database_library():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_statuses_are_those_of_the_whole_program(file, tmp_path):
+    def status(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", "from foreword.cli import main; main()", "store", *map(str, arguments)],
+            capture_output=True,
+            check=False,
+        ).returncode
+
+    place = ("--store", tmp_path / "store")
+    assert status("put", "a/x", file, *place) == 0
+    assert status("show", "a/y", *place) == 1
+    assert status("list", "--limit", "0", *place) == 2
+    assert status("put", "../x", file, *place) == 2
+    next((tmp_path / "store" / "blobs").rglob("*.prefix")).unlink()
+    assert status("verify", *place) == 1
+
+
+def test_without_the_database_library_files_are_shown_and_the_rest_says_what_to_install(file):
+    program = (
+        "import sys; sys.modules['sqlalchemy'] = None; sys.argv[0] = 'foreword'\n"
+        "from foreword.cli import main; main()"
+    )
+
+    def run(*arguments):
+        command = [sys.executable, "-c", program, "store", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert Prefix.load(file).digest in run("show", file).stdout
+    listed = run("list")
+    assert listed.returncode == 2
+    assert "foreword[store]" in listed.stderr
+    assert "Traceback" not in listed.stderr

@@ -54,6 +54,27 @@ def test_put_that_garbage_collection_overtakes_keeps_its_file(store, place, pref
     assert len(files(place)) == 1
 
 
+def test_put_does_not_trust_the_unfinished_upload_of_another(store, place, prefixes, monkeypatch):
+    """Collected after its upload, it meets a new row for the same bytes, of a process that was killed."""
+    prefix = prefixes()
+    upload, collector, killed = leases._upload, place.open(), []
+
+    def upload_then_meet_another(blobs, taken, contents):
+        upload(blobs, taken, contents)
+        if not killed:
+            collector.collect_garbage(grace=0)
+            killed.append(
+                collector._catalogue.write(
+                    lambda connection: leases._lease(collector._catalogue, connection, prefix.digest, 1)
+                )
+            )
+
+    monkeypatch.setattr(leases, "_upload", upload_then_meet_another)
+    store.put("a/x", prefix)
+    assert place.open(memory_bytes=0).get("a/x") == prefix
+    assert len(files(place)) == 1
+
+
 def test_put_that_finds_the_file_of_a_deleted_version_keeps_it(store, place, prefixes, monkeypatch):
     """The file is there when the put looks, and garbage collection takes it before the put ends."""
     prefix = prefixes()

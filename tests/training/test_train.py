@@ -218,7 +218,11 @@ def test_the_first_position_stays_when_frozen(tiny_base: BaseModel) -> None:
     start = starting_point(tiny_base, Initialization("demonstrations"), 4, rows, 0)["decoder"]
     for kind in ("direct", "mlp+start"):
         prefix = train(
-            tiny_base, TASK, **QUICK, init="demonstrations", parameterization=ParameterizationSettings(kind, freeze_first=True)
+            tiny_base,
+            TASK,
+            **QUICK,
+            init="demonstrations",
+            parameterization=ParameterizationSettings(kind, freeze_first=True),
         )  # type: ignore[arg-type]
         assert torch.equal(prefix.key()[:, :, 0], start[0][:, :, 0])
         assert not torch.equal(prefix.key()[:, :, 1], start[0][:, :, 1])
