@@ -25,6 +25,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -62,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.folder or temporary)
         for kind in arguments.models:
-            if not (folder / kind / "config.json").exists():
+            if arguments.more_base_steps or not (folder / kind / "config.json").exists():
                 _train_base(kind, folder / kind, told, dev_told, arguments)
             tables.append(_compare(kind, folder / kind, task, dev_task, arguments))
     for table in tables:
@@ -75,16 +77,23 @@ def main() -> None:
 def _train_base(
     kind: str, folder: Path, told: list[Example], dev_told: list[Example], arguments: argparse.Namespace
 ) -> None:
-    """Train all weights of a small model from scratch and save it as a user would find it."""
-    tokenizer = _make_tokenizer(told, arguments.vocabulary)
+    """Train all weights of a small model, from scratch or on from the folder, and save it there."""
     torch.manual_seed(arguments.seed)
-    model = _make_model(kind, tokenizer, arguments.width)
+    going_on = (folder / "config.json").exists()
+    if going_on:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+    else:
+        tokenizer = _make_tokenizer(told, arguments.vocabulary)
+        model = _make_model(kind, tokenizer, arguments.width)
     template = Template(style="raw", end=END)
     rows, _ = encode(_lessons(told, seed=1), tokenizer, template)
     dev_sets = {name: encode(part, tokenizer, template)[0] for name, part in _dev_lessons(dev_told).items()}
-    order = Order([row.tokens for row in rows], arguments.base_batch, arguments.seed, by_length=True)
+    order = Order(
+        [row.tokens for row in rows], arguments.base_batch, arguments.seed + going_on, by_length=True
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.base_rate, weight_decay=0.01, fused=True)
-    steps = arguments.base_steps
+    steps = arguments.more_base_steps if going_on else arguments.base_steps
     begun = time.perf_counter()
     model.train()
     for step in range(steps):
@@ -347,6 +356,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=1000)
     parser.add_argument("--base-steps", type=int, default=1000)
+    parser.add_argument("--more-base-steps", type=int, help="train the bases in the folder on, as long")
     parser.add_argument("--base-batch", type=int, default=16)
     parser.add_argument("--base-rate", type=float, default=1e-3)
     parser.add_argument("--length", type=int, default=10)
