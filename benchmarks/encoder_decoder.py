@@ -243,9 +243,9 @@ def _compare(
     texts = {name: _texts(base, each["prefix"], dev_task) for name, each in zip(runs, found, strict=True)}
     for name, each in zip(runs, found, strict=True):
         del each["prefix"]
-        each["exact"] = _right(texts[name], dev_task[: len(texts[name])])
+        each["right"] = _right(texts[name], dev_task[: len(texts[name])])
         report(
-            what="generated", model=kind, streams=name, attributes_right=each["exact"], text=texts[name][0]
+            what="generated", model=kind, streams=name, attributes_right=each["right"], text=texts[name][0]
         )
     unprefixed = _texts(base, None, dev_task)
     report(what="generated", model=kind, streams="none", source=dev_task[0].source, text=unprefixed[0])
@@ -355,14 +355,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", help="where the trained bases are kept, or are already")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocabulary", type=int, default=1000)
-    parser.add_argument("--base-steps", type=int, default=1000)
+    parser.add_argument("--base-steps", type=int, default=2500)
     parser.add_argument("--more-base-steps", type=int, help="train the bases in the folder on, as long")
     parser.add_argument("--base-batch", type=int, default=16)
     parser.add_argument("--base-rate", type=float, default=1e-3)
     parser.add_argument("--length", type=int, default=10)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.15])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.2])
     parser.add_argument("--parameterization", help="default: the project's")
     parser.add_argument("--init", help="default: the project's")
     parser.add_argument("--seed", type=int, default=0)

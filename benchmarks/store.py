@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
 import torch
 
 import store_places
@@ -97,7 +98,7 @@ def fill(store: PrefixStore, count: int) -> None:
             if not store._catalogue.is_sqlite
             else f"{numbers} INSERT INTO {table} {query}"
         )
-        store._catalogue.write(lambda connection, text=statement: connection.exec_driver_sql(text))
+        store._catalogue.write(lambda connection, query=sqlalchemy.text(statement): connection.execute(query))
     if not store._catalogue.is_sqlite:  # what autovacuum would do a minute later
         store._catalogue.write(lambda connection: connection.exec_driver_sql("ANALYZE"))
 

@@ -166,3 +166,13 @@ def test_bad_calls_are_refused(tiny_base: BaseModel) -> None:
 
 def test_no_prompts_give_no_texts(tiny_base: BaseModel) -> None:
     assert generate(tiny_base, []) == []
+
+
+def test_masks_of_earlier_tokens_are_not_kept(tiny_base: BaseModel) -> None:
+    from foreword.attention import Attending, attending
+
+    tiny_base.model.set_attn_implementation("foreword-eager")
+    state = Attending()
+    with attending(state), torch.no_grad():
+        tiny_base.model.generate(torch.randint(1, VOCABULARY, (2, 4)), max_new_tokens=12, min_new_tokens=12)
+    assert len(state.memo) <= 2

@@ -166,6 +166,28 @@ def test_each_way_to_be_no_prefix_has_its_own_error(plain_prefix: Prefix, tmp_pa
         Prefix.load(tmp_path / "absent.prefix")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": "xy"},
+        {"labels": [1]},
+        {"labels": {"a": 1}},
+        {"created": 5},
+        {"licence": 5},
+        {"base": {"name": None}},
+        {"base": {"name": "a", "fingerprint": 12}},
+        {"origin": {"dev_loss": "x"}},
+        {"origin": {"steps": 1.5}},
+        {"template": {"separator": None}},
+        {"template": {"end": 5}},
+        {"template": {"begin": "yes"}},
+    ],
+)
+def test_a_header_field_of_another_type_is_refused(plain_prefix: Prefix, changes: dict) -> None:
+    with pytest.raises(NotAPrefixFile, match="unexpected form"):
+        Prefix.from_bytes(with_header(plain_prefix, **changes))
+
+
 def test_nan_is_refused_when_made_and_when_read(plain_prefix: Prefix) -> None:
     spoilt = {name: tensor.clone() for name, tensor in plain_prefix.tensors.items()}
     spoilt["decoder.key"][1, 0, 2, 3] = float("nan")

@@ -108,6 +108,8 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
         mask = attention_mask
         slot = getattr(module, "foreword_slot", None)
         if slot is not None:
+            if slot.layer == 0:  # a new pass has new masks
+                state.memo = {name: kept for name, kept in state.memo.items() if name[0] != slot.stream}
             key, value, mask = _with_prefix(state, slot, module, query, key, value, attention_mask, kwargs)
         if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
             stream = slot.stream if slot is not None else "decoder"
@@ -156,8 +158,6 @@ def _with_prefix(
     prefixes = state.prefixes
     if prefixes is None or slot.stream not in prefixes.blocks:  # no row has a prefix in this stream
         return key_BHSD, value_BHSD, mask
-    if slot.layer == 0:  # a new pass has new masks
-        state.memo = {name: kept for name, kept in state.memo.items() if name[0] != slot.stream}
     length = prefixes.blocks[slot.stream].longest
     if not state.in_cache:
         prefix_key_BHPD, prefix_value_BHPD = prefixes.rows(slot.stream, slot.layer, like=key_BHSD)

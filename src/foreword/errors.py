@@ -103,6 +103,10 @@ class OwnersFailed(ForewordError):
         self.prefixes = prefixes
 
 
+class DamagedCheckpoint(ForewordError):
+    """A checkpoint that is cut or altered; the one before it may be whole."""
+
+
 class CheckpointMismatch(ForewordError):
     """A checkpoint of a run with other settings, another base model or other data."""
 

@@ -21,6 +21,7 @@ import torch
 from foreword import prefix_file
 from foreword.errors import GeometryMismatch, NonFinitePrefix, UsageError, WrongBaseModel
 from foreword.geometry import STREAMS, Geometry, Stream, StreamGeometry
+from foreword.plain import check_fields, is_text_mapping
 from foreword.template import RAW, Template
 
 
@@ -37,6 +38,9 @@ class BaseIdentity:
     name: str
     revision: str | None = None
     fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class Origin:
     examples: int | None = None
     steps: int | None = None
     dev_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +96,12 @@ class Prefix:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not is_text_mapping(self.labels) or not isinstance(self.created, str):
+            raise UsageError(
+                f"labels are {self.labels!r}, created is {self.created!r}; expected text to text, text"
+            )
+        if not isinstance(self.licence, str | None):
+            raise UsageError(f"licence is {self.licence!r}; expected text")
         frozen = {
             name: t.detach().to("cpu", copy=True).contiguous() for name, t in sorted(self.tensors.items())
         }

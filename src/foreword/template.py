@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from foreword.errors import UsageError
+from foreword.plain import check_fields
 
 Message = dict[str, str]
 Source = str | tuple[Message, ...]
@@ -42,6 +43,7 @@ class Template:
     placement: Placement = "prefix"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.style not in ("separator", "chat", "raw"):
             raise UsageError(f"template style is {self.style!r}; expected separator, chat or raw")
         if self.system is not None and self.style != "chat":
@@ -61,6 +63,10 @@ class Template:
             raise UsageError(f"a source of chat messages needs the template style 'chat', not {self.style!r}")
         text = source + self.separator if self.style == "separator" else source
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self.begin and tokenizer.bos_token_id is None:
+            raise UsageError(
+                "the template begins with a beginning-of-text token, which this tokenizer does not have"
+            )
         return [tokenizer.bos_token_id, *ids] if self.begin else ids
 
     def target_ids(self, tokenizer: Any, target: str) -> list[int]:

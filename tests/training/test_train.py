@@ -14,7 +14,9 @@ from foreword import BaseModel, Example, Prefix, Template, train
 from foreword.encoding import encode
 from foreword.errors import (
     BadExamples,
+    CannotWrite,
     CheckpointMismatch,
+    DamagedCheckpoint,
     ForewordWarning,
     TrainingDiverged,
     UsageError,
@@ -142,9 +144,38 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(
         train(tiny_base, TASK, **{**QUICK, "learning_rate": 0.1}, checkpoint_dir=tmp_path)
     with pytest.raises(CheckpointMismatch, match="data is"):
         train(tiny_base, TASK[1:], **QUICK, checkpoint_dir=tmp_path)
-    list_checkpoints(tmp_path)[-1].write_bytes(b"nonsense")
-    with pytest.raises(CheckpointMismatch, match="is not a checkpoint"):
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
+    tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    whole = train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path, checkpoint_every=5)
+    older, newest = list_checkpoints(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:500])
+    notes: list[str] = []
+    again = train(
+        tiny_base,
+        TASK,
+        **QUICK,
+        checkpoint_dir=tmp_path,
+        on_progress=lambda p: notes.append(p.note) if p.note else None,
+    )
+    assert same(whole, again)
+    assert f"damaged and passed over: {newest.name}" in notes[0]
+    for path in list_checkpoints(tmp_path):
+        path.write_bytes(b"nonsense")
+    with pytest.raises(DamagedCheckpoint, match="not a checkpoint"):
         train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path)
+    assert older.exists() or list_checkpoints(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_named_and_the_run_can_go_on(tiny_base: BaseModel, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(CannotWrite, match="No space left"):
+        train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path)
+    (tmp_path / "log.jsonl").unlink()
+    assert same(train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path), train(tiny_base, TASK, **QUICK))
 
 
 def test_accumulating_parts_gives_the_step_of_the_whole_batch(tiny_base: BaseModel) -> None:

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, select, true, tuple_
+from sqlalchemy import ColumnElement, Connection, FromClause, Row, Select, Table, select, true, tuple_
 
 from foreword.errors import UsageError
 from foreword.store.access import Caller
 from foreword.store.names import check_label, check_owner, parse_name
 from foreword.store.record import Version
 from foreword.store.tables import blob, label, prefix, share, version
-from foreword.store.versions import COLUMNS, records
+from foreword.store.versions import COLUMNS, record_of
 
 LARGEST_PAGE = 1000
 
@@ -72,48 +72,73 @@ def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, aft
     if chosen.label is not None:
         check_label(chosen.label)
     start = parse_name(after) if after is not None else None
-    found: dict[tuple[str, str], Any] = {}
+    found: dict[tuple[str, str], Row[Any]] = {}
     for branch in _branches(caller, chosen.owner):
-        for row in connection.execute(_narrowed(branch, chosen, start).limit(limit + 1)):
-            found.setdefault((row.owner, row.name), row)
+        query = _narrowed(branch, chosen, start)
+        if query is not None:
+            for row in connection.execute(query.limit(limit + 1)):
+                found.setdefault((row.owner, row.name), row)
     names = sorted(found)[: limit + 1]
     kept = [found[name] for name in names[:limit]]
     more = len(names) > limit
-    return Page(tuple(records(connection, kept)), f"{kept[-1].owner}/{kept[-1].name}" if more else None)
+    return Page(tuple(map(record_of, kept)), f"{kept[-1].owner}/{kept[-1].name}" if more else None)
 
 
-def _branches(caller: Caller, owner: str | None) -> Iterator[tuple[Any, list[Any]]]:
-    """Tables and conditions, one pair for each way in which a caller may see a prefix."""
+@dataclass(frozen=True)
+class _Branch:
+    """One way in which a caller may see a prefix.
+
+    Attributes:
+        tables: where to look.
+        key: the table whose index gives the order.
+        condition: beside the filters.
+        owner: whose prefixes these are, when they are of one owner only.
+    """
+
+    tables: FromClause
+    key: Table
+    condition: ColumnElement[bool]
+    owner: str | None
+
+
+def _branches(caller: Caller, owner: str | None) -> Iterator[_Branch]:
     if caller.role == "admin":
-        yield prefix, []
+        yield _Branch(prefix, prefix, true(), owner)
         return
     if owner in (None, caller.owner):
-        yield prefix, [prefix.c.owner == caller.owner]
+        yield _Branch(prefix, prefix, true(), caller.owner)
     if owner != caller.owner:
-        yield prefix, [prefix.c.public == true()]
+        yield _Branch(prefix, prefix, prefix.c.public == true(), owner)
         joined = share.join(prefix, (share.c.owner == prefix.c.owner) & (share.c.name == prefix.c.name))
-        yield joined, [share.c.grantee == caller.owner]
+        yield _Branch(joined, share, share.c.grantee == caller.owner, owner)
 
 
-def _narrowed(branch: tuple[Any, list[Any]], chosen: Filter, start: tuple[str, str] | None) -> Select[Any]:
-    tables, conditions = branch
-    key = share if tables is not prefix else prefix  # the table whose index gives the order
-    number: Any = prefix.c.latest
+def _narrowed(branch: _Branch, chosen: Filter, start: tuple[str, str] | None) -> Select[Any] | None:
+    """The query of one branch; None when everything in it lies before `start`."""
+    tables, key = branch.tables, branch.key
+    conditions = [branch.condition]
+    number: ColumnElement[Any] = prefix.c.latest
     if chosen.label is not None:
-        key = label
-        tables = tables.join(label, (label.c.owner == prefix.c.owner) & (label.c.name == prefix.c.name))
-        conditions = [*conditions, label.c.label == chosen.label]
+        tables = tables.join(label, (label.c.owner == key.c.owner) & (label.c.name == key.c.name))
+        conditions.append(label.c.label == chosen.label)
         number = label.c.number
+        # A label is rarer than prefixes, but not than what is shared with one caller.
+        key = label if key is prefix else key
     same = (version.c.owner == prefix.c.owner) & (version.c.name == prefix.c.name)
     tables = tables.join(version, same & (version.c.number == number))
     tables = tables.join(blob, blob.c.digest == version.c.digest)
-    query = select(*COLUMNS).select_from(tables).where(*conditions)
-    if chosen.owner is not None:
-        query = query.where(key.c.owner == chosen.owner)
     if chosen.name:
-        query = query.where(key.c.name >= chosen.name, key.c.name < chosen.name + "\x7f")
+        conditions += [key.c.name >= chosen.name, key.c.name < chosen.name + "\x7f"]
     if chosen.base is not None:
-        query = query.where(prefix.c.base == chosen.base)
-    if start is not None:
-        query = query.where(tuple_(key.c.owner, key.c.name) > tuple_(*start))
-    return query.order_by(key.c.owner, key.c.name)
+        conditions.append(prefix.c.base == chosen.base)
+    order: tuple[ColumnElement[Any], ...] = (key.c.owner, key.c.name)
+    if branch.owner is not None:
+        conditions.append(key.c.owner == branch.owner)
+        order = (key.c.name,)
+        if start is not None and start[0] > branch.owner:
+            return None
+        if start is not None and start[0] == branch.owner:
+            conditions.append(key.c.name > start[1])
+    elif start is not None:
+        conditions.append(tuple_(*order) > tuple_(*start))
+    return select(*COLUMNS).select_from(tables).where(*conditions).order_by(*order)

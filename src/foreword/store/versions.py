@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, select, tuple_, update
+from sqlalchemy import Connection, Row, Select, func, select, update
 from sqlalchemy.dialects.sqlite import Insert
 
 from foreword.errors import UsageError
@@ -17,7 +18,20 @@ from foreword.store.names import Reference, parse
 from foreword.store.record import Description, Version
 from foreword.store.tables import blob, label, now, prefix, setting, share, version
 
-COLUMNS = (*version.c, prefix.c.public, blob.c.size, blob.c.key)
+_LABELS = (
+    select(func.aggregate_strings(label.c.label, ","))
+    .where(
+        label.c.owner == version.c.owner,
+        label.c.name == version.c.name,
+        label.c.number == version.c.number,
+    )
+    .correlate(version)
+    .scalar_subquery()
+)
+COLUMNS = (*version.c, prefix.c.public, blob.c.size, blob.c.key, _LABELS.label("labels"))
+"""What `record_of` needs; one query brings a page with its labels."""
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Version) if field.name != "labels")
 
 
 @dataclass(frozen=True)
@@ -53,39 +67,17 @@ def describe(connection: Connection, caller: Caller, reference: Reference) -> De
     grantees = select(share.c.grantee).filter_by(**here).order_by(share.c.grantee)
     may_see_shares = caller.role == "admin" or caller.owner == row.owner
     return Description(
-        version=records(connection, [row])[0],
+        version=record_of(row),
         numbers=tuple(connection.execute(numbers).scalars()),
         labels={found.label: found.number for found in connection.execute(labels)},
         shared_with=tuple(connection.execute(grantees).scalars()) if may_see_shares else (),
     )
 
 
-def records(connection: Connection, rows: Iterable[Any]) -> list[Version]:
-    """Version records for rows with `COLUMNS`, each with its labels."""
-    rows = list(rows)
-    wanted = [(row.owner, row.name) for row in rows]
-    labels: dict[tuple[str, str, int], list[str]] = {}
-    if wanted:
-        query = select(label).where(tuple_(label.c.owner, label.c.name).in_(wanted)).order_by(label.c.label)
-        for found in connection.execute(query):
-            labels.setdefault((found.owner, found.name, found.number), []).append(found.label)
-    return [
-        Version(
-            owner=row.owner,
-            name=row.name,
-            number=row.number,
-            digest=row.digest,
-            size=row.size,
-            created=row.created,
-            labels=tuple(labels.get((row.owner, row.name, row.number), ())),
-            public=row.public,
-            base=row.base,
-            length=row.length,
-            dtype=row.dtype,
-            facts=row.facts,
-        )
-        for row in rows
-    ]
+def record_of(row: Row[Any]) -> Version:
+    """The record of a row with `COLUMNS`."""
+    fields = {name: getattr(row, name) for name in _FIELDS}
+    return Version(**fields, labels=tuple(sorted(row.labels.split(","))) if row.labels else ())
 
 
 def add(
@@ -116,13 +108,13 @@ def add(
     if state.latest is not None:
         found = connection.execute(_query(caller, reference)).first()
         if found is not None and found.digest == digest:
-            return records(connection, [found])[0]
+            return record_of(found)
     number = state.counter + 1
     row = {"owner": owner, "name": name, "number": number, "digest": digest, "created": now(), **columns}
     connection.execute(version.insert().values(row))
     connection.execute(update(prefix).where(here).values(counter=number, latest=number, base=columns["base"]))
     audit.note(connection, caller, action, owner, f"{owner}/{name}@{number}", digest)
-    return records(connection, connection.execute(_query(caller, Reference(owner, name, number=number))))[0]
+    return record_of(connection.execute(_query(caller, Reference(owner, name, number=number))).one())
 
 
 def copy(catalogue: Catalogue, caller: Caller, source: Reference, owner: str, name: str) -> Version:
@@ -186,7 +178,7 @@ def set_label(catalogue: Catalogue, caller: Caller, reference: Reference, text: 
         audit.note(
             connection, caller, "label", row.owner, f"{row.owner}/{row.name}@{row.number} {text}", row.digest
         )
-        return records(connection, [row])[0]
+        return record_of(locate(connection, caller, Reference(row.owner, row.name, number=row.number)).row)
 
     return catalogue.write(work)
 

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from foreword import files
-from foreword.errors import CannotWrite, CheckpointMismatch
+from foreword.errors import CannotWrite, CheckpointMismatch, DamagedCheckpoint
 
 HEADER_KEY = "foreword-checkpoint"
 KEPT = 2
@@ -34,8 +34,7 @@ def write(
     path = folder / f"step-{step:07d}.checkpoint"
     header = json.dumps({"run": run, "data": data}, sort_keys=True)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with files.writing(path, overwrite=True) as temporary:
-        safetensors.torch.save_file(contiguous, temporary, metadata={HEADER_KEY: header})
+    files.write_bytes(path, safetensors.torch.save(contiguous, metadata={HEADER_KEY: header}), overwrite=True)
     for old in list_checkpoints(folder)[:-KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()
@@ -51,22 +50,26 @@ def read(path: Path, run: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict
     """Tensors and plain data of a checkpoint of the run described by `run`.
 
     Raises:
-        CheckpointMismatch: another run's, with what differs; or not a checkpoint.
+        CheckpointMismatch: another run's, with what differs.
+        DamagedCheckpoint: not a checkpoint, or not all of it.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             header = json.loads((opened.metadata() or {})[HEADER_KEY])
+            described, data = header["run"], header["data"]
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
-        message = f"{path} is not a checkpoint of Foreword ({error}); remove it to start anew"
-        raise CheckpointMismatch(message) from error
-    differences = _differences(header["run"], run)
+        message = (
+            f"{path} is damaged or not a checkpoint of Foreword ({error}); remove it to go on without it"
+        )
+        raise DamagedCheckpoint(message) from error
+    differences = _differences(described, run)
     if differences:
         raise CheckpointMismatch(
             f"{path.parent} holds a run with other settings: {'; '.join(differences)}. Use the same "
             "settings to go on with it, or another folder (or --overwrite) to start anew"
         )
-    return tensors, header["data"]
+    return tensors, data
 
 
 def prepare_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foreword.errors import DamagedCheckpoint
 from foreword.training import checkpoint, curves
 from foreword.training.learner import Learner
 from foreword.training.log import TrainingLog
@@ -68,6 +69,7 @@ class Course:
 
         Raises:
             CheckpointMismatch: it is another run's.
+            DamagedCheckpoint: there are checkpoints, and none is whole.
             CannotWrite: the folder can't be made.
         """
         self.learner = learner
@@ -81,14 +83,27 @@ class Course:
         note = None
         if folder is not None:
             checkpoint.prepare_folder(folder)
-            if found := checkpoint.list_checkpoints(folder):
-                learner.restore(*checkpoint.read(found[-1], description))
-                note = f"going on from step {learner.step}: {found[-1]}"
+            note = self._resume(checkpoint.list_checkpoints(folder))
         self._written = learner.step
         self._log = TrainingLog(folder, tensorboard=tensorboard)
         self._log.start(learner.history)
         if note is not None:
             self.note(note)
+
+    def _resume(self, found: list[Path]) -> str | None:
+        """Go on from the newest checkpoint that is whole; says so, and which were not."""
+        damaged: list[str] = []
+        for path in reversed(found):
+            try:
+                self.learner.restore(*checkpoint.read(path, self._description))
+            except DamagedCheckpoint:
+                if path == found[0]:
+                    raise  # none is whole: nothing is removed or begun anew unasked
+                damaged.append(path.name)
+                continue
+            passed_over = f" (damaged and passed over: {', '.join(damaged)})" if damaged else ""
+            return f"going on from step {self.learner.step}: {path}{passed_over}"
+        return None
 
     def note(self, text: str) -> None:
         """Tell the user something, once."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from foreword import files
 
 SMOOTHING_STEPS = 10
 
@@ -44,8 +47,10 @@ def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step
     axes.grid(alpha=0.25)
     if training or dev:
         axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=130)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
     pyplot.close(figure)
+    files.write_bytes(path, picture.getvalue(), overwrite=True)
 
 
 def _mean(values: Sequence[float]) -> float:

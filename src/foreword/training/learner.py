@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from foreword.encoding import EncodedExample
+from foreword.errors import TrainingDiverged
 from foreword.parameterization import Compiled, Embeddings, Parameterization
 from foreword.template import Placement
 from foreword.training.order import Order
@@ -86,13 +87,22 @@ class Learner:
         return self.settings.learning_rate * rate_factor(self.step, warmup=warmup, steps=self.steps)
 
     def update(self, compiled: Compiled, gradients: Compiled) -> float:
-        """One optimiser step from the gradients of the compiled keys and values; returns their norm."""
+        """One optimiser step from the gradients of the compiled keys and values; returns their norm.
+
+        Raises:
+            TrainingDiverged: a gradient is not finite; nothing was changed.
+        """
         outputs = [tensor for pair in compiled.values() for tensor in pair]
         incoming = [tensor for pair in gradients.values() for tensor in pair]
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(outputs, incoming)
         limit = self.settings.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), limit)
+        if not math.isfinite(norm):
+            raise TrainingDiverged(
+                f"the gradient became {float(norm)} at step {self.step + 1}; take a lower learning rate than "
+                f"{self.settings.learning_rate:g}"
+            )
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self._optimizer.step()

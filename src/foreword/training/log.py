@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from foreword.errors import UsageError
+from foreword.errors import CannotWrite, UsageError
 
 
 class TrainingLog:
@@ -30,17 +30,27 @@ class TrainingLog:
     def start(self, history: Iterable[dict[str, Any]]) -> None:
         """Begin the file with what an earlier part of the run did; rows after its checkpoint go."""
         if self._file is not None:
-            self._file.write_text("".join(json.dumps(row) + "\n" for row in history))
+            self._write("w", "".join(json.dumps(row) + "\n" for row in history))
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one row; it has `step`."""
         if self._file is not None:
-            with self._file.open("a") as opened:
-                opened.write(json.dumps(row) + "\n")
+            self._write("a", json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, row["step"])
+
+    def _write(self, mode: str, text: str) -> None:
+        assert self._file is not None
+        try:
+            with self._file.open(mode) as opened:
+                opened.write(text)
+        except OSError as error:
+            raise CannotWrite(
+                f"{self._file} could not be written: {error.strerror}; make room, then run the same "
+                "command again: it goes on from the last checkpoint"
+            ) from error
 
     def close(self) -> None:
         """Flush what TensorBoard holds back."""

@@ -95,6 +95,11 @@ def train_step(
             )
             continue
         rate = learner.learning_rate()
+        try:
+            norm = learner.update(compiled[index], _gradients(compiled[index], leaves[index]))
+        except TrainingDiverged as error:
+            reports.append(error)
+            continue
         reports.append(
             StepReport(
                 loss=sums[index] / divisors[index],
@@ -102,7 +107,7 @@ def train_step(
                 tokens=sum(row.tokens for row in rows[index]),
                 targets=targets[index],
                 seconds=seconds,
-                norm=learner.update(compiled[index], _gradients(compiled[index], leaves[index])),
+                norm=norm,
                 learning_rate=rate,
             )
         )

@@ -2,10 +2,6 @@
 
 from alembic import context
 
-context.configure(
-    connection=context.config.attributes["connection"],
-    # SQLite can roll table changes back too, which Alembic does not assume.
-    transactional_ddl=True,
-)
+context.configure(connection=context.config.attributes["connection"])
 with context.begin_transaction():
     context.run_migrations()
