@@ -98,7 +98,8 @@ def fill(store: PrefixStore, count: int) -> None:
             if not store._catalogue.is_sqlite
             else f"{numbers} INSERT INTO {table} {query}"
         )
-        store._catalogue.write(lambda connection, query=sqlalchemy.text(statement): connection.execute(query))
+        prepared = sqlalchemy.text(statement)
+        store._catalogue.write(lambda connection, prepared=prepared: connection.execute(prepared))
     if not store._catalogue.is_sqlite:  # what autovacuum would do a minute later
         store._catalogue.write(lambda connection: connection.exec_driver_sql("ANALYZE"))
 
