@@ -33,5 +33,5 @@ format: $(INSTALLED)  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove the environment and what the demo made
-	rm -rf $(VENV) demo
+clean:  ## remove the environment
+	rm -rf $(VENV)

@@ -73,14 +73,14 @@ def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, aft
         check_label(chosen.label)
     start = parse_name(after) if after is not None else None
     found: dict[tuple[str, str], Row[Any]] = {}
-    for branch in _branches(caller, chosen.owner):
-        query = _narrowed(branch, chosen, start)
-        if query is not None:
-            for row in connection.execute(query.limit(limit + 1)):
+    for branch in _branches(caller, chosen):
+        names = _names(branch, chosen, start)
+        if names is not None:
+            for row in connection.execute(_rows(names.limit(limit + 1))):
                 found.setdefault((row.owner, row.name), row)
-    names = sorted(found)[: limit + 1]
-    kept = [found[name] for name in names[:limit]]
-    more = len(names) > limit
+    keys = sorted(found)
+    kept = [found[key] for key in keys[:limit]]
+    more = len(keys) > limit
     return Page(tuple(map(record_of, kept)), f"{kept[-1].owner}/{kept[-1].name}" if more else None)
 
 
@@ -89,44 +89,41 @@ class _Branch:
     """One way in which a caller may see a prefix.
 
     Attributes:
-        tables: where to look.
         key: the table whose index gives the order.
         condition: beside the filters.
         owner: whose prefixes these are, when they are of one owner only.
     """
 
-    tables: FromClause
     key: Table
     condition: ColumnElement[bool]
     owner: str | None
 
 
-def _branches(caller: Caller, owner: str | None) -> Iterator[_Branch]:
+def _branches(caller: Caller, chosen: Filter) -> Iterator[_Branch]:
+    # A label is rarer than prefixes, though not than what is shared with one caller.
+    key = prefix if chosen.label is None else label
     if caller.role == "admin":
-        yield _Branch(prefix, prefix, true(), owner)
+        yield _Branch(key, true(), chosen.owner)
         return
-    if owner in (None, caller.owner):
-        yield _Branch(prefix, prefix, true(), caller.owner)
-    if owner != caller.owner:
-        yield _Branch(prefix, prefix, prefix.c.public == true(), owner)
-        joined = share.join(prefix, (share.c.owner == prefix.c.owner) & (share.c.name == prefix.c.name))
-        yield _Branch(joined, share, share.c.grantee == caller.owner, owner)
+    if chosen.owner in (None, caller.owner):
+        yield _Branch(key, true(), caller.owner)
+    if chosen.owner != caller.owner:
+        yield _Branch(key, prefix.c.public == true(), chosen.owner)
+        yield _Branch(share, share.c.grantee == caller.owner, chosen.owner)
 
 
-def _narrowed(branch: _Branch, chosen: Filter, start: tuple[str, str] | None) -> Select[Any] | None:
-    """The query of one branch; None when everything in it lies before `start`."""
-    tables, key = branch.tables, branch.key
-    conditions = [branch.condition]
+def _names(branch: _Branch, chosen: Filter, start: tuple[str, str] | None) -> Select[Any] | None:
+    """Owners, names and numbers of one branch in order; None when all of it lies before `start`."""
+    key = branch.key
+    others = [table for table in (prefix, label) if table is not key and (table is prefix or chosen.label)]
+    tables: FromClause = key
+    for other in others:
+        tables = tables.join(other, (other.c.owner == key.c.owner) & (other.c.name == key.c.name))
+    conditions = [branch.condition, prefix.c.latest.is_not(None)]
     number: ColumnElement[Any] = prefix.c.latest
     if chosen.label is not None:
-        tables = tables.join(label, (label.c.owner == key.c.owner) & (label.c.name == key.c.name))
         conditions.append(label.c.label == chosen.label)
         number = label.c.number
-        # A label is rarer than prefixes, but not than what is shared with one caller.
-        key = label if key is prefix else key
-    same = (version.c.owner == prefix.c.owner) & (version.c.name == prefix.c.name)
-    tables = tables.join(version, same & (version.c.number == number))
-    tables = tables.join(blob, blob.c.digest == version.c.digest)
     if chosen.name:
         conditions += [key.c.name >= chosen.name, key.c.name < chosen.name + "\x7f"]
     if chosen.base is not None:
@@ -140,5 +137,20 @@ def _narrowed(branch: _Branch, chosen: Filter, start: tuple[str, str] | None) ->
         if start is not None and start[0] == branch.owner:
             conditions.append(key.c.name > start[1])
     elif start is not None:
-        conditions.append(tuple_(*order) > tuple_(*start))
-    return select(*COLUMNS).select_from(tables).where(*conditions).order_by(*order)
+        # Of every table, lest a merge join read the others from their beginning.
+        conditions += [tuple_(table.c.owner, table.c.name) > tuple_(*start) for table in (key, *others)]
+    columns = (key.c.owner, key.c.name, number.label("number"))
+    return select(*columns).select_from(tables).where(*conditions).order_by(*order)
+
+
+def _rows(names: Select[Any]) -> Select[Any]:
+    """The rows of a few names. The limit stands in the subquery, so no plan looks at more of them."""
+    few = names.subquery()
+    same = (version.c.owner == few.c.owner) & (version.c.name == few.c.name)
+    return (
+        select(*COLUMNS)
+        .select_from(few)
+        .join(prefix, (prefix.c.owner == few.c.owner) & (prefix.c.name == few.c.name))
+        .join(version, same & (version.c.number == few.c.number))
+        .join(blob, blob.c.digest == version.c.digest)
+    )
