@@ -9,9 +9,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from decoder_only import DECODER_ONLY_WORKING
-from encoder_decoder import ENCODER_DECODER_WORKING
 from refused import REFUSED
 from zoo import Architecture
+
+from encoder_decoder import ENCODER_DECODER_WORKING
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from decoder_only import DECODER_ONLY_WORKING
-from encoder_decoder import ENCODER_DECODER_WORKING
 from refused import REFUSED
 from torch import nn
 from zoo import Architecture
 
+from encoder_decoder import ENCODER_DECODER_WORKING
 from foreword import BaseModel
 from foreword.errors import UnsupportedArchitecture
 from stand_ins import byte_tokenizer, tiny_llama

@@ -10,8 +10,8 @@ import pytest
 import torch
 from by_hand_attention import greedy, logits, token_losses
 from decoder_only import DECODER_ONLY_WORKING
-from encoder_decoder import ENCODER_DECODER_WORKING
 
+from encoder_decoder import ENCODER_DECODER_WORKING
 from foreword import BaseModel, Prefix, generate, train, train_many
 from foreword.encoding import encode
 from foreword.errors import UsageError
