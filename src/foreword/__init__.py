@@ -10,18 +10,30 @@ if TYPE_CHECKING:
     from foreword.examples import Example
     from foreword.generation import generate
     from foreword.prefix import Prefix
+    from foreword.store import PrefixStore
     from foreword.template import Template
     from foreword.training.many import train_many
     from foreword.training.train import train
 
 __version__ = "0.1.0"
-__all__ = ["BaseModel", "Example", "Prefix", "Template", "__version__", "generate", "train", "train_many"]
+__all__ = [
+    "BaseModel",
+    "Example",
+    "Prefix",
+    "PrefixStore",
+    "Template",
+    "__version__",
+    "generate",
+    "train",
+    "train_many",
+]
 
 # Imported when first used: the command line's help must not wait for torch.
 _HOMES = {
     "BaseModel": "foreword.base",
     "Example": "foreword.examples",
     "Prefix": "foreword.prefix",
+    "PrefixStore": "foreword.store",
     "Template": "foreword.template",
     "generate": "foreword.generation",
     "train": "foreword.training.train",

@@ -94,6 +94,8 @@ def test_each_caller_lists_what_they_may_read_and_nothing_else(shared_store, pre
         "alice/own", "bob/carols", "bob/open",
     ]  # fmt: skip
     assert len(shared_store.as_owner("nobody").list(owner="bob")) == 1
+    assert names(shared_store.as_owner("alice"), after="bob/carols") == ["bob/open"]
+    assert names(shared_store.as_owner("bob"), after="bob/carols") == ["bob/open", "bob/secret"]
 
 
 def test_shared_prefix_can_be_read_and_copied_but_not_changed(shared_store):

@@ -211,3 +211,25 @@ def test_digits_that_fit_two_versions_are_refused(sqlite_store):
     with pytest.raises(UsageError, match="more digits"):
         store.describe("a/x@sha256:ababab")
     assert store.describe(f"a/x@sha256:{digests[1]}").version.number == 2
+
+
+def test_description_is_of_one_moment(store, place, prefixes, monkeypatch):
+    """A deletion that comes between its queries is not half seen."""
+    from foreword.store import versions
+
+    store.put("a/x", prefixes(1))
+    store.label("a/x", "production")
+    other, locate, gone = place.open(), versions.locate, []
+
+    def locate_then_delete(connection, caller, reference):
+        found = locate(connection, caller, reference)
+        if not gone:
+            gone.append(True)
+            gone.append(other.delete("a/x@1"))
+        return found
+
+    monkeypatch.setattr(versions, "locate", locate_then_delete)
+    described = store.describe("a/x")
+    assert len(gone) == 2
+    assert described.numbers == (1,)
+    assert described.labels == {"production": 1}

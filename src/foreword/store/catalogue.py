@@ -43,16 +43,22 @@ class Catalogue:
         self._reader = (
             self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         )
+        # Several reads that belong together see one moment; SQLite's transactions always do.
+        self._snapshots = (
+            self.engine
+            if self.is_sqlite
+            else self.engine.execution_options(isolation_level="REPEATABLE READ")
+        )
         _dispose_after_fork(self.engine)
 
-    def read(self, work: Callable[[Connection], T]) -> T:
-        """What `work` reads.
+    def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
+        """What `work` reads; with `snapshot`, all of it as of one moment.
 
         Raises:
             StoreUnavailable: the database does not answer.
         """
         try:
-            with self._reader.connect() as connection:
+            with (self._snapshots if snapshot else self._reader).connect() as connection:
                 return work(connection)
         except (exc.DBAPIError, exc.TimeoutError) as error:
             raise self._named(error) from error

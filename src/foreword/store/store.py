@@ -193,7 +193,9 @@ class PrefixStore(Administration):
             UnknownPrefix: absent, or not for this caller.
         """
         parsed = names.parse(reference)
-        return self._catalogue.read(lambda connection: versions.describe(connection, self._caller, parsed))
+        return self._catalogue.read(
+            lambda connection: versions.describe(connection, self._caller, parsed), snapshot=True
+        )
 
     def list(
         self,
@@ -220,7 +222,7 @@ class PrefixStore(Administration):
         """
         chosen = listing.Filter(owner, name, label, base)
         return self._catalogue.read(
-            lambda connection: listing.page(connection, self._caller, chosen, limit, after)
+            lambda connection: listing.page(connection, self._caller, chosen, limit, after), snapshot=True
         )
 
     def each(self, **filters: Any) -> Iterator[Version]:

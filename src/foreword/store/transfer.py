@@ -99,7 +99,7 @@ def export(
         labels = connection.execute(select(label).where(label.c.owner == owner)).all()
         return list(versions), list(labels)
 
-    versions, labels = catalogue.write(gather)  # a transaction: both are of one moment
+    versions, labels = catalogue.read(gather, snapshot=True)
     if not versions:
         raise UnknownPrefix(f"there is no owner {owner} that {caller} may read")
     keys = {row.digest: row.key for row in versions}
