@@ -14,7 +14,7 @@ run foreword pull smollm2-135m-instruct
 say "2. A prefix: ten virtual tokens, learned from messages to a small shop and the card for each."
 rm -rf demo/triage.run
 run foreword train examples/demo/train.jsonl --dev examples/demo/dev.jsonl \
-  --steps 100 --evaluate-every 20 --out demo/triage.prefix --overwrite
+  --steps 180 --evaluate-every 30 --out demo/triage.prefix --overwrite
 
 say "3. Messages it has not seen, without the prefix and with it."
 run foreword generate --prefix demo/triage.prefix --compare --max-new-tokens 40 \
