@@ -90,7 +90,6 @@ def test_a_full_disk_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_folder_that_is_not_there_is_named(plain_prefix: Prefix, tmp_path: Path) -> None:
     with pytest.raises(CannotWrite, match="does not exist"):
         plain_prefix.save(tmp_path / "absent" / "p.prefix")

@@ -59,12 +59,20 @@ class Truncation:
 
 
 def encode_example(
-    example: Example, tokenizer: Any, template: Template, limit: int | None = None
+    example: Example,
+    tokenizer: Any,
+    template: Template,
+    limit: int | None = None,
+    *,
+    apart: bool = False,
 ) -> tuple[EncodedExample, Truncation]:
-    """Token ids of one example, of at most `limit` tokens.
+    """Token ids of one example, of at most `limit` tokens to read.
 
-    A target may take the whole limit but for a source of one token in four; the source gets what
-    the target leaves, and is cut at its end.
+    Source and target share the limit: a target may take all of it but for a source of one token in
+    four; the source gets what the target leaves, and is cut at its end.
+
+    Args:
+        apart: each may have the whole limit: an encoder and a decoder read them apart.
 
     Raises:
         UsageError: nothing stands in front of the target, so its first token can't be predicted.
@@ -79,25 +87,34 @@ def encode_example(
         )
     whole = len(source_ids) + len(target_ids)
     source_cut = target_cut = False
-    if limit is not None and whole > limit:
-        room_for_target = limit - min(len(source_ids), max(limit // 4, 1))
-        if len(target_ids) > room_for_target:
+    if limit is not None:
+        room = limit if apart else limit + 1  # the last target token is predicted, never read
+        room_for_target = room if apart else room - min(len(source_ids), max(limit // 4, 1))
+        if len(target_ids) > room_for_target and (apart or whole > room):
             target_ids, target_cut = target_ids[:room_for_target], True
-        if len(source_ids) + len(target_ids) > limit:
-            source_ids, source_cut = (
-                _cut_source(example.source, tokenizer, template, limit - len(target_ids)),
-                True,
-            )
+        room_for_source = room if apart else room - len(target_ids)
+        if len(source_ids) > room_for_source:
+            source_ids, source_cut = _cut_source(example.source, tokenizer, template, room_for_source), True
     encoded = EncodedExample(tuple(source_ids), tuple(target_ids))
     lost = whole - len(source_ids) - len(target_ids)
     return encoded, Truncation(int(source_cut), int(target_cut), lost, limit)
 
 
 def encode(
-    examples: Sequence[Example], tokenizer: Any, template: Template, limit: int | None = None
+    examples: Sequence[Example],
+    tokenizer: Any,
+    template: Template,
+    limit: int | None = None,
+    *,
+    apart: bool = False,
 ) -> tuple[list[EncodedExample], Truncation]:
-    """`encode_example` for many, and the sum of what was cut."""
-    pairs = [encode_example(example, tokenizer, template, limit) for example in examples]
+    """`encode_example` for many, and the sum of what was cut; errors name the example, from 0."""
+    pairs = []
+    for number, example in enumerate(examples):
+        try:
+            pairs.append(encode_example(example, tokenizer, template, limit, apart=apart))
+        except (UsageError, WindowExceeded) as error:
+            raise type(error)(f"example {number}: {error}") from error
     total = Truncation(
         sources=sum(cut.sources for _, cut in pairs),
         targets=sum(cut.targets for _, cut in pairs),

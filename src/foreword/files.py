@@ -7,8 +7,9 @@ whoever is killed in the middle leaves the old file, or none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,21 +45,17 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
-        os.close(handle)
-        temporary = Path(name)
+        # Made here and now, so that it gets the rights that the user's umask gives new files.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         if overwrite:
             os.replace(temporary, path)
         else:
-            os.link(temporary, path)  # unlike rename, fails when somebody else was faster
-            os.unlink(temporary)
-        temporary = None
+            _move_to_new(temporary, path)
         flush_folder(path.parent)
     except FileExistsError as error:
         raise OutputExists(f"{path} exists already; pass --overwrite to replace it") from error
@@ -67,8 +64,20 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             f"{path} could not be written: {error.strerror or error}; nothing was changed"
         ) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # unlike rename, fails when somebody else was faster
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links: the check and the rename are two steps there.
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "File exists", str(path)) from error
+        os.replace(temporary, path)
 
 
 def write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -> None:
@@ -90,9 +99,3 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -93,6 +93,7 @@ def generate(
     raw: bool = False,
     batch_size: int = 32,
     on_text: Callable[[int, str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Text after each prompt, each row under its own prefix.
 
@@ -105,6 +106,7 @@ def generate(
         batch_size: rows in one batch.
         on_text: streaming: called with (row, piece of text) as soon as the piece is certain. Not
             with beams, whose text is certain only at the end.
+        on_progress: called after each batch with the rows done, and all rows.
         max_new_tokens, temperature, top_p, top_k, beams, length_penalty, stop, banned, seed: see
             `Decoding`.
 
@@ -138,9 +140,13 @@ def generate(
         for place, (source, prefix) in enumerate(zip(sources, listed, strict=True))
     ]
     texts = [""] * len(rows)
+    done = 0
     for batch in _batches(rows, batch_size):
         for row, ids in zip(batch, _generate_batch(base, batch, decoding, on_text), strict=True):
             texts[row.place] = _text(base, row, ids, decoding.stop)
+        done += len(batch)
+        if on_progress is not None:
+            on_progress(done, len(rows))
     return texts
 
 

@@ -94,3 +94,10 @@ def test_nothing_is_cut_and_nothing_is_measured_on_nothing(tiny_base: BaseModel)
         evaluate(tiny_base, [*random_examples(70), Example("a" * 300, "b")])
     with pytest.raises(BadExamples, match="no examples"):
         evaluate(tiny_base, [])
+
+
+def test_sampled_texts_do_not_depend_on_the_batch_size(tiny_base: BaseModel) -> None:
+    examples = random_examples(9)
+    options = {"temperature": 1.5, "seed": 3, "max_new_tokens": 6}
+    one, two = (evaluate(tiny_base, examples, batch_size=size, **options) for size in (1, 4))  # type: ignore[arg-type]
+    assert [o.text for o in one.outputs] == [o.text for o in two.outputs]

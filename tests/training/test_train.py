@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
     tiny_base: BaseModel, tmp_path: Path
 ) -> None:
     whole = train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path, checkpoint_every=5)
-    older, newest = list_checkpoints(tmp_path)
+    _, newest = list_checkpoints(tmp_path)
     newest.write_bytes(newest.read_bytes()[:500])
     notes: list[str] = []
     again = train(
@@ -162,11 +162,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
     )
     assert same(whole, again)
     assert f"damaged and passed over: {newest.name}" in notes[0]
-    for path in list_checkpoints(tmp_path):
+    left = list_checkpoints(tmp_path)
+    for path in left:
         path.write_bytes(b"nonsense")
     with pytest.raises(DamagedCheckpoint, match="not a checkpoint"):
         train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path)
-    assert older.exists() or list_checkpoints(tmp_path)
+    assert list_checkpoints(tmp_path) == left  # an error removes nothing
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
@@ -306,9 +307,26 @@ def test_cutting_keeps_what_the_template_puts_behind_the_source(tiny_base: BaseM
     rows, cut = encode(
         [Example("s" * 50, "abc")], tiny_base.tokenizer, Template(separator=" ->", end="<end>"), 20
     )
-    assert tiny_base.tokenizer.decode(rows[0].source_ids) == "s" * 13 + " ->"
-    assert len(rows[0].source_ids) + len(rows[0].target_ids) == 20
-    assert (cut.sources, cut.targets, cut.tokens) == (1, 0, 37)
+    assert tiny_base.tokenizer.decode(rows[0].source_ids) == "s" * 14 + " ->"
+    assert rows[0].tokens == 20
+    assert (cut.sources, cut.targets, cut.tokens) == (1, 0, 36)
+
+
+def test_an_example_that_just_fits_is_not_cut(tiny_base: BaseModel) -> None:
+    whole, _ = encode(TASK[:1], tiny_base.tokenizer, tiny_base.template)
+    again, cut = encode(TASK[:1], tiny_base.tokenizer, tiny_base.template, whole[0].tokens)
+    assert again == whole
+    assert not cut
+    _, cut = encode(TASK[:1], tiny_base.tokenizer, tiny_base.template, whole[0].tokens - 1)
+    assert cut
+
+
+def test_an_encoder_and_a_decoder_have_the_limit_each(tiny_base: BaseModel) -> None:
+    rows, cut = encode([Example("s" * 9, "t" * 9)], tiny_base.tokenizer, tiny_base.template, 10, apart=True)
+    assert not cut
+    rows, cut = encode([Example("s" * 30, "t" * 30)], tiny_base.tokenizer, tiny_base.template, 10, apart=True)
+    assert (len(rows[0].source_ids), len(rows[0].target_ids)) == (10, 10)
+    assert (cut.sources, cut.targets) == (1, 1)
 
 
 def test_bad_calls_are_refused_before_any_work(tiny_base: BaseModel) -> None:
@@ -324,6 +342,9 @@ def test_bad_calls_are_refused_before_any_work(tiny_base: BaseModel) -> None:
         train(tiny_base, TASK, parameterization="lora")
     with pytest.raises(UsageError, match="expected random, words"):
         train(tiny_base, TASK, init="zeros")
+    for name in ("length", "steps", "batch_size", "accumulate"):
+        with pytest.raises(UsageError, match=f"{name} is 2.5; expected a whole number"):
+            train(tiny_base, TASK, **{name: 2.5})
     for name in ("length", "steps", "batch_size", "learning_rate"):
         with pytest.raises(UsageError, match=f"{name} is -1"):
             train(tiny_base, TASK, **{name: -1})
@@ -332,6 +353,56 @@ def test_bad_calls_are_refused_before_any_work(tiny_base: BaseModel) -> None:
 def test_a_diverging_run_says_so(tiny_base: BaseModel) -> None:
     with pytest.raises((TrainingDiverged,), match="lower learning rate"):
         train(tiny_base, TASK, length=4, steps=50, learning_rate=1e30, warmup=0, parameterization="direct")
+
+
+def test_chat_messages_go_through_the_chat_template_and_learn(tiny_base: BaseModel) -> None:
+    tiny_base.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    chat = Template(style="chat", end="<end>", system="be brief")
+    source = (
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+        {"role": "user", "content": "x"},
+    )
+    examples = [Example(source, "yes yes"), Example("hello", "yes yes")]
+    rows, _ = encode(examples, tiny_base.tokenizer, chat)
+    assert tiny_base.tokenizer.decode(rows[0].source_ids) == "s:be brief;u:hi;a:ho;u:x;a:"
+    assert tiny_base.tokenizer.decode(rows[1].source_ids) == "s:be brief;u:hello;a:"
+    prefix = train(tiny_base, examples, **{**QUICK, "steps": 30, "learning_rate": 0.05}, template=chat)
+    assert prefix.template == chat
+    before = float(torch.cat(tiny_base.token_losses(examples, template=chat)).mean())
+    assert mean_loss(tiny_base, examples, prefix) < before - 0.5
+
+
+def test_tensorboard_holds_the_losses_when_asked_for(tiny_base: BaseModel, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny_base, TASK, **QUICK, checkpoint_dir=tmp_path, tensorboard=True)
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [event.step for event in read.Scalars("token_loss")] == list(range(1, QUICK["steps"] + 1))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: BaseModel) -> None:
+    rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
+    learner = build_learner(tiny_base, make_settings(**QUICK), rows, [])
+    before = learner.tensors()
+    compiled = learner.parameters()
+    key, value = compiled["decoder"]
+    with pytest.raises(TrainingDiverged, match="gradient became nan"):
+        learner.update(compiled, {"decoder": (torch.full_like(key, float("nan")), torch.zeros_like(value))})
+    assert learner.step == 0
+    assert all(torch.equal(learner.tensors()[name], before[name]) for name in before)
+
+
+def test_a_prefix_that_began_at_another_says_so(tiny_base: BaseModel) -> None:
+    first = train(tiny_base, TASK, **QUICK)
+    second = train(tiny_base, (example for example in TASK), **QUICK, start=first)  # type: ignore[arg-type]
+    assert second.origin.initialization == f"prefix {first.digest[:12]}"
+    assert second.origin.data_digest == first.origin.data_digest
 
 
 def test_fingerprint_follows_every_weight() -> None:

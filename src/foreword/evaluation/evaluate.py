@@ -14,8 +14,6 @@ from foreword.generation import generate
 from foreword.prefix import Prefix
 from foreword.template import Source, Template
 
-BATCHES_BETWEEN_REPORTS = 2
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -95,19 +93,16 @@ def evaluate(
     groups = references(examples)
     outputs: tuple[Prediction, ...] = ()
     if text:
-        written: list[str] = []
-        size = max(1, batch_size * BATCHES_BETWEEN_REPORTS)
-        for start in range(0, len(groups), size):
-            written += generate(
-                base,
-                [source for source, _ in groups[start : start + size]],
-                prefix,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                template=template,
-                **decoding,
-            )
-            report("texts")(len(written), len(groups))
+        written = generate(
+            base,
+            [source for source, _ in groups],
+            prefix,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            template=template,
+            on_progress=report("texts"),
+            **decoding,
+        )
         outputs = tuple(
             Prediction(source, tuple(targets), made)
             for (source, targets), made in zip(groups, written, strict=True)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from foreword.base import BaseModel
 from foreword.errors import BadExamples, ForewordError, OwnersFailed, TrainingDiverged, UsageError
-from foreword.examples import Example, digest
+from foreword.examples import Example
 from foreword.geometry import Stream
 from foreword.initialization import Initialization
 from foreword.parameterization import ParameterizationSettings
@@ -196,12 +196,13 @@ class _Crowd:
             placement=self._template.placement,
         )
         learner.owner = owner
-        self._digests[owner] = digest(examples)
+        description = describe(self._base, self._settings, self._template, examples, dev, self._start)
+        self._digests[owner] = description["data"]
         self.courses[id(learner)] = Course(
             learner,
             # Quoted, so that no name can point elsewhere; the sign in front keeps "." and ".." apart.
             folder=None if self._folder is None else self._folder / ("@" + quote(owner, safe="")),
-            description=describe(self._base, self._settings, self._template, examples, dev, self._start),
+            description=description,
             on_progress=self._report,
             owner=owner,
         )
@@ -211,7 +212,7 @@ class _Crowd:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
         owner = learner.owner or ""
         self.courses.pop(id(learner)).finish(f"{owner}: {self._base.name}")
-        prefix = make_prefix(self._base, learner, self._template, self._digests[owner])
+        prefix = make_prefix(self._base, learner, self._template, self._digests[owner], start=self._start)
         if self._into is not None:
             self._into(owner, prefix)
         else:

@@ -96,7 +96,10 @@ class TrainingSettings:
             "patience": self.patience,
             "max_length": self.max_length,
         }
+        whole = set(positive) - {"learning_rate", "epochs"}
         for name, value in positive.items():
+            if name in whole and value is not None and not isinstance(value, int):
+                raise UsageError(f"{name} is {value!r}; expected a whole number")
             if value is not None and not value > 0:
                 raise UsageError(f"{name} is {value}; expected a positive number")
         for name, value in {

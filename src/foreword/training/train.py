@@ -118,14 +118,16 @@ def train(
         seed=seed,
         **more,
     )
+    examples, dev = list(examples), list(dev or ())  # read several times
     report = on_progress or (lambda progress: None)
     chosen = choose_template(base, settings, template)
-    encoded, encoded_dev = encode_both(base, chosen, settings, examples, dev or [], report)
+    encoded, encoded_dev = encode_both(base, chosen, settings, examples, dev, report)
     learner = build_learner(base, settings, encoded, encoded_dev, start=start, placement=chosen.placement)
+    description = describe(base, settings, chosen, examples, dev, start)
     course = Course(
         learner,
         folder=None if checkpoint_dir is None else Path(checkpoint_dir),
-        description=describe(base, settings, chosen, examples, dev or [], start),
+        description=description,
         on_progress=report,
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
@@ -151,7 +153,9 @@ def train(
         course.finish(f"{base.name}: {settings.parameterization}, length {settings.length}")
     finally:
         course.close()
-    return make_prefix(base, learner, chosen, digest(examples), labels=labels, licence=licence)
+    return make_prefix(
+        base, learner, chosen, description["data"], start=start, labels=labels, licence=licence
+    )
 
 
 def make_prefix(
@@ -160,19 +164,21 @@ def make_prefix(
     template: Template,
     data_digest: str,
     *,
+    start: Prefix | None = None,
     labels: dict[str, str] | None = None,
     licence: str | None = None,
 ) -> Prefix:
     """What a learner ends in, as a prefix that says how it was made."""
     best, settings = learner.result(), learner.settings
     layers = settings.layers
+    begun = str(settings.init) if start is None else f"prefix {start.digest[:12]}"
     return Prefix(
         tensors=best.tensors,
         base=base.identity,
         template=template,
         origin=Origin(
             parameterization=f"{settings.parameterization}{f', layers {layers}' if layers else ''}",
-            initialization="none" if settings.parameterization.kind == "mlp" else str(settings.init),
+            initialization="none" if settings.parameterization.kind == "mlp" else begun,
             seed=settings.seed,
             data_digest=data_digest,
             examples=len(learner.examples),
@@ -244,8 +250,9 @@ def encode_both(
         raise BadExamples("there are no training examples; give at least one")
     window = base.text_limit(settings.lengths(base.geometry).get("decoder", 0))
     limit = settings.max_length if window is None else min(settings.max_length or window, window)
-    encoded, cut = encode(examples, base.tokenizer, template, limit)
-    encoded_dev, dev_cut = encode(dev, base.tokenizer, template, limit)
+    apart = base.is_encoder_decoder
+    encoded, cut = encode(examples, base.tokenizer, template, limit, apart=apart)
+    encoded_dev, dev_cut = encode(dev, base.tokenizer, template, limit, apart=apart)
     for what, truncation in (("training", cut), ("dev", dev_cut)):
         if truncation:
             note = f"{what} examples: {truncation}"
