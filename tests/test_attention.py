@@ -154,7 +154,14 @@ def test_prefix_stays_visible_under_a_sliding_window() -> None:
 
 
 def test_soft_capped_attention_takes_the_eager_kernel() -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+    from transformers import Gemma2Config
 
-    assert choose_kernel(Gemma2Config(attn_logit_softcapping=50.0), Gemma2ForCausalLM) == "eager"
-    assert choose_kernel(Gemma2Config(attn_logit_softcapping=None), Gemma2ForCausalLM) == "sdpa"
+    class WithSdpa:
+        _supports_sdpa = True
+
+    class WithoutSdpa:
+        _supports_sdpa = False
+
+    assert choose_kernel(Gemma2Config(attn_logit_softcapping=50.0), WithSdpa) == "eager"
+    assert choose_kernel(Gemma2Config(attn_logit_softcapping=None), WithSdpa) == "sdpa"
+    assert choose_kernel(Gemma2Config(attn_logit_softcapping=None), WithoutSdpa) == "eager"

@@ -6,7 +6,14 @@ cd "$(dirname "$0")/../.."
 mkdir -p demo
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-run() { printf '\033[36m$ %s\033[0m\n' "$*"; "$@"; }
+run() {
+  printf '\033[36m$'
+  for word in "$@"; do
+    case $word in *' '*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac
+  done
+  printf '\033[0m\n'
+  "$@"
+}
 
 say "1. The base model: frozen, shared by every prefix. Downloaded once, then kept in your cache."
 run foreword pull smollm2-135m-instruct
@@ -16,7 +23,8 @@ rm -rf demo/triage.run
 run foreword train examples/demo/train.jsonl --dev examples/demo/dev.jsonl \
   --steps 180 --evaluate-every 30 --out demo/triage.prefix --overwrite
 
-say "3. Messages it has not seen, without the prefix and with it."
+say "3. Messages it has not seen, without the prefix and with it. Look at the form of the card: that is what"
+echo "ten virtual tokens learn in minutes. Choosing the right tag is harder for a model of this size."
 run foreword generate --prefix demo/triage.prefix --compare --max-new-tokens 40 \
   "Hi, my order 5520 came this morning but the blue kettle has a dent in the side. Can you send another one before Saturday?" \
   "where is my parcel??? ordered the oak shelf 9 days ago, order 1187, and nobody answers" \
