@@ -8,6 +8,8 @@ prompt without the prefix: the KL divergence KL(with || without) of the next tok
 logit, and how likely the fact's next word is. The other is trained on E2E as it is, in short texts; measured
 is the loss of dev targets behind their source alone, and behind `n` tokens of E2E sentences that end in it.
 
+`Foreword` sees the prefix from no farther than a window reaches (`text-after-prefix-within-window`, what
+training takes for such a base); `seen from afar` is the same prefix under plain `text-after-prefix`.
 PEFT loads the folder that Foreword exports. `text in front` is no prefix: the same sentence as ordinary text
 of the plain model, under its ordinary window, as a check of both. `--steps 0`: no trained prefix.
 """
@@ -15,6 +17,7 @@ of the plain model, under its ordinary window, as a check of both. `--steps 0`: 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import tempfile
@@ -36,6 +39,7 @@ from foreword.examples import read_examples
 from foreword.initialization import activations
 from foreword.interop import export_peft
 from foreword.models import resolve
+from foreword.prefix import Positions
 from foreword.row_prefixes import RowPrefixes
 
 FACTS = [
@@ -45,6 +49,9 @@ FACTS = [
     ("The colour of the captain's coat is", " purple"),
 ]
 """A beginning, and the one word that only the prefix knows."""
+
+AFAR: Positions = "text-after-prefix"
+WAYS = ("none", "Foreword", "seen from afar", "PEFT", "text in front")
 
 SHORTEST_FILLED = 100
 """Prompts of fewer tokens have no room for a source."""
@@ -100,10 +107,11 @@ def _measure(
     prompt = [*filler[len(filler) - tokens + len(ending) :], *ending]
     answer_id = _ids(base, answer)[0]
     key, value = activations(base, fact, fact, len(fact))["decoder"]
-    prefix = Prefix({"decoder.key": key, "decoder.value": value}, base.identity)
+    prefix = Prefix({"decoder.key": key, "decoder.value": value}, base.identity, positions=base.positions)
     without = plain_logits(plain)([*begin, *prompt])
     ways: dict[str, Logits] = {
         "Foreword": foreword_logits(base, prefix),
+        "seen from afar": foreword_logits(base, dataclasses.replace(prefix, positions=AFAR)),
         "text in front": lambda ids: plain_logits(plain)([*fact, *ids]),
     }
     results = [_difference("none", tokens, number, without, without, answer_id)]
@@ -153,7 +161,8 @@ def _trained(base: BaseModel, plain: Any, filler: list[int], arguments: argparse
     report(what="trained", steps=arguments.steps, seconds=round(time.perf_counter() - begun))
     told = read_examples(arguments.dev)
     told = told[:: len(told) // arguments.dev_rows][: arguments.dev_rows]
-    lines = ["| prompt | none | Foreword | PEFT |", "|---|---|---|---|"]
+    lines = ["| prompt | none | Foreword | seen from afar | PEFT |", "|---|---|---|---|---|"]
+    afar = dataclasses.replace(prefix, positions=AFAR)
     with tempfile.TemporaryDirectory() as folder:
         export_peft(prefix, Path(folder) / "peft", base)
         peft = PeftModel.from_pretrained(plain, Path(folder) / "peft").eval()
@@ -162,6 +171,7 @@ def _trained(base: BaseModel, plain: Any, filler: list[int], arguments: argparse
             losses = {
                 "none": base.token_losses(rows),
                 "Foreword": base.token_losses(rows, prefix),
+                "seen from afar": base.token_losses(rows, afar),
                 "PEFT": [_peft_losses(base, peft, row, prefix) for row in rows],
             }
             found = {way: float(torch.cat(each).double().mean()) for way, each in losses.items()}
@@ -246,7 +256,7 @@ def _markdown(measured: list[dict[str, Any]], lengths: list[int]) -> str:
         "|---|---|---|---|---|",
     ]
     for tokens in lengths:
-        for way in ("none", "Foreword", "PEFT", "text in front"):
+        for way in WAYS:
             rows = [row for row in measured if row["tokens"] == tokens and row["way"] == way]
             if errors := [row["error"] for row in rows if "error" in row]:
                 lines.append(f"| {tokens} | {way} | {errors[0]} | | |")

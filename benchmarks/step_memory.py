@@ -9,10 +9,10 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
+from benchmarks.peak_memory import peak, reset_peak
 from foreword import BaseModel
 from foreword.encoding import encode
 from foreword.examples import read_examples
@@ -58,7 +58,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
             str(resolve(arguments.base).path), length=arguments.length, projection=projection
         )
         step = peft_prefix.trainer(model, learning_rate=1e-3, warmup=0, steps=STEPS)
-        before = _reset_peak()
+        before = reset_peak()
         order = Order([row.tokens for row in rows], arguments.batch_size, 0, by_length=False)
         for number in range(STEPS):
             step([rows[index] for index in order.batch(number)])
@@ -71,21 +71,10 @@ def _measure(arguments: argparse.Namespace) -> dict[str, float]:
             gradient_checkpointing=checkpointing,
         )
         learner = build_learner(base, settings, rows, [])
-        before = _reset_peak()
+        before = reset_peak()
         for _ in range(STEPS):
             train_step(base, [learner])
-    return {"megabytes": (_status("VmHWM") - before) / 1024}
-
-
-def _reset_peak() -> int:
-    """Set the peak to the present size (Linux), and return it in KiB."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1])
+    return {"megabytes": (peak() - before) / 1024}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -56,6 +57,22 @@ def test_a_saved_prefix_comes_back_whole(plain_prefix: Prefix, tmp_path: Path) -
     assert loaded.labels == {"note": "größer"}
     assert torch.equal(loaded.key("decoder"), plain_prefix.key("decoder"))
     assert list(loaded.key("decoder").shape) == [3, 2, 5, 8]
+
+
+def test_the_rule_of_positions_is_kept_in_the_file(plain_prefix: Prefix, tmp_path: Path) -> None:
+    near = dataclasses.replace(plain_prefix, positions="text-after-prefix-within-window")
+    near.save(tmp_path / "p.prefix")
+    loaded = Prefix.load(tmp_path / "p.prefix")
+    assert loaded.positions == "text-after-prefix-within-window"
+    assert loaded.digest != plain_prefix.digest
+    assert loaded.slice(0, 2).positions == loaded.to(torch.bfloat16).positions == loaded.positions
+    with pytest.raises(UsageError, match="positions"):
+        Prefix.join([plain_prefix, loaded])
+
+
+def test_an_unknown_rule_of_positions_is_refused(plain_prefix: Prefix) -> None:
+    with pytest.raises(UsageError, match="text-at-zero"):
+        dataclasses.replace(plain_prefix, positions="text-at-zero")
 
 
 def test_the_file_is_plain_safetensors(plain_prefix: Prefix, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,18 +29,29 @@ from foreword.errors import UnsupportedArchitecture
 from foreword.flat import FlatLayout
 from foreword.geometry import Stream
 from foreword.row_prefixes import RowPrefixes
+from foreword.turning import Turn
 
 Kernel = Literal["sdpa", "eager"]
 IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "foreword-eager"}
 """Names under which transformers finds the functions (`attn_implementation=`)."""
 
 
+Record = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, Mapping[str, Any]], None]
+
+
 @dataclass(frozen=True)
 class Slot:
-    """Which keys and values one attention module takes: set on the module when it is probed."""
+    """Which keys and values one attention module takes: set on the module when it is probed.
+
+    Attributes:
+        window: tokens that it sees, itself among them, if its window slides.
+        turn: how its queries and keys are moved to other positions, if its window slides.
+    """
 
     stream: Stream
     layer: int
+    window: int | None = None
+    turn: Turn | None = None
 
 
 @dataclass
@@ -52,7 +63,7 @@ class Attending:
         layout: how a flat batch divides into rows; None for an ordinary `[B, T]` batch.
         in_cache: the keys and values that reach attention have the prefixes in front already.
         answers_from: of each row, the first token that sees an infix; needed where a row has one.
-        record: called with every attention call's module and shapes; used by the probe only.
+        record: called with every attention call's module, query, key, value and further options.
         memo: masks extended by the prefix's columns, made once a pass rather than once a layer.
     """
 
@@ -60,8 +71,8 @@ class Attending:
     layout: FlatLayout | None = None
     in_cache: bool = False
     answers_from: tuple[int, ...] = ()
-    record: Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None
-    memo: dict[Any, tuple[Any, torch.Tensor]] = field(default_factory=dict)
+    record: Record | None = None
+    memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
 
 # A context variable, so that threads of one process can use one model with different prefixes.
@@ -100,7 +111,7 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
         if state is None:
             return compute(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
         if state.record is not None:
-            state.record(module, query, key, value)
+            state.record(module, query, key, value, kwargs)
 
         layout = state.layout
         if layout is not None:
@@ -110,7 +121,9 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
         if slot is not None:
             if slot.layer == 0:  # a new pass has new masks
                 state.memo = {name: kept for name, kept in state.memo.items() if name[0] != slot.stream}
-            key, value, mask = _with_prefix(state, slot, module, query, key, value, attention_mask, kwargs)
+            query, key, value, mask = _with_prefix(
+                state, slot, module, query, key, value, attention_mask, kwargs
+            )
         if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
             stream = slot.stream if slot is not None else "decoder"
             mask = _once(state, (stream, "additive", id(mask)), mask, lambda m: _additive(m, query.dtype))
@@ -153,11 +166,11 @@ def _with_prefix(
     value_BHSD: torch.Tensor,
     mask: torch.Tensor | None,
     kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Keys and values with the prefix in front, and the mask that fits; T5's bias in `kwargs` too."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Query, keys and values with the prefix in front, and the mask that fits; T5's bias in `kwargs` too."""
     prefixes = state.prefixes
     if prefixes is None or slot.stream not in prefixes.blocks:  # no row has a prefix in this stream
-        return key_BHSD, value_BHSD, mask
+        return query, key_BHSD, value_BHSD, mask
     length = prefixes.blocks[slot.stream].longest
     if not state.in_cache:
         prefix_key_BHPD, prefix_value_BHPD = prefixes.rows(slot.stream, slot.layer, like=key_BHSD)
@@ -179,12 +192,72 @@ def _with_prefix(
         kwargs["position_bias"] = _once(
             state, (slot.stream, id(bias)), bias, lambda b: nn.functional.pad(b, (length, 0))
         )
-    return key_BHSD, value_BHSD, extended
+    if slot.window is not None and (beyond_BT := _steps_beyond(state, slot, query, kwargs)) is not None:
+        query, key_BHSD = _within_window(state, slot, query, key_BHSD, length, beyond_BT, kwargs)
+    return query, key_BHSD, value_BHSD, extended
 
 
-def _once(
-    state: Attending, name: Any, source: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
+def _steps_beyond(
+    state: Attending, slot: Slot, query: torch.Tensor, kwargs: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """How far each query is beyond the position from which its row's prefix is seen, `[B, T]`; None: none."""
+    prefixes, window = state.prefixes, slot.window
+    if prefixes is None or window is None or not prefixes.within_window:
+        return None
+    given = kwargs["position_ids"]
+
+    def count(positions: torch.Tensor) -> torch.Tensor | None:
+        farthest_B = prefixes.farthest(window, query.shape[0], positions.device)
+        if farthest_B is None:
+            return None
+        positions_BT = positions if state.layout is None else state.layout.of_rows(positions[0])
+        beyond_BT = (positions_BT - farthest_B[:, None]).clamp(min=0)
+        return beyond_BT if bool(beyond_BT.any()) else None
+
+    beyond_BT: torch.Tensor | None = _once(state, (slot.stream, "beyond", window, id(given)), given, count)
+    return beyond_BT
+
+
+def _within_window(
+    state: Attending,
+    slot: Slot,
+    query_BQTD: torch.Tensor,
+    key_BHSD: torch.Tensor,
+    length: int,
+    beyond_BT: torch.Tensor,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query and keys of which the products are those of a prefix as far away as the window reaches.
+
+    One new token: the prefix's keys are moved towards it. Several: every query meets the text at its own
+    position and the prefix at another, so both stand side by side in a query of twice the size, opposite
+    keys of which the half that is not meant is zero.
+    """
+    turn = slot.turn
+    if turn is None:
+        raise UnsupportedArchitecture(
+            "a prefix is to stay within a sliding window's reach, but this model's positions can't be moved"
+        )
+    prefix_BHPD, text_BHSD = key_BHSD[:, :, :length], key_BHSD[:, :, length:]
+    one, size = query_BQTD.shape[2] == 1, query_BQTD.shape[3]
+    angles = _once(
+        state,
+        (slot.stream, "angles", turn.layer_type, id(beyond_BT)),
+        beyond_BT,
+        lambda steps: turn.angles(query_BQTD, steps if one else -steps),
+    )
+    if one:
+        return query_BQTD, torch.cat([turn.by(prefix_BHPD, angles), text_BHSD], dim=2)
+    if kwargs.get("scaling") is None:
+        kwargs["scaling"] = size**-0.5
+    pad = nn.functional.pad
+    return (
+        torch.cat([turn.by(query_BQTD, angles), query_BQTD], dim=3),
+        torch.cat([pad(prefix_BHPD, (0, size)), pad(text_BHSD, (size, 0))], dim=2),
+    )
+
+
+def _once(state: Attending, name: Any, source: torch.Tensor, make: Callable[[torch.Tensor], Any]) -> Any:
     # The source is kept beside the result: while it lives, no other tensor can have its id.
     if name not in state.memo:
         state.memo[name] = (source, make(source))

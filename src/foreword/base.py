@@ -21,11 +21,12 @@ from foreword.examples import Example
 from foreword.fingerprint import fingerprint, fingerprint_of_tensors
 from foreword.losses import target_losses
 from foreword.models import resolve
-from foreword.prefix import BaseIdentity, Prefix
+from foreword.prefix import BaseIdentity, Positions, Prefix
 from foreword.probe import probe
-from foreword.row_prefixes import RowPrefixes
+from foreword.row_prefixes import WITHIN_WINDOW, RowPrefixes
 from foreword.template import Template, default_template
 from foreword.trial import try_prefix
+from foreword.windows import reach_into_windows
 
 PrefixesArgument = Prefix | Sequence[Prefix | None] | None
 
@@ -40,6 +41,7 @@ class BaseModel:
         name: alias, hub id or folder name.
         revision: commit on the hub, where known.
         template: what training uses when nothing else is said.
+        positions: of the prefixes that are trained for it; see `Prefix.positions`.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class BaseModel:
             _use_kernel(model, choose_kernel(model.config, type(model)))
         self.geometry = probe(model)
         try_prefix(model, positions=self.takes_positions)
+        self.positions: Positions = WITHIN_WINDOW if reach_into_windows(model) else "text-after-prefix"
         self.template = default_template(tokenizer)
         if self.is_encoder_decoder:
             self.template = Template(style="raw", end=tokenizer.eos_token)
@@ -239,6 +242,11 @@ class BaseModel:
         for prefix in {id(p): p for p in listed if p is not None}.values():
             prefix.check_fits(self.identity, self.geometry)
             self.check_placement(prefix.template)
+            if prefix.positions == WITHIN_WINDOW != self.positions:
+                raise UsageError(
+                    f"the prefix has positions {WITHIN_WINDOW}, but {self.name} has no layers with a sliding "
+                    "window whose positions can be moved; train a prefix for it, or take the base it is for"
+                )
         return listed
 
     def check_placement(self, template: Template) -> None:

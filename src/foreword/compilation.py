@@ -9,7 +9,8 @@ Shapes: P prefix length, E embedding size, L layers, H key/value heads, D head s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +31,13 @@ def compile_embeddings(base: BaseModel, embeddings_PE: torch.Tensor) -> Compiled
     """Keys and values `[L, H, P, D]` of embeddings, float32, with a gradient if they have one."""
     found: dict[int, KeysValues] = {}
 
-    def record(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    def record(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: Mapping[str, Any],
+    ) -> None:
         slot: Slot = module.foreword_slot  # type: ignore[assignment]
         found[slot.layer] = (key[0].float(), value[0].float())
 

@@ -70,6 +70,10 @@ class FlatLayout:
         """Each token's row."""
         return torch.arange(self.rows, device=self.device).repeat_interleave(self.lengths_B)
 
+    def of_rows(self, tokens_N: torch.Tensor) -> torch.Tensor:
+        """`[N]` to `[B, T]`."""
+        return tokens_N.index_select(0, self._flat_index_BT).view(self.rows, self.longest)
+
     def to_rows(self, states_1HND: torch.Tensor) -> torch.Tensor:
         """`[1, H, N, D]` to `[B, H, T, D]`."""
         _, heads, _, size = states_1HND.shape

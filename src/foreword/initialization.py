@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -128,7 +128,13 @@ def activations(
     """
     found: dict[Stream, dict[int, KeysValues]] = {}
 
-    def record(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    def record(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: Mapping[str, Any],
+    ) -> None:
         slot: Slot = module.foreword_slot  # type: ignore[assignment]
         kept = (key[0, :, :length].float().cpu(), value[0, :, :length].float().cpu())
         found.setdefault(slot.stream, {})[slot.layer] = kept

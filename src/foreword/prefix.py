@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,8 @@ from foreword.errors import GeometryMismatch, NonFinitePrefix, UsageError, Wrong
 from foreword.geometry import STREAMS, Geometry, Stream, StreamGeometry
 from foreword.plain import check_fields, is_text_mapping
 from foreword.template import RAW, Template
+
+Positions = Literal["text-after-prefix", "text-after-prefix-within-window"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Prefix:
         tensors: "decoder.key", "decoder.value" (and "encoder.*", "cross.*"), each [L, H, P, D].
         base: the base model it belongs to.
         template: how a source becomes text in front of the target.
+        positions: where the text stands. `text-after-prefix`: it starts at position P, and every layer
+            sees the prefix from there, however far it is. `text-after-prefix-within-window`: the same,
+            but a layer with a sliding window never sees the prefix from farther than its window reaches
+            (docs/sliding-window.md).
         origin: how it was made.
         created: time of creation, UTC, ISO 8601.
         licence: SPDX name or free text.
@@ -94,8 +100,13 @@ class Prefix:
     created: str = field(default_factory=lambda: _now())
     licence: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    positions: Positions = "text-after-prefix"
 
     def __post_init__(self) -> None:
+        if self.positions not in prefix_file.POSITIONS:
+            raise UsageError(
+                f"positions is {self.positions!r}; expected {' or '.join(prefix_file.POSITIONS)}"
+            )
         if not is_text_mapping(self.labels) or not isinstance(self.created, str):
             raise UsageError(
                 f"labels are {self.labels!r}, created is {self.created!r}; expected text to text, text"
@@ -220,6 +231,7 @@ class Prefix:
                 created=header["created"],
                 licence=header["licence"],
                 labels=header["labels"],
+                positions=header["positions"],
             )
         declared = header["geometry"]
         if declared != prefix.geometry.to_json():
@@ -233,6 +245,7 @@ class Prefix:
         return {
             "base": dataclasses.asdict(self.base),
             "geometry": self.geometry.to_json(),
+            "positions": self.positions,
             "template": self.template.to_json(),
             "origin": dataclasses.asdict(self.origin),
             "created": self.created,
@@ -280,6 +293,10 @@ class Prefix:
                 )
             if other.template.placement != first.template.placement:
                 raise UsageError("can't join a prefix and an infix: different text sees them")
+            if other.positions != first.positions:
+                raise UsageError(
+                    f"can't join prefixes of other positions: {first.positions} and {other.positions}"
+                )
         joined = {name: torch.cat([p.tensors[name] for p in prefixes], dim=2) for name in first.tensors}
         return first._derived(joined)
 

@@ -28,14 +28,15 @@ from foreword.errors import (
 
 FORMAT_VERSION = 1
 HEADER_KEY = "foreword"
-POSITIONS = "text-after-prefix"
+POSITIONS = ("text-after-prefix", "text-after-prefix-within-window")
+"""Rules of positions that this release reads; see `Prefix.positions`."""
 _FIELDS = ("base", "geometry", "template", "origin", "created", "licence", "labels")
 
 
 def encode(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> bytes:
     """File content for `tensors` and `header`; the same input gives the same bytes."""
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    described = {"version": FORMAT_VERSION, "positions": POSITIONS, "dtype": dtype, **header}
+    described = {"version": FORMAT_VERSION, "dtype": dtype, **header}
     text = json.dumps(described, sort_keys=True, ensure_ascii=False)
     return bytes(safetensors.torch.save(dict(tensors), metadata={HEADER_KEY: text}))
 
@@ -54,9 +55,10 @@ def decode(content: bytes, *, where: str) -> tuple[dict[str, torch.Tensor], dict
             f"{where} has format version {header.get('version')!r}; this release reads {FORMAT_VERSION}. "
             "Update Foreword, or export the prefix again with this release"
         )
-    if header.get("positions") != POSITIONS:
+    if header.get("positions") not in POSITIONS:
         raise UnsupportedVersion(
-            f"{where} counts positions by {header.get('positions')!r}; this release reads {POSITIONS!r}"
+            f"{where} counts positions by {header.get('positions')!r}; this release reads "
+            f"{' and '.join(POSITIONS)}. Update Foreword"
         )
     if missing := [name for name in _FIELDS if name not in header]:
         raise NotAPrefixFile(f"{where}: the header lacks {', '.join(missing)}; fetch the file again")

@@ -8,6 +8,7 @@ before any work, rather than served wrongly.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class _Call:
     module: nn.Module
     stream: Stream
     sizes: tuple[int, int, int]  # key/value heads, key size, value size
+    window: int | None
 
 
 def probe(model: Any) -> Geometry:
@@ -41,7 +43,7 @@ def probe(model: Any) -> Geometry:
     seen: dict[Stream, list[_Call]] = {}
     for call in calls:
         same_stream = seen.setdefault(call.stream, [])
-        call.module.foreword_slot = Slot(call.stream, len(same_stream))  # type: ignore[assignment]
+        call.module.foreword_slot = Slot(call.stream, len(same_stream), call.window)  # type: ignore[assignment]
         same_stream.append(call)
     for stream, found in seen.items():
         if len({call.sizes for call in found}) > 1:
@@ -62,14 +64,21 @@ def _record(model: Any) -> list[_Call]:
     encoder_decoder = model.config.is_encoder_decoder
     calls: list[_Call] = []
 
-    def record(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    def record(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: Mapping[str, Any],
+    ) -> None:
         lengths = (query.shape[2], key.shape[2])
         stream: Stream = "decoder"
         if encoder_decoder and lengths == (_ENCODER_TOKENS, _ENCODER_TOKENS):
             stream = "encoder"
         elif encoder_decoder and lengths == (_DECODER_TOKENS, _ENCODER_TOKENS):
             stream = "cross"
-        calls.append(_Call(module, stream, (key.shape[1], key.shape[3], value.shape[3])))
+        sizes = (key.shape[1], key.shape[3], value.shape[3])
+        calls.append(_Call(module, stream, sizes, options.get("sliding_window")))
 
     device = model.get_input_embeddings().weight.device
     decoder_ids = torch.zeros(1, _DECODER_TOKENS, dtype=torch.long, device=device)

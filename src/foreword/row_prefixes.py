@@ -17,8 +17,10 @@ from torch.nn.functional import pad
 
 from foreword.errors import UsageError
 from foreword.geometry import Stream
-from foreword.prefix import Prefix
+from foreword.prefix import Positions, Prefix
 from foreword.template import Placement
+
+WITHIN_WINDOW: Positions = "text-after-prefix-within-window"
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class RowPrefixes:
         blocks: per stream, the distinct prefixes.
         of_row: for each row, which of the R prefixes it has, or None.
         infixes: those of the R that are seen by the target alone, not by the source.
+        within_window: those of the R that a sliding window sees from no farther than it reaches.
     """
 
     blocks: dict[Stream, StreamBlock]
     of_row: tuple[int | None, ...]
     infixes: frozenset[int] = frozenset()
+    within_window: frozenset[int] = frozenset()
 
     @classmethod
     def stack(cls, prefixes: Sequence[Prefix | None], device: torch.device) -> RowPrefixes | None:
@@ -69,7 +73,8 @@ class RowPrefixes:
         return cls(
             blocks={stream: _stack_stream(stacked, stream, device) for stream in streams},
             of_row=tuple(None if p is None else place[id(p)] for p in prefixes),
-            infixes=frozenset(i for i, prefix in enumerate(stacked) if prefix.template.placement == "infix"),
+            infixes=_with("infix", [prefix.template.placement for prefix in stacked]),
+            within_window=_with(WITHIN_WINDOW, [prefix.positions for prefix in stacked]),
         )
 
     @classmethod
@@ -78,21 +83,21 @@ class RowPrefixes:
         distinct: Sequence[Mapping[Stream, tuple[torch.Tensor, torch.Tensor]]],
         of_row: Sequence[int],
         placements: Sequence[Placement],
+        positions: Sequence[Positions],
     ) -> RowPrefixes:
         """From keys and values `[L, H, P, D]` in training, through which gradients flow back.
 
         Args:
             distinct: R prefixes, each with the same streams.
             of_row: for each row, which of them it has.
-            placements: of each of the R prefixes.
+            placements, positions: of each of the R prefixes.
         """
         blocks: dict[Stream, StreamBlock] = {}
         for stream in distinct[0]:
             lengths = tuple(int(each[stream][0].shape[2]) for each in distinct)
             key, value = (_stack_padded([each[stream][part] for each in distinct]) for part in (0, 1))
             blocks[stream] = StreamBlock(key, value, lengths)
-        infixes = frozenset(index for index, placement in enumerate(placements) if placement == "infix")
-        return cls(blocks=blocks, of_row=tuple(of_row), infixes=infixes)
+        return cls(blocks, tuple(of_row), _with("infix", placements), _with(WITHIN_WINDOW, positions))
 
     def lengths(self, stream: Stream) -> tuple[int, ...]:
         """The prefix length of every row in one stream; 0 for rows without."""
@@ -139,11 +144,31 @@ class RowPrefixes:
         answers_BT = torch.arange(queries, device=device)[None, :] >= first_B[:, None]
         return visible_BP[:, None, :] & answers_BT[:, :, None]
 
+    def farthest(self, window: int, rows: int, device: torch.device) -> torch.Tensor | None:
+        """The position from which a window sees each row's prefix at the farthest, `[rows]`; None: from all.
+
+        A token at position t sees keys at t - window + 1 and behind it, so from position window - 1 it sees
+        all of the prefix. One that is longer than the window is seen from where the text starts.
+        """
+        of_row = self._repeated(rows)
+        if self.within_window.isdisjoint(of_row):
+            return None
+        lengths, anywhere = self.blocks["decoder"].lengths, torch.iinfo(torch.long).max
+        limits = [
+            max(window - 1, lengths[index]) if index is not None and index in self.within_window else anywhere
+            for index in of_row
+        ]
+        return torch.tensor(limits, device=device)
+
     def _repeated(self, rows: int) -> tuple[int | None, ...]:
         times, rest = divmod(rows, len(self.of_row))
         if rest:
             raise UsageError(f"the model computes {rows} rows but there are prefixes for {len(self.of_row)}")
         return tuple(index for index in self.of_row for _ in range(times))
+
+
+def _with(rule: str, rules: Sequence[str]) -> frozenset[int]:
+    return frozenset(index for index, each in enumerate(rules) if each == rule)
 
 
 def _gather(states_RHPD: torch.Tensor, places: list[int]) -> torch.Tensor:

@@ -14,6 +14,7 @@ Shapes: B rows, T text tokens, H key/value heads, D head size, V vocabulary, L l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -128,7 +129,13 @@ def _first_token(
     """Logits of a text, and the keys and values of its first token as a prefix."""
     found: dict[Stream, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
-    def record(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    def record(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: Mapping[str, Any],
+    ) -> None:
         slot = module.foreword_slot
         found.setdefault(slot.stream, []).append((key[:, :, :1].cpu(), value[:, :, :1].cpu()))  # type: ignore
 

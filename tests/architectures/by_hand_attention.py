@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ _WITHOUT_EFFECT = {
     "max_length_q",
 }
 
-_in_force: dict[str, Any] = {"prefix": None, "places": {}}
+_in_force: dict[str, Any] = {"prefix": None, "places": {}, "frequencies": {}}
 
 
 def _attention(
@@ -72,10 +73,23 @@ def _attention(
             added_TS = added_TS + position_bias[0, head]
         if f"{stream}.key" in prefix:
             prefix_key_PD = prefix[f"{stream}.key"][layer, shared]
-            key_SD = torch.cat([prefix_key_PD, key_SD])
             value_SD = torch.cat([prefix[f"{stream}.value"][layer, shared], value_SD])
             added_TS = torch.cat([torch.zeros(query_TD.shape[0], prefix_key_PD.shape[0]), added_TS], dim=1)
-        scores_TS = query_TD @ key_SD.T * scaling
+            frequencies, window = _in_force["frequencies"].get(module), kwargs.get("sliding_window")
+            if frequencies is not None and window is not None:
+                positions_T = kwargs["position_ids"].expand(1, -1)[0].tolist()
+                prefix_scores_TP = torch.stack(
+                    [
+                        _moved(prefix_key_PD, max(0, t - max(window - 1, len(prefix_key_PD))), frequencies)
+                        @ query_D
+                        for t, query_D in zip(positions_T, query_TD, strict=True)
+                    ]
+                )
+            else:
+                prefix_scores_TP = query_TD @ prefix_key_PD.T
+        else:
+            prefix_scores_TP = query_TD[:, :0]
+        scores_TS = torch.cat([prefix_scores_TP, query_TD @ key_SD.T], dim=1) * scaling
         if softcap is not None:
             scores_TS = softcap * torch.tanh(scores_TS / softcap)
         powers_TS = torch.exp(scores_TS + added_TS - scores_TS.max())
@@ -84,6 +98,31 @@ def _attention(
             total_T1 = total_T1 + torch.exp(s_aux[head] - scores_TS.max())
         heads.append(powers_TS / total_T1 @ value_SD)
     return torch.stack(heads, dim=1)[None], None
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """A rotary embedding: radians that a position turns each pair of numbers, and which numbers are pairs."""
+
+    radians: torch.Tensor
+    neighbours: bool = False
+
+
+def _moved(key_PD: torch.Tensor, steps: int, rotary: Frequencies) -> torch.Tensor:
+    """Keys `steps` positions further on: every pair of numbers a complex one, turned."""
+    pairs = len(rotary.radians)
+    turned, rest = key_PD[:, : 2 * pairs], key_PD[:, 2 * pairs :]
+    if rotary.neighbours:
+        real, imaginary = turned[:, 0::2], turned[:, 1::2]
+    else:
+        real, imaginary = turned[:, :pairs], turned[:, pairs:]
+    angles = steps * rotary.radians
+    numbers = torch.complex(real, imaginary) * torch.polar(torch.ones_like(angles), angles)
+    if rotary.neighbours:
+        together = torch.stack([numbers.real, numbers.imag], dim=-1).flatten(1)
+    else:
+        together = torch.cat([numbers.real, numbers.imag], dim=1)
+    return torch.cat([together, rest], dim=1)
 
 
 AttentionInterface.register(NAME, _attention)
@@ -103,6 +142,21 @@ def _places(model: Any) -> dict[nn.Module, tuple[str, int]]:
             stream = "encoder" if re.search(r"(^|\.)encoder\.", name) else "decoder"
         found[module] = (stream, int(number[1]))
     return found
+
+
+@contextlib.contextmanager
+def within_window(model: Any) -> Iterator[None]:
+    """Inside the block, by hand, windowed layers see a prefix from no farther than their window reaches."""
+    rotary = next(m for m in model.modules() if "RotaryEmbedding" in type(m).__name__)
+    types = getattr(model.config.get_text_config(), "layer_types", None)
+    for module, (_, layer) in _places(model).items():
+        name = "inv_freq" if hasattr(rotary, "inv_freq") else f"{types[layer] if types else ''}_inv_freq"
+        neighbours = model.config.model_type.startswith("cohere")
+        _in_force["frequencies"][module] = Frequencies(getattr(rotary, name), neighbours)
+    try:
+        yield
+    finally:
+        _in_force["frequencies"] = {}
 
 
 @contextlib.contextmanager

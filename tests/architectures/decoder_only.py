@@ -7,7 +7,8 @@ from zoo import ABSENT, DECODER_ONLY, EXPERTS, LATENT, WINDOW, Architecture
 from stand_ins import VOCABULARY
 
 SOFT_CAP = "eager kernel: SDPA has no soft cap"
-WINDOWED = "sliding window; the prefix stays visible beyond it"
+VISIBLE = "sliding window; the prefix stays visible beyond it"
+WINDOWED = f"{VISIBLE}, and within its reach"
 
 DECODER_ONLY_WORKING: tuple[Architecture, ...] = (
     Architecture("GPT-2", "gpt2", {"num_key_value_heads": ABSENT, "head_dim": ABSENT}),

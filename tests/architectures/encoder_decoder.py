@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from decoder_only import SOFT_CAP, WINDOWED
+from decoder_only import SOFT_CAP, VISIBLE
 from zoo import DECODER_ONLY, WINDOW, Architecture
 
 
@@ -32,7 +32,7 @@ ENCODER_DECODER_WORKING: tuple[Architecture, ...] = (
     _seq2seq(
         "T5Gemma",
         "t5gemma",
-        f"{SOFT_CAP}; {WINDOWED}; the prefix does not move the text's rotary positions",
+        f"{SOFT_CAP}; {VISIBLE}; the prefix does not move the text's rotary positions",
         encoder=_gemma_side(2),
         decoder=_gemma_side(3),
         tie_word_embeddings=True,

@@ -28,7 +28,9 @@ two are out of step. For every one that works, the tests show that
 - a row depends neither on its neighbours nor on how it is padded;
 - a stopped training run ends in the same prefix, bit for bit;
 - greedy generation gives the tokens computed by hand, past the end of sliding windows too, and beams do not
-  depend on the other rows.
+  depend on the other rows;
+- under a sliding window the prefix stays visible, and where the table says "within its reach" it is seen from no
+  farther than the window reaches ([sliding-window.md](sliding-window.md)), as an independent rotation by hand has it.
 
 A model that is not in the tables is tried when it is loaded. Every attention layer must ask for Foreword's
 function. In a decoder-only model, the keys and values of a text's first token, given as a prefix, must then do

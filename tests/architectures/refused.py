@@ -7,6 +7,9 @@ from zoo import ABSENT, EXPERTS, LATENT, STATE, Architecture
 from stand_ins import VOCABULARY
 
 _HYBRID = "attention layers take a prefix"
+_OLD_CODE = (
+    "attention code of its own in transformers 5.19; newer releases that lack it are tried when loaded"
+)
 _OWN_CODE = "0 of 3 decoder attention layers"
 
 REFUSED: tuple[Architecture, ...] = (
@@ -26,8 +29,8 @@ REFUSED: tuple[Architecture, ...] = (
     ),
     Architecture("BLOOM", "bloom", {}, "attention code of its own, ALiBi", refused=_OWN_CODE),
     Architecture("MPT", "mpt", {}, "attention code of its own, ALiBi", refused=_OWN_CODE),
-    Architecture("GPT-J", "gptj", {"rotary_dim": 4}, "attention code of its own", refused=_OWN_CODE),
-    Architecture("CodeGen", "codegen", {"rotary_dim": 4}, "attention code of its own", refused=_OWN_CODE),
+    Architecture("GPT-J", "gptj", {"rotary_dim": 4}, _OLD_CODE, refused=_OWN_CODE, changed=True),
+    Architecture("CodeGen", "codegen", {"rotary_dim": 4}, _OLD_CODE, refused=_OWN_CODE, changed=True),
     Architecture(
         "GPT-Neo",
         "gpt_neo",

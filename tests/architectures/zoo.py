@@ -90,6 +90,7 @@ class Architecture:
         note: what a user should know, for the table in the docs; why it is refused.
         windowed: some of its layers see the last `WINDOW` tokens only.
         refused: part of the message with which it is refused; None when it works.
+        changed: newer releases of transformers than the oldest that is tested here have other code for it.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Architecture:
     note: str = ""
     windowed: bool = False
     refused: str | None = None
+    changed: bool = False
     kind: Literal["decoder-only", "encoder-decoder"] = "decoder-only"
 
     def model(self) -> Any:

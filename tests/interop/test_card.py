@@ -45,6 +45,18 @@ def test_the_page_tells_base_template_use_facts_and_licence(plain_prefix: Prefix
     assert prefix.digest in card
 
 
+def test_the_page_tells_an_infix_and_the_rule_of_positions(plain_prefix: Prefix) -> None:
+    assert "infix" not in hub_card(plain_prefix, REPOSITORY, "prefix.safetensors")
+    infix = dataclasses.replace(
+        plain_prefix,
+        template=dataclasses.replace(plain_prefix.template, placement="infix"),
+        positions="text-after-prefix-within-window",
+    )
+    page = hub_card(infix, REPOSITORY, "prefix.safetensors")
+    assert "the target sees them, the source does not" in page
+    assert "`text-after-prefix-within-window`" in page
+
+
 def test_the_python_on_the_page_is_python(plain_prefix: Prefix) -> None:
     block = hub_card(plain_prefix, REPOSITORY, "prefix.safetensors").split("```python\n")[1].split("```")[0]
     compile(block, "card", "exec")

@@ -132,6 +132,8 @@ def _template(template: Template) -> str:
         text = f"The source, then {_quoted(template.separator)}, then the target."
     else:
         text = "The source as it is, then the target."
+    if template.placement == "infix":
+        text += " The virtual tokens are an infix: the target sees them, the source does not."
     begin = " The tokenizer's beginning-of-text token comes first." if template.begin else ""
     end = (
         f" {_quoted(template.end)} ends the target."
@@ -148,6 +150,7 @@ def _facts(prefix: Prefix) -> str:
         "revision of the base": prefix.base.revision,
         "fingerprint of the base's weights": prefix.base.fingerprint,
         "sizes": f"{prefix.geometry}",
+        "positions": prefix.positions,
         "numbers": f"{prefix.numel():,} ({str(prefix.dtype).removeprefix('torch.')})",
         "trained as": origin.parameterization,
         "started from": origin.initialization,

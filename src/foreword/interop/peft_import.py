@@ -55,6 +55,7 @@ def import_peft(folder: str | Path, base: BaseModel) -> Prefix:
             tensors={"decoder.key": key_LHPD, "decoder.value": value_LHPD},
             base=base.identity,
             template=RAW,
+            positions=base.positions,
             origin=Origin(parameterization=f"imported from PEFT ({config['peft_type']})"),
         )
     warn_if_other(config.get("base_model_name_or_path"), base)

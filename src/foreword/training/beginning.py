@@ -49,6 +49,7 @@ def build_learner(
         dev,
         by_length=not base.takes_positions,
         placement=placement,
+        positions=base.positions,
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
 from foreword.parameterization import Compiled, Embeddings, Parameterization
+from foreword.prefix import Positions
 from foreword.template import Placement
 from foreword.training.order import Order
 from foreword.training.schedule import rate_factor
@@ -39,6 +40,7 @@ class Learner:
     Attributes:
         owner: whose prefix it is, where there are several.
         placement: whether all text sees it, or the target alone.
+        positions: where the text stands behind it.
         step: optimiser steps done.
         steps: optimiser steps to do.
         best: what would be returned if the run ended now.
@@ -54,11 +56,13 @@ class Learner:
         *,
         by_length: bool,
         placement: Placement = "prefix",
+        positions: Positions = "text-after-prefix",
     ) -> None:
         self.owner: str | None = None
         self.settings = settings
         self.parameters = parameters
         self.placement = placement
+        self.positions = positions
         self.examples = examples
         self.dev = dev
         self.step = 0

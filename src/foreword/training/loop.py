@@ -120,7 +120,8 @@ def dev_loss(base: BaseModel, learner: Learner) -> float:
         compiled = {s: (k.to(base.device), v.to(base.device)) for s, (k, v) in learner.parameters().items()}
         total, count = 0.0, 0
         for indices in batches_by_length(learner.dev, EVALUATION_TOKENS):
-            prefixes = RowPrefixes.of_compiled([compiled], [0] * len(indices), [learner.placement])
+            of_row = [0] * len(indices)
+            prefixes = RowPrefixes.of_compiled([compiled], of_row, [learner.placement], [learner.positions])
             batch = base.batch([learner.dev[i] for i in indices], prefixes, "flat")
             losses_M = target_losses(base.model, batch, prefixes)
             total += float(losses_M.double().sum())
@@ -222,6 +223,7 @@ def _backward(
         [leaves[index] for index in members],
         [place[i] for i, _ in part],
         [learners[index].placement for index in members],
+        [learners[index].positions for index in members],
     )
     batch = base.batch([row for _, row in part], prefixes, "flat")
     losses_M = target_losses(base.model, batch, prefixes)

@@ -176,6 +176,7 @@ def make_prefix(
         tensors=best.tensors,
         base=base.identity,
         template=template,
+        positions=learner.positions,
         origin=Origin(
             parameterization=f"{settings.parameterization}{f', layers {layers}' if layers else ''}",
             initialization="none" if settings.parameterization.kind == "mlp" else begun,
@@ -274,6 +275,7 @@ def describe(
         "settings": settings.to_json(),
         "template": template.to_json(),
         "base": dataclasses.asdict(base.identity),
+        "positions": base.positions,
         "dtype": str(base.dtype),
         "data": digest(examples),
         "dev": digest(dev) if dev else None,
