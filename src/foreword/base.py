@@ -267,11 +267,13 @@ class BaseModel:
         if self.is_encoder_decoder:
             return encoder_decoder_batch(rows, start_id=self.start_id, device=self.device, pad_id=pad_id)
         offsets = prefixes.lengths("decoder") if prefixes is not None else (0,) * len(rows)
+        kinds = prefixes.kinds() if prefixes is not None else (0,) * len(rows)
         if not self.takes_positions and layout == "flat":
             layout = "right"  # such a model counts positions by place in the row, so rows stay apart
         return decoder_batch(
             rows,
             offsets,
+            kinds,
             layout=layout,
             device=self.device,
             positions=self.takes_positions,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from foreword.encoding import EncodedExample
-from foreword.flat import FlatLayout
+from foreword.flat import FlatLayout, lay_out
 
 Layout = Literal["flat", "right", "left"]
 
@@ -49,6 +49,7 @@ class Batch:
 def decoder_batch(
     rows: Sequence[EncodedExample],
     offsets: Sequence[int],
+    kinds: Sequence[int | None],
     *,
     layout: Layout,
     device: torch.device,
@@ -60,24 +61,28 @@ def decoder_batch(
     Args:
         rows: B examples.
         offsets: where each row's text starts to count its positions: its prefix length.
+        kinds: rows of one kind see the same in front of their text, so that those which begin alike can
+            share tokens in a flat layout; rows of kind None share nothing.
         layout: `flat` puts the rows end to end; `right` and `left` pad them to the longest.
         positions: whether the model takes `position_ids`.
     """
     texts = [(*row.source_ids, *row.target_ids[:-1]) for row in rows]
     lengths = tuple(len(text) for text in texts)
     longest = max(lengths)
-    flat = FlatLayout(lengths, device)
     gaps = [longest - length if layout == "left" else 0 for length in lengths]
-    if layout == "flat":
-        starts = flat.starts_B.tolist()
-        offsets_N = torch.tensor(list(offsets), device=device)[flat.rows_N()]
+    tokens_of: Sequence[Sequence[int]]
+    flat = lay_out(texts, kinds, device) if layout == "flat" else None
+    if flat is not None:
+        tokens_of = flat.tokens
+        seats = flat.seats
         inputs = {
-            "input_ids": torch.tensor([[i for text in texts for i in text]], device=device),
-            "attention_mask": torch.ones(1, sum(lengths), dtype=torch.long, device=device),
-            "position_ids": (flat.steps_N() + offsets_N)[None],
+            "input_ids": torch.tensor([[texts[row][place] for row, place in seats]], device=device),
+            "attention_mask": torch.ones(1, len(seats), dtype=torch.long, device=device),
+            "position_ids": torch.tensor([[offsets[row] + place for row, place in seats]], device=device),
         }
     else:
         starts = [index * longest + gap for index, gap in enumerate(gaps)]
+        tokens_of = tuple(range(start, start + length) for start, length in zip(starts, lengths, strict=True))
         steps_BT = torch.arange(longest, device=device)[None] - torch.tensor(gaps, device=device)[:, None]
         mask_BT = (steps_BT >= 0) & (steps_BT < torch.tensor(lengths, device=device)[:, None])
         ids_BT = torch.full((len(rows), longest), pad_id, dtype=torch.long, device=device)
@@ -93,13 +98,13 @@ def decoder_batch(
     if not positions:
         del inputs["position_ids"]
     places = [
-        start + len(row.source_ids) - 1 + step
-        for start, row in zip(starts, rows, strict=True)
-        for step in range(len(row.target_ids))
+        token
+        for tokens, row in zip(tokens_of, rows, strict=True)
+        for token in tokens[len(row.source_ids) - 1 :]
     ]
     return Batch(
         inputs=inputs,
-        layout=flat if layout == "flat" else None,
+        layout=flat,
         place_M=torch.tensor(places, device=device),
         target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),
         targets=tuple(len(row.target_ids) for row in rows),

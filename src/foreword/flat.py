@@ -1,14 +1,18 @@
-"""Flat layout: rows of different length end to end in one row of the model, without padding.
+"""Flat layout: rows of different length end to end in one row of the model, without padding or repetition.
 
-Only attention needs to know where a row begins and ends; every other layer of a transformer works
-token by token. So a batch of B rows runs as `[1, N]` real tokens, and attention alone sees `[B, T]`.
+Only attention needs to know which tokens make a row; every other layer of a transformer works token by
+token. So a batch of B rows runs as `[1, N]` real tokens, and attention alone sees `[B, T]`. Rows that
+begin alike under the same prefix have the same states there, so those tokens are computed once and stand
+in all of these rows: references to one source, chats with one system prompt.
 
-Shapes: B rows, T the longest row, N tokens in all, H heads, D head size.
+Shapes: B rows, T the longest row, N distinct tokens in all, H heads, D head size.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,59 +20,50 @@ import torch
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """How N tokens divide into rows.
+    """Which of N tokens make each row.
 
     Attributes:
-        lengths: tokens of each row, in order; their sum is N.
+        tokens: of each row the places among the N, in the row's order.
         device: where the index tensors live.
     """
 
-    lengths: tuple[int, ...]
+    tokens: tuple[tuple[int, ...], ...]
     device: torch.device
 
     @property
     def rows(self) -> int:
         """B."""
-        return len(self.lengths)
+        return len(self.tokens)
 
-    @property
+    @functools.cached_property
     def longest(self) -> int:
         """T."""
-        return max(self.lengths)
+        return max(len(row) for row in self.tokens)
 
     @functools.cached_property
-    def lengths_B(self) -> torch.Tensor:
-        """Tokens of each row as a tensor."""
-        return torch.tensor(self.lengths, device=self.device)
-
-    @functools.cached_property
-    def starts_B(self) -> torch.Tensor:
-        """Where each row begins among the N tokens."""
-        return self.lengths_B.cumsum(0) - self.lengths_B
+    def seats(self) -> tuple[tuple[int, int], ...]:
+        """Of each of the N tokens one (row, place in it) where it stands."""
+        found: dict[int, tuple[int, int]] = {}
+        for row, tokens in enumerate(self.tokens):
+            for place, token in enumerate(tokens):
+                found.setdefault(token, (row, place))
+        return tuple(found[token] for token in range(len(found)))
 
     @functools.cached_property
     def valid_BT(self) -> torch.Tensor:
         """True where a row has a token."""
-        return torch.arange(self.longest, device=self.device)[None, :] < self.lengths_B[:, None]
+        lengths_B = torch.tensor([len(row) for row in self.tokens], device=self.device)
+        return torch.arange(self.longest, device=self.device)[None, :] < lengths_B[:, None]
 
     @functools.cached_property
     def _flat_index_BT(self) -> torch.Tensor:
         # Places beyond a row's end repeat its first token: any token will do, the mask closes them.
-        steps = torch.arange(self.longest, device=self.device)[None, :] * self.valid_BT
-        return (self.starts_B[:, None] + steps).flatten()
+        padded = [[*row, *(row[:1] * (self.longest - len(row)))] for row in self.tokens]
+        return torch.tensor(padded, device=self.device).flatten()
 
     @functools.cached_property
     def _row_index_N(self) -> torch.Tensor:
-        return self.valid_BT.flatten().nonzero().flatten()
-
-    def steps_N(self) -> torch.Tensor:
-        """Each token's place within its row, from 0."""
-        places = torch.arange(self.longest, device=self.device)[None, :].expand(self.rows, -1)
-        return places.flatten()[self._row_index_N]
-
-    def rows_N(self) -> torch.Tensor:
-        """Each token's row."""
-        return torch.arange(self.rows, device=self.device).repeat_interleave(self.lengths_B)
+        return torch.tensor([row * self.longest + place for row, place in self.seats], device=self.device)
 
     def of_rows(self, tokens_N: torch.Tensor) -> torch.Tensor:
         """`[N]` to `[B, T]`."""
@@ -83,3 +78,25 @@ class FlatLayout:
     def to_flat(self, states_BTHD: torch.Tensor) -> torch.Tensor:
         """`[B, T, H, D]` to `[1, N, H, D]`."""
         return states_BTHD.flatten(0, 1).index_select(0, self._row_index_N)[None]
+
+
+def lay_out(texts: Sequence[Sequence[int]], kinds: Sequence[int | None], device: torch.device) -> FlatLayout:
+    """A layout of B texts (token ids) in which texts of one kind share the tokens that they begin with.
+
+    Args:
+        kinds: of each text; those of different kinds share nothing, those of kind None not even with
+            each other.
+    """
+    # In sorted order, a text shares most with the one before it.
+    order = sorted(range(len(texts)), key=lambda row: (-1 if (k := kinds[row]) is None else k, texts[row]))
+    tokens: list[tuple[int, ...]] = [()] * len(texts)
+    count, before = 0, None
+    for row in order:
+        alike = 0
+        if before is not None and kinds[row] is not None and kinds[row] == kinds[before]:
+            pairs = zip(texts[before], texts[row], strict=False)
+            alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        new = len(texts[row]) - alike
+        tokens[row] = (*(tokens[before][:alike] if before is not None else ()), *range(count, count + new))
+        count, before = count + new, row
+    return FlatLayout(tuple(tokens), device)

@@ -106,6 +106,11 @@ class RowPrefixes:
         lengths = self.blocks[stream].lengths
         return tuple(0 if index is None else lengths[index] for index in self.of_row)
 
+    def kinds(self) -> tuple[int | None, ...]:
+        """Equal for rows whose text meets the same prefix; None for one whose source does not see it."""
+        none = len(self.of_row)
+        return tuple(none if i is None else None if i in self.infixes else i for i in self.of_row)
+
     def rows(self, stream: Stream, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[B, H, P, D]` of one layer in a stream that has a block.
 

@@ -68,7 +68,9 @@ def _try_decoder(model: Any, positions: bool) -> None:
     text = EncodedExample(_IDS[1:2], (*_IDS[2:], 0))
     prefixes = RowPrefixes(blocks, (0, None))
     layout: Layout = "flat" if positions else "right"
-    batch = decoder_batch([text, text], (1, 1), layout=layout, device=device, positions=positions)
+    batch = decoder_batch(
+        [text, text], (1, 1), (None, None), layout=layout, device=device, positions=positions
+    )
     with attending(Attending(prefixes=prefixes, layout=batch.layout)):
         logits = model(**batch.inputs, use_cache=False).logits
     with_prefix_TV, without_TV = logits.reshape(2, len(_IDS) - 1, -1)

@@ -71,7 +71,8 @@ class Learner:
         self.best = Best()
         self.history: list[dict[str, Any]] = []
         lengths = [example.tokens for example in examples]
-        self._order = Order(lengths, settings.batch_size, settings.seed, by_length=by_length)
+        sources = [example.source_ids for example in examples] if settings.by_source else None
+        self._order = Order(lengths, settings.batch_size, settings.seed, by_length=by_length, sources=sources)
         self._optimizer = torch.optim.AdamW(
             parameters.parameters(),
             lr=settings.learning_rate,

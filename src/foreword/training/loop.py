@@ -201,12 +201,18 @@ def _parts(
     filled = 0
     for index, of_one in enumerate(rows):
         for row in of_one:
-            if not parts or filled + row.tokens > pass_tokens:
+            if not parts or filled + _new_tokens(index, row, parts[-1]) > pass_tokens:
                 parts.append([])
                 filled = 0
+            filled += _new_tokens(index, row, parts[-1])
             parts[-1].append((index, row))
-            filled += row.tokens
     return parts
+
+
+def _new_tokens(index: int, row: EncodedExample, part: Part) -> int:
+    """Tokens that a row adds to a pass: its source is there already if the row before has the same."""
+    shares = bool(part) and part[-1][0] == index and part[-1][1].source_ids == row.source_ids
+    return row.tokens - len(row.source_ids) * shares
 
 
 def _backward(

@@ -6,7 +6,7 @@ A step's examples can be told without those before it, so a resumed run needs no
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 
 BUCKET_BATCHES = 20
@@ -16,11 +16,22 @@ BUCKET_BATCHES = 20
 class Order:
     """Batches of indices, epoch after epoch.
 
-    With `by_length`, examples of like length share a batch (for models that need padding). Every
-    example comes once per epoch; a batch may span the end of one epoch and the start of the next.
+    With `sources`, examples of one source follow each other, in batches too. With `by_length`, examples of
+    like length share a batch (for models that need padding); sources matter more. Every example comes once
+    per epoch; a batch may span the end of one epoch and the start of the next.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, by_length: bool) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        *,
+        by_length: bool,
+        sources: Sequence[Hashable] | None = None,
+    ) -> None:
+        """`lengths` (tokens) and `sources` of the examples."""
+        self._sources = sources
         self._lengths = lengths
         self._batch_size = batch_size
         self._seed = seed
@@ -40,6 +51,11 @@ class Order:
         generator = random.Random(f"{self._seed}/{epoch}")
         order = list(range(len(self._lengths)))
         generator.shuffle(order)
+        if self._sources is not None:
+            of_source: dict[Hashable, list[int]] = {}
+            for index in order:
+                of_source.setdefault(self._sources[index], []).append(index)
+            return [index for alike in of_source.values() for index in alike]
         if not self._by_length:
             return order
         size = self._batch_size

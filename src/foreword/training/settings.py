@@ -36,6 +36,8 @@ class TrainingSettings:
         steps: optimiser steps; None lets `epochs`, or the default, decide.
         epochs: passes over the examples; excludes `steps`.
         batch_size: examples per optimiser step.
+        by_source: examples of one source follow each other, so that a step computes it once for all of its
+            targets; otherwise every step draws at random.
         accumulate: parts into which a step's examples are divided, to need less memory.
         learning_rate: AdamW's, at its height; `make_settings` takes the parameterization's own default.
         warmup: steps over which the learning rate rises; a number below 1 is a share of all steps.
@@ -58,6 +60,7 @@ class TrainingSettings:
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 8
+    by_source: bool = False
     accumulate: int = 1
     learning_rate: float = DEFAULT_LEARNING_RATE["direct"]
     warmup: float = 0.05
