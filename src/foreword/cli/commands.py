@@ -23,6 +23,7 @@ COMMANDS = {
     "store": "Prefixes by name and version: list, put, get, label, share, verify, forget.",
     "import": "Turn prefixes of other libraries, or of the hub, into prefix files.",
     "export": "Turn prefix files into what PEFT loads, or share them on the hub.",
+    "reproduce": "Run an experiment and write a report with its figures.",
 }
 """Names and first lines of their help, in the order of use; here, so that help imports no command.
 

@@ -1,0 +1,156 @@
+"""foreword reproduce: run an experiment and write its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from typing import Any
+
+import typer
+
+from foreword.cli import options as common
+from foreword.cli import output
+from foreword.cli import reproduce_options as own
+from foreword.cli import train_options as its
+from foreword.cli.commands import SectionedCommand
+
+EXAMPLE = (
+    "\b\nExample:\n"
+    "  foreword reproduce personalization --train train.jsonl --dev dev.jsonl --owner-field user \\\n"
+    "    --out personalization"
+)
+
+app = typer.Typer(
+    no_args_is_help=True, help="Run an experiment and write a report with its figures.", epilog=EXAMPLE
+)
+
+
+@app.callback()
+def _experiments() -> None:
+    """Run an experiment and write a report with its figures."""  # keeps one command a sub-command
+
+
+QUICK = {"owners": 4, "steps": 20, "batch_size": 4, "dev_rows": 5, "max_length": 256}
+MAX_LENGTH = 512
+
+
+@app.command(cls=SectionedCommand, epilog=EXAMPLE)
+def personalization(
+    context: typer.Context,
+    train: own.TrainFile,
+    dev: own.DevFile,
+    out: own.Out,
+    base: its.Base = "smollm2-135m-instruct",
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    attention: common.AttentionKernel = "auto",
+    format: common.Format = "auto",
+    source_field: common.SourceField = None,
+    target_field: common.TargetField = None,
+    owner_field: common.OwnerField = None,
+    owners: own.Owners = None,
+    dev_rows: own.DevRows = None,
+    max_length: own.MaxLength = None,
+    length: own.Length = 10,
+    steps: own.Steps = None,
+    shared_steps: own.SharedSteps = None,
+    batch_size: its.BatchSize = None,
+    learning_rate: its.LearningRate = None,
+    seed: its.Seed = 0,
+    quick: own.Quick = False,
+    json: common.Json = False,
+) -> None:
+    """Own prefixes against none, a shared one, others'.
+
+    Says what it will cost before it begins. A run that was stopped goes on when the same command is given
+    again. The report is report.md in the folder of the run, its picture matrix.png.
+    """
+    from foreword.cli.loading import load_base
+    from foreword.cli.progress import Counter, duration
+    from foreword.examples import read_examples
+    from foreword.experiments import personalization as experiment
+    from foreword.experiments import personalization_report as report
+    from foreword.experiments import picture
+    from foreword.experiments.cost import measure_rates
+    from foreword.experiments.hardware import describe_machine
+    from foreword.experiments.ledger import Ledger
+    from foreword.experiments.owners import choose_owners
+    from foreword.files import write_text
+
+    given = {
+        "owners": owners,
+        "steps": steps,
+        "batch_size": batch_size,
+        "dev_rows": dev_rows,
+        "max_length": max_length,
+    }
+    chosen: dict[str, Any] = {
+        name: QUICK[name] if quick and value is None else value for name, value in given.items()
+    }
+    recipe = experiment.Recipe(
+        length=length,
+        steps=chosen["steps"],
+        batch_size=chosen["batch_size"],
+        learning_rate=learning_rate,
+        seed=seed,
+        shared_steps=shared_steps,
+    )
+    fields = common.fields_of(source_field, target_field, owner_field)
+    train_examples = read_examples(train, format=format, fields=fields)
+    dev_examples = read_examples(dev, format=format, fields=fields)
+    model = load_base(base, device=device, dtype=dtype, attention=attention)
+    room = model.text_limit(length)
+    longest = chosen["max_length"] or MAX_LENGTH
+    longest = longest if room is None else min(longest, room)
+    data = choose_owners(
+        model,
+        train_examples,
+        dev_examples,
+        owners=chosen["owners"],
+        dev_rows=chosen["dev_rows"],
+        max_length=longest,
+    )
+    settings = experiment.settings_of(model, data, recipe, longest)
+    ledger = Ledger(out, experiment.EXPERIMENT, settings)
+    if unmeasured := len(data.unmeasured):
+        output.note(f"{unmeasured} owners have no dev examples and are left out")
+    work = experiment.remaining(data, recipe, ledger)
+    if work.train_rows or work.score_rows:
+        pooled = [example for examples in data.train.values() for example in examples]
+        seconds = measure_rates(model, pooled, length=length).seconds(work)
+        typer.echo(
+            f"{len(data.owners)} owners; to train on: {work.train_rows} rows, to score: {work.score_rows} "
+            f"rows; about {duration(seconds)}, told from a short trial",
+            err=True,
+        )
+        ledger.begin_session(command=_command_line(context), **describe_machine(model))
+    columns = experiment.run(model, data, recipe, out, ledger, Counter())
+    picture.draw(report.make_matrix(columns), out / "matrix.png")
+    page = report.make_report(ledger, data, columns, model.name, "matrix.png")
+    write_text(out / "report.md", page, overwrite=True)
+    if json:
+        return output.json_object(
+            {
+                "report": out / "report.md",
+                "picture": out / "matrix.png",
+                "results": ledger.path,
+                "owners": len(data.owners),
+                "own_against": {
+                    each.rival: {**dataclasses.asdict(each), "verdict": each.verdict}
+                    for each in report.contrasts(columns)
+                },
+            }
+        )
+    typer.echo(report.summary(columns))
+    typer.echo(f"report   {out / 'report.md'}\npicture  {out / 'matrix.png'}")
+
+
+def _command_line(context: typer.Context) -> str:
+    """The command with the options that were given, as it can be typed again."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if value is None or value is False or value == parameter.default:
+            continue
+        words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return shlex.join(words)

@@ -1,0 +1,100 @@
+"""Picture: a matrix of differences as colours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from foreword import files
+
+FEW = 8
+"""Up to so many columns, the cells also show their numbers."""
+
+LONGEST_NAME = 24
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Values by row and column, and the words around them.
+
+    Attributes:
+        values: rows of numbers; above 0 red, below 0 blue.
+        rows, columns: their names. Rows beyond the columns stand apart, below a line, and do not widen the
+            range of the colours.
+        title, row_label, column_label, scale_label, caption: text.
+    """
+
+    values: Sequence[Sequence[float]]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    title: str
+    row_label: str
+    column_label: str
+    scale_label: str
+    caption: str
+
+
+def draw(matrix: Matrix, path: Path) -> None:
+    """Write the picture (PNG); cells of the diagonal are outlined.
+
+    Raises:
+        CannotWrite: no right or no space.
+    """
+    # Slow to import; and a figure of its own, without pyplot, draws where there is no screen.
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    count = len(matrix.columns)
+    side = max(4.2, 0.27 * count)
+    figure = Figure(
+        figsize=(side + 3.2, side + 2.2 + 0.27 * (len(matrix.rows) - count)), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    limit = _limit([value for row in matrix.values[:count] for value in row])
+    image = axes.imshow(matrix.values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+    for place in range(count):
+        axes.add_patch(
+            Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1)
+        )
+    if len(matrix.rows) > count:
+        axes.axhline(count - 0.5, color="black", linewidth=1.5)
+    size = 10 if count <= FEW else 8
+    rows, columns = [_shown(name) for name in matrix.rows], [_shown(name) for name in matrix.columns]
+    axes.set_xticks(range(count), columns, rotation=90 if count > FEW else 30, fontsize=size)
+    if count <= FEW:
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+            label.set_rotation_mode("anchor")
+    axes.set_yticks(range(len(rows)), rows, fontsize=size)
+    axes.set_xlabel(matrix.column_label)
+    axes.set_ylabel(matrix.row_label)
+    axes.set_title(matrix.title, fontsize=12)
+    if count <= FEW:
+        for y, row in enumerate(matrix.values):
+            for x, value in enumerate(row):
+                dark = abs(value) > 0.6 * limit
+                shown = f"{value:+.2f}" if value else "0"
+                axes.text(x, y, shown, ha="center", va="center", color="white" if dark else "black")
+    above = any(value > limit for row in matrix.values for value in row)
+    below = any(value < -limit for row in matrix.values for value in row)
+    ends = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, extend=ends)
+    bar.set_label(matrix.scale_label)
+    figure.supxlabel(matrix.caption, fontsize=9)
+    written = io.BytesIO()
+    figure.savefig(written, dpi=140, format="png")
+    files.write_bytes(path, written.getvalue(), overwrite=True)
+
+
+def _shown(name: str) -> str:
+    """A name as matplotlib draws it: a dollar sign would begin a formula, a long name take all room."""
+    short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return short.replace("$", r"\$")
+
+
+def _limit(values: Sequence[float]) -> float:
+    """Where the colours end: one value in fifty may lie beyond, so that it does not pale the rest."""
+    ordered = sorted(abs(value) for value in values)
+    return ordered[max(0, round(0.98 * len(ordered)) - 1)] or max(ordered[-1], 1e-3)
