@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,10 +45,8 @@ def smollm_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm() -> Iterator[BaseModel]:
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield BaseModel.load("smollm2-135m-instruct", dtype=torch.float32)
-    torch.set_num_threads(1)
+def smollm() -> BaseModel:
+    return BaseModel.load("smollm2-135m-instruct", dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")

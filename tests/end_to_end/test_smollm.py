@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -40,6 +43,14 @@ def real_prefix(base: BaseModel, text: str, length: int, noise: float = 0.3) -> 
         for name, tensor in (("decoder.key", key), ("decoder.value", value))
     }
     return Prefix(tensors, base.identity, base.template)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def all_cores() -> Iterator[None]:
+    """Given back afterwards: other tests compare bit by bit with processes of one thread."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
