@@ -202,3 +202,10 @@ class HubRefused(ForewordError):
 
 class UploadFailed(ForewordError):
     """The hub did not take the files; says what it answered."""
+
+
+# -- serving -------------------------------------------------------------------------------------
+
+
+class EngineStopped(ForewordError):
+    """The engine was closed before the row was finished."""

@@ -15,7 +15,7 @@ import pytest
 from foreword.cli.commands import COMMANDS, load
 
 REPOSITORY = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "sqlalchemy", "numpy", "sacrebleu", "matplotlib")
+HEAVY = ("torch", "transformers", "sqlalchemy", "fastapi", "numpy", "sacrebleu", "matplotlib")
 
 
 def test_help_of_any_command_imports_neither_torch_nor_a_database_library() -> None:

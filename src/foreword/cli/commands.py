@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "Write text after each prompt, each under its own prefix.",
     "evaluate": "Measure a prefix: loss, perplexity, BLEU and chrF over a file of examples.",
     "store": "Prefixes by name and version: list, put, get, label, share, verify, forget.",
+    "serve": "Serve the OpenAI API: chat with prefixes, upload examples, train new ones.",
     "import": "Turn prefixes of other libraries, or of the hub, into prefix files.",
     "export": "Turn prefix files into what PEFT loads, or share them on the hub.",
     "reproduce": "Run an experiment and write a report with its figures.",

@@ -122,15 +122,29 @@ class Administration:
             raise UsageError("this store has no folder for checkpoints; open it with checkpoints=<folder>")
         return self._checkpoints / names.folder_name(owner)
 
+    def job_folder(self) -> Path:
+        """Below it, a server keeps the checkpoints of its jobs, a folder each.
+
+        Raises:
+            UsageError: this store was opened without a folder for checkpoints.
+        """
+        if self._checkpoints is None:
+            raise UsageError("this store has no folder for checkpoints; open it with checkpoints=<folder>")
+        return self._checkpoints / forget.JOBS
+
     def forget(self, owner: str) -> forget.Forgotten:
-        """Remove everything of an owner: versions, files, shares, keys, checkpoints, cached copies.
+        """Remove everything of an owner: versions, files, shares, keys, uploads, jobs, checkpoints, copies.
 
         Raises:
             NotAllowed: another owner, or a role that only reads.
             StoreUnavailable, CannotWrite: repeat the call.
         """
         access.check_writes(self._caller, names.check_owner(owner))
+        place = self._checkpoints
+        folders = forget.job_folders(self._catalogue, place, owner) if place is not None else []
         removed = forget.forget_catalogue(self._catalogue, self._blobs, self._caller, owner)
         cached = self._cache.drop(owner)
-        count = forget.forget_folder(self._checkpoints, owner) if self._checkpoints is not None else 0
+        count = (
+            forget.forget_folder(place, owner) + forget.remove_folders(folders) if place is not None else 0
+        )
         return dataclasses.replace(removed, checkpoints=count, cached=cached)

@@ -170,11 +170,16 @@ class DiskCache:
 
 
 class Cache:
-    """Both tiers, and which owners they have dropped."""
+    """Both tiers, and which owners they have dropped.
+
+    Attributes:
+        reads: how many prefixes came from which tier; `blobs` for those that neither had.
+    """
 
     def __init__(self, memory: MemoryCache, disk: DiskCache | None, epoch: int) -> None:
         self.memory = memory
         self.disk = disk
+        self.reads = {"memory": 0, "disk": 0, "blobs": 0}
         self._lock = threading.Lock()
         # The files may be older than this process; what they have seen is written beside them.
         self._epoch = epoch if disk is None else disk.epoch()
@@ -197,12 +202,15 @@ class Cache:
 
     def get(self, owner: str, digest: str, load: Callable[[bytes], Prefix]) -> Prefix | None:
         """The prefix from memory, or made by `load` from the file on the disk, or None."""
-        found = self.memory.get(owner, digest)
-        if found is None and self.disk is not None:
-            content = self.disk.get(owner, digest)
+        found, tier = self.memory.get(owner, digest), "memory"
+        if found is None:
+            tier = "blobs"
+            content = self.disk.get(owner, digest) if self.disk is not None else None
             if content is not None:
+                tier = "disk"
                 found = load(content)
                 self.memory.put(owner, digest, found, len(content))
+        self.reads[tier] += 1
         return found
 
     def put(self, owner: str, digest: str, prefix: Prefix, content: bytes, epoch: int) -> None:

@@ -17,7 +17,10 @@ from foreword.store.blobs import Blobs
 from foreword.store.catalogue import Catalogue
 from foreword.store.garbage import remove_unnamed
 from foreword.store.names import folder_name
-from foreword.store.tables import api_key, now, prefix, setting, share, version
+from foreword.store.tables import api_key, job, now, prefix, setting, share, upload, version
+
+JOBS = ".jobs"
+"""Folder for the checkpoints of a server's jobs, below the store's folder for checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Forgotten:
         size: bytes of the removed files.
         shares: shares given and received.
         keys: API keys.
+        uploads: files of examples that were sent to a server.
+        jobs: training that a server did or should do.
         checkpoints: files in the owner's checkpoint folder.
         cached: files in this machine's disk cache; every other cache drops its own at its next call.
     """
@@ -45,6 +50,8 @@ class Forgotten:
     size: int
     shares: int
     keys: int
+    uploads: int
+    jobs: int
     checkpoints: int
     cached: int
 
@@ -77,6 +84,8 @@ def forget_catalogue(catalogue: Catalogue, blobs: Blobs, caller: Caller, owner: 
         given_or_received = or_(share.c.owner == owner, share.c.grantee == owner)
         counted["shares"] = connection.execute(delete(share).where(given_or_received)).rowcount
         counted["keys"] = connection.execute(delete(api_key).where(api_key.c.owner == owner)).rowcount
+        counted["uploads"] = connection.execute(delete(upload).where(upload.c.owner == owner)).rowcount
+        counted["jobs"] = connection.execute(delete(job).where(job.c.owner == owner)).rowcount
         connection.execute(delete(prefix).where(prefix.c.owner == owner))  # versions and labels with it
         audit.strip(connection, owner)
         entry = audit.note(connection, caller, "forget", owner, None)
@@ -105,7 +114,10 @@ def forget_folder(folder: Path, owner: str) -> int:
     Raises:
         CannotWrite: no right.
     """
-    place = folder / folder_name(owner)
+    return _remove(folder / folder_name(owner))
+
+
+def _remove(place: Path) -> int:
     if not place.is_dir():
         return 0
     count = sum(1 for path in place.rglob("*") if path.is_file())
@@ -114,3 +126,23 @@ def forget_folder(folder: Path, owner: str) -> int:
     except OSError as error:
         raise CannotWrite(f"{place} could not be removed: {error.strerror}; repeat the call") from error
     return count
+
+
+def job_folders(catalogue: Catalogue, folder: Path, owner: str) -> list[Path]:
+    """Where the checkpoints of an owner's jobs on a server lie; ask before the jobs are gone."""
+    rows = catalogue.rows(select(job.c.id).where(job.c.owner == owner))
+    return [job_folder(folder, row.id) for row in rows]
+
+
+def job_folder(folder: Path, identifier: str) -> Path:
+    """The folder of one job's checkpoints below the store's; no owner's folder begins with a dot."""
+    return folder / JOBS / f"@{identifier}"
+
+
+def remove_folders(folders: list[Path]) -> int:
+    """Remove those that are there; how many files they had.
+
+    Raises:
+        CannotWrite: no right.
+    """
+    return sum(_remove(folder) for folder in folders)

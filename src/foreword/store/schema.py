@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store.catalogue import Catalogue
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every revision in migrations/versions, oldest first; here so that opening a store needs no Alembic."""
 
 _LOCK = 0x666F7265

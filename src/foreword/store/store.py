@@ -95,6 +95,16 @@ class PrefixStore(Administration):
         """On whose behalf calls of this view are made."""
         return self._caller
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The database, for what a server keeps in it beside prefixes."""
+        return self._catalogue
+
+    @property
+    def cache(self) -> Cache:
+        """Memory and disk tier, for a server's measurements."""
+        return self._cache
+
     def as_owner(self, owner: str, *, role: Role = "owner") -> PrefixStore:
         """This store as `owner` sees it: their own prefixes, shared and public ones.
 
@@ -113,6 +123,10 @@ class PrefixStore(Administration):
             UnknownKey: malformed, never made, or revoked.
         """
         return self._view(self._catalogue.read(lambda connection: keys.caller_of(connection, secret)))
+
+    def as_caller(self, caller: Caller) -> PrefixStore:
+        """This store as a caller sees it whom somebody else has identified."""
+        return self._view(caller)
 
     # -- prefixes ------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -123,6 +124,60 @@ audit = Table(
     Column("target", String(300)),
     Column("digest", String(64)),
     Index("audit_by_owner", "owner", "id"),
+)
+
+upload = Table(
+    "upload",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("owner", _name(), nullable=False),
+    Column("created", String(32), nullable=False),
+    Column("filename", String(256), nullable=False),  # as the uploader called it; never a path of ours
+    Column("style", String(16), nullable=False),  # text or chat
+    Column("size", Integer, nullable=False),
+    Column("examples", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Index("upload_by_owner", "owner", "created", "id"),
+)
+"""Files of examples that were sent to a server."""
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("owner", _name(), nullable=False),
+    Column("created", String(32), nullable=False),
+    Column("state", String(16), nullable=False),  # queued, running, succeeded, failed, cancelled
+    Column("model", String(300), nullable=False),  # the base, or the version that it starts from
+    Column("name", _name(), nullable=False),  # of the prefix that it will be
+    Column("training_file", String(40), nullable=False),
+    Column("validation_file", String(40)),
+    Column("settings", JSON, nullable=False),
+    Column("alike", String(64), nullable=False),  # jobs of one value can be trained in one run
+    Column("asked", JSON, nullable=False),  # hyperparameters and metadata as the caller gave them
+    Column("attempts", Integer, nullable=False),  # times that a worker took it and did not come back
+    Column("worker", String(40)),
+    Column("beat", String(32)),  # when that worker last said that it is alive
+    Column("started", String(32)),  # when it last came to its turn
+    Column("finished", String(32)),
+    Column("result", String(300)),
+    Column("trained_tokens", Integer),
+    Column("error", JSON),
+    Index("job_by_owner", "owner", "created", "id"),
+    Index("job_by_state", "state", "created"),
+)
+"""Training that a server does for an owner."""
+
+job_event = Table(
+    "job_event",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("job", String(40), ForeignKey("job.id", ondelete="CASCADE"), nullable=False),
+    Column("at", String(32), nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON),
+    Index("job_event_by_job", "job", "id"),
 )
 
 

@@ -1,0 +1,1 @@
+"""Serving: the OpenAI API over one base model and any number of prefixes."""

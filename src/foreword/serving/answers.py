@@ -1,0 +1,290 @@
+"""Answers: the JSON of everything that is not an error, in OpenAI's form."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every answer with a status from 400."""
+
+    error: ErrorDetail
+
+
+class Usage(BaseModel):
+    """Tokens; virtual ones are not among them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of a completion's tokens."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One text."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completion(BaseModel):
+    """Of /v1/completions, whole or a piece of a stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class LikelyToken(BaseModel):
+    """A token that was likely in its place."""
+
+    token: str
+    bytes: list[int] | None
+    logprob: float
+
+
+class ChatToken(LikelyToken):
+    """A token of an answer."""
+
+    top_logprobs: list[LikelyToken]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[ChatToken]
+    refusal: None = None
+
+
+class AnswerMessage(BaseModel):
+    """The assistant's answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    """Of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ModelFacts(BaseModel):
+    """What is known of a prefix beside its name."""
+
+    digest: str
+    length: int
+    base: str
+    created: str
+    labels: list[str]
+    public: bool
+
+
+class ModelAnswer(BaseModel):
+    """A model: the base, or a prefix."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    foreword: ModelFacts | None = None
+
+
+class ModelList(BaseModel):
+    """Models; `next` is the `after` of the page behind this one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+    has_more: bool = False
+    next: str | None = None
+
+
+class Deleted(BaseModel):
+    """What is gone."""
+
+    id: str
+    object: str
+    deleted: Literal[True] = True
+
+
+class FileAnswer(BaseModel):
+    """An uploaded file of examples."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: Literal["fine-tune"] = "fine-tune"
+    status: Literal["processed"] = "processed"
+    examples: int
+
+
+class FileList(BaseModel):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileAnswer]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class JobAnswer(BaseModel):
+    """A fine-tuning job."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: JobError | None
+    fine_tuned_model: str | None
+    finished_at: int | None
+    hyperparameters: dict[str, Any]
+    method: dict[str, Any]
+    model: str
+    organization_id: str
+    result_files: list[str] = []
+    seed: int
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    trained_tokens: int | None
+    training_file: str
+    validation_file: str | None
+    metadata: dict[str, str] | None
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobAnswer]
+    has_more: bool
+
+
+class JobEvent(BaseModel):
+    """Something that happened to a job."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any] | None
+
+
+class JobEvents(BaseModel):
+    """A page of events, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobEvent]
+    has_more: bool
+
+
+class JobCheckpoint(BaseModel):
+    """The step of a finished job whose keys and values became the prefix."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: dict[str, float]
+    step_number: int
+
+
+class JobCheckpoints(BaseModel):
+    """The checkpoints of a job that can be used as models."""
+
+    object: Literal["list"] = "list"
+    data: list[JobCheckpoint]
+    first_id: str | None
+    last_id: str | None
+    has_more: Literal[False] = False
+
+
+class PrefixAnswer(BaseModel):
+    """All that the store says of a version and its prefix."""
+
+    id: str
+    object: Literal["prefix"] = "prefix"
+    owner: str
+    name: str
+    number: int
+    digest: str
+    size: int
+    created: str
+    labels: list[str]
+    public: bool
+    base: str
+    length: int
+    dtype: str
+    facts: dict[str, Any]
+    versions: list[int]
+    all_labels: dict[str, int]
+    shared_with: list[str]
+
+
+class Health(BaseModel):
+    """Whether the server lives."""
+
+    status: Literal["ok", "draining"]
+
+
+def seconds_of(moment: str) -> int:
+    """A time of the catalogue as a Unix time stamp."""
+    return int(datetime.datetime.fromisoformat(moment).timestamp())
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "What is wrong with the request."},
+    "5XX": {"model": ErrorBody, "description": "The server can't answer now."},
+}
+"""For the OpenAPI document of every route."""

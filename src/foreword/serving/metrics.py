@@ -1,0 +1,73 @@
+"""Metrics for Prometheus. No owner, model or key is a label: what one does is no other's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.requests = Counter(
+            "foreword_requests", "Requests by route and status.", ("route", "status"), registry=registry
+        )
+        self.request_seconds = Histogram(
+            "foreword_request_seconds",
+            "From the first byte of a request to the last of its answer.",
+            ("route",),
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.first_token = Histogram(
+            "foreword_first_token_seconds",
+            "From a checked request to its first text.",
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self.tokens = Counter(
+            "foreword_tokens",
+            "Tokens of prompts and answers, virtual ones not among them.",
+            ("kind",),
+            registry=registry,
+        )
+        self.rows = Gauge("foreword_rows", "Texts that are being written or wait for it.", registry=registry)
+        self.running = Gauge("foreword_requests_running", "Requests under way.", registry=registry)
+        self.prefix_load = Histogram(
+            "foreword_prefix_load_seconds",
+            "From a model's name to its checked prefix, from whichever tier.",
+            registry=registry,
+            buckets=(0.0005, 0.001, 0.0025, *SECONDS),
+        )
+        self.refused = Counter("foreword_refused", "Requests refused, by code.", ("code",), registry=registry)
+
+    def measure(self, name: str, text: str, read: Callable[[], Mapping[str, float]], label: str) -> None:
+        """Add gauges that are read when Prometheus asks, by one label."""
+        self.registry.register(_Read(name, text, read, label))  # type: ignore[arg-type]
+
+    def exposition(self) -> bytes:
+        """The page that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+class _Read:
+    def __init__(self, name: str, text: str, read: Callable[[], Mapping[str, float]], label: str) -> None:
+        self._name, self._text, self._read, self._label = name, text, read, label
+
+    def describe(self) -> Iterable[Metric]:
+        """What will come, without reading it."""
+        return [GaugeMetricFamily(self._name, self._text, labels=(self._label,))]
+
+    def collect(self) -> Iterable[Metric]:
+        """What is read now."""
+        family = GaugeMetricFamily(self._name, self._text, labels=(self._label,))
+        for value, number in self._read().items():
+            family.add_metric((value,), number)
+        return [family]

@@ -1,0 +1,79 @@
+"""Served: what the gateway has to know of the base model, whichever engine runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foreword.base import BaseModel
+from foreword.geometry import Geometry
+from foreword.prefix import BaseIdentity, Prefix
+from foreword.template import RAW, Template
+
+
+@dataclass(frozen=True)
+class Served:
+    """The base model as requests see it.
+
+    Attributes:
+        name: its name in the API.
+        identity, geometry: what a prefix must have been made for.
+        tokenizer: transformers' own.
+        template: of training, where a job does not say.
+        end_ids: tokens that end a text.
+        text_limit: tokens that fit behind a prefix of a length; None for no limit.
+        check: raises GeometryMismatch, WrongBaseModel or UsageError for a prefix that does not fit.
+    """
+
+    name: str
+    identity: BaseIdentity
+    geometry: Geometry
+    tokenizer: Any
+    template: Template
+    end_ids: frozenset[int]
+    text_limit: Callable[[int], int | None]
+    check: Callable[[Prefix], None]
+
+    @property
+    def chats(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @property
+    def chat_template(self) -> Template:
+        """The base's template with the tokenizer's own form of a conversation."""
+        return dataclasses.replace(self.template, style="chat", begin=False)
+
+    def template_of(self, prefix: Prefix | None, *, chat: bool, raw: bool) -> Template:
+        """How a prompt becomes tokens: the prefix's own way, unless raw text was asked for."""
+        if raw:
+            return RAW
+        if prefix is not None:
+            return prefix.template
+        return self.chat_template if chat else RAW
+
+    def ends_of(self, prefix: Prefix | None) -> frozenset[int]:
+        """Tokens that end a text behind this prefix."""
+        end = (prefix.template if prefix is not None else self.template).end_id(self.tokenizer)
+        return self.end_ids if end is None else self.end_ids | {end}
+
+
+def served_of(base: BaseModel, name: str | None = None) -> Served:
+    """A base model in this process; a folder's path is nobody's business, and no name for a model."""
+
+    def check(prefix: Prefix) -> None:
+        base.per_row(prefix, 1)
+
+    return Served(
+        name=name or (Path(base.name).name if Path(base.name).is_dir() else base.name),
+        identity=base.identity,
+        geometry=base.geometry,
+        tokenizer=base.tokenizer,
+        template=base.template,
+        end_ids=base.end_ids,
+        text_limit=base.text_limit,
+        check=check,
+    )
