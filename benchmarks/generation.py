@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     base = BaseModel.load(arguments.base, dtype=torch.float32)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(arguments.owners)]
-    prefixes = [_prefix(base, arguments.length, seed) for seed in range(arguments.owners)]
+    prefixes = [make_prefix(base, arguments.length, seed) for seed in range(arguments.owners)]
     new = arguments.new_tokens
     # Tokens that end a text are banned, so that all ways make the same number of tokens.
     never_end = [base.tokenizer.decode([i]) for i in base.end_ids]
@@ -77,7 +77,8 @@ def main() -> None:
         print(f"| {name} | {statistics.median(found):.1f} | {statistics.median(ratios):.2f} | {spread} |")
 
 
-def _prefix(base: BaseModel, length: int, seed: int) -> Prefix:
+def make_prefix(base: BaseModel, length: int, seed: int) -> Prefix:
+    """Real keys and values of random tokens."""
     ids = torch.randint(1000, 20000, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
     key, value = activations(base, ids, ids, length)["decoder"]
     return Prefix({"decoder.key": key, "decoder.value": value}, base.identity)

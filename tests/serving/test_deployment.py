@@ -1,0 +1,57 @@
+"""What ships for operators agrees with the server: dashboard and compose file."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from gateways import Gateway, running, tiny_chat_base
+
+from foreword.serving.configuration import read
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    with running(tmp_path, tiny_chat_base()) as started:
+        yield started
+
+
+def test_the_dashboard_asks_for_measurements_that_there_are(gateway: Gateway) -> None:
+    told = httpx.get(f"{gateway.url}/metrics").text
+    there = set(re.findall(r"^# TYPE (\S+) (\S+)", told, flags=re.M))
+    names = {name for name, kind in there if kind != "histogram"}
+    names |= {f"{name}_bucket" for name, kind in there if kind == "histogram"}
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = {name for query in queries for name in re.findall(r"foreword_\w+", query)}
+    # Told by engines that measure themselves, which the tests' plain one does not.
+    assert asked - names <= {"foreword_engine"}
+    assert len(asked) > 10
+
+
+def test_the_dashboard_is_what_its_script_writes() -> None:
+    sys.path.insert(0, str(DEPLOY))
+    try:
+        from make_grafana import dashboard
+    finally:
+        sys.path.remove(str(DEPLOY))
+    assert json.loads((DEPLOY / "grafana.json").read_text()) == dashboard()
+
+
+def test_compose_sets_what_the_server_knows(tmp_path: Path) -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    environment = {k: v for k, v in services["foreword"]["environment"].items() if k.startswith("FOREWORD_")}
+    configuration = read(None, environment, {})
+    assert configuration.checkpoints == "/var/lib/foreword/checkpoints"
+    # Of the command line's own variables.
+    assert set(environment) - {"FOREWORD_SERVE_CHECKPOINTS"} == {"FOREWORD_STORE", "FOREWORD_STORE_BLOBS"}
+    grace = int(services["foreword"]["stop_grace_period"].removesuffix("s"))
+    assert grace > configuration.drain_seconds
