@@ -65,8 +65,14 @@ def notes_plain() -> None:
     _printers.pop()
 
 
+WIDEST = 100_000
+"""Columns of a pipe: no cell is folded there."""
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, lines: bool = False) -> None:
     """A table on standard output; cells are text as it is, never read as markup.
+
+    On a terminal long cells are folded; in a pipe a row is a line, for grep and awk.
 
     Args:
         lines: a line between rows, for cells of several lines.
@@ -81,7 +87,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, lines: bool 
         drawn.add_column(column, overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
-    Console(file=sys.stdout).print(drawn)
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console.width = WIDEST
+    console.print(drawn)
 
 
 def printable(text: str) -> str:

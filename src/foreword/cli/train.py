@@ -1,35 +1,41 @@
-"""foreword train: learn a prefix from a file of examples."""
+"""foreword train: learn a prefix from a file of examples, or one for each owner in it."""
 
 from __future__ import annotations
 
-import dataclasses
-import shlex
-from collections.abc import Callable, Sequence
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from foreword.cli import options as common
-from foreword.cli import output
 from foreword.cli import train_options as its
-from foreword.errors import CheckpointMismatch, UsageError
-
-if TYPE_CHECKING:
-    from foreword.examples import Example
-    from foreword.prefix import Prefix
-    from foreword.template import Template
+from foreword.cli import train_owner_options as many
+from foreword.cli.train_request import Request, settings_of, template_change
+from foreword.errors import UsageError
 
 EXAMPLE = (
     "  foreword train train.jsonl --dev dev.jsonl --base smollm2-135m-instruct --out e2e.prefix\n"
     "  foreword train mail.csv --source-field body --target-field subject \\\n"
-    "    --base smollm2-135m-instruct --out mail.prefix --length 20 --epochs 3"
+    "    --base smollm2-135m-instruct --out mail.prefix --length 20 --epochs 3\n"
+    "  foreword train mail.csv --by owner --owner-field user --out prefixes"
 )
+
+FOR_OWNERS = {
+    "name": "--name",
+    "place": "--store",
+    "blobs": "--blobs",
+    "places": "--places",
+    "pass_tokens": "--pass-tokens",
+    "isolated": "--isolated",
+}
+"""Options that mean nothing without --by owner, by their parameters."""
 
 
 def train(
+    context: typer.Context,
     data: common.DataFile,
-    out: its.Out,
+    out: its.Out = None,
     base: its.Base = "smollm2-135m-instruct",
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
@@ -41,11 +47,20 @@ def train(
     limit: common.Limit = None,
     dev: its.Dev = None,
     dev_limit: its.DevLimit = None,
+    by: many.By = None,
+    name: many.Name = None,
+    place: many.Place = "prefixes",
+    blobs: many.Blobs = None,
+    places: many.Places = 64,
+    pass_tokens: many.PassTokens = 2048,
+    isolated: many.Isolated = False,
     length: its.Length = None,
+    streams: its.Streams = None,
     parameterization: its.Kind = None,
     width: its.Width = None,
     freeze_first: its.FreezeFirst = False,
     init: its.Init = None,
+    start: its.Start = None,
     layers: its.Layers = None,
     placement: its.Placing = None,
     label: its.Label = None,
@@ -61,6 +76,7 @@ def train(
     reduction: its.Reduction = None,
     accumulate: its.Accumulate = None,
     max_length: its.MaxLength = None,
+    by_source: its.BySource = False,
     gradient_checkpointing: its.GradientCheckpointing = False,
     evaluate_every: its.EvaluateEvery = None,
     patience: its.Patience = None,
@@ -76,158 +92,90 @@ def train(
     """Learn a prefix for a base model from a file of examples.
 
     Leaving options out gives the measured defaults. A run that was stopped goes on when the same
-    command is given again.
+    command is given again. With --by owner, each owner in the data gets a prefix of their own, learned
+    from their examples alone; see docs/owners.md.
     """
     from foreword.cli.loading import load_base
     from foreword.examples import read_examples
     from foreword.files import check_output
-    from foreword.training.train import make_settings
-    from foreword.training.train import train as train_prefix
+    from foreword.prefix import Prefix
 
-    check_output(out, overwrite=overwrite)
-    labels = common.pairs(label, "--label")
-    fields = common.fields_of(source_field, target_field, owner_field)
-    examples = read_examples(data, format=format, fields=fields, limit=limit)
-    dev_examples = None if dev is None else read_examples(dev, format=format, fields=fields, limit=dev_limit)
-    settings: dict[str, Any] = {
-        "length": length,
-        "steps": steps,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "parameterization": _parameterization(parameterization, width, freeze_first),
-        "init": init,
-        "layers": layers,
-        "placement": placement,
-        "seed": seed,
-        "warmup": warmup,
-        "clip": clip,
-        "weight_decay": weight_decay,
-        "reduction": reduction,
-        "accumulate": accumulate,
-        "max_length": max_length,
-        "gradient_checkpointing": gradient_checkpointing,
-        "evaluate_every": evaluate_every,
-        "patience": patience,
-    }
-    make_settings(**settings)  # what is wrong with them is said before the model is loaded
-    change = template_change(template, separator, system, examples)
-    owners = {example.owner for example in examples}
-    if len(owners) > 1:
-        output.note(f"{len(owners)} owners in the data; one prefix is trained for all of them together")
+    def typed(parameter: str) -> bool:
+        source: Any = context.get_parameter_source(parameter)
+        return source is not None and source.name == "COMMANDLINE"
 
-    model = load_base(base, device=device, dtype=dtype, attention=attention)
-    folder = checkpoint_dir or run_folder(out)
-
-    def run(report: Callable[[Any], None]) -> Prefix:
-        return train_prefix(
-            model,
-            examples,
-            dev=dev_examples,
-            template=change(model.template),
-            checkpoint_dir=folder,
-            checkpoint_every=checkpoint_every,
+    if by is None:
+        for parameter, option in FOR_OWNERS.items():
+            if typed(parameter):
+                raise UsageError(f"{option} is given, but one prefix is trained; {option} needs --by owner")
+        if out is None:
+            raise UsageError("no place for the prefix; say which file to write: --out FILE")
+        check_output(out, overwrite=overwrite)
+    else:
+        _check_owner_options(
+            {option for parameter, option in FOR_OWNERS.items() if typed(parameter)},
+            out=out,
+            name=name,
+            accumulate=accumulate,
+            isolated=isolated,
             tensorboard=tensorboard,
-            labels=labels,
-            licence=licence,
-            on_progress=report,
-            **settings,
         )
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
+    # Where each owner gets a prefix, a line without one is a fault even if the field has its usual name.
+    fields = common.fields_of(source_field, target_field, owner_field or (by and "owner"))
+    examples = read_examples(data, format=format, fields=fields, limit=limit)
+    asked = Request(
+        examples=examples,
+        dev=None if dev is None else read_examples(dev, format=format, fields=fields, limit=dev_limit),
+        settings=settings_of(context.params),
+        template=template_change(template, separator, system, examples),
+        start=None if start is None else Prefix.load(start),
+        labels=common.pairs(label, "--label"),
+        licence=licence,
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_every=checkpoint_every,
+        load=functools.partial(load_base, base, device=device, dtype=dtype, attention=attention),
+        overwrite=overwrite,
+        json=json,
+    )
+    if by is None:
+        from foreword.cli.train_one import train_one
 
-    prefix = _train(run, folder, overwrite=overwrite)
-    prefix.save(out, overwrite=overwrite)
-    _tell(prefix, out, folder, json=json)
+        assert out is not None
+        return train_one(asked, out, tensorboard=tensorboard)
+    from foreword.cli.train_destinations import destination
+    from foreword.cli.train_owners import train_owners
 
-
-def template_change(
-    style: str | None, separator: str | None, system: str | None, examples: Sequence[Example]
-) -> Callable[[Template], Template]:
-    """What the options make of the base's own template.
-
-    Raises:
-        UsageError: an option that the style does not have.
-    """
-    conversations = any(not isinstance(example.source, str) for example in examples)
-    if style is None and (conversations or system is not None):
-        style = "chat"
-    if separator is not None and style not in (None, "separator"):
-        raise UsageError(f"--separator is given, but the template is {style}; it needs --template separator")
-    if system is not None and style != "chat":
-        raise UsageError(f"--system is given, but the template is {style}; it needs --template chat")
-    if conversations and style != "chat":
-        raise UsageError(f"the examples are conversations, which the template {style} can't write; use chat")
-    changes: dict[str, Any] = {"style": style or (None if separator is None else "separator")}
-    changes |= {"separator": None if separator is None else common.unescaped(separator), "system": system}
-    given = {name: value for name, value in changes.items() if value is not None}
-    if style == "chat":
-        given["begin"] = False  # a chat template writes its own beginning
-    return lambda template: dataclasses.replace(template, **given)
-
-
-def run_folder(out: Path) -> Path:
-    """Where a run keeps its checkpoints when nothing is said: beside the prefix."""
-    return out.with_suffix(".run") if out.suffix == ".prefix" else out.with_name(f"{out.name}.run")
+    with destination(out, name, place, blobs, checkpoint_dir) as goal:
+        train_owners(asked, goal, places=places, pass_tokens=pass_tokens, isolated=isolated)
 
 
-def _parameterization(kind: str | None, width: int | None, freeze_first: bool) -> Any:
-    from foreword.parameterization import ParameterizationSettings
-
-    given: dict[str, Any] = {"kind": kind, "width": width, "freeze_first": freeze_first or None}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not given:
-        return None
-    settings = ParameterizationSettings(**given)
-    if width is not None and not settings.has_network:
+def _check_owner_options(
+    typed: set[str],
+    *,
+    out: Path | None,
+    name: str | None,
+    accumulate: int | None,
+    isolated: bool,
+    tensorboard: bool,
+) -> None:
+    if (out is None) == (name is None):
         raise UsageError(
-            f"--width is given, but {settings.kind} has no network; use --parameterization mlp+start"
+            "say where the owners' prefixes go: --out FOLDER for a file each, or --store PLACE --name NAME "
+            "for OWNER/NAME in a store"
         )
-    return settings
-
-
-def _train(run: Callable[[Callable[[Any], None]], Prefix], folder: Path, *, overwrite: bool) -> Prefix:
-    """Train, or go on; a folder with another run is started anew only under --overwrite."""
-    from foreword.cli.progress import training_progress
-    from foreword.training.checkpoint import list_checkpoints
-
-    with training_progress() as shown:
-
-        def report(progress: Any) -> None:
-            shown(progress)
-            if progress.note is not None and 0 < progress.steps <= progress.step:
-                output.note(f"this run is complete already; to train it again, remove {folder}")
-
-        try:
-            return run(report)
-        except CheckpointMismatch:
-            if not overwrite:
-                raise
-            output.note(f"{folder} held a run with other settings; it starts anew (--overwrite)")
-            for old in list_checkpoints(folder):
-                old.unlink()
-            return run(report)
-
-
-def _tell(prefix: Prefix, out: Path, folder: Path, *, json: bool) -> None:
-    size = out.stat().st_size
-    places = {name: folder / name for name in ("log.jsonl", "curves.png") if (folder / name).exists()}
-    if json:
-        return output.json_object(
-            {
-                "prefix": out,
-                "digest": prefix.digest,
-                "bytes": size,
-                "base": prefix.base.name,
-                "length": prefix.length,
-                **dataclasses.asdict(prefix.origin),
-                "run": folder,
-                "log": places.get("log.jsonl"),
-                "curves": places.get("curves.png"),
-            }
+    if out is not None and (others := sorted(typed & {"--store", "--blobs"})):
+        raise UsageError(f"--out and {others[0]} are both given; to put prefixes into a store, use --name")
+    if isolated and "--pass-tokens" in typed:
+        raise UsageError(
+            "--isolated and --pass-tokens are both given; isolated owners have passes of their own, which "
+            "--accumulate divides"
         )
-    typer.echo(repr(prefix))
-    typer.echo(f"  prefix  {out}  ({size / 1000:.0f} kB)")
-    for name, place in (("log", "log.jsonl"), ("curves", "curves.png")):
-        if place in places:
-            typer.echo(f"  {name:<6}  {places[place]}")
-    command = ["foreword", "generate", "--prefix", str(out), "YOUR TEXT"]
-    typer.echo(f"next: {shlex.join(command)}")
+    if accumulate is not None and not isolated:
+        raise UsageError(
+            "--accumulate is given, but owners share passes; for less memory lower --pass-tokens, or give "
+            "--isolated, too"
+        )
+    if tensorboard:
+        raise UsageError("--tensorboard is given, but it shows one run; it can't be used with --by owner")

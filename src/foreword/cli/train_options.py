@@ -20,7 +20,15 @@ Base = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="Prefix file to write.", show_default=False)]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Prefix file to write; with --by owner, folder for a file of each owner.",
+        show_default=False,
+    ),
+]
 Dev = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Examples by which the best step is chosen.", rich_help_panel=DATA),
@@ -33,8 +41,20 @@ DevLimit = Annotated[
 # -- prefix ------------------------------------------------------------------------------------
 
 Length = Annotated[
-    int | None,
-    typer.Option(metavar="P", help="Number of virtual tokens; default 10.", rich_help_panel=PREFIX),
+    str | None,
+    typer.Option(
+        metavar="P",
+        help="Number of virtual tokens; default 10. By stream: encoder=5,cross=10.",
+        rich_help_panel=PREFIX,
+    ),
+]
+Streams = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Of an encoder-decoder, some of decoder,encoder,cross; all, or those that --length names.",
+        rich_help_panel=PREFIX,
+    ),
 ]
 Kind = Annotated[
     Literal["direct", "mlp", "mlp+start", "embedding"] | None,
@@ -55,6 +75,15 @@ Init = Annotated[
     typer.Option(
         metavar="WHAT",
         help="words:SOME WORDS, text:A TEXT, demonstrations or random; default: words that fit any task.",
+        rich_help_panel=PREFIX,
+    ),
+]
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        "--start",
+        metavar="PREFIX",
+        help="Prefix file to begin at, instead of --init; what it learned goes into the result.",
         rich_help_panel=PREFIX,
     ),
 ]
@@ -138,6 +167,14 @@ MaxLength = Annotated[
         rich_help_panel=COURSE,
     ),
 ]
+BySource = Annotated[
+    bool,
+    typer.Option(
+        "--by-source",
+        help="Batches of examples that share a source, which is then read once; docs/data.md.",
+        rich_help_panel=COURSE,
+    ),
+]
 GradientCheckpointing = Annotated[
     bool,
     typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=COURSE),
@@ -182,7 +219,7 @@ CheckpointDir = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Checkpoints, log and curves; default: OUT with .run for .prefix.",
+        help="Checkpoints, log and curves; default: OUT with .run for .prefix, or the store's own.",
         rich_help_panel=RUN,
     ),
 ]
@@ -199,7 +236,7 @@ Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace OUT, and start a run folder with other settings anew.",
+        help="Replace OUT, and start what was run with other settings or data anew.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -6,13 +6,21 @@ fall free, so any number of them streams through a machine that holds some hundr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from foreword.base import BaseModel
-from foreword.errors import BadExamples, ForewordError, OwnersFailed, TrainingDiverged, UsageError
+from foreword.errors import (
+    BadExamples,
+    DamagedCheckpoint,
+    ForewordError,
+    OwnersFailed,
+    UsageError,
+    WindowExceeded,
+)
 from foreword.examples import Example
 from foreword.geometry import Stream
 from foreword.initialization import Initialization
@@ -57,13 +65,15 @@ def train_many(
     parameterization: str | ParameterizationSettings | None = None,
     init: str | Initialization | None = None,
     seed: int = 0,
-    checkpoint_dir: str | Path | None = None,
+    checkpoint_dir: str | Path | Callable[[str], Path] | None = None,
+    checkpoint_every: int | None = None,
     template: Template | None = None,
     start: Prefix | None = None,
     places: int = PLACES,
     pass_tokens: int = PASS_TOKENS,
     isolated: bool = False,
     into: Callable[[str, Prefix], None] | None = None,
+    on_failure: Callable[[str, ForewordError], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     **more: Any,
 ) -> dict[str, Prefix]:
@@ -81,7 +91,10 @@ def train_many(
         isolated: give every owner passes of their own: slower, and bit for bit what `train` computes.
             Otherwise owners share passes, and results agree to the last bits of float32 arithmetic.
         into: called with (owner, prefix) as each is done, instead of keeping it for the result.
-        checkpoint_dir: one folder per owner in it; a stopped run goes on where each owner was.
+        on_failure: called with (owner, error) as each fails; `OwnersFailed` comes at the end all the same.
+        checkpoint_dir: one folder per owner in it (or a function that names an owner's folder); a stopped
+            run goes on where each owner was.
+        checkpoint_every: steps of an owner between checkpoints; default: a tenth of theirs.
         length, steps, epochs, batch_size, learning_rate, parameterization, init, seed, template, more:
             as for `train`; the same for all owners. Steps that are not given follow each owner's number
             of examples.
@@ -90,7 +103,8 @@ def train_many(
         A prefix per owner, those handed to `into` left out.
 
     Raises:
-        OwnersFailed: some owners had no examples or diverged; it holds the other owners' prefixes.
+        OwnersFailed: some owners had no examples or some that can't be cut to fit, or diverged, or have no
+            whole checkpoint to go on from; it holds the other owners' prefixes.
         UsageError, WindowExceeded, CheckpointMismatch, TrainingStopped: as for `train`.
     """
     if places < 1 or pass_tokens < 1:
@@ -106,14 +120,17 @@ def train_many(
         seed=seed,
         **more,
     )
+    base.text_limit(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
     crowd = _Crowd(
         base,
         settings,
         choose_template(base, settings, template),
         dev or {},
         start,
-        None if checkpoint_dir is None else Path(checkpoint_dir),
+        _folders(checkpoint_dir),
+        checkpoint_every,
         into,
+        on_failure or (lambda owner, error: None),
         on_progress or (lambda progress: None),
     )
     pairs = by_owner.items() if isinstance(by_owner, Mapping) else by_owner
@@ -133,7 +150,7 @@ def train_many(
                 on_step=lambda learner, step: crowd.courses[id(learner)].on_step(step),
                 on_evaluation=lambda learner, loss: crowd.courses[id(learner)].on_evaluation(loss),
                 on_finish=crowd.finish,
-                on_divergence=crowd.fail,
+                on_divergence=crowd.diverged,
                 should_stop=should_stop,
             )
             if request.made and crowd.courses:
@@ -143,6 +160,19 @@ def train_many(
     if crowd.errors:
         raise OwnersFailed(crowd.errors, crowd.prefixes)
     return crowd.prefixes
+
+
+def owner_folder(folder: Path, owner: str) -> Path:
+    """The folder of an owner's checkpoints in that of a run."""
+    # Quoted, so that no name can point elsewhere; the sign in front keeps "." and ".." apart.
+    return folder / ("@" + quote(owner, safe=""))
+
+
+def _folders(given: str | Path | Callable[[str], Path] | None) -> Callable[[str], Path] | None:
+    if given is None or callable(given):
+        return given
+    folder = Path(given)
+    return lambda owner: owner_folder(folder, owner)
 
 
 class _Crowd:
@@ -155,8 +185,10 @@ class _Crowd:
         template: Template,
         dev: Mapping[str, Sequence[Example]],
         start: Prefix | None,
-        folder: Path | None,
+        folder_of: Callable[[str], Path] | None,
+        checkpoint_every: int | None,
         into: Callable[[str, Prefix], None] | None,
+        report_failure: Callable[[str, ForewordError], None],
         report: Callable[[Progress], None],
     ) -> None:
         self.courses: dict[int, Course] = {}
@@ -167,8 +199,10 @@ class _Crowd:
         self._template = template
         self._dev = dev
         self._start = start
-        self._folder = folder
+        self._folder_of = folder_of
+        self._checkpoint_every = checkpoint_every
         self._into = into
+        self._report_failure = report_failure
         self._report = report
         self._digests: dict[str, str] = {}
 
@@ -179,8 +213,8 @@ class _Crowd:
                 raise UsageError(f"owner {owner!r} comes twice; give all of an owner's examples at once")
             try:
                 yield self._enter(owner, examples)
-            except BadExamples as error:
-                self.errors[owner] = error
+            except (BadExamples, WindowExceeded, DamagedCheckpoint) as error:
+                self._fail(owner, error)
 
     def _enter(self, owner: str, examples: Sequence[Example]) -> Learner:
         dev = self._dev.get(owner, ())
@@ -200,10 +234,10 @@ class _Crowd:
         self._digests[owner] = description["data"]
         self.courses[id(learner)] = Course(
             learner,
-            # Quoted, so that no name can point elsewhere; the sign in front keeps "." and ".." apart.
-            folder=None if self._folder is None else self._folder / ("@" + quote(owner, safe="")),
+            folder=None if self._folder_of is None else self._folder_of(owner),
             description=description,
             on_progress=self._report,
+            checkpoint_every=self._checkpoint_every,
             owner=owner,
         )
         return learner
@@ -218,10 +252,14 @@ class _Crowd:
         else:
             self.prefixes[owner] = prefix
 
-    def fail(self, learner: Learner, error: TrainingDiverged) -> None:
+    def diverged(self, learner: Learner, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""
         self.courses.pop(id(learner)).close()
-        self.errors[learner.owner or ""] = error
+        self._fail(learner.owner or "", error)
+
+    def _fail(self, owner: str, error: ForewordError) -> None:
+        self.errors[owner] = error
+        self._report_failure(owner, error)
 
     def save_when_due(self) -> None:
         """Checkpoints of all who train."""
@@ -230,9 +268,10 @@ class _Crowd:
 
     def stopped(self) -> TrainingStopped:
         """The exception for a run that the user stopped, with a checkpoint of everyone."""
-        written = [course.save() for course in self.courses.values()]
+        written = [path for course in self.courses.values() if (path := course.save()) is not None]
         steps = max(course.learner.step for course in self.courses.values())
-        return TrainingStopped(steps, written[0].parent.parent if written[0] is not None else None)
+        above = [path.parent.parent for path in written]
+        return TrainingStopped(steps, Path(os.path.commonpath(above)) if above else None)
 
     def close(self) -> None:
         """Close what is still open."""
