@@ -1,0 +1,124 @@
+"""Packing: frozen weights laid out once for the CPU's matrix products.
+
+A matrix product on a CPU first copies the weight into the order in which its kernel reads it. With few rows,
+as in generation, that takes longer than the arithmetic. Weights that never change can be kept in that order:
+one copy for forward passes, one for the gradient of activations, each made when it is first needed. Products
+are the same to rounding; `benchmarks/packing.py` measures what is gained.
+
+Shapes: M rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+MOST_BYTES = 2 << 30
+"""Models whose weights are larger are not packed: a copy, or two when training, would be dear. A constant,
+not a share of what is free, so that one model gives the same bits on the same machine every day."""
+
+
+def can_pack() -> bool:
+    """Whether this build of torch has the kernels (oneDNN's, those that torch.compile uses, too)."""
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    )
+
+
+def pack(model: nn.Module) -> int:
+    """Let the frozen float32 linear layers of `model` on the CPU keep their weights packed.
+
+    Weights stay where and what they are. A layer whose weight is trained, or changed, later on is computed
+    as ever.
+
+    Returns:
+        How many layers.
+    """
+    layers = [
+        module for module in model.modules() if isinstance(module, nn.Linear) and _takes_packing(module)
+    ]
+    if not can_pack() or sum(layer.weight.nbytes for layer in layers) > MOST_BYTES:
+        return 0
+    for layer in layers:
+        layer.__class__ = PackedLinear
+        vars(layer)["packed"] = Packed()
+    return len(layers)
+
+
+def _takes_packing(module: nn.Linear) -> bool:
+    return (
+        type(module) is nn.Linear
+        and module.weight.device.type == "cpu"
+        and module.weight.dtype == torch.float32
+        and not module.weight.requires_grad
+        and "forward" not in vars(module)  # hooks of accelerate, which move weights about
+    )
+
+
+class Packed:
+    """Copies of one weight `[O, I]` in the kernels' order, made when first asked for."""
+
+    def __init__(self) -> None:
+        self._made_of: tuple[int, int] | None = None
+        self._copies: dict[bool, torch.Tensor] = {}
+
+    def of(self, weight_OI: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+        """The copy of the weight as it is now."""
+        now = (weight_OI.data_ptr(), weight_OI._version)
+        if now != self._made_of:
+            self._made_of = now
+            self._copies.clear()
+        if transposed not in self._copies:
+            with torch.no_grad():
+                plain = weight_OI.t().contiguous() if transposed else weight_OI
+                self._copies[transposed] = torch.ops.mkldnn._reorder_linear_weight(plain)
+        return self._copies[transposed]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        return Packed()
+
+    def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
+        return Packed, ()
+
+
+class PackedLinear(nn.Linear):
+    """`nn.Linear` with a frozen weight, through its packed copy."""
+
+    packed: Packed
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`[..., I]` to `[..., O]`."""
+        weight = self.weight
+        usual = weight.requires_grad or weight.dtype != input.dtype or weight.device.type != "cpu"
+        if usual or not input.numel() or (self.bias is not None and self.bias.requires_grad):
+            return super().forward(input)
+        rows_MI = input.reshape(-1, input.shape[-1])
+        if torch.is_grad_enabled() and input.requires_grad:
+            product_MO = _FrozenProduct.apply(rows_MI, weight, self.bias, self.packed)
+        else:
+            product_MO = _product(rows_MI, self.packed.of(weight, transposed=False), self.bias)
+        return product_MO.view(*input.shape[:-1], -1)  # type: ignore[no-any-return]
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """The product, differentiated by its input alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_MI: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, packed: Packed
+    ) -> torch.Tensor:
+        ctx.weight, ctx.packed = weight, packed
+        return _product(rows_MI, packed.of(weight, transposed=False), bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        packed = ctx.packed.of(ctx.weight, transposed=True)
+        return _product(gradients[0], packed, None), None, None, None
+
+
+def _product(rows_MI: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows_MI, packed, bias, "none", [], "")  # type: ignore[no-any-return]
