@@ -68,7 +68,7 @@ def main() -> None:
 def _training(given: argparse.Namespace, size: int) -> Callable[[BaseModel], Callable[[], Any]]:
     def work(base: BaseModel) -> Callable[[], Any]:
         rows, _ = encode(read_examples(given.data, limit=2000), base.tokenizer, base.template)
-        learner = build_learner(base, make_settings(steps=100_000, batch_size=size), rows, [])
+        learner = build_learner(base, make_settings(steps=100_000, batch_size=size, packed=True), rows, [])
 
         def run() -> None:
             for _ in range(given.steps):

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
-from foreword import BaseModel, packing
-from foreword.packing import PackedLinear, can_pack, pack
-from stand_ins import byte_tokenizer, tiny_llama
+from foreword import BaseModel, generate, packing, train
+from foreword.packing import PackedLinear, can_pack, packed_weights, prepare
+from stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 if not can_pack():
     pytest.skip("this build of torch has no oneDNN kernels for packed weights", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def with_packed_weights() -> Iterator[None]:
+    with packed_weights():
+        yield
 
 
 def layers(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
@@ -22,7 +29,7 @@ def layers(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     plain = nn.Linear(40, 24, bias=bias).requires_grad_(False)
     packed = copy.deepcopy(plain)
-    assert pack(packed) == 1
+    assert prepare(packed) == 1
     return plain, packed
 
 
@@ -115,11 +122,43 @@ def test_a_base_model_is_packed_and_its_weights_stay() -> None:
     assert all(torch.equal(model.state_dict()[name], digest[name]) for name in names)
 
 
+def copies(base: BaseModel) -> int:
+    found = [module.packed for module in base.model.modules() if isinstance(module, PackedLinear)]
+    return sum(len(packed._copies) for packed in found)
+
+
+def test_generation_packs_and_training_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of every layer for generation; another, for gradients, of those that pass them on."""
+    results = []
+    for packed in (False, True):
+        with packed_weights(False):
+            base = BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama")
+            results.append(
+                train(base, random_examples(6), length=3, steps=4, batch_size=3, seed=1, packed=packed)
+            )
+        assert (copies(base) > 3 * 7 + 1) == packed
+        if not packed:
+            assert copies(base) == 0
+            generate(base, ["ab"], max_new_tokens=2)
+            assert copies(base) == 3 * 7 + 1
+    one, two = results
+    for name, tensor in one.tensors.items():
+        torch.testing.assert_close(two.tensors[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_packed_weights_end_with_the_block() -> None:
+    plain, packed = layers()
+    inputs = torch.randn(3, 40)
+    with packed_weights(False):
+        assert torch.equal(packed(inputs), plain(inputs))
+    assert not packed.packed._copies
+
+
 def test_what_can_not_be_packed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pack(nn.Linear(4, 4)) == 0  # trained
-    assert pack(nn.Linear(4, 4, dtype=torch.float64).requires_grad_(False)) == 0
-    assert pack(nn.Conv1d(4, 4, 1).requires_grad_(False)) == 0
+    assert prepare(nn.Linear(4, 4)) == 0  # trained
+    assert prepare(nn.Linear(4, 4, dtype=torch.float64).requires_grad_(False)) == 0
+    assert prepare(nn.Conv1d(4, 4, 1).requires_grad_(False)) == 0
     monkeypatch.setattr(packing, "MOST_BYTES", 63)
     layer = nn.Linear(4, 4).requires_grad_(False)
-    assert pack(layer) == 0
+    assert prepare(layer) == 0
     assert type(layer) is nn.Linear

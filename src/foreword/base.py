@@ -21,7 +21,7 @@ from foreword.examples import Example
 from foreword.fingerprint import fingerprint, fingerprint_of_tensors
 from foreword.losses import target_losses
 from foreword.models import resolve
-from foreword.packing import pack
+from foreword.packing import prepare
 from foreword.prefix import BaseIdentity, Positions, Prefix
 from foreword.probe import probe
 from foreword.row_prefixes import WITHIN_WINDOW, RowPrefixes
@@ -63,7 +63,7 @@ class BaseModel:
             UnsupportedArchitecture: its attention does not take a prefix.
         """
         self.model = model.eval().requires_grad_(False)
-        pack(self.model)
+        prepare(self.model)
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision

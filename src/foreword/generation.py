@@ -19,6 +19,7 @@ from foreword.base import BaseModel, PrefixesArgument
 from foreword.cache import prefixed_cache
 from foreword.decoding import NoiseOfTheRow, StopOfTheRow, TextOfTheRow, banned_token_ids, sampling_warpers
 from foreword.errors import UsageError, WindowExceeded
+from foreword.packing import packed_weights
 from foreword.prefix import Prefix
 from foreword.row_prefixes import RowPrefixes
 from foreword.template import RAW, Source, Template
@@ -244,7 +245,8 @@ def _generate_batch(
         inputs["past_key_values"] = prefixed_cache(base.geometry, prefixes, room)
     # The last token of the prompt predicts the first new one, and is the last of its pass.
     last = (-1,) * len(rows)
-    with attending(Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes, answers_from=last)):
+    attention = Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes, answers_from=last)
+    with attending(attention), packed_weights():
         ids_BT = _own_settings(base.model).generate(
             **inputs,
             generation_config=config,

@@ -2,19 +2,25 @@
 
 A matrix product on a CPU first copies the weight into the order in which its kernel reads it. With few rows,
 as in generation, that takes longer than the arithmetic. Weights that never change can be kept in that order:
-one copy for forward passes, one for the gradient of activations, each made when it is first needed. Products
-are the same to rounding; `benchmarks/packing.py` measures what is gained.
+one copy for forward passes, one for the gradient of activations, each made when it is first needed, within
+`packed_weights` only: memory is the price. Products are the same to rounding; `benchmarks/packing.py`
+measures what is gained.
 
 Shapes: M rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+_used: ContextVar[bool] = ContextVar("foreword_packed_weights", default=False)
 
 MOST_BYTES = 2 << 30
 """Models whose weights are larger are not packed: a copy, or two when training, would be dear. A constant,
@@ -28,8 +34,18 @@ def can_pack() -> bool:
     )
 
 
-def pack(model: nn.Module) -> int:
-    """Let the frozen float32 linear layers of `model` on the CPU keep their weights packed.
+@contextlib.contextmanager
+def packed_weights(wanted: bool = True) -> Iterator[None]:
+    """Compute with packed weights, in this thread, where the model was prepared for it."""
+    token = _used.set(wanted)
+    try:
+        yield
+    finally:
+        _used.reset(token)
+
+
+def prepare(model: nn.Module) -> int:
+    """Let the frozen float32 linear layers of `model` on the CPU take packed weights when asked to.
 
     Weights stay where and what they are. A layer whose weight is trained, or changed, later on is computed
     as ever.
@@ -91,15 +107,16 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., I]` to `[..., O]`."""
-        weight = self.weight
-        usual = weight.requires_grad or weight.dtype != input.dtype or weight.device.type != "cpu"
-        if usual or not input.numel() or (self.bias is not None and self.bias.requires_grad):
+        weight, bias = self.weight, self.bias
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        other = weight.dtype != input.dtype or weight.device.type != "cpu" or not input.numel()
+        if not _used.get() or trained or other:
             return super().forward(input)
         rows_MI = input.reshape(-1, input.shape[-1])
         if torch.is_grad_enabled() and input.requires_grad:
-            product_MO = _FrozenProduct.apply(rows_MI, weight, self.bias, self.packed)
+            product_MO = _FrozenProduct.apply(rows_MI, weight, bias, self.packed)
         else:
-            product_MO = _product(rows_MI, self.packed.of(weight, transposed=False), self.bias)
+            product_MO = _product(rows_MI, self.packed.of(weight, transposed=False), bias)
         return product_MO.view(*input.shape[:-1], -1)  # type: ignore[no-any-return]
 
 

@@ -78,6 +78,7 @@ def train(
     max_length: its.MaxLength = None,
     by_source: its.BySource = False,
     gradient_checkpointing: its.GradientCheckpointing = False,
+    packed: its.Packed = False,
     evaluate_every: its.EvaluateEvery = None,
     patience: its.Patience = None,
     template: its.Style = None,

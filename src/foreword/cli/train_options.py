@@ -179,6 +179,14 @@ GradientCheckpointing = Annotated[
     bool,
     typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=COURSE),
 ]
+Packed = Annotated[
+    bool,
+    typer.Option(
+        "--packed",
+        help="On a CPU: faster, for two more copies of the weights in memory; docs/speed.md.",
+        rich_help_panel=COURSE,
+    ),
+]
 EvaluateEvery = Annotated[
     int | None,
     typer.Option(

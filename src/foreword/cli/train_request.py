@@ -34,6 +34,7 @@ SETTINGS = (
     "max_length",
     "by_source",
     "gradient_checkpointing",
+    "packed",
     "evaluate_every",
     "patience",
 )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from foreword.base import BaseModel
 from foreword.errors import EngineStopped, UnsupportedArchitecture, UsageError, WindowExceeded
+from foreword.packing import packed_weights
 from foreword.prefix import Prefix
 from foreword.serving.engine import Row, Token
 from foreword.serving.running_batch import RunningBatch, RunningRow
@@ -137,6 +138,10 @@ class LocalEngine:
     # -- in the engine's thread ------------------------------------------------------------------
 
     def _run(self) -> None:
+        with packed_weights():
+            self._serve()
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 while not (self._waiting or self._batch.rows or self._closing):

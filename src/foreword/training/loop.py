@@ -18,6 +18,7 @@ from foreword.checkpointing import gradient_checkpointing
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
 from foreword.losses import target_losses
+from foreword.packing import packed_weights
 from foreword.parameterization import Compiled
 from foreword.row_prefixes import RowPrefixes
 from foreword.training.learner import Learner
@@ -77,8 +78,10 @@ def train_step(
         for index, learner in enumerate(learners)
     ]
     sums = [0.0] * len(learners)
-    with gradient_checkpointing(
-        base.model, any(learner.settings.gradient_checkpointing for learner in learners)
+    all_settings = [learner.settings for learner in learners]
+    with (
+        gradient_checkpointing(base.model, any(each.gradient_checkpointing for each in all_settings)),
+        packed_weights(any(each.packed for each in all_settings)),
     ):
         for part in _parts(learners, rows, pass_tokens, isolated):
             for index, summed in _backward(base, learners, part, leaves, divisors).items():

@@ -53,6 +53,7 @@ class TrainingSettings:
         patience: dev evaluations without a better loss after which the run ends; None: never.
         max_length: longest text in tokens; None: what the base model's window leaves.
         gradient_checkpointing: keep less memory, compute a second forward pass.
+        packed: keep two copies of the base's weights in the order of the CPU's kernels: about a tenth faster.
     """
 
     length: int | Mapping[Stream, int] = DEFAULT_LENGTH
@@ -76,6 +77,7 @@ class TrainingSettings:
     patience: int | None = None
     max_length: int | None = None
     gradient_checkpointing: bool = False
+    packed: bool = False
 
     def __post_init__(self) -> None:
         by_stream = self.length if isinstance(self.length, Mapping) else {"": self.length}
