@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.generation import PROMPTS, make_prefix
 from foreword import BaseModel, generate, packing
+from foreword.bench.generation import PROMPTS, make_prefix
 from foreword.encoding import encode
 from foreword.examples import read_examples
 from foreword.training.loop import train_step

@@ -27,8 +27,8 @@ from typing import Any
 import openai
 import torch
 
-from benchmarks.generation import PROMPTS, make_prefix
 from foreword import BaseModel, Prefix, generate
+from foreword.bench.generation import PROMPTS, make_prefix
 from foreword.store import PrefixStore
 
 TOKENS = (8, 16, 24, 32)

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peak_memory import peak, reset_peak
 from foreword import BaseModel, Example, Prefix, train, train_many
+from foreword.bench.peak_memory import peak, reset_peak
 from foreword.examples import read_examples
 
 FIELDS = {"owner": "user"}

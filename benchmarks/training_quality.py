@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import peft_prefix
 from foreword import BaseModel
+from foreword.bench import peft_peer
 from foreword.encoding import EncodedExample, encode
 from foreword.examples import read_examples
 from foreword.training.loop import dev_loss, train_step
@@ -82,17 +82,17 @@ def _peft(
     rate: float,
 ) -> dict[str, Any]:
     begun = time.perf_counter()
-    model = peft_prefix.load(
+    model = peft_peer.load(
         arguments.folder, length=arguments.length, projection=projection, seed=arguments.seed
     )
     warmup = make_settings().warmup_steps(arguments.steps)
-    step = peft_prefix.trainer(model, learning_rate=rate, warmup=warmup, steps=arguments.steps)
+    step = peft_peer.trainer(model, learning_rate=rate, warmup=warmup, steps=arguments.steps)
     order = Order([r.tokens for r in train_rows], arguments.batch_size, arguments.seed, by_length=False)
     course = {}
     for number in range(1, arguments.steps + 1):
         step([train_rows[index] for index in order.batch(number - 1)])
         if number in arguments.at or number == arguments.steps:
-            course[number] = peft_prefix.dev_loss(model, dev_rows)
+            course[number] = peft_peer.dev_loss(model, dev_rows)
     return _result(f"PEFT {'prefix_projection' if projection else 'default'}", rate, course, begun)
 
 

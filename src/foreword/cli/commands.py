@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": "Serve the OpenAI API: chat with prefixes, upload examples, train new ones.",
     "import": "Turn prefixes of other libraries, or of the hub, into prefix files.",
     "export": "Turn prefix files into what PEFT loads, or share them on the hub.",
+    "bench": "Measure speed and memory on this machine, beside PEFT and the machine's limit.",
     "reproduce": "Run an experiment and write a report with its figures.",
 }
 """Names and first lines of their help, in the order of use; here, so that help imports no command.

@@ -72,10 +72,10 @@ def personalization(
     from foreword.experiments import personalization_report as report
     from foreword.experiments import picture
     from foreword.experiments.cost import measure_rates
-    from foreword.experiments.hardware import describe_machine
     from foreword.experiments.ledger import Ledger
     from foreword.experiments.owners import choose_owners
     from foreword.files import write_text
+    from foreword.hardware import describe_machine
 
     given = {
         "owners": owners,
