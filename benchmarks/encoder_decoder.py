@@ -6,8 +6,9 @@ A small BART and a small T5 (encoder and decoder of different depth) are trained
 (`encoder_decoder_base.py`) on writing sentences from attributes and on mending both. Then they are frozen,
 and prefixes learn what the base was never shown: the sentence in, the attributes out. Every set of streams
 takes the same steps over the same batches, with each seed and at each learning rate; the rate with the lowest
-mean dev loss counts. `decoder, as many numbers` is a longer prefix in the decoder alone, so that more streams
-do not win by their size. `--folder` keeps the bases for another run.
+mean dev loss counts, and is named where it ends the grid, for the next might be better. `decoder, as many
+numbers` is a longer prefix in the decoder alone, so that more streams do not win by their size. `--folder`
+keeps the bases for another run.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from foreword.geometry import Stream
 from foreword.training.loop import dev_loss, train_step
 from foreword.training.train import build_learner, make_settings
 
+RATES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8]
 STREAM_SETS: dict[str, tuple[Stream, ...]] = {
     "encoder + cross + decoder": ("encoder", "cross", "decoder"),
     "decoder": ("decoder",),
@@ -93,22 +95,19 @@ def _compare(
         }
         means = {rate: statistics.mean(loss for loss, _ in found) for rate, found in tries.items()}
         rate = min(means, key=means.__getitem__)
-        prefix = tries[rate][0][1]
-        texts = _texts(base, prefix, dev_task)
-        right = _right(texts, dev_task[: len(texts)])
-        losses = [loss for loss, _ in tries[rate]]
+        texts = [_texts(base, prefix, dev_task) for _, prefix in tries[rate]]
         runs.append(
             {
                 "streams": name,
                 "length": own_length,
-                "numbers": prefix.numel(),
+                "numbers": tries[rate][0][1].numel(),
                 "rate": rate,
                 "means": means,
-                "losses": losses,
-                "right": right,
+                "losses": [loss for loss, _ in tries[rate]],
+                "right": [_right(each, dev_task[: len(each)]) for each in texts],
             }
         )
-        report(model=kind, **runs[-1], text=texts[0])
+        report(model=kind, **runs[-1], text=texts[0][0])
     unprefixed = _texts(base, None, dev_task)
     report(what="generated", model=kind, streams="none", source=dev_task[0].source, text=unprefixed[0])
     if base.weights_checksum() != checksum:
@@ -186,8 +185,8 @@ def _markdown(table: dict[str, Any]) -> str:
         + ", ".join(f"{name} {loss}" for name, loss in base["dev"].items()),
         "",
         "| streams | P | numbers | "
-        + " | ".join(f"mean at rate {rate:g}" for rate in rates)
-        + f" | dev losses of {len(full)} seeds | mean above all three, and by seed | attributes right (F1) |",
+        + " | ".join(f"{rate:g}" for rate in rates)
+        + " | dev loss | above all three (by seed) | F1 |",
         "|---" * (6 + len(rates)) + "|",
         "| none | 0 | 0 |"
         + " |" * len(rates)
@@ -197,13 +196,23 @@ def _markdown(table: dict[str, Any]) -> str:
     for run in runs:
         apart = [loss - best for loss, best in zip(run["losses"], full, strict=True)]
         above = f"{statistics.mean(apart):+.3f} ({', '.join(f'{gap:+.3f}' for gap in apart)})"
+        means = (
+            f"**{mean:.3f}**" if at == run["rate"] else f"{mean:.3f}" for at, mean in run["means"].items()
+        )
         lines.append(
             f"| {run['streams']} | {run['length']} | {run['numbers']:,} | "
-            + " | ".join(f"{run['means'][rate]:.3f}" for rate in rates)
-            + f" | {', '.join(f'{loss:.3f}' for loss in run['losses'])} | {'' if run is runs[0] else above} "
-            f"| {run['right']:.2f} |"
+            + " | ".join(means)
+            + f" | {_spread_of(run['losses'], 3)} | {'' if run is runs[0] else above} "
+            f"| {_spread_of(run['right'], 2)} |"
         )
-    return "\n".join(lines)
+    ends = [run["streams"] for run in runs if run["rate"] in (min(rates), max(rates))]
+    return "\n".join([*lines, "", f"Best at an end of the grid: {'; '.join(ends) or 'none'}."])
+
+
+def _spread_of(values: list[float], digits: int) -> str:
+    """Mean and standard deviation over the seeds; of one seed its value."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def _arguments() -> argparse.Namespace:
@@ -220,7 +229,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=10)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.2])
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     return parser.parse_args()
 

@@ -271,6 +271,15 @@ def test_closing_finishes_what_runs_and_takes_nothing_new(tiny_base: BaseModel) 
     assert [token.token_id for token in asyncio.run(ask())] == by_hand(tiny_base, row(tiny_base, "ab"))
 
 
+def test_rows_that_ask_the_same_are_rows_of_their_own(tiny_base: BaseModel) -> None:
+    """Same prompt, same prefix in copies, different lengths: one leaves while its like goes on."""
+    asked = [row(tiny_base, "ab", random_prefix(tiny_base, 4), max_tokens=count) for count in (9, 5, 7, 5)]
+    found = run(tiny_base, asked)
+    assert [[token.token_id for token in tokens] for tokens in found] == [
+        by_hand(tiny_base, r) for r in asked
+    ]
+
+
 def test_a_row_is_not_kept_waiting_by_many_of_another_owner(tiny_base: BaseModel) -> None:
     """One place, bob's ten rows first: alice's single one is the second to be finished."""
 

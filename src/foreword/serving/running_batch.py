@@ -27,7 +27,7 @@ SPARE_COLUMNS = 64
 """Columns that a buffer has ahead, so that a step writes instead of copying."""
 
 
-@dataclass
+@dataclass(eq=False)
 class RunningRow:
     """A row with what it needs between two steps.
 
