@@ -207,5 +207,9 @@ class UploadFailed(ForewordError):
 # -- serving -------------------------------------------------------------------------------------
 
 
+class NotFinite(ForewordError):
+    """The base model, behind some prefix, gave numbers that are none; no text is made of them."""
+
+
 class EngineStopped(ForewordError):
     """The engine was closed before the row was finished."""

@@ -12,6 +12,7 @@ Shapes: M rows, I inputs, O outputs.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -47,8 +48,9 @@ def packed_weights(wanted: bool = True) -> Iterator[None]:
 def prepare(model: nn.Module) -> int:
     """Let the frozen float32 linear layers of `model` on the CPU take packed weights when asked to.
 
-    Weights stay where and what they are. A layer whose weight is trained, or changed, later on is computed
-    as ever.
+    Weights stay where and what they are. A layer whose weight is trained later on is computed as ever, and
+    one whose weight is changed is packed anew; a change through `.data`, which torch does not count, is not
+    seen.
 
     Returns:
         How many layers.
@@ -78,20 +80,23 @@ class Packed:
     """Copies of one weight `[O, I]` in the kernels' order, made when first asked for."""
 
     def __init__(self) -> None:
+        self._weight: torch.Tensor | None = None
         self._made_of: tuple[int, int] | None = None
         self._copies: dict[bool, torch.Tensor] = {}
+        self._lock = threading.Lock()
 
     def of(self, weight_OI: torch.Tensor, *, transposed: bool) -> torch.Tensor:
         """The copy of the weight as it is now."""
         now = (weight_OI.data_ptr(), weight_OI._version)
-        if now != self._made_of:
-            self._made_of = now
-            self._copies.clear()
-        if transposed not in self._copies:
-            with torch.no_grad():
-                plain = weight_OI.t().contiguous() if transposed else weight_OI
-                self._copies[transposed] = torch.ops.mkldnn._reorder_linear_weight(plain)
-        return self._copies[transposed]
+        with self._lock:
+            if weight_OI is not self._weight or now != self._made_of:
+                self._weight, self._made_of = weight_OI, now
+                self._copies = {}
+            if transposed not in self._copies:
+                with torch.no_grad():
+                    plain = weight_OI.t().contiguous() if transposed else weight_OI
+                    self._copies[transposed] = torch.ops.mkldnn._reorder_linear_weight(plain)
+            return self._copies[transposed]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         return Packed()
@@ -109,8 +114,8 @@ class PackedLinear(nn.Linear):
         """`[..., I]` to `[..., O]`."""
         weight, bias = self.weight, self.bias
         trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        other = weight.dtype != input.dtype or weight.device.type != "cpu" or not input.numel()
-        if not _used.get() or trained or other:
+        fits = weight.dtype == input.dtype == torch.float32 and weight.device.type == "cpu"
+        if not _used.get() or trained or not fits or not input.numel():
             return super().forward(input)
         rows_MI = input.reshape(-1, input.shape[-1])
         if torch.is_grad_enabled() and input.requires_grad:

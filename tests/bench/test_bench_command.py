@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from foreword.bench import data
+from foreword.bench.memory import WAYS
 from foreword.cli import app
 from saved_bases import save_tiny
 
@@ -68,11 +69,20 @@ def test_many_prefixes_are_generated_in_one_batch(tiny: Path) -> None:
 
 
 def test_memory_is_that_of_processes_of_their_own(tiny: Path) -> None:
-    done = run("memory", "--base", tiny, "--size", 2, "--length", 3, "--no-peft", "--threads", 1)
+    done = run("memory", "--base", tiny, "--size", 8, "--length", 3, "--threads", 1, "--json")
     assert done.exit_code == 0, done.stderr
-    for way in ("Foreword", "Foreword, checkpointing", "Foreword, packed"):
-        assert way in done.stdout
-    assert "PEFT's" in done.stdout
+    rows = {row["way"]: row for row in json.loads(done.stdout)["rows"]}
+    assert list(rows) == list(WAYS)
+    assert all(0 < row["megabytes"] < 1000 for row in rows.values())
+    assert rows["PEFT"]["of PEFT's"] == 1
+
+
+def test_a_folder_that_holds_a_report_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("precious")
+    done = run("step", "--base", "nowhere", "--out", tmp_path)
+    assert done.exit_code == 1
+    assert "report.json exists already" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_a_peer_that_is_absent_is_named_with_what_installs_it(

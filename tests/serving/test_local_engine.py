@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
+import torch
 
 from by_hand import greedy, layers_of, logits
 from foreword import BaseModel, Prefix, Template
 from foreword.errors import (
     EngineStopped,
     GeometryMismatch,
+    NotFinite,
     UnsupportedArchitecture,
     UsageError,
     WindowExceeded,
 )
 from foreword.serving.engine import Row, Sampling, Token
 from foreword.serving.local_engine import LocalEngine
+from foreword.serving.running_batch import RunningRow
 from foreword.serving.waiting import Waiting
 from stand_ins import byte_tokenizer, random_prefix, tiny_llama
 from training.tiny_bart import tiny_bart_base
@@ -271,6 +275,79 @@ def test_closing_finishes_what_runs_and_takes_nothing_new(tiny_base: BaseModel) 
     assert [token.token_id for token in asyncio.run(ask())] == by_hand(tiny_base, row(tiny_base, "ab"))
 
 
+def test_a_row_without_numbers_fails_alone(tiny_base: BaseModel) -> None:
+    """A prefix whose values overflow; greedy, too, where any token would look like an answer."""
+    tensors = {name: torch.full_like(t, 3e38) for name, t in random_prefix(tiny_base, 3).tensors.items()}
+    huge = Prefix(tensors, tiny_base.identity, tiny_base.template)
+    others = [row(tiny_base, prompt, random_prefix(tiny_base, 2, seed=7)) for prompt in ("ab", "cd")]
+
+    async def ask() -> list[object]:
+        engine = LocalEngine(tiny_base)
+        asked = [others[0], row(tiny_base, "ab", huge), others[1]]
+        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
+        await engine.close()
+        return found
+
+    one, failed, two = asyncio.run(ask())
+    assert isinstance(failed, NotFinite)
+    for tokens, asked in ((one, others[0]), (two, others[1])):
+        assert [token.token_id for token in tokens] == by_hand(tiny_base, asked)
+
+
+def test_a_row_that_fails_between_two_tokens_leaves_the_others_alone(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = RunningRow.choose
+
+    def fails_at_the_third(self: RunningRow, logits_V: torch.Tensor) -> Token:
+        if self.row.owner == "bob" and self.made == 2:
+            raise RuntimeError("no probability")
+        return choose(self, logits_V)
+
+    monkeypatch.setattr(RunningRow, "choose", fails_at_the_third)
+    asked = [
+        row(tiny_base, prompt, owner=owner) for prompt, owner in (("ab", "a"), ("cd", "bob"), ("ef", "e"))
+    ]
+
+    async def ask() -> list[object]:
+        engine = LocalEngine(tiny_base)
+        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
+        await engine.close()
+        return found
+
+    found = asyncio.run(ask())
+    assert str(found[1]) == "no probability"
+    for n in (0, 2):
+        assert [token.token_id for token in found[n]] == by_hand(tiny_base, asked[n])
+
+
+def test_a_temperature_next_to_nothing_takes_the_likeliest(tiny_base: BaseModel) -> None:
+    asked = row(tiny_base, "ab", temperature=6e-38)
+    assert [t.token_id for t in run(tiny_base, [asked])[0]] == by_hand(tiny_base, asked)
+
+
+def test_an_engine_that_fails_tells_everybody_and_takes_nothing_more(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda info: None)  # the thread's own traceback
+
+    async def ask() -> list[object]:
+        engine = LocalEngine(tiny_base)
+
+        def fails(staying: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(engine._batch, "keep", fails)
+        asked = [row(tiny_base, prompt) for prompt in ("ab", "cd", "ef")]
+        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
+        with pytest.raises(EngineStopped):
+            await anext(engine.stream(asked[0]))
+        await engine.close()
+        return found
+
+    assert all(isinstance(error, EngineStopped) for error in asyncio.run(ask()))
+
+
 def test_rows_that_ask_the_same_are_rows_of_their_own(tiny_base: BaseModel) -> None:
     """Same prompt, same prefix in copies, different lengths: one leaves while its like goes on."""
     asked = [row(tiny_base, "ab", random_prefix(tiny_base, 4), max_tokens=count) for count in (9, 5, 7, 5)]
@@ -307,33 +384,29 @@ def test_owners_are_taken_in_turns() -> None:
 
 
 def test_what_is_held_is_bounded(tiny_base: BaseModel) -> None:
-    """With room for two rows of this length, a third waits; one that alone needs more still runs."""
-    prefix = random_prefix(tiny_base, 40)
-    asked = [row(tiny_base, prompt, prefix) for prompt in PROMPTS]
+    """Room for two rows of 60 columns: a third waits. One long row among short ones counts for all."""
+    short = [row(tiny_base, "ab", random_prefix(tiny_base, 46, seed=n), max_tokens=12) for n in range(5)]
+    long = row(tiny_base, "a" * 30, random_prefix(tiny_base, 70), max_tokens=20)
 
-    async def most() -> tuple[int, list[list[Token]]]:
-        engine = LocalEngine(tiny_base, max_held=130)
-        seen = 0
+    async def most(asked: list[Row], max_held: int) -> tuple[int, list[list[Token]]]:
+        engine = LocalEngine(tiny_base, max_held=max_held)
+        join, seen = engine._batch.join, 0
 
-        async def one(r: Row) -> list[Token]:
+        def counted(new: RunningRow) -> Token:
             nonlocal seen
-            tokens = []
-            async for token in engine.stream(r):
-                seen = max(seen, int(engine.measurements()["rows_running"]))
-                tokens.append(token)
-            return tokens
+            token = join(new)
+            seen = max(seen, len(engine._batch.rows))
+            return token
 
-        found = await asyncio.gather(*map(one, asked))
+        engine._batch.join = counted
+        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked))
         await engine.close()
         return seen, found
 
-    seen, found = asyncio.run(most())
-    assert seen <= 3
-    assert [[token.token_id for token in tokens] for tokens in found] == [
-        by_hand(tiny_base, r) for r in asked
-    ]
-    alone = run(tiny_base, [asked[0]], max_held=1)
-    assert [token.token_id for token in alone[0]] == by_hand(tiny_base, asked[0])
+    for asked, max_held, expected in ((short, 120, 2), ([*short, long], 300, 5), ([long], 1, 1)):
+        seen, found = asyncio.run(most(asked, max_held))
+        assert seen == expected
+        assert [[t.token_id for t in tokens] for tokens in found] == [by_hand(tiny_base, r) for r in asked]
 
 
 def test_models_that_the_running_batch_would_get_wrong_are_refused(tiny_base: BaseModel) -> None:

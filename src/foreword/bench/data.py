@@ -17,6 +17,7 @@ KINDS = ("pub", "restaurant", "coffee shop", "bistro")
 FOODS = ("English", "Thai", "Italian", "Indian", "Japanese", "French")
 PRICES = ("cheap", "moderate", "high", "less than 20")
 PLACES = ("riverside", "city centre", "harbour", "station")
+MANY = 2048
 REFERENCES = 8
 """Texts of one source."""
 
@@ -29,7 +30,7 @@ def examples(path: Path | None, count: int) -> list[Example]:
         BadExamples, CannotRead: see `read_examples`.
     """
     if path is None:
-        return invented(count)
+        return invented(max(count, MANY))  # so many that random batches seldom share a source
     found = read_examples(path)
     if len(found) < count:
         raise UsageError(f"{path} has {len(found)} examples; these rounds need {count}. Ask for fewer rounds")

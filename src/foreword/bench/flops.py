@@ -5,7 +5,8 @@ gradient of its input; a frozen weight needs no gradient of its own, which saves
 (2, 4 and 6 operations per weight and token: Kaplan et al. 2020, section 2.1, counts 2 forward and 4
 backward). Attention of a token to one key is 4·D operations of each head forward (query by key, weight by
 value) and 8·D backward. Logits are counted where there is a target, padding nowhere. Softmax, norms and
-activations are not counted: they are not matrix products.
+activations are not counted: they are not matrix products. It is the work of rows that share nothing: what
+rows begin with in common, Foreword computes once, and its share of the limit is so much the higher.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def _in_a_process(way: str, base: str, path: Path | None, size: int, length: int
 
 
 def _measure_here(way: str, name: str, path: Path | None, size: int, length: int) -> int:
-    base = BaseModel.load(name, dtype=torch.float32)
+    base = BaseModel.load(name, dtype=torch.float32, device="cpu")
     rows, _ = encode(data.examples(path, STEPS * size), base.tokenizer, base.template)
     settings = make_settings(
         length=length,
@@ -68,7 +68,9 @@ def _measure_here(way: str, name: str, path: Path | None, size: int, length: int
     if not way.startswith("PEFT"):
         before = reset_peak()
         for _ in range(STEPS):
-            train_step(base, [learner])
+            (report,) = train_step(base, [learner])
+            if isinstance(report, Exception):
+                raise report
         return (peak() - before) * 1024
     from foreword.bench import peft_peer
 

@@ -42,7 +42,9 @@ def cell(value: Any) -> str:
     """As people read it."""
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
 
 
 def markdown(report: Report) -> str:
@@ -68,22 +70,36 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def write(report: Report, folder: Path) -> list[Path]:
-    """Write report.md, report.json and, where there are ratios, ratios.png; returns them.
+FILES = ("report.md", "report.json", "ratios.png")
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder of a report, before the work.
 
     Raises:
         CannotWrite: no right, or no such folder.
+        OutputExists: it holds a report already.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotWrite(f"the folder {folder} can't be made: {error.strerror}; choose another") from error
-    page, data = folder / "report.md", folder / "report.json"
-    files.write_text(page, markdown(report), overwrite=True)
-    files.write_text(data, json.dumps(as_json(report), indent=2) + "\n", overwrite=True)
+    for name in FILES:
+        files.check_output(folder / name, overwrite=False)
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """Write report.md, report.json and, where there are ratios, ratios.png into the folder; returns them.
+
+    Raises:
+        CannotWrite: no right, or no such folder.
+        OutputExists: one is there.
+    """
+    page, data, picture = (folder / name for name in FILES)
+    files.write_text(page, markdown(report))
+    files.write_text(data, json.dumps(as_json(report), indent=2) + "\n")
     if not report.ratios:
         return [page, data]
-    picture = folder / "ratios.png"
     _draw(report, picture)
     return [page, data, picture]
 

@@ -75,7 +75,7 @@ def step(
     computed once.
     """
     numbers = _numbers(sizes)
-    model, rates = _prepared(base, threads, peft=not no_peft)
+    model, rates = _prepared(base, threads, out, peft=not no_peft)
     from foreword.bench import data as examples_of
     from foreword.bench import step as measured
     from foreword.encoding import encode
@@ -128,13 +128,13 @@ def memory(
 
     Above the loaded base model, on the CPU, each way in a process of its own.
     """
-    model, rates = _prepared(base, threads, peft=not no_peft, device="cpu")
+    model, rates = _prepared(base, threads, out, peft=not no_peft, device="cpu")
     from foreword.bench import memory as measured
     from foreword.bench.rounds import Spread
 
     found = measured.measure(base, data, size, length, peft=not no_peft)
     peer = found.get("PEFT")
-    share = {way: None if peer is None else number / peer for way, number in found.items()}
+    share = {way: number / peer if peer else None for way, number in found.items()}
     report = _report(
         context,
         model,
@@ -171,7 +171,7 @@ def generate(
 
     Against the same batch without any, and against PEFT, adapter after adapter.
     """
-    model, rates = _prepared(base, threads, peft=not no_peft)
+    model, rates = _prepared(base, threads, out, peft=not no_peft)
     from foreword.bench import generation as measured
 
     found = measured.measure(
@@ -204,7 +204,9 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _prepared(base: str, threads: int | None, *, peft: bool, device: str = "auto") -> tuple[BaseModel, Any]:
+def _prepared(
+    base: str, threads: int | None, out: Path | None, *, peft: bool, device: str = "auto"
+) -> tuple[BaseModel, Any]:
     """The base model in float32, and the machine's limits; refuses before the work what can't be done."""
     import importlib.util
 
@@ -213,13 +215,21 @@ def _prepared(base: str, threads: int | None, *, peft: bool, device: str = "auto
     import torch
 
     from foreword.bench import machine
+    from foreword.bench.report import check_folder
     from foreword.cli.loading import load_base
 
+    if out is not None:
+        check_folder(out)
     if threads is not None:
         torch.set_num_threads(threads)
     model = load_base(base, device=device, dtype="float32", attention="auto")
     if model.is_encoder_decoder:
         raise UsageError(f"{model.name} is an encoder-decoder; the benchmarks take a decoder-only base")
+    if peft and model.device.type != "cpu":
+        raise UsageError(
+            f"{model.name} is on {model.device}, where the comparison with PEFT is not made yet; measure "
+            "with --no-peft"
+        )
     return model, machine.measure(torch.float32, model.device)
 
 
@@ -257,14 +267,14 @@ def _command(context: typer.Context) -> str:
 def _tell(report: Report, out: Path | None, json: bool) -> None:
     from foreword.bench.report import as_json, cell, write
 
-    written = [] if out is None else write(report, out)
     if json:
+        written = [] if out is None else write(report, out)
         return output.json_object({**as_json(report), "files": written})
     for name, value in {**report.environment, **report.limits}.items():
         typer.echo(f"{name}: {value}")
     output.table(report.columns, [tuple(map(cell, row)) for row in report.rows])
     for note in report.notes:
         typer.echo(note)
-    for path in written:
+    for path in [] if out is None else write(report, out):  # after the figures are told
         typer.echo(f"written: {path}")
     return None

@@ -6,6 +6,7 @@ A thread drives the model; rows come from and tokens go to asyncio, where the ga
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class _Asked:
 
     def answer(self, token: Token | Exception) -> None:
         """From the engine's thread."""
-        if not self.loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to be told
             self.loop.call_soon_threadsafe(self.answers.put_nowait, token)
 
 
@@ -47,7 +48,8 @@ class LocalEngine:
         """
         Args:
             max_rows: rows that run at once; others wait.
-            max_held: most columns of keys and values times rows; a row that alone needs more still runs.
+            max_held: most columns of keys and values times rows that running rows may come to need; a row
+                that alone needs more still runs.
 
         Raises:
             UnsupportedArchitecture: the base's cache does not keep every token as attention sees it
@@ -138,8 +140,23 @@ class LocalEngine:
     # -- in the engine's thread ------------------------------------------------------------------
 
     def _run(self) -> None:
-        with packed_weights():
-            self._serve()
+        try:
+            with packed_weights():
+                self._serve()
+        except BaseException as error:
+            self._give_up(error)
+            raise
+
+    def _give_up(self, error: BaseException) -> None:
+        """Tell everybody, and take nothing more: without this thread nobody would ever be answered."""
+        with self._changed:
+            self._closing = True
+            left = list(self._asked.values())
+            while (asked := self._waiting.next()) is not None:
+                left.append(asked)
+        self._asked.clear()
+        for asked in left:
+            asked.answer(EngineStopped(f"the engine failed ({type(error).__name__}); restart the server"))
 
     def _serve(self) -> None:
         while True:
@@ -163,13 +180,18 @@ class LocalEngine:
         self._batch.keep(staying)
 
     def _next_that_fits(self) -> _Asked | None:
-        rows = len(self._batch.rows)
-        if rows >= self._max_rows or (rows and (rows + 1) * self._batch.columns > self._max_held):
+        rows = self._batch.rows
+        if len(rows) >= self._max_rows:
             return None
         with self._changed:
-            while (asked := self._waiting.next()) is not None:
-                if not asked.gone:
-                    return asked
+            while (asked := self._waiting.first()) is not None:
+                if asked.gone:
+                    self._waiting.next()
+                    continue
+                most = max(row.most_columns for row in (*rows, asked.running))
+                if rows and (len(rows) + 1) * most > self._max_held:
+                    return None  # it is the next one when others have left
+                return self._waiting.next()
         return None
 
     def _join(self, asked: _Asked) -> None:
@@ -186,14 +208,15 @@ class LocalEngine:
     def _step(self) -> None:
         rows = list(self._batch.rows)
         try:
-            tokens = self._batch.step()
+            outcomes = self._batch.step()
         except Exception as error:  # every row of the batch is lost, and every caller is told
             self._batch.clear()
             for row in rows:
                 self._asked.pop(id(row)).answer(error)
             return
         self._steps += 1
-        self._tokens += len(tokens)
-        for row, token in zip(rows, tokens, strict=True):
-            asked = self._asked[id(row)] if token.finish_reason is None else self._asked.pop(id(row))
-            asked.answer(token)
+        self._tokens += len(outcomes)
+        for row, outcome in zip(rows, outcomes, strict=True):
+            ended = isinstance(outcome, Exception) or outcome.finish_reason is not None
+            asked = self._asked.pop(id(row)) if ended else self._asked[id(row)]
+            asked.answer(outcome)

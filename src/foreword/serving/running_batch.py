@@ -9,6 +9,7 @@ Shapes: B rows, L layers, H key/value heads, S columns held, D head size, V voca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,9 +20,13 @@ from foreword.attention import Attending, attending
 from foreword.base import BaseModel
 from foreword.cache import PrefixedLayer, prefixed_cache
 from foreword.decoding import sampling_warpers
+from foreword.errors import NotFinite
 from foreword.losses import keeps_logits
 from foreword.row_prefixes import RowPrefixes
 from foreword.serving.engine import FinishReason, Row, Token
+
+GREEDY_BELOW = 1e-5
+"""Temperature below which the likeliest token is taken: logits over less would leave float32."""
 
 SPARE_COLUMNS = 64
 """Columns that a buffer has ahead, so that a step writes instead of copying."""
@@ -49,11 +54,23 @@ class RunningRow:
     def __post_init__(self) -> None:
         self.noise.manual_seed(self.row.sampling.seed)
 
+    @property
+    def most_columns(self) -> int:
+        """Columns that it can come to need: prefix, prompt and new tokens."""
+        length = 0 if self.row.prefix is None else self.row.prefix.length
+        return length + len(self.row.prompt_ids) + self.room
+
     def choose(self, logits_V: torch.Tensor) -> Token:
-        """The next token, by the row's own sampling and its own randomness."""
+        """The next token, by the row's own sampling and its own randomness.
+
+        Raises:
+            NotFinite: logits of which none is the largest.
+        """
         sampling = self.row.sampling
         logits_V = logits_V.float().cpu()
-        if sampling.temperature == 0:
+        if not math.isfinite(float(logits_V.max())):  # the largest of any NaN is NaN
+            raise NotFinite("the model's answer is no number behind this prefix; train the prefix anew")
+        if sampling.temperature < GREEDY_BELOW:
             chosen = int(logits_V.argmax())
         else:
             scores_1V = logits_V[None]
@@ -118,8 +135,8 @@ class RunningBatch:
         return token
 
     @torch.no_grad()
-    def step(self) -> list[Token]:
-        """A token for every row, in the order of `rows`; those that ended are gone afterwards."""
+    def step(self) -> list[Token | Exception]:
+        """A token for every row, in the order of `rows`, or why it gets none; ended rows are gone then."""
         base, rows = self._base, self.rows
         device = base.device
         self._held_BS = torch.nn.functional.pad(self._held_BS, (0, 1), value=1)
@@ -131,12 +148,20 @@ class RunningBatch:
             use_cache=True,
             **self._one,
         ).logits
-        tokens = []
+        outcomes: list[Token | Exception] = []
+        staying = []
         for row, logits_V in zip(rows, logits_B1V[:, -1], strict=True):
             row.position += 1
-            tokens.append(row.choose(logits_V))
-        self.keep([row for row, token in zip(rows, tokens, strict=True) if token.finish_reason is None])
-        return tokens
+            try:
+                token = row.choose(logits_V)
+            except Exception as error:  # this row's alone, and its caller is told
+                outcomes.append(error)
+                continue
+            outcomes.append(token)
+            if token.finish_reason is None:
+                staying.append(row)
+        self.keep(staying)
+        return outcomes
 
     def keep(self, staying: list[RunningRow]) -> None:
         """Let all other rows go, and columns that only they had."""
@@ -149,8 +174,8 @@ class RunningBatch:
         held_BS = self._held_BS[places]
         first = int(held_BS.any(dim=0).nonzero()[0])
         pairs = [(layer.keys[places, :, first:], layer.values[places, :, first:]) for layer in self._layers()]
-        self.rows, self._held_BS = staying, held_BS[:, first:]
-        self._cache = _cache_of(pairs)
+        cache = _cache_of(pairs)
+        self.rows, self._held_BS, self._cache = staying, held_BS[:, first:], cache
 
     def clear(self) -> None:
         """Let all rows go."""
@@ -169,11 +194,12 @@ class RunningBatch:
             ]
             pad = torch.nn.functional.pad
             held = [pad(part, (columns - part.shape[1], 0)) for part in (self._held_BS, held_1S)]
-            self._held_BS = torch.cat(held)
+            held_BS = torch.cat(held)
         else:
             pairs = [(layer.keys, layer.values) for layer in cache.layers]
-            self._held_BS = held_1S
-        self._cache = _cache_of(pairs)
+            held_BS = held_1S
+        # Both or neither: what fails above leaves the other rows as they are.
+        self._cache, self._held_BS = _cache_of(pairs), held_BS
 
     def _layers(self) -> list[PrefixedLayer]:
         return [] if self._cache is None else self._cache.layers

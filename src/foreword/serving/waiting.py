@@ -21,6 +21,10 @@ class Waiting(Generic[Item]):
         """Behind this owner's other rows."""
         self._queues.setdefault(owner, deque()).append(item)
 
+    def first(self) -> Item | None:
+        """What `next` would give, still waiting."""
+        return next((queue[0] for queue in self._queues.values()), None)
+
     def next(self) -> Item | None:
         """The first row of the owner whose turn it is, who then goes to the end; None when nothing waits."""
         if not self._queues:
