@@ -208,7 +208,9 @@ def test_a_client_that_stops_reading_loses_its_texts(gateway: Gateway) -> None:
     configuration = dataclasses.replace(gateway.server.configuration, write_seconds=0.2)
     server = dataclasses.replace(gateway.server, configuration=configuration)
     app = make_app(server)
-    body = json.dumps({"model": "alice/one", "prompt": "hello", "max_tokens": 50, "stream": True, "n": 2})
+    body = json.dumps(
+        {"model": "alice/one", "prompt": "hello", "max_tokens": 50, "stream": True, "n": 2, "temperature": 0}
+    )
     headers = [(b"authorization", f"Bearer {gateway.key('alice')}".encode())]
     headers += [(b"content-type", b"application/json")]
     scope = {

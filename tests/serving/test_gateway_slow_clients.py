@@ -64,7 +64,9 @@ def test_the_row_of_a_client_that_goes_away_is_freed(
 ) -> None:
     freed = gateway.engine.freed
     text = {"messages": HELLO} if path == CHAT else {"prompt": "hello"}
-    body = json.dumps({"model": "alice/one", "max_tokens": 200, "n": 2, "stream": stream, **text})
+    body = json.dumps(
+        {"model": "alice/one", "max_tokens": 200, "n": 2, "stream": stream, "temperature": 0, **text}
+    )
     with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {http.headers['authorization']}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
