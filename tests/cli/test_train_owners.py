@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import signal
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from foreword import BaseModel, Example, Prefix, PrefixStore, train, train_many
+from foreword import BaseModel, Prefix, PrefixStore, train, train_many
 from foreword.examples import read_examples
 from foreword.training.checkpoint import list_checkpoints
-from stand_ins import random_examples
+from mailboxes import OWNERS, write
 
 QUICK = ("--length", 3, "--steps", 6, "--batch-size", 3)
 SETTINGS: dict[str, Any] = {"length": 3, "steps": 6, "batch_size": 3}
-OWNERS = {
-    owner: [dataclasses.replace(example, owner=owner) for example in random_examples(count, seed=count)]
-    for owner, count in {"alice": 9, "bob": 5, "eve": 3}.items()
-}
 
 
 def same(one: Prefix, two: Prefix) -> bool:
     return all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
-
-
-def write(path: Path, owners: Mapping[str, Sequence[Example]], field: str = "owner") -> str:
-    """Rows of all owners in turns."""
-    rows = [
-        {field: owner, "source": examples[n].source, "target": examples[n].target}
-        for n in range(max(map(len, owners.values())))
-        for owner, examples in owners.items()
-        if n < len(examples)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path.name
 
 
 @pytest.fixture
@@ -125,36 +106,6 @@ def test_a_run_that_was_killed_goes_on_and_ends_where_it_would_have(
         assert same(Prefix.load(f"out/{owner}.prefix"), Prefix.load(f"unbroken/{owner}.prefix"))
 
 
-def test_an_owner_who_fails_costs_no_other_their_prefix(run: Any, base: str, mail: str) -> None:
-    """Bob's checkpoints are damaged, all of them."""
-    command = ("train", mail, "--by", "owner", "--base", base, "--out", "out", *QUICK)
-    assert run(*command).status == 0
-    for checkpoint in list_checkpoints(Path("out.run/@bob")):
-        checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
-    Path("out/bob.prefix").unlink()
-    Path("out/eve.prefix").unlink()
-    done = run(*command)
-    assert done.status == 1
-    assert sorted(path.name for path in Path("out").iterdir()) == ["alice.prefix", "eve.prefix"]
-    assert "3 owners: 1 trained, 1 done before, 1 failed" in done.stdout
-    assert "DamagedCheckpoint" in done.stdout
-    machine = run(*command, "--json")
-    assert machine.status == 1
-    assert [(one["owner"], one["type"]) for one in machine.json["failed"]] == [("bob", "DamagedCheckpoint")]
-    assert machine.json["error"]["type"] == "OwnersFailed"
-    assert [row["owner"] for row in machine.json["owners"]] == ["alice", "eve"]
-
-
-def test_a_line_without_an_owner_is_named(run: Any, base: str, mail: str) -> None:
-    with Path(mail).open("a") as file:
-        file.write('{"source": "a", "target": "b"}\n')
-    done = run("train", mail, "--by", "owner", "--base", base, "--out", "out", *QUICK)
-    assert done.status == 1
-    assert "line 18" in done.stderr
-    assert "owner" in done.stderr
-    assert not Path("out").exists()
-
-
 def test_owners_are_found_in_the_field_that_is_named(run: Any, base: str, tmp_path: Path) -> None:
     data = write(tmp_path / "mail.jsonl", OWNERS, field="user")
     assert run("train", data, "--by", "owner", "--base", base, "--out", "out", *QUICK).status == 1
@@ -163,61 +114,6 @@ def test_owners_are_found_in_the_field_that_is_named(run: Any, base: str, tmp_pa
     )
     assert done.status == 0, done.stderr
     assert len(list(Path("out").iterdir())) == 3
-
-
-def test_names_of_owners_stay_within_the_folder(run: Any, base: str, tmp_path: Path) -> None:
-    names = ["../up", "a/b", ".hidden", "größer", "a b"]
-    data = write(tmp_path / "mail.jsonl", {name: OWNERS["eve"] for name in names})
-    done = run("train", data, "--by", "owner", "--base", base, "--out", "out", *QUICK, "--json")
-    assert done.status == 0, done.stderr
-    assert [row["owner"] for row in done.json["owners"]] == names
-    files = {Path(row["prefix"]) for row in done.json["owners"]}
-    assert len(files) == 5
-    assert {path.resolve().parent for path in files} == {tmp_path / "out"}
-    assert not any(path.name.startswith(".") for path in files)
-    assert not (tmp_path / "up.prefix").exists()
-
-
-def test_owners_that_would_share_a_file_or_have_none_are_refused_before_the_work(
-    run: Any, tmp_path: Path
-) -> None:
-    for names, told in ((["Ann", "ann"], "differ only in capitals"), (["x" * 300], "too long a name")):
-        data = write(tmp_path / "mail.jsonl", {name: OWNERS["eve"] for name in names})
-        done = run("train", data, "--by", "owner", "--base", "nowhere", "--out", "out", *QUICK)
-        assert done.status == 2
-        assert told in done.stderr
-    data = write(tmp_path / "mail.jsonl", {"a/b": OWNERS["eve"]})
-    done = run("train", data, "--by", "owner", "--base", "nowhere", "--store", "kept", "--name", "m", *QUICK)
-    assert done.status == 2
-    assert "'a/b' has a / in the name" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (("--by", "owner"), "say where the owners' prefixes go"),
-        (("--by", "owner", "--out", "out", "--name", "mail"), "say where the owners' prefixes go"),
-        (("--by", "owner", "--out", "out", "--store", "kept"), "--out and --store are both given"),
-        (("--by", "owner", "--out", "out", "--isolated", "--pass-tokens", 9), "--isolated and --pass-tokens"),
-        (("--by", "owner", "--out", "out", "--accumulate", 2), "lower --pass-tokens"),
-        (("--by", "owner", "--out", "out", "--tensorboard"), "can't be used with --by owner"),
-        (("--by", "owner", "--name", "m", "--checkpoint-dir", "c"), "keeps checkpoints itself"),
-        (("--by", "owner", "--name", "a/b/c"), "a/b/c"),
-        (("--out", "a.prefix", "--places", 3), "--places needs --by owner"),
-        (("--out", "a.prefix", "--isolated"), "--isolated needs --by owner"),
-        ((), "--out FILE"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(
-    run: Any, mail: str, options: tuple[object, ...], told: str
-) -> None:
-    before = sorted(Path().rglob("*"))
-    done = run("train", mail, "--base", "nowhere", *QUICK, *options)
-    assert done.status == 2, done.stderr
-    assert told in done.stderr
-    assert [
-        path for path in sorted(Path().rglob("*")) if path not in before and path.suffix == ".prefix"
-    ] == []
 
 
 def test_what_others_made_is_replaced_only_when_asked(run: Any, base: str, mail: str) -> None:
@@ -240,16 +136,6 @@ def test_what_others_made_is_replaced_only_when_asked(run: Any, base: str, mail:
     assert anew.status == 0
     assert "start anew" in anew.stderr
     assert not same(Prefix.load("out/bob.prefix"), first)
-
-
-def test_dev_examples_of_nobody_are_told(run: Any, base: str, mail: str, tmp_path: Path) -> None:
-    dev = write(tmp_path / "dev.jsonl", {"alice": OWNERS["alice"][:2], "mallory": OWNERS["eve"][:1]})
-    done = run("train", mail, "--by", "owner", "--base", base, "--out", "out", "--dev", dev, *QUICK, "--json")
-    assert done.status == 0
-    assert "1 owners have dev examples only, and get no prefix: mallory" in done.stderr
-    losses = {row["owner"]: row["dev_loss"] for row in done.json["owners"]}
-    assert losses["alice"] is not None
-    assert losses["bob"] is losses["eve"] is None
 
 
 def test_owners_start_from_a_shared_prefix_when_told(run: Any, base: str, mail: str) -> None:

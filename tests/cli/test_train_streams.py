@@ -63,12 +63,12 @@ def test_the_prefix_has_the_streams_and_lengths_that_were_asked_for(
         (("--length", "encoder=5,encoder=2"), "each once"),
         (("--length", "encoder=five"), "expected a whole number"),
         (("--length", "encoder"), "expected a whole number"),
-        (("--length", "encoder=0"), "0"),
-        (("--length", "middle=5"), "middle"),
+        (("--length", "encoder=0"), "length of encoder is 0; expected"),
+        (("--length", "middle=5"), "no stream is called 'middle'; expected some of decoder"),
         (("--streams", "decoder,decoder"), "each once"),
         (("--streams", "decoder,,cross"), "each once"),
-        (("--streams", "middle"), "middle"),
-        (("--streams", "decoder", "--length", "encoder=5"), "encoder"),
+        (("--streams", "middle"), "no stream is called 'middle'; expected some of decoder"),
+        (("--streams", "decoder", "--length", "encoder=5"), "streams are decoder but length names encoder"),
     ],
 )
 def test_streams_that_are_none_are_refused(
@@ -83,5 +83,5 @@ def test_streams_that_are_none_are_refused(
 def test_a_decoder_only_model_has_one_stream(run: Any, base: str, data: str) -> None:
     done = run("train", data, "--base", base, "--out", "a.prefix", *QUICK, "--streams", "cross")
     assert done.status == 2
-    assert "cross" in done.stderr
+    assert "this base has no cross stream; it has decoder" in done.stderr
     assert not Path("a.prefix").exists()

@@ -98,6 +98,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(text: str) -> str:
+    """Printable, and on one line: a name from a file may hold line breaks."""
+    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

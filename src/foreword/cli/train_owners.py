@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from foreword.cli import output
 from foreword.cli.train_destinations import Destination
@@ -14,6 +14,7 @@ from foreword.cli.train_record import begin_anew, read_record, write_record
 from foreword.cli.train_report import Outcome, tell
 from foreword.cli.train_request import Request
 from foreword.errors import (
+    BadExamples,
     CheckpointMismatch,
     DamagedCheckpoint,
     ForewordError,
@@ -34,6 +35,7 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
     """Train every owner who is not done, and tell; ends with status 1 if some got no prefix.
 
     Raises:
+        BadExamples: one without an owner.
         OutputExists: a file of an owner is there that is not this run's result.
         CheckpointMismatch: an owner's run had other settings or data.
         UsageError, WindowExceeded, TrainingStopped: as `train_many`.
@@ -41,7 +43,7 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
     from foreword.training.many import train_many
     from foreword.training.train import make_settings
 
-    by_owner, dev = _by_owner(asked.examples), _by_owner(asked.dev or ())
+    by_owner, dev = _by_owner(asked.examples, "training"), _by_owner(asked.dev or (), "dev")
     goal.check(by_owner)
     if not asked.overwrite:
         _check_files(goal, by_owner)
@@ -99,10 +101,14 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
     tell(Outcome(base.name, list(by_owner), done, errors), goal, json=asked.json)
 
 
-def _by_owner(examples: Sequence[Example]) -> ByOwner:
+def _by_owner(examples: Sequence[Example], what: str) -> ByOwner:
     found: ByOwner = {}
-    for example in examples:
-        assert example.owner is not None  # the readers were told its field, and miss it with its line
+    for number, example in enumerate(examples, start=1):
+        if example.owner is None:  # a line without the field is named by the reader; null gets here
+            raise BadExamples(
+                f"{what} example {number} of {len(examples)} has null for its owner; expected a name in "
+                "every line. Name the owner, or remove the line"
+            )
         found.setdefault(example.owner, []).append(example)
     return found
 
@@ -158,5 +164,7 @@ def _done_before(
     return done
 
 
-def _some(owners: Sequence[Any]) -> str:
-    return ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" if len(owners) > 3 else "")
+def _some(owners: Sequence[str]) -> str:
+    return ", ".join(map(output.one_line, owners[:3])) + (
+        f" and {len(owners) - 3} more" if len(owners) > 3 else ""
+    )

@@ -91,7 +91,7 @@ class OwnersProgress:
             if not progress.note.startswith("going on") or "damaged" in progress.note:
                 self._notes += 1
                 if self._notes <= NOTES:
-                    output.note(f"{owner}: {progress.note}")
+                    output.note(f"{output.one_line(owner)}: {progress.note}")
             return
         self._stepped += max(0, self._left.get(owner, progress.steps) - left)
         self._left[owner] = left

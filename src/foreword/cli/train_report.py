@@ -76,7 +76,7 @@ def _tell_people(outcome: Outcome, rows: list[dict[str, Any]], failed: list[dict
     if 0 < len(rows) <= SHOWN:
         cells = [
             (
-                row["owner"],
+                output.one_line(row["owner"]),
                 str(row["examples"]),
                 str(row["steps"]),
                 "" if row["dev_loss"] is None else f"{row['dev_loss']:.4f}",
@@ -88,7 +88,7 @@ def _tell_people(outcome: Outcome, rows: list[dict[str, Any]], failed: list[dict
     if failed:
         output.table(
             ("owner without a prefix", "why"),
-            [(one["owner"], f"{one['type']}: {one['message']}") for one in failed],
+            [(output.one_line(one["owner"]), f"{one['type']}: {one['message']}") for one in failed],
         )
     before = len(outcome.before)
     parts = [f"{len(rows) - before} trained"]

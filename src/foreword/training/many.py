@@ -103,8 +103,9 @@ def train_many(
         A prefix per owner, those handed to `into` left out.
 
     Raises:
-        OwnersFailed: some owners had no examples or some that can't be cut to fit, or diverged, or have no
-            whole checkpoint to go on from; it holds the other owners' prefixes.
+        OwnersFailed: some owners had no examples, or some that can't be cut to fit or have nothing in front
+            of the target, or diverged, or have no whole checkpoint to go on from; it holds the other owners'
+            prefixes.
         UsageError, WindowExceeded, CheckpointMismatch, TrainingStopped: as for `train`.
     """
     if places < 1 or pass_tokens < 1:
@@ -218,9 +219,12 @@ class _Crowd:
 
     def _enter(self, owner: str, examples: Sequence[Example]) -> Learner:
         dev = self._dev.get(owner, ())
-        encoded, encoded_dev = encode_both(
-            self._base, self._template, self._settings, examples, dev, self._report, owner=owner
-        )
+        try:
+            encoded, encoded_dev = encode_both(
+                self._base, self._template, self._settings, examples, dev, self._report, owner=owner
+            )
+        except UsageError as error:  # an empty text in front of a target: theirs, not the run's
+            raise BadExamples(str(error)) from error
         learner = build_learner(
             self._base,
             self._settings,
