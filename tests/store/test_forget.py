@@ -1,5 +1,7 @@
 """After `forget` nothing of an owner is left, anywhere, and nothing of the others is gone."""
 
+from pathlib import Path
+
 import pytest
 
 from foreword.errors import NotAllowed, UnknownKey, UnknownPrefix
@@ -103,3 +105,32 @@ def test_forgetting_one_spelling_leaves_the_other(tmp_path, prefixes):
     store.forget("Alice")
     assert store.get("alice/x")
     assert store.checkpoint_folder("alice").exists()
+
+
+def test_a_folder_is_removed_though_somebody_still_writes_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A last checkpoint that comes between two looks at the folder; one that keeps coming is told."""
+    import shutil
+
+    from foreword.errors import CannotWrite
+    from foreword.store import forget
+
+    removed, remaining = shutil.rmtree, [2]
+
+    def disturbed(path: Path) -> None:
+        if remaining[0]:
+            remaining[0] -= 1
+            raise OSError(39, "Directory not empty")
+        removed(path)
+
+    monkeypatch.setattr(forget.shutil, "rmtree", disturbed)
+    monkeypatch.setattr(forget, "PAUSE_SECONDS", 0.0)
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "one").write_text("x")
+    assert forget.remove_folders([tmp_path / "job"]) == 1
+    assert not (tmp_path / "job").exists()
+    (tmp_path / "job").mkdir()
+    remaining[0] = 10**6
+    with pytest.raises(CannotWrite, match="repeat the call"):
+        forget.remove_folders([tmp_path / "job"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,10 @@ def forget_catalogue(catalogue: Catalogue, blobs: Blobs, caller: Caller, owner: 
     )
 
 
+ATTEMPTS, PAUSE_SECONDS = 100, 0.05
+"""For a writer who has not noticed yet: some seconds in all."""
+
+
 def forget_folder(folder: Path, owner: str) -> int:
     """Remove an owner's folder below `folder`; how many files it had.
 
@@ -121,10 +127,18 @@ def _remove(place: Path) -> int:
     if not place.is_dir():
         return 0
     count = sum(1 for path in place.rglob("*") if path.is_file())
-    try:
-        shutil.rmtree(place)
-    except OSError as error:
-        raise CannotWrite(f"{place} could not be removed: {error.strerror}; repeat the call") from error
+    for attempt in range(ATTEMPTS):
+        try:
+            shutil.rmtree(place)
+            break
+        except OSError as error:
+            # A process that trains may be writing its last checkpoint; then a file comes or goes meanwhile.
+            if error.errno in (errno.ENOTEMPTY, errno.ENOENT) and attempt + 1 < ATTEMPTS:
+                if not place.exists():
+                    break
+                time.sleep(PAUSE_SECONDS)
+                continue
+            raise CannotWrite(f"{place} could not be removed: {error.strerror}; repeat the call") from error
     return count
 
 
