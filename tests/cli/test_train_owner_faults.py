@@ -105,16 +105,17 @@ def test_a_name_with_a_line_break_or_a_terminal_code_is_shown_on_one_line(
 
 
 def test_names_of_owners_stay_within_the_folder(run: Any, base: str, tmp_path: Path) -> None:
-    names = ["../up", "a/b", ".hidden", "größer", "a b"]
+    names = ["../up", "a/b", ".hidden", "größer", "a b", r"$\frac$", "李"]
     data = write(tmp_path / "mail.jsonl", {name: OWNERS["eve"] for name in names})
     done = run("train", data, "--by", "owner", "--base", base, "--out", "out", *QUICK, "--json")
     assert done.status == 0, done.stderr
     assert [row["owner"] for row in done.json["owners"]] == names
     files = {Path(row["prefix"]) for row in done.json["owners"]}
-    assert len(files) == 5
+    assert len(files) == len(names)
     assert {path.resolve().parent for path in files} == {tmp_path / "out"}
     assert not any(path.name.startswith(".") for path in files)
     assert not (tmp_path / "up.prefix").exists()
+    assert all((Path(row["run"]) / "curves.png").exists() for row in done.json["owners"])
 
 
 def test_owners_that_would_share_a_file_or_have_none_are_refused_before_the_work(

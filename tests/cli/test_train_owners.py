@@ -11,6 +11,7 @@ import torch
 
 from foreword import BaseModel, Prefix, PrefixStore, train, train_many
 from foreword.examples import read_examples
+from foreword.training.beginning import build_learner
 from foreword.training.checkpoint import list_checkpoints
 from mailboxes import OWNERS, write
 
@@ -51,12 +52,11 @@ def test_each_owner_gets_the_prefix_that_train_many_gives(
 def test_isolated_owners_get_what_train_gives_them_alone(
     run: Any, base: str, mail: str, tmp_path: Path
 ) -> None:
-    assert (
-        run("train", mail, "--by", "owner", "--isolated", "--base", base, "--out", "out", *QUICK).status == 0
-    )
+    options = ("--base", base, *QUICK, "--seed", 3)
+    assert run("train", mail, "--by", "owner", "--isolated", "--out", "out", *options).status == 0
     for owner, examples in OWNERS.items():
         alone = write(tmp_path / f"{owner}.jsonl", {owner: examples})
-        assert run("train", alone, "--base", base, "--out", f"{owner}.prefix", *QUICK).status == 0
+        assert run("train", alone, "--out", f"{owner}.prefix", *options).status == 0
         one, two = Prefix.load(f"out/{owner}.prefix"), Prefix.load(f"{owner}.prefix")
         assert same(one, two)
         assert one.origin == two.origin
@@ -114,6 +114,25 @@ def test_owners_are_found_in_the_field_that_is_named(run: Any, base: str, tmp_pa
     )
     assert done.status == 0, done.stderr
     assert len(list(Path("out").iterdir())) == 3
+
+
+def test_owners_who_are_done_are_not_trained_again(
+    run: Any, base: str, mail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", mail, "--by", "owner", "--base", base, "--out", "out", *QUICK)
+    assert run(*command).status == 0
+    Path("out/eve.prefix").unlink()
+    built: list[int] = []
+
+    def build(*arguments: Any, **more: Any) -> Any:
+        built.append(len(arguments[2]))
+        return build_learner(*arguments, **more)
+
+    monkeypatch.setattr("foreword.training.many.build_learner", build)
+    assert run(*command).status == 0
+    assert built == [len(OWNERS["eve"])]
+    assert run(*command).status == 0
+    assert len(built) == 1
 
 
 def test_what_others_made_is_replaced_only_when_asked(run: Any, base: str, mail: str) -> None:

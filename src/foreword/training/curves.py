@@ -43,7 +43,7 @@ def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step
             )
     axes.set_xlabel("step")
     axes.set_ylabel("loss per target token (nats)")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(title, fontsize=11, parse_math=False)
     axes.grid(alpha=0.25)
     if training or dev:
         axes.legend(frameon=False, fontsize=9)

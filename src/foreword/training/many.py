@@ -249,7 +249,8 @@ class _Crowd:
     def finish(self, learner: Learner) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
         owner = learner.owner or ""
-        self.courses.pop(id(learner)).finish(f"{owner}: {self._base.name}")
+        # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
+        self.courses.pop(id(learner)).finish(f"{quote(owner, safe=' @')}: {self._base.name}")
         prefix = make_prefix(self._base, learner, self._template, self._digests[owner], start=self._start)
         if self._into is not None:
             self._into(owner, prefix)
