@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from foreword.bench import data
-from foreword.bench.memory import WAYS
+from foreword.bench import data, machine, memory, room, start
 from foreword.cli import app
 from saved_bases import save_tiny
+
+PEERED = ("step", "memory", "generate", "start")
+"""Commands that measure PEFT, too."""
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +68,75 @@ def test_many_prefixes_are_generated_in_one_batch(tiny: Path) -> None:
     rows = json.loads(done.stdout)["rows"]
     assert [row["way"] for row in rows] == ["prefixes", "no prefix", "PEFT, one adapter after another"]
     assert rows[0]["prefixes in one batch against it"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert all(row["share of the machine's limit"]["low"] > 0 for row in rows)
 
 
 def test_memory_is_that_of_processes_of_their_own(tiny: Path) -> None:
-    done = run("memory", "--base", tiny, "--size", 8, "--length", 3, "--threads", 1, "--json")
+    done = run("memory", "--base", tiny, "--size", 8, "--length", 3, "--rounds", 2, "--threads", 1, "--json")
     assert done.exit_code == 0, done.stderr
     rows = {row["way"]: row for row in json.loads(done.stdout)["rows"]}
-    assert list(rows) == list(WAYS)
-    assert all(0 < row["megabytes"] < 1000 for row in rows.values())
-    assert rows["PEFT"]["of PEFT's"] == 1
+    assert list(rows) == list(memory.WAYS)
+    assert rows["PEFT"]["of PEFT's"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    for row in rows.values():
+        assert 0 < row["megabytes"]["low"] <= row["megabytes"]["high"] < 1000
+
+
+def test_the_machine_is_measured_at_the_shapes_of_the_model(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "machine"
+    done = run("machine", "--base", tiny, "--tokens", 5, "--rounds", 1, "--out", out, "--json")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert {(row["layers"], row["shape"], row["count"]) for row in rows[:-2]} == {
+        ("q_proj, o_proj", "32 x 32", 6),
+        ("k_proj, v_proj", "16 x 32", 6),
+        ("gate_proj, up_proj", "48 x 32", 6),
+        ("down_proj", "32 x 48", 3),
+        ("logits", "97 x 32", 1),
+    }
+    shares = [row["share of squares"]["median"] for row in rows[:-2]]
+    assert min(shares) <= rows[-2]["share of squares"]["median"] <= max(shares)
+    assert (out / "ratios.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_start_up_is_that_of_whole_processes(tiny: Path) -> None:
+    done = run("start", "--base", tiny, "--length", 3, "--rounds", 1, "--threads", 1, "--json")
+    assert done.exit_code == 0, done.stderr
+    rows = {row["way"]: row for row in json.loads(done.stdout)["rows"]}
+    assert list(rows) == [start.PYTHON, start.HELP, start.LIBRARIES, start.FIRST, start.PEFT]
+    seconds = {way: row["seconds"]["median"] for way, row in rows.items()}
+    for way, limit in ((start.HELP, start.PYTHON), (start.FIRST, start.LIBRARIES)):
+        assert rows[way]["limit / own time"]["median"] == pytest.approx(seconds[limit] / seconds[way])
+    faster = rows[start.FIRST]["times as fast as PEFT"]["median"]
+    assert faster == pytest.approx(seconds[start.PEFT] / seconds[start.FIRST])
+
+
+def test_curves_grow_beside_their_operations(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "curves"
+    options = ("--of", "owners,prefixes,batch", "--rounds", 1, "--out", out)
+    done = run("curves", "--base", tiny, *options, "--json")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    points = {
+        name: [row for row in told["rows"] if row["curve"] == name]
+        for name in ("owners", "prefixes", "batch")
+    }
+    assert [row["at"] for row in points["owners"]] == [1, 2, 4, 8, 16]
+    assert [row["growth of operations"] for row in points["owners"]] == [1.0] * 5
+    assert [row["growth of operations"] for row in points["batch"]] == [1, 2, 4, 8, 16, 32]
+    assert all(found[0]["growth"]["median"] == 1 for found in points.values())
+    assert all(row["peak MB"] is None for row in told["rows"])
+    assert sum("times, the operations 1.00 times" in note for note in told["notes"]) == 2
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_curve_of_memory_takes_the_points_that_are_given(tiny: Path) -> None:
+    options = ("--of", "batch", "--points", "1,64", "--memory", "--rounds", 1, "--threads", 1)
+    done = run("curves", "--base", tiny, *options, "--json")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    small, large = (row["peak MB"] for row in told["rows"])
+    assert large > small >= 0
+    assert f"the peak of memory from {small:.0f} to {large:.0f} MB" in told["notes"][-1]
 
 
 def test_a_folder_that_holds_a_report_is_refused_before_the_work(tmp_path: Path) -> None:
@@ -105,12 +167,56 @@ def test_a_peer_that_is_absent_is_named_with_what_installs_it(
         (("step", "--sizes", "0"), "above 0"),
         (("step", "--rounds", 0), "rounds"),
         (("generate", "--owners", 0), "owners"),
+        (("memory", "--rounds", 0), "rounds"),
+        (("machine", "--tokens", 0), "tokens"),
+        (("start", "--threads", 0), "threads"),
+        (("curves", "--points", "1,2"), "--points are of one curve"),
+        (("curves", "--of", "batch", "--points", "1,-2"), "--points is '1,-2'"),
     ],
 )
 def test_options_out_of_range_are_refused(arguments: tuple[object, ...], told: str) -> None:
     done = run(*arguments, "--base", "nowhere")
     assert done.exit_code == 2
     assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--of", "speed"), "--of has 'speed'; expected some of length, batch"),
+        (("--of", "batch", "--points", "4,2"), "expected two or more, rising"),
+        (("--of", "owners", "--points", "1,3"), "16 rows don't divide among 3 owners"),
+        (("--of", "prefixes", "--points", "1,64"), "more than the batch's 32 rows"),
+        (("--of", "text", "--points", "8,4096"), "text at 4096: rows of 4096 tokens don't fit"),
+    ],
+)
+def test_curves_that_can_not_be_measured_are_refused_before_they_start(
+    tiny: Path, options: tuple[str, ...], told: str
+) -> None:
+    done = run("curves", "--base", tiny, *options)
+    assert done.exit_code == 2
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("step", "--sizes", "2"), "a step of 2 examples"),
+        (("memory", "--size", "2"), "a step of 2 examples"),
+        (("generate", "--owners", "2", "--new-tokens", "2"), "a batch for 2 owners"),
+        (("machine",), "a product with 450 tokens"),
+        (("start",), "another copy of the base"),
+        (("curves", "--of", "batch"), "batch at 1"),
+    ],
+)
+def test_a_machine_that_is_too_small_says_so_before_it_starts(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], what: str
+) -> None:
+    monkeypatch.setattr(room, "available", lambda device: 1000)
+    monkeypatch.setattr(machine, "measure", lambda *_: pytest.fail("measures before it has looked"))
+    done = run(*arguments, "--base", tiny, "--no-peft" if arguments[0] in PEERED else "--json")
+    assert done.exit_code == 2
+    assert f"{what} needs at least 0.0 GB, and 0.0 GB are free" in done.stderr + done.stdout
 
 
 def test_a_file_with_too_few_examples_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""FLOPs: what a training step with frozen weights has to compute, counted on real tokens.
+"""FLOPs: what work with frozen weights has to compute, counted on real tokens.
 
 A product of a weight `[O, I]` with one token is 2·O·I operations forward, and as many backward for the
 gradient of its input; a frozen weight needs no gradient of its own, which saves the third that is usual
@@ -11,13 +11,18 @@ rows begin with in common, Foreword computes once, and its share of the limit is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from foreword.base import BaseModel
 from foreword.encoding import EncodedExample
+from foreword.errors import UnsupportedArchitecture
+
+OVERLOOKED = 0.01
+"""Share of a model's matrices that may belong to no product that is counted here: small convolutions."""
 
 
 def training_step(base: BaseModel, rows: Sequence[EncodedExample], length: int) -> int:
@@ -26,30 +31,68 @@ def training_step(base: BaseModel, rows: Sequence[EncodedExample], length: int) 
     The backward pass of the first layer's inputs is counted, though nothing needs it: less than a
     hundredth of the whole in a model of thirty layers.
     """
-    return 3 * _attention(base, rows, length) + 2 * _products(base, rows)
-
-
-def _products(base: BaseModel, rows: Sequence[EncodedExample]) -> int:
-    head = base.model.get_output_embeddings()
-    inner = sum(
-        module.weight.numel()
-        for module in base.model.modules()
-        if isinstance(module, nn.Linear) and module is not head
+    return 3 * _attention(base, [row.tokens for row in rows], length) + 2 * _products(
+        base, sum(row.tokens for row in rows), sum(len(row.target_ids) for row in rows)
     )
-    texts = sum(row.tokens for row in rows)
-    targets = sum(len(row.target_ids) for row in rows)
-    return 2 * inner * texts + 2 * _numbers(head) * targets
 
 
-def _attention(base: BaseModel, rows: Sequence[EncodedExample], length: int) -> int:
+def generation(base: BaseModel, prompts: Sequence[int], length: int, new_tokens: int) -> int:
+    """Operations of `new_tokens` after prompts of so many tokens each, behind prefixes of `length` (P).
+
+    Keys and values are cached, and the last new token is read by nobody.
+    """
+    read = [tokens + new_tokens - 1 for tokens in prompts]
+    return _attention(base, read, length) + _products(base, sum(read), new_tokens * len(prompts))
+
+
+def weight_bytes(base: BaseModel) -> int:
+    """What one forward pass has to read at least: every weight of a product, once."""
+    return sum(weight.nbytes for weight in [*_weights(base), _head(base)])
+
+
+def weights_of(base: BaseModel) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules of all products but the logits."""
+    head = base.model.get_output_embeddings()
+    for name, module in base.model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            yield name, module
+
+
+def check_countable(base: BaseModel) -> None:
+    """See that the model's weights are those of products that are counted here.
+
+    Raises:
+        UnsupportedArchitecture: they are not, as those of experts that only some tokens meet.
+    """
+    embeddings = (m.weight for m in base.model.modules() if isinstance(m, nn.Embedding))
+    counted = {id(weight) for weight in (*_weights(base), _head(base), *embeddings)}
+    numbers = {
+        id(p): p.numel() for p in base.model.parameters() if p.dim() > 1
+    }  # norms and biases are vectors
+    missed = sum(number for own, number in numbers.items() if own not in counted)
+    if missed > OVERLOOKED * sum(numbers.values()):
+        raise UnsupportedArchitecture(
+            f"{base.name}: {missed} of {sum(numbers.values())} weights belong to no linear layer, so what "
+            "they compute can't be counted; take a base whose every token meets the same linear layers"
+        )
+
+
+def _products(base: BaseModel, texts: int, targets: int) -> int:
+    inner = sum(int(weight.numel()) for weight in _weights(base))
+    return 2 * inner * texts + 2 * int(_head(base).numel()) * targets
+
+
+def _attention(base: BaseModel, texts: Sequence[int], length: int) -> int:
     config = base.model.config.get_text_config(decoder=True)
     geometry = base.geometry.streams["decoder"]
-    pairs = sum(row.tokens * (row.tokens + 1) // 2 + row.tokens * length for row in rows)
+    pairs = sum(tokens * (tokens + 1) // 2 + tokens * length for tokens in texts)
     sizes = geometry.key_dim + geometry.value_dim
     return int(2 * sizes * config.num_attention_heads * geometry.layers * pairs)
 
 
-def _numbers(head: nn.Module) -> int:
-    weight = head.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.numel()
+def _weights(base: BaseModel) -> list[Any]:
+    return [module.weight for _, module in weights_of(base)]
+
+
+def _head(base: BaseModel) -> Any:
+    return base.model.get_output_embeddings().weight

@@ -7,18 +7,22 @@ adapter has been set.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from foreword.base import BaseModel
+from foreword.bench import flops, machine, room
+from foreword.bench.machine import Limits
 from foreword.bench.rounds import Spread, Work, in_turns, spread
+from foreword.errors import UsageError
 from foreword.generation import generate
 from foreword.initialization import activations
 from foreword.models import resolve
 from foreword.prefix import Prefix
+from foreword.template import RAW
 
 PROMPTS = [
     "name : The Copper Pot | Type : pub | food : English | price : cheap | area : riverside\n",
@@ -27,6 +31,7 @@ PROMPTS = [
     "Water boils at a lower temperature in the mountains because",
 ]
 PREFIXES, PLAIN, PEFT = "prefixes", "no prefix", "PEFT, one adapter after another"
+MACHINE = "machine"
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,34 @@ class GenerationFigures:
     Attributes:
         way: which.
         tokens: new ones a second.
+        share: of the machine's limit for this batch, in the same round (`limit_seconds`).
         ratio: how many times as fast prefixes in one batch are as this way, of each round.
     """
 
     way: str
     tokens: Spread
+    share: Spread
     ratio: Spread
+
+
+def check(base: BaseModel, owners: int, length: int, new_tokens: int, *, peft: bool) -> None:
+    """See that the batch fits into this machine's memory and into the base's window.
+
+    Raises:
+        UsageError: it does not.
+        WindowExceeded: the prefix leaves the base no room.
+    """
+    longest = max(_tokens(base, PROMPTS))
+    limit = base.text_limit(length)
+    if limit is not None and longest + new_tokens > limit:
+        raise UsageError(
+            f"prompts of {longest} tokens and {new_tokens} new ones don't fit into the {base.window} "
+            f"positions of {base.name} behind {length} virtual tokens; ask for fewer"
+        )
+    prefixes = room.cache(base, owners, length)
+    needed = room.cache(base, owners, length + longest + new_tokens) + prefixes
+    needed += room.weights(base) + prefixes if peft else 0
+    room.check(needed, base.device, f"a batch for {owners} owners")
 
 
 def measure(
@@ -52,31 +79,72 @@ def measure(
     new_tokens: int,
     rounds: int,
     peft_rounds: int,
+    bandwidth: float,
     on_round: Callable[[int], None] = lambda number: None,
 ) -> list[GenerationFigures]:
-    """All ways in turns; PEFT, which is slow, in the first `peft_rounds` (0 leaves it out)."""
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(owners)]
-    prefixes = [make_prefix(base, length, seed) for seed in range(owners)]
-    # Tokens that end a text are banned, so that all ways make the same number of tokens.
-    never_end = [base.tokenizer.decode([i]) for i in base.end_ids]
+    """All ways in turns; PEFT, which is slow, in the first `peft_rounds` (0 leaves it out).
 
-    def ours(given: list[Prefix] | None) -> Work:
-        return lambda number: generate(
-            base, prompts, given, raw=True, max_new_tokens=new_tokens, banned=never_end, batch_size=owners
-        )
-
-    ways = {PREFIXES: ours(prefixes), PLAIN: ours(None)}
+    Args:
+        bandwidth: of this machine, see `machine.Limits`; its rate of products is measured in every round.
+    """
+    prompts = prompts_of(owners)
+    ways = {
+        PREFIXES: batch_of(base, prompts, length=length, new_tokens=new_tokens, distinct=owners),
+        PLAIN: batch_of(base, prompts, length=length, new_tokens=new_tokens, distinct=0),
+    }
+    lengths = {PREFIXES: length, PLAIN: 0, PEFT: length}
     with tempfile.TemporaryDirectory() as folder:
         if peft_rounds:
+            prefixes = [make_prefix(base, length, seed) for seed in range(owners)]
             ways[PEFT] = _peft(base, prompts, prefixes, new_tokens, Path(folder))
-        turns = in_turns(ways, rounds, fewer={PEFT: peft_rounds}, on_round=on_round)
+        timed = dict(ways)
+        timed[MACHINE], operations = machine.products(base.dtype, base.device, count=3)
+        turns = in_turns(timed, rounds, fewer={PEFT: peft_rounds}, on_round=on_round)
     made = owners * new_tokens
-    return [
-        GenerationFigures(
-            way, spread([made / each for each in turns.seconds[way]]), turns.faster(PREFIXES, way)
-        )
-        for way in ways
-    ]
+    found = []
+    for way in ways:
+        work = work_of(base, prompts, lengths[way], new_tokens)
+        taken = zip(turns.seconds[way], turns.seconds[MACHINE], strict=False)
+        shares = [
+            limit_seconds(base, work, new_tokens, Limits(operations / machine_seconds, bandwidth)) / seconds
+            for seconds, machine_seconds in taken
+        ]
+        tokens = spread([made / each for each in turns.seconds[way]])
+        found.append(GenerationFigures(way, tokens, spread(shares), turns.faster(PREFIXES, way)))
+    return found
+
+
+def limit_seconds(base: BaseModel, operations: int, new_tokens: int, limits: Limits) -> float:
+    """What the machine needs at least: for the operations, or to read the weights for every new token of the
+    batch, whichever takes longer."""
+    return max(operations / limits.flops, new_tokens * flops.weight_bytes(base) / limits.bandwidth)
+
+
+def work_of(base: BaseModel, prompts: Sequence[str], length: int, new_tokens: int) -> int:
+    """Operations of the whole batch."""
+    return flops.generation(base, _tokens(base, prompts), length, new_tokens)
+
+
+def prompts_of(rows: int) -> list[str]:
+    """As many prompts."""
+    return [PROMPTS[row % len(PROMPTS)] for row in range(rows)]
+
+
+def batch_of(base: BaseModel, prompts: Sequence[str], *, length: int, new_tokens: int, distinct: int) -> Work:
+    """Work that generates for all prompts in one batch, under so many distinct prefixes in turn (0: none)."""
+    made = [make_prefix(base, length, seed) for seed in range(distinct)]
+    prefixes = [made[row % distinct] for row in range(len(prompts))] if distinct else None
+    # Tokens that end a text are banned, so that all ways make the same number of tokens.
+    never_end = [base.tokenizer.decode([i]) for i in base.end_ids]
+    return lambda number: generate(
+        base,
+        prompts,
+        prefixes,
+        raw=True,
+        max_new_tokens=new_tokens,
+        banned=never_end,
+        batch_size=len(prompts),
+    )
 
 
 def make_prefix(base: BaseModel, length: int, seed: int) -> Prefix:
@@ -88,6 +156,18 @@ def make_prefix(base: BaseModel, length: int, seed: int) -> Prefix:
     return Prefix({"decoder.key": key, "decoder.value": value}, base.identity)
 
 
+def save_as_peft(model: object, prefix: Prefix, folder: Path) -> None:
+    """Write an adapter of PEFT with these keys and values, from a fresh `peft_peer.load` of their length."""
+    states_PL2HD = torch.stack([prefix.key(), prefix.value()], dim=1).permute(3, 0, 1, 2, 4)
+    with torch.no_grad():
+        model.prompt_encoder["default"].embedding.weight.copy_(states_PL2HD.flatten(1))  # type: ignore[attr-defined]
+    model.save_pretrained(folder)  # type: ignore[attr-defined]
+
+
+def _tokens(base: BaseModel, prompts: Sequence[str]) -> list[int]:
+    return [len(RAW.source_ids(base.tokenizer, prompt)) for prompt in prompts]
+
+
 def _peft(base: BaseModel, prompts: list[str], prefixes: list[Prefix], new: int, folder: Path) -> Work:
     """Adapters with the same keys and values, one generate call for each owner."""
     from peft import PeftModel
@@ -97,11 +177,8 @@ def _peft(base: BaseModel, prompts: list[str], prefixes: list[Prefix], new: int,
     fresh = peft_peer.load(str(resolve(base.name).path), length=prefixes[0].length, projection=False)
     paths = []
     for number, prefix in enumerate(prefixes):
-        states_PL2HD = torch.stack([prefix.key(), prefix.value()], dim=1).permute(3, 0, 1, 2, 4)
-        with torch.no_grad():
-            fresh.prompt_encoder["default"].embedding.weight.copy_(states_PL2HD.flatten(1))
         paths.append(folder / str(number))
-        fresh.save_pretrained(paths[-1])
+        save_as_peft(fresh, prefix, paths[-1])
     model = PeftModel.from_pretrained(fresh.get_base_model(), paths[0], adapter_name="0")
     for number, path in enumerate(paths[1:], 1):
         model.load_adapter(path, adapter_name=str(number))

@@ -8,52 +8,82 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from foreword.base import BaseModel
-from foreword.bench import data
+from foreword.bench import data, processes, room
 from foreword.bench.peak_memory import peak, reset_peak
-from foreword.encoding import encode
-from foreword.errors import ForewordError
+from foreword.bench.step import step_of
+from foreword.encoding import EncodedExample, encode
 from foreword.models import resolve
 from foreword.training.beginning import build_learner
-from foreword.training.loop import train_step
+from foreword.training.learner import Learner
 from foreword.training.train import make_settings
 
 WAYS = ("Foreword", "Foreword, checkpointing", "Foreword, packed", "PEFT", "PEFT, projection")
 STEPS = 4
 
 
-class MeasurementFailed(ForewordError):
-    """The process that was to be measured ended without a figure; says what it wrote."""
+def check(base: BaseModel, rows: Sequence[EncodedExample], size: int) -> None:
+    """See that a copy of the base and a step fit into this machine's memory, beside the base that is loaded.
+
+    Raises:
+        UsageError: they do not.
+    """
+    some = sorted(rows, key=lambda row: row.tokens)[:size]
+    needed = room.step(base, sum(row.tokens for row in some), sum(len(row.target_ids) for row in some))
+    needed += room.weights(base) + room.packed_copies(base)
+    room.check(needed, base.device, f"a step of {size} examples")
 
 
-def measure(base: str, path: Path | None, size: int, length: int, *, peft: bool) -> dict[str, int]:
-    """Bytes by way.
+def measure(
+    base: str,
+    path: Path | None,
+    size: int,
+    length: int,
+    *,
+    peft: bool,
+    rounds: int,
+    on_round: Callable[[int], None] = lambda number: None,
+) -> dict[str, list[int]]:
+    """Bytes by way, round by round, the ways in turns.
 
     Raises:
         MeasurementFailed: a process that ended otherwise.
     """
-    ways = [way for way in WAYS if peft or not way.startswith("PEFT")]
-    return {way: _in_a_process(way, base, path, size, length) for way in ways}
+    found: dict[str, list[int]] = {way: [] for way in WAYS if peft or not way.startswith("PEFT")}
+    for number in range(rounds):
+        for way, measured in found.items():
+            measured.append(_in_a_process(way, base, path, size, length))
+        on_round(number + 1)
+    return found
+
+
+def above_the_base(model: Any, step: Callable[[int], object], steps: int) -> int:
+    """Bytes that `steps` steps need at most above what the process has when they begin.
+
+    Weights come from a memory-mapped file, of which a page counts from its first use on: all are read first.
+    """
+    for parameter in model.parameters():
+        parameter.detach().sum()
+    gc.collect()
+    before = reset_peak()
+    for number in range(steps):
+        step(number)
+    return (peak() - before) * 1024
 
 
 def _in_a_process(way: str, base: str, path: Path | None, size: int, length: int) -> int:
+    threads = torch.get_num_threads()
     command = [sys.executable, "-m", "foreword.bench.memory", "--way", way, "--base", base]
-    command += ["--size", str(size), "--length", str(length)]
-    command += ["--threads", str(torch.get_num_threads())]
+    command += ["--size", str(size), "--length", str(length), "--threads", str(threads)]
     command += [] if path is None else ["--data", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["nothing"]
-        raise MeasurementFailed(f"measuring {way} ended with status {done.returncode}: {last[0]}")
-    return int(json.loads(done.stdout)["bytes"])
+    return int(json.loads(processes.run(way, command, threads))["bytes"])
 
 
 def _measure_here(way: str, name: str, path: Path | None, size: int, length: int) -> int:
@@ -68,31 +98,23 @@ def _measure_here(way: str, name: str, path: Path | None, size: int, length: int
     )
     learner = build_learner(base, settings, rows, [])
     if not way.startswith("PEFT"):
-        before = _all_read(base.model)
-        for _ in range(STEPS):
-            (report,) = train_step(base, [learner])
-            if isinstance(report, Exception):
-                raise report
-        return (peak() - before) * 1024
+        return above_the_base(base.model, step_of(base, [learner]), STEPS)
+    del base
+    gc.collect()
+    return _peft(way, name, length, [_batch(learner, number) for number in range(STEPS)])
+
+
+def _batch(learner: Learner, number: int) -> list[EncodedExample]:
+    learner.step = number
+    return learner.batch()
+
+
+def _peft(way: str, name: str, length: int, batches: Sequence[Sequence[EncodedExample]]) -> int:
     from foreword.bench import peft_peer
 
-    del base
     model = peft_peer.load(str(resolve(name).path), length=length, projection=way.endswith("projection"))
     step = peft_peer.trainer(model, learning_rate=1e-3, warmup=0, steps=STEPS)
-    before = _all_read(model)
-    for number in range(STEPS):
-        learner.step = number
-        step(learner.batch())
-    return (peak() - before) * 1024
-
-
-def _all_read(model: Any) -> int:
-    """KiB of this process when every weight is in memory: of a memory-mapped file a page counts once it is
-    used, and a model that has computed nothing yet would be charged for its weights in the step."""
-    for parameter in model.parameters():
-        parameter.detach().sum()
-    gc.collect()
-    return reset_peak()
+    return above_the_base(model, lambda number: step(batches[number]), STEPS)
 
 
 def _main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from foreword import files
+from foreword.bench import picture
+from foreword.bench.picture import Panel
 from foreword.bench.rounds import Spread
 from foreword.errors import CannotWrite
 
@@ -20,11 +22,12 @@ class Report:
     Attributes:
         title: what was measured.
         command: that makes it again.
-        environment: see `environment.describe`.
+        environment: see `hardware.describe_machine`.
         notes: how to read it, a sentence each.
         columns, rows: the table; cells are text, numbers, spreads or None.
         ratios: of the picture: what they are called, and each; empty for no picture.
         limits: what the machine can do, by name and with its unit.
+        panels: of the picture, where the report is of curves.
     """
 
     title: str
@@ -36,6 +39,7 @@ class Report:
     ratios: Mapping[str, Spread] = field(default_factory=dict)
     ratio_name: str = ""
     limits: Mapping[str, str] = field(default_factory=dict)
+    panels: Sequence[Panel] = ()
 
 
 def cell(value: Any) -> str:
@@ -70,11 +74,12 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-FILES = ("report.md", "report.json", "ratios.png")
+FILES = ("report.md", "report.json", "ratios.png", "curves.png")
 
 
 def check_folder(folder: Path) -> None:
     """Make the folder of a report, before the work.
+
 
     Raises:
         CannotWrite: no right, or no such folder.
@@ -89,44 +94,26 @@ def check_folder(folder: Path) -> None:
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Write report.md, report.json and, where there are ratios, ratios.png into the folder; returns them.
+    """Write report.md, report.json and what there is to draw into the folder; returns their paths.
 
     Raises:
         CannotWrite: no right, or no such folder.
         OutputExists: one is there.
     """
-    page, data, picture = (folder / name for name in FILES)
+    page, data, bars, curves = (folder / name for name in FILES)
     files.write_text(page, markdown(report))
     files.write_text(data, json.dumps(as_json(report), indent=2) + "\n")
-    if not report.ratios:
-        return [page, data]
-    _draw(report, picture)
-    return [page, data, picture]
+    written = [page, data]
+    if report.ratios:
+        picture.bars(report.ratios, report.ratio_name, bars)
+        written.append(bars)
+    if report.panels:
+        picture.curves(report.panels, curves)
+        written.append(curves)
+    return written
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Spread):
         return {"median": value.median, "low": value.low, "high": value.high}
     return value
-
-
-def _draw(report: Report, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = list(report.ratios)[::-1]
-    medians = [report.ratios[name].median for name in names]
-    errors = [
-        [report.ratios[name].median - report.ratios[name].low for name in names],
-        [report.ratios[name].high - report.ratios[name].median for name in names],
-    ]
-    figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.4 * len(names)))
-    axes.barh(names, medians, xerr=errors, color="#4878a8", ecolor="#333333", capsize=3)
-    axes.axvline(1, color="#333333", linewidth=0.8, linestyle=":")
-    axes.set_xlabel(report.ratio_name)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -27,6 +27,10 @@ class Spread:
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 
+    def scaled(self, factor: float) -> Spread:
+        """In another unit."""
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
+
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles. Raises ValueError without values."""

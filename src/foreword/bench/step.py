@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from foreword.base import BaseModel
-from foreword.bench import flops, machine
+from foreword.bench import flops, machine, room
 from foreword.bench.rounds import Spread, Work, in_turns, spread
 from foreword.encoding import EncodedExample
 from foreword.training.beginning import build_learner
@@ -39,6 +39,18 @@ class StepFigures:
     examples: Spread
     share: Spread | None
     faster: Spread | None
+
+
+def check(base: BaseModel, rows: Sequence[EncodedExample], sizes: Sequence[int], *, peft: bool) -> None:
+    """See that the largest batch fits into this machine's memory.
+
+    Raises:
+        UsageError: it does not.
+    """
+    some = sorted(rows, key=lambda row: row.tokens)[: max(sizes)]
+    needed = room.step(base, sum(row.tokens for row in some), sum(len(row.target_ids) for row in some))
+    needed += room.packed_copies(base) + (room.weights(base) if peft else 0)
+    room.check(needed, base.device, f"a step of {max(sizes)} examples")
 
 
 def measure(
@@ -97,6 +109,17 @@ def measure(
     return found
 
 
+def step_of(base: BaseModel, learners: Sequence[Learner]) -> Work:
+    """A step of all of them in one pass of the base model; it raises TrainingDiverged."""
+
+    def step(number: int) -> None:
+        for report in train_step(base, learners):
+            if isinstance(report, Exception):
+                raise report
+
+    return step
+
+
 def _share(work: Sequence[int], seconds: Sequence[float], rates: Sequence[float]) -> Spread:
     """Of the machine's rate in the same round."""
     rounds = zip(work, seconds, rates, strict=True)
@@ -125,13 +148,13 @@ def _batch(learner: Learner, number: int) -> list[EncodedExample]:
 
 
 def _ours(base: BaseModel, learner: Learner) -> Work:
-    def step(number: int) -> None:
-        _batch(learner, number)
-        (report,) = train_step(base, [learner])
-        if isinstance(report, Exception):
-            raise report
+    step = step_of(base, [learner])
 
-    return step
+    def work(number: int) -> None:
+        _batch(learner, number)
+        step(number)
+
+    return work
 
 
 def _peft(folder: str, twin: Learner, length: int) -> Work:

@@ -1,0 +1,195 @@
+"""foreword bench machine, start and curves: the limits, the wait for a first token, and how costs grow."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foreword.cli import bench_options as its
+from foreword.cli import options as common
+from foreword.cli import output
+from foreword.cli import train_options as training
+from foreword.cli.commands import SectionedCommand
+from foreword.errors import UsageError
+
+
+def register(app: typer.Typer, example: str) -> None:
+    """Make them commands of `app`."""
+    for command in (machine, start, curves):
+        app.command(cls=SectionedCommand, epilog=example)(command)
+
+
+def machine(
+    context: typer.Context,
+    base: training.Base = "smollm2-135m-instruct",
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", min=1, help="Of a step; 450 are 8 examples of E2E.")
+    ] = 450,
+    rounds: its.Rounds = 7,
+    threads: its.Threads = None,
+    out: its.Out = None,
+    json: common.Json = False,
+) -> None:
+    """What the machine can do at most.
+
+    Its rate of matrix products, of large squares and at the shapes of the model's layers, and of copying
+    memory.
+    """
+    model = its.loaded(base, threads, out, peft=False)
+    from foreword.bench import machine as measured
+    from foreword.bench import room
+
+    room.check(room.states(model, tokens), model.device, f"a product with {tokens} tokens")
+    found = measured.at_shapes(model, tokens, rounds, on_round=its.told(rounds))
+    squares, copying = found.squares.scaled(1e-9), found.copying.scaled(1e-9)
+    rows: list[tuple[object, ...]] = [
+        (
+            f.layers,
+            f"{f.outputs} x {f.inputs}",
+            f.count,
+            f.forward.scaled(1e-9),
+            f.backward.scaled(1e-9),
+            f.share,
+        )
+        for f in found.shapes
+    ]
+    rows.append(("all of them once, forward and backward", None, None, None, None, found.together))
+    rows.append(("squares", "2048 x 2048", None, squares, None, None))
+    report = its.report_of(
+        context,
+        model,
+        None,
+        f"What the machine can do, with {tokens} tokens",
+        limits={
+            "matrix products (2048 x 2048)": f"{squares} GFLOP/s",
+            "memory (copying)": f"{copying} GB/s",
+        },
+        notes=(
+            "Median and quartiles of the rounds. Forward: outputs of the layer. Backward: gradients of its "
+            "inputs; frozen weights need none of their own.",
+            "Share: of the rate of squares in the same round.",
+        ),
+        columns=("layers", "shape", "count", "forward, GFLOP/s", "backward, GFLOP/s", "share of squares"),
+        rows=rows,
+        ratios={f"{f.layers} {f.outputs} x {f.inputs}": f.share for f in found.shapes}
+        | {"all": found.together},
+        ratio_name="of the rate of large squares",
+    )
+    its.tell(report, out, json)
+
+
+def start(
+    context: typer.Context,
+    base: training.Base = "smollm2-135m-instruct",
+    length: its.Length = 10,
+    rounds: its.Rounds = 7,
+    threads: its.Threads = None,
+    no_peft: its.NoPeft = False,
+    out: its.Out = None,
+    json: common.Json = False,
+) -> None:
+    """Seconds until help and until the first token.
+
+    Each in a process of its own, with files and caches warm, against PEFT in a script of six lines.
+    """
+    model = its.loaded(base, threads, out, peft=not no_peft)
+    from foreword.bench import room
+    from foreword.bench import start as measured
+
+    room.check(room.weights(model), model.device, "another copy of the base")
+    rates = its.rates_of(model)
+    found = measured.measure(model, length=length, rounds=rounds, peft=not no_peft, on_round=its.told(rounds))
+    report = its.report_of(
+        context,
+        model,
+        rates,
+        "Start-up",
+        notes=(
+            "Median and quartiles of the rounds; whole processes, from their start to their end.",
+            "Limit: for help the bare interpreter, for a token the import of torch and transformers.",
+        ),
+        columns=("way", "seconds", "limit / own time", "times as fast as PEFT"),
+        rows=[(f.way, f.seconds, f.share, f.faster) for f in found],
+        ratios={f.way: f.share for f in found if f.share is not None},
+        ratio_name="limit / own time",
+    )
+    its.tell(report, out, json)
+
+
+def curves(
+    context: typer.Context,
+    base: training.Base = "smollm2-135m-instruct",
+    of: Annotated[
+        str,
+        typer.Option("--of", metavar="NAME,NAME", help="length, batch, text, owners, prefixes."),
+    ] = "length,batch,text,owners,prefixes",
+    points: Annotated[
+        str | None,
+        typer.Option("--points", metavar="N,N", help="Of one curve, instead of its own.", show_default=False),
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Peak memory of each point, too, on the CPU.")
+    ] = False,
+    rounds: its.Rounds = 5,
+    threads: its.Threads = None,
+    out: its.Out = None,
+    json: common.Json = False,
+) -> None:
+    """How the cost grows with one size while the others stay.
+
+    Time, and memory if asked for, against the length of the prefix, the rows of a batch, the tokens of a
+    row, the number of owners in a training step, and the number of distinct prefixes in a batch that is
+    generated.
+    """
+    names = [name.strip() for name in of.split(",")]
+    given = None if points is None else its.numbers("--points", points)
+    if given is not None and len(names) != 1:
+        raise UsageError(f"--points are of one curve, and --of is {of!r}; name one")
+    model = its.loaded(base, threads, out, peft=False, device="cpu" if memory else "auto")
+    from foreword.bench import curves as measured
+    from foreword.bench.picture import Panel
+
+    if unknown := [name for name in names if name not in measured.AXES]:
+        raise UsageError(f"--of has {unknown[0]!r}; expected some of {', '.join(measured.AXES)}")
+    asked = {name: given or measured.AXES[name].points for name in names}
+    for name, values in asked.items():
+        measured.check(model, name, values)
+    rates = its.rates_of(model)
+    rows, notes, panels = [], [], []
+    for name, values in asked.items():
+        axis = measured.AXES[name]
+        found = measured.measure(
+            model, name, values, rounds=rounds, memory=memory, on_round=its.told(rounds, f"{name}: ")
+        )
+        for f in found:
+            bytes_ = None if f.memory is None else f.memory / 1e6
+            rows.append((name, f.at, f.seconds, f.growth, f.operations_growth, f.share, bytes_))
+        notes.append(measured.in_words(name, found))
+        first = found[0].seconds.median
+        panels.append(
+            Panel(
+                title=axis.stays,
+                across=axis.grows,
+                up="seconds",
+                points=values,
+                measured=[f.seconds for f in found],
+                said=[first * f.operations_growth for f in found],
+            )
+        )
+        output.note(notes[-1])
+    report = its.report_of(
+        context,
+        model,
+        rates,
+        "How costs grow",
+        notes=(
+            "Median and quartiles of the rounds, all points of a curve in turns; growth over the first point "
+            "is that of each round. Share: of the machine's rate of matrix products in the same round.",
+            *notes,
+        ),
+        columns=("curve", "at", "seconds", "growth", "growth of operations", "share", "peak MB"),
+        rows=rows,
+        panels=panels,
+    )
+    its.tell(report, out, json)

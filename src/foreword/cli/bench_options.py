@@ -1,0 +1,163 @@
+"""What the commands of `foreword bench` share: options, the base model, and how a report is told."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foreword.cli import options as common
+from foreword.cli import output
+from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    from foreword.base import BaseModel
+    from foreword.bench.machine import Limits
+    from foreword.bench.report import Report
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Examples to measure on; default: invented ones.", rich_help_panel=common.DATA
+    ),
+]
+Rounds = Annotated[
+    int, typer.Option("--rounds", metavar="N", min=1, help="Turns of each way; medians are told.")
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", metavar="N", min=1, help="Of torch; default: its choice.")
+]
+Length = Annotated[int, typer.Option("--length", metavar="P", min=1, help="Number of virtual tokens.")]
+NoPeft = Annotated[bool, typer.Option("--no-peft", help="Leave PEFT out.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help="Where report.md, report.json and the picture go; default: nowhere.",
+        rich_help_panel=common.OUTPUT,
+    ),
+]
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """`8,16` as numbers.
+
+    Raises:
+        UsageError: something else, or a number that is not above 0.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise UsageError(
+            f"{option} is {text!r}; expected whole numbers above 0 with commas between, as in {option} 8,16"
+        )
+    return [int(part) for part in parts]
+
+
+def loaded(
+    base: str, threads: int | None, out: Path | None, *, peft: bool, device: str = "auto"
+) -> BaseModel:
+    """The base model in float32; refuses before the work what can't be measured.
+
+    Raises:
+        UsageError: PEFT is wanted and absent, or not on a CPU; or the base is an encoder-decoder.
+        UnsupportedArchitecture: the base's operations can't be counted.
+        CannotWrite, OutputExists: see `report.check_folder`.
+    """
+    import importlib.util
+
+    if peft and importlib.util.find_spec("peft") is None:
+        raise UsageError("PEFT is not installed; pip install 'foreword[peft]', or measure with --no-peft")
+    import torch
+
+    from foreword.bench import flops
+    from foreword.bench.report import check_folder
+    from foreword.cli.loading import load_base
+
+    if out is not None:
+        check_folder(out)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = load_base(base, device=device, dtype="float32", attention="auto")
+    if model.is_encoder_decoder:
+        raise UsageError(f"{model.name} is an encoder-decoder; the benchmarks take a decoder-only base")
+    if peft and model.device.type != "cpu":
+        raise UsageError(
+            f"{model.name} is on {model.device}, where the comparison with PEFT is not made yet; measure "
+            "with --no-peft"
+        )
+    flops.check_countable(model)
+    return model
+
+
+def rates_of(model: BaseModel) -> Limits:
+    """What the machine can do, with the threads that were asked for."""
+    import torch
+
+    from foreword.bench import machine
+
+    return machine.measure(torch.float32, model.device)
+
+
+def told(rounds: int, before: str = "") -> Callable[[int], None]:
+    """Says which round is done."""
+    return lambda number: output.note(f"{before}round {number} of {rounds}")
+
+
+def report_of(
+    context: typer.Context, model: BaseModel, rates: Limits | None, title: str, **more: Any
+) -> Report:
+    """A report with command, environment and, where they are not its subject, the machine's limits."""
+    import importlib.metadata
+
+    from foreword.bench.report import Report
+    from foreword.hardware import describe_machine
+
+    environment = {name: str(value) for name, value in describe_machine(model).items()}
+    environment |= {"base": model.name, "dtype": "float32"}
+    try:
+        environment["peft"] = importlib.metadata.version("peft")
+    except importlib.metadata.PackageNotFoundError:
+        environment["peft"] = "not installed"
+    if rates is not None:
+        more["limits"] = {
+            "matrix products (2048 x 2048)": f"{rates.flops / 1e9:.0f} GFLOP/s",
+            "memory (copying)": f"{rates.bandwidth / 1e9:.1f} GB/s",
+        }
+    return Report(title=title, command=_command(context), environment=environment, **more)
+
+
+def tell(report: Report, out: Path | None, json: bool) -> None:
+    """Print the report, and write it where it was asked for.
+
+    Raises:
+        CannotWrite: no right, or no such folder.
+    """
+    from foreword.bench.report import as_json, cell, write
+
+    if json:
+        written = [] if out is None else write(report, out)
+        return output.json_object({**as_json(report), "files": written})
+    for name, value in {**report.environment, **report.limits}.items():
+        typer.echo(f"{name}: {value}")
+    output.table(report.columns, [tuple(map(cell, row)) for row in report.rows])
+    for note in report.notes:
+        typer.echo(note)
+    for path in [] if out is None else write(report, out):  # after the figures are told
+        typer.echo(f"written: {path}")
+    return None
+
+
+def _command(context: typer.Context) -> str:
+    """The command as typed, options at their defaults left out."""
+    words = ["foreword", "bench", str(context.info_name)]
+    for parameter in context.command.params:
+        source: Any = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name != "COMMANDLINE" or parameter.name in ("out", "json"):
+            continue
+        value = context.params[parameter.name or ""]
+        words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return shlex.join(words)
