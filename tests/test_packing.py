@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from foreword import BaseModel, generate, packing, train
+from foreword import BaseModel, generate, generation, packing, train
 from foreword.packing import PackedLinear, can_pack, packed_weights, prepare
 from stand_ins import byte_tokenizer, random_examples, tiny_llama
 
@@ -20,7 +20,7 @@ if not can_pack():
 
 @pytest.fixture(autouse=True)
 def with_packed_weights() -> Iterator[None]:
-    with packed_weights():
+    with packed_weights(True):
         yield
 
 
@@ -127,7 +127,7 @@ def copies(base: BaseModel) -> int:
     return sum(len(packed._copies) for packed in found)
 
 
-def test_generation_packs_and_training_only_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_packs_where_it_pays_and_training_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of every layer for generation; another, for gradients, of those that pass them on."""
     results = []
     for packed in (False, True):
@@ -139,8 +139,11 @@ def test_generation_packs_and_training_only_when_told(monkeypatch: pytest.Monkey
         assert (copies(base) > 3 * 7 + 1) == packed
         if not packed:
             assert copies(base) == 0
-            generate(base, ["ab"], max_new_tokens=2)
-            assert copies(base) == 3 * 7 + 1
+            for pays in (False, True):
+                monkeypatch.setattr(generation, "packing_pays", lambda rows, pays=pays: pays)
+                with packed_weights(False):  # generation decides for itself
+                    generate(base, ["ab"], max_new_tokens=2)
+                assert copies(base) == (3 * 7 + 1) * pays
     one, two = results
     for name, tensor in one.tensors.items():
         torch.testing.assert_close(two.tensors[name], tensor, rtol=1e-3, atol=1e-4)

@@ -129,6 +129,8 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
             mask = _once(state, (stream, "additive", id(mask)), mask, lambda m: _additive(m, query.dtype))
         if kernel == "sdpa" and query.shape[2] == 1 and kwargs.get("position_bias") is None:
             output, weights = _one_query(query, key, value, mask, kwargs.get("scaling")), None
+        elif kernel == "sdpa" and mask is not None and _is_grouped_on_cpu(query, key, kwargs):
+            output, weights = _grouped(query, key, value, mask, kwargs.get("scaling")), None
         else:
             output, weights = compute(module, query, key, value, mask, **kwargs)
         return (layout.to_flat(output) if layout is not None else output), weights
@@ -155,6 +157,31 @@ def _one_query(
         grouped_BHGD, key_BHSD, value_BHSD, attn_mask=mask_B11S, scale=scaling
     )
     return output_BHGD.reshape(rows, 1, queries, -1)
+
+
+def _is_grouped_on_cpu(query: torch.Tensor, key: torch.Tensor, kwargs: Mapping[str, Any]) -> bool:
+    # transformers repeats keys and values for every query head that shares them whenever there is a mask:
+    # other devices need that. The CPU's kernel does not.
+    return (
+        query.device.type == "cpu"
+        and query.shape[1] != key.shape[1]
+        and kwargs.get("position_bias") is None
+        and not kwargs.get("dropout")
+    )
+
+
+def _grouped(
+    query_BQTD: torch.Tensor,
+    key_BHSD: torch.Tensor,
+    value_BHSD: torch.Tensor,
+    mask_B1TS: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of Q query heads that share H key/value heads, `[B, T, Q, D]`, without repeating these."""
+    output_BQTD = nn.functional.scaled_dot_product_attention(
+        query_BQTD, key_BHSD, value_BHSD, attn_mask=mask_B1TS, scale=scaling, enable_gqa=True
+    )
+    return output_BQTD.transpose(1, 2)
 
 
 def _with_prefix(

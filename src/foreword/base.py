@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -19,6 +18,8 @@ from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.fingerprint import fingerprint, fingerprint_of_tensors
+from foreword.head_losses import find_plain_head
+from foreword.loading import choose_device, choose_dtype, choose_kernel, model_class, use_kernel
 from foreword.losses import target_losses
 from foreword.models import resolve
 from foreword.packing import prepare
@@ -69,8 +70,9 @@ class BaseModel:
         self.revision = revision
         self._folder = folder
         if model.config._attn_implementation not in IMPLEMENTATIONS.values():
-            _use_kernel(model, choose_kernel(model.config, type(model)))
+            use_kernel(model, choose_kernel(model.config, type(model)))
         self.geometry = probe(model)
+        find_plain_head(model)
         try_prefix(model, positions=self.takes_positions)
         self.positions: Positions = WITHIN_WINDOW if reach_into_windows(model) else "text-after-prefix"
         self.template = default_template(tokenizer)
@@ -104,13 +106,13 @@ class BaseModel:
         resolved = resolve(str(name), notify=notify or (lambda line: None))
         config = AutoConfig.from_pretrained(resolved.path)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        place = _choose_device(device)
-        kernel = choose_kernel(config, _model_class(auto, config)) if attention == "auto" else attention
+        place = choose_device(device)
+        kernel = choose_kernel(config, model_class(auto, config)) if attention == "auto" else attention
         try:
             model = auto.from_pretrained(
                 resolved.path,
                 attn_implementation=IMPLEMENTATIONS[kernel],
-                dtype=_choose_dtype(dtype, place),
+                dtype=choose_dtype(dtype, place),
                 use_safetensors=True,
                 **({"device_map": "balanced"} if place == "balanced" else {}),
             )
@@ -349,53 +351,3 @@ def batches_by_length(encoded: Sequence[EncodedExample], batch_tokens: int) -> I
         batch.append(index)
     if batch:
         yield batch
-
-
-def choose_kernel(config: Any, model_class: Any) -> Kernel:
-    """SDPA, unless the architecture does something to the attention weights that SDPA can't."""
-    text = config.get_text_config(decoder=True)
-    soft_capped = getattr(text, "attn_logit_softcapping", None) is not None
-    supported = getattr(model_class, "_supports_sdpa", False)
-    return "sdpa" if supported and not soft_capped else "eager"
-
-
-def _use_kernel(model: Any, kernel: Kernel) -> None:
-    with contextlib.suppress(ValueError):  # refused by models without the interface; the probe tells
-        model.set_attn_implementation(IMPLEMENTATIONS[kernel])
-    # T5's encoder and decoder keep copies of the config that the call above does not reach.
-    for module in model.modules():
-        if hasattr(module, "config") and hasattr(module.config, "_attn_implementation"):
-            module.config._attn_implementation = IMPLEMENTATIONS[kernel]
-
-
-def _model_class(auto: Any, config: Any) -> Any:
-    try:
-        return auto._model_mapping[type(config)]
-    except KeyError as error:
-        raise UnsupportedArchitecture(
-            f"transformers has no language model for model type {config.model_type!r}; Foreword needs a "
-            "decoder-only or an encoder-decoder language model"
-        ) from error
-
-
-def _choose_device(device: str | torch.device) -> str | torch.device:
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _choose_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype != "auto":
-        named = getattr(torch, dtype, None)
-        if not isinstance(named, torch.dtype):
-            raise UsageError(f"dtype is {dtype!r}; expected auto, float32, bfloat16 or float16")
-        return named
-    if str(device).startswith(("cuda", "balanced")):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # Not even where a CPU computes bfloat16 fast: what is promised of rows and batches (same losses,
-    # same tokens) holds to 1e-5 in float32 only. Whoever prefers speed asks for it.
-    return torch.float32

@@ -19,7 +19,8 @@ from foreword.base import BaseModel, PrefixesArgument
 from foreword.cache import prefixed_cache
 from foreword.decoding import NoiseOfTheRow, StopOfTheRow, TextOfTheRow, banned_token_ids, sampling_warpers
 from foreword.errors import UsageError, WindowExceeded
-from foreword.packing import packed_weights
+from foreword.packing import is_prepared, packed_weights
+from foreword.packing_trial import packing_pays
 from foreword.prefix import Prefix
 from foreword.row_prefixes import RowPrefixes
 from foreword.template import RAW, Source, Template
@@ -246,7 +247,8 @@ def _generate_batch(
     # The last token of the prompt predicts the first new one, and is the last of its pass.
     last = (-1,) * len(rows)
     attention = Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes, answers_from=last)
-    with attending(attention), packed_weights():
+    packed = is_prepared(base.model) and packing_pays(len(rows) * decoding.beams)
+    with attending(attention), packed_weights(packed):
         ids_BT = _own_settings(base.model).generate(
             **inputs,
             generation_config=config,

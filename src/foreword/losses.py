@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from foreword.attention import Attending, attending
 from foreword.batch import Batch
+from foreword.head_losses import head_losses, plain_head
 from foreword.row_prefixes import RowPrefixes
 
 
@@ -19,7 +20,11 @@ def target_losses(model: Any, batch: Batch, prefixes: RowPrefixes | None) -> tor
     Logits are computed at the M places that predict a target and nowhere else, where the model
     allows it: over a vocabulary of 49k they cost as much as a fifth of the layers.
     """
+    head = plain_head(model)
     with attending(Attending(prefixes=prefixes, layout=batch.layout, answers_from=batch.answers_from)):
+        if head is not None:
+            hidden_BTI = model.base_model(**batch.inputs, use_cache=False)[0]
+            return head_losses(head, hidden_BTI.flatten(0, 1).index_select(0, batch.place_M), batch.target_M)
         if batch.layout is not None and keeps_logits(model):
             logits_MV = model(**batch.inputs, use_cache=False, logits_to_keep=batch.place_M).logits[0]
         else:

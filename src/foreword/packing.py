@@ -36,8 +36,8 @@ def can_pack() -> bool:
 
 
 @contextlib.contextmanager
-def packed_weights(wanted: bool = True) -> Iterator[None]:
-    """Compute with packed weights, in this thread, where the model was prepared for it."""
+def packed_weights(wanted: bool) -> Iterator[None]:
+    """Compute with packed weights, or not, in this thread, where the model was prepared for it."""
     token = _used.set(wanted)
     try:
         yield
@@ -64,6 +64,11 @@ def prepare(model: nn.Module) -> int:
         layer.__class__ = PackedLinear
         vars(layer)["packed"] = Packed()
     return len(layers)
+
+
+def is_prepared(model: nn.Module) -> bool:
+    """Whether any of its layers can take packed weights."""
+    return any(isinstance(module, PackedLinear) for module in model.modules())
 
 
 def _takes_packing(module: nn.Linear) -> bool:
@@ -121,7 +126,7 @@ class PackedLinear(nn.Linear):
         if torch.is_grad_enabled() and input.requires_grad:
             product_MO = _FrozenProduct.apply(rows_MI, weight, bias, self.packed)
         else:
-            product_MO = _product(rows_MI, self.packed.of(weight, transposed=False), bias)
+            product_MO = product(rows_MI, self.packed.of(weight, transposed=False), bias)
         return product_MO.view(*input.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
@@ -133,14 +138,15 @@ class _FrozenProduct(torch.autograd.Function):
         ctx: Any, rows_MI: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, packed: Packed
     ) -> torch.Tensor:
         ctx.weight, ctx.packed = weight, packed
-        return _product(rows_MI, packed.of(weight, transposed=False), bias)
+        return product(rows_MI, packed.of(weight, transposed=False), bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         packed = ctx.packed.of(ctx.weight, transposed=True)
-        return _product(gradients[0], packed, None), None, None, None
+        return product(gradients[0], packed, None), None, None, None
 
 
-def _product(rows_MI: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def product(rows_MI: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`[M, O]`, of a weight `[O, I]` in the kernels' order."""
     return torch.ops.mkldnn._linear_pointwise(rows_MI, packed, bias, "none", [], "")  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.nn.functional import pad
@@ -40,6 +41,14 @@ class StreamBlock:
     def longest(self) -> int:
         """P."""
         return int(self.key_RLHPD.shape[3])
+
+    @cached_property
+    def layers(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Keys and values `[R, H, P, D]` of each layer.
+
+        Taken apart once: the gradient of a single layer taken by its index is as large as all layers.
+        """
+        return tuple(zip(self.key_RLHPD.unbind(1), self.value_RLHPD.unbind(1), strict=True))
 
 
 @dataclass(frozen=True)
@@ -119,9 +128,8 @@ class RowPrefixes:
         """
         block = self.blocks[stream]
         places = [index or 0 for index in self._repeated(like.shape[0])]  # rows without see none of it
-        key = _gather(block.key_RLHPD[:, layer].to(like.device, like.dtype), places)
-        value = _gather(block.value_RLHPD[:, layer].to(like.device, like.dtype), places)
-        return key, value
+        key_RHPD, value_RHPD = (part.to(like.device, like.dtype) for part in block.layers[layer])
+        return _gather(key_RHPD, places), _gather(value_RHPD, places)
 
     def visible(
         self, stream: Stream, rows: int, queries: int, device: torch.device, answers_from: Sequence[int] = ()

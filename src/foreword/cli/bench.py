@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import bench_costs
+from foreword.cli import bench_costs, bench_quality
 from foreword.cli import bench_options as its
 from foreword.cli import options as common
 from foreword.cli import train_options as training
@@ -195,3 +195,4 @@ def generate(
 
 
 bench_costs.register(app, EXAMPLE)
+bench_quality.register(app, EXAMPLE)
