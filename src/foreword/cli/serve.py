@@ -35,8 +35,24 @@ def serve(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What writes the texts: local.", rich_help_panel=common.MODEL),
+        typer.Option(metavar="NAME", help="What writes texts: local or vllm.", rich_help_panel=common.MODEL),
     ] = None,
+    engine_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A vLLM that runs already; without, one is started.",
+            rich_help_panel=common.MODEL,
+        ),
+    ] = None,
+    vllm_line: Annotated[
+        bool,
+        typer.Option(
+            "--vllm-line",
+            help="Print the command that starts such a vLLM, and end.",
+            rich_help_panel=common.MODEL,
+        ),
+    ] = False,
     store: Annotated[
         str | None,
         typer.Option(
@@ -110,7 +126,8 @@ def serve(
                 "base": base,
                 "device": device,
                 "dtype": dtype,
-                "engine": engine,
+                "engine": engine or ("vllm" if engine_url or vllm_line else None),
+                "engine_url": engine_url,
                 "store": store,
                 "blobs": blobs,
                 "host": host,
@@ -131,6 +148,12 @@ def serve(
         raise UsageError(
             f"serving needs {error.name}; install it with: pip install 'foreword[serve]'"
         ) from error
+
+    if vllm_line:
+        from foreword.serving.vllm.starting import vllm_line as line_of
+
+        typer.echo(line_of(chosen))
+        return
 
     def announce(url: str, name: str) -> None:
         if json:

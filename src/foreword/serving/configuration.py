@@ -45,7 +45,10 @@ class Configuration:
         base: the base model: alias, folder or Hugging Face id.
         name: what it is called in the API; else as above, of a folder the last part.
         device, dtype, attention: as `BaseModel.load` takes them.
-        engine: what turns prompts into tokens.
+        engine: what turns prompts into tokens: local or vllm.
+        engine_url: a vLLM that runs already; None for one that is started and ends with this server.
+        engine_arguments: more arguments for the vLLM that is started, as in a shell.
+        engine_seconds: how long that may take to start.
         store, blobs: the store of prefixes: folder, or database URL and place of its files.
         checkpoints: folder for the checkpoints of jobs, where the store is no folder.
         host, port: where to listen; port 0 takes a free one.
@@ -75,6 +78,9 @@ class Configuration:
     dtype: str = "auto"
     attention: str = "auto"
     engine: str = "local"
+    engine_url: str | None = None
+    engine_arguments: str | None = None
+    engine_seconds: float = 900.0
     store: str = "prefixes"
     blobs: str | None = None
     checkpoints: str | None = None
@@ -107,6 +113,14 @@ class Configuration:
                 "listen on 127.0.0.1, or leave keys on (foreword store keys make)"
             )
         check_owner(self.owner)
+        if self.engine != "vllm" and (self.engine_url or self.engine_arguments):
+            raise UsageError(
+                f"engine_url and engine_arguments are vLLM's, but engine is {self.engine!r}; take vllm"
+            )
+        if self.engine_url is not None and not self.engine_url.startswith(("http://", "https://")):
+            raise UsageError(
+                f"engine_url is {self.engine_url!r}; expected a URL such as http://127.0.0.1:8001"
+            )
         if not 0 <= self.port < 65536:
             raise UsageError(f"port is {self.port}; expected 0 to 65535")
         for name in _POSITIVE:
@@ -125,6 +139,7 @@ class Configuration:
 _POSITIVE = (
     *("body_bytes", "upload_bytes", "body_seconds", "write_seconds", "drain_seconds", "rows", "waiting_rows"),
     *("default_max_tokens", "jobs_together", "turn_seconds", "lease_seconds", "idle_seconds"),
+    "engine_seconds",
 )
 
 

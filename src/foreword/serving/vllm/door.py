@@ -1,0 +1,99 @@
+"""Door: in front of vLLM's own HTTP server, refuses by name what only the gateway may send.
+
+The connector holds without it (it fails a request whose ticket is not signed); here it gets a status and a
+reason, before it costs anything. Given to vLLM as `--middleware foreword.serving.vllm.door.Door`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from foreword.serving.vllm.ticket import secret_of
+
+HEADER = "x-foreword-signature"
+"""HMAC of the whole body, with the secret of gateway and connector."""
+OURS = ("kv_transfer_params", "cache_salt")
+"""Set by the gateway only."""
+OF_PROMPTS = ("prompt_logprobs", "echo")
+"""For which vLLM computes the whole prompt, placeholders as if they were text."""
+
+
+class Door:
+    """ASGI middleware. Bodies are read whole, which vLLM does anyway."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Raises UsageError when there is no secret."""
+        self._app = app
+        self._secret = secret_of(os.environ)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer 400."""
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self._app(scope, receive, send)
+            return
+        body, messages = b"", []
+        while True:
+            message = await receive()
+            messages.append(message)
+            body += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        signature = Headers(scope=scope).get(HEADER)
+        why = refusal(body, signed=signature is not None and is_signed(self._secret, body, signature))
+        if why is not None:
+            error = {"message": why, "type": "invalid_request_error", "param": None, "code": 400}
+            await JSONResponse({"error": error}, 400)(scope, receive, send)
+            return
+        again = iter(messages)
+
+        async def replay() -> Message:
+            return next(again, None) or await receive()
+
+        await self._app(scope, replay, send)
+
+
+def signature_of(secret: str, body: bytes) -> str:
+    """What the gateway sends as `HEADER`."""
+    return hmac.new(secret.encode(), b"body\0" + body, hashlib.sha256).hexdigest()
+
+
+def is_signed(secret: str, body: bytes, signature: str) -> bool:
+    """Whether the gateway has sent this body."""
+    return hmac.compare_digest(signature_of(secret, body).encode(), signature.encode("utf-8", "replace"))
+
+
+def refusal(body: bytes, *, signed: bool) -> str | None:
+    """Why a body is not let through; None when it is."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return None if not any(name.encode() in body for name in OURS) else "the body is not JSON"
+    # vLLM takes such fields in several places (`vllm_xargs`, `sampling_params`): none of them is allowed.
+    found = {name for name, value in _fields(content) if value is not None and value is not False}
+    for name in OURS:
+        if name in found and not signed:
+            return f"{name} is set by the server, never by its caller; leave it out"
+    for name in OF_PROMPTS:
+        if name in found and "kv_transfer_params" in found:
+            return f"{name} is not possible with a prefix, which has no text; leave it out"
+    return None
+
+
+def _fields(content: Any) -> Iterator[tuple[str, Any]]:
+    waiting = [content]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            yield from found.items()
+            waiting.extend(found.values())
+        elif isinstance(found, list):
+            waiting.extend(item for item in found if isinstance(item, dict | list))

@@ -1,0 +1,226 @@
+"""The vLLM engine: rows go to a vLLM with the connector over HTTP, as token ids, and come back as tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import httpx
+
+from foreword.base import BaseModel
+from foreword.errors import DamagedBlob, EngineStopped, UnsupportedArchitecture, UsageError, WindowExceeded
+from foreword.prefix import Prefix
+from foreword.serving.engine import Row, Token
+from foreword.serving.vllm import ticket
+from foreword.serving.vllm.answer import Broken, tokens
+from foreword.serving.vllm.door import HEADER, signature_of
+
+SERVED_NAME = "foreword-base"
+"""What vLLM calls the base model."""
+CONNECT_SECONDS = 5.0
+MOST_LOGPROBS = 20
+
+
+class VllmEngine:
+    """Rows of all owners to one vLLM, which batches them."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        url: str,
+        secret: str,
+        *,
+        window: int | None = None,
+        is_up: Callable[[], bool] = lambda: True,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            url: where vLLM listens, without `/v1`.
+            secret: shared with the connector.
+            window: positions that vLLM has for prefix and text, if fewer than the base.
+            is_up: whether vLLM takes requests, answered at once.
+            on_close: called when all rows are finished.
+
+        Raises:
+            UnsupportedArchitecture: a base whose attention would lose sight of a prefix, or that vLLM's
+                connector can't serve.
+        """
+        check_base(base)
+        self._base = base
+        self._url = url.rstrip("/")
+        self._secret = secret
+        self._window = window
+        self._is_up = is_up
+        self._on_close = on_close
+        self._client: httpx.AsyncClient | None = None  # made in the loop that uses it
+        self._running = self._rows = self._tokens = 0
+        self._closing = False
+
+    async def stream(self, row: Row) -> AsyncIterator[Token]:
+        """See `Engine`.
+
+        Raises:
+            GeometryMismatch, WrongBaseModel, UsageError: the prefix does not fit the base or the engine.
+            DamagedBlob: vLLM could not load the prefix; its log says why.
+        """
+        self._check(row)
+        room = self._room(row)
+        if self._closing:
+            raise EngineStopped("the engine is stopping and takes no new requests; try again later")
+        self._running += 1
+        self._rows += 1
+        try:
+            async with contextlib.aclosing(self._asked(row, room)) as found:  # type: ignore[type-var]
+                async for token in found:
+                    self._tokens += 1
+                    yield token
+        finally:
+            self._running -= 1
+
+    async def close(self) -> None:
+        """See `Engine`."""
+        self._closing = True
+        while self._running:
+            await asyncio.sleep(0.05)
+        if self._client is not None:
+            await self._client.aclose()
+        await asyncio.to_thread(self._on_close)
+
+    def ready(self) -> bool:
+        """See `Engine`; whether vLLM answered when it was last asked."""
+        return not self._closing and self._is_up()
+
+    def measurements(self) -> Mapping[str, float]:
+        """Rows that vLLM has now, and rows and tokens since the start; more is at vLLM's own `/metrics`."""
+        return {"rows_running": self._running, "rows": self._rows, "tokens": self._tokens}
+
+    def body(self, row: Row, room: int) -> dict[str, Any]:
+        """The request for a row. Every setting that a model's own files could change is said."""
+        sampling, prefix = row.sampling, row.prefix
+        digest = None if prefix is None else prefix.digest
+        salt = ticket.salt(self._secret, row.owner, digest)
+        prompt = list(row.prompt_ids)
+        asked: dict[str, Any] = {}
+        if prefix is not None:
+            prompt = [ticket.PLACEHOLDER] * prefix.length + prompt
+            signed = ticket.sign(self._secret, prefix.digest, prefix.length, salt, prompt)
+            asked["kv_transfer_params"] = signed.params()
+        if sampling.logprobs is not None:
+            asked |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
+        return {
+            "model": SERVED_NAME,
+            "prompt": prompt,
+            "cache_salt": salt,
+            "max_tokens": room,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
+            "seed": sampling.seed,
+            "stop_token_ids": sorted(row.end_ids),
+            "ignore_eos": True,  # which tokens end the text is the row's to say
+            "stream": True,
+            "return_token_ids": True,
+            **asked,
+        }
+
+    async def _asked(self, row: Row, room: int) -> AsyncIterator[Token]:
+        content = json.dumps(self.body(row, room)).encode()
+        headers = {
+            "content-type": "application/json",
+            "authorization": f"Bearer {ticket.api_key(self._secret)}",
+            HEADER: signature_of(self._secret, content),
+        }
+        if self._client is None:
+            timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+            self._client = httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(), trust_env=False)
+        url = f"{self._url}/v1/completions"
+        try:
+            async with self._client.stream("POST", url, content=content, headers=headers) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise Broken(f"status {response.status_code}: {_message(response)}")
+                async for token in tokens(response.aiter_lines(), row, room):
+                    yield token
+        except httpx.HTTPError as error:
+            raise EngineStopped(
+                f"vLLM at {self._url} does not answer ({type(error).__name__}); start it, or wait for it"
+            ) from error
+        except Broken as error:
+            raise await self._meaning(error, row.prefix) from error
+
+    async def _meaning(self, error: Broken, prefix: Prefix | None) -> Exception:
+        """A vLLM that lives has failed this request alone: only a load that failed does that."""
+        text = str(error)
+        if text.startswith("status 4"):
+            return UsageError(f"vLLM at {self._url} refuses the request, {text}. {_SAME_LINE}")
+        if prefix is None or not await self._lives():
+            return EngineStopped(f"vLLM at {self._url} broke off: {text}; its log says why")
+        return DamagedBlob(
+            f"vLLM could not load the prefix {prefix.digest[:12]}... ({text}); its log says why, and "
+            "`foreword store verify` looks at every stored file"
+        )
+
+    async def _lives(self) -> bool:
+        assert self._client is not None
+        try:
+            return (await self._client.get(f"{self._url}/health", timeout=CONNECT_SECONDS)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _check(self, row: Row) -> None:
+        self._base.per_row(row.prefix, rows=1)
+        if row.prefix is not None and row.prefix.template.placement == "infix":
+            raise UsageError(
+                "the prefix is an infix, which stands behind the source; engines put a prefix in front. "
+                "`foreword evaluate` measures infixes"
+            )
+        if (row.sampling.logprobs or 0) > MOST_LOGPROBS:
+            raise UsageError(
+                f"logprobs is {row.sampling.logprobs}; vLLM tells {MOST_LOGPROBS} of the likeliest at most"
+            )
+
+    def _room(self, row: Row) -> int:
+        length = 0 if row.prefix is None else row.prefix.length
+        limits = [self._base.text_limit(length), None if self._window is None else self._window - length]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        room = row.sampling.max_tokens
+        if limit is not None:
+            room = min(room, limit - len(row.prompt_ids))
+        if room < 1:
+            raise WindowExceeded(
+                f"the prompt has {len(row.prompt_ids)} tokens; {limit} fit in {self._base.name}, as vLLM was "
+                "started, new tokens among them. Shorten it"
+            )
+        return room
+
+
+def check_base(base: BaseModel) -> None:
+    """Refuse a base that a prefix on vLLM would be wrong for.
+
+    Raises:
+        UnsupportedArchitecture: an encoder-decoder, or attention that would lose sight of the prefix.
+    """
+    if base.is_encoder_decoder or not base.takes_positions or base.positions != "text-after-prefix":
+        raise UnsupportedArchitecture(
+            f"{base.name} can't be served by vLLM with prefixes: it needs a decoder-only model whose "
+            "layers all see the whole text. `foreword generate` runs this one"
+        )
+
+
+_SAME_LINE = "Start it with the line that `foreword serve --vllm-line` prints, with the same secret"
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        found = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200]
+    return str(found.get("message") if isinstance(found, dict) else found)

@@ -1,0 +1,107 @@
+"""Fitting: whether prefixes go right under a vLLM's settings and model, and which layers take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
+from foreword.fingerprint import fingerprint, short
+from foreword.prefix import Prefix
+from foreword.serving.vllm.pages import Share
+
+
+def check_settings(vllm_config: Any, kv_cache_config: Any) -> None:
+    """Refuse what would give wrong text.
+
+    Raises:
+        UsageError: a setting; says which, and what to set instead.
+        UnsupportedArchitecture: the model.
+    """
+    parallel, transfer = vllm_config.parallel_config, vllm_config.kv_transfer_config
+    if transfer.kv_load_failure_policy != "fail":
+        raise UsageError(
+            f"kv_load_failure_policy is {transfer.kv_load_failure_policy!r}: placeholders would be run as "
+            "text; set it to fail"
+        )
+    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) != 1:
+            raise UsageError(f"{name} is {getattr(parallel, name)}; prefixes are served with 1 only")
+    if vllm_config.speculative_config is not None:
+        raise UsageError("prefixes do not reach the cache of speculative decoding; leave that out")
+    groups = kv_cache_config.kv_cache_groups
+    limit = vllm_config.model_config.max_model_len
+    for spec in (group.kv_cache_spec for group in groups):
+        window = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
+        if window is not None and window < limit:
+            raise UnsupportedArchitecture(
+                f"the model has layers that see the last {window} tokens only and would lose sight of a "
+                f"prefix; set --max-model-len to at most {window}, or use the local engine"
+            )
+    kinds = {type(group.kv_cache_spec).__name__ for group in groups}
+    if len(groups) != 1 or kinds != {"FullAttentionSpec"}:
+        raise UnsupportedArchitecture(
+            f"the model's cache has {len(groups)} groups of {', '.join(sorted(kinds))}; prefixes need one of "
+            "full attention. Use the local engine"
+        )
+
+
+def share_of(vllm_config: Any) -> Share:
+    """What this worker holds of the model. Raises UsageError as `Share.heads`."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    share = Share(
+        layers=model.hf_text_config.num_hidden_layers,
+        kv_heads=model.get_total_num_kv_heads(),
+        head_dim=model.get_head_size(),
+        rank=get_tensor_model_parallel_rank(),
+        workers=parallel.tensor_parallel_size,
+    )
+    _ = share.heads
+    return share
+
+
+def weights_of(vllm_config: Any) -> str | None:
+    """Fingerprint of the weights; None for a model that vLLM has by another name than its folder's.
+
+    Raises:
+        CannotRead: weights that are no safetensors.
+    """
+    folder = Path(vllm_config.model_config.model)
+    return fingerprint(folder) if folder.is_dir() else None
+
+
+def check_base(prefix: Prefix, weights: str | None) -> None:
+    """Refuse a prefix of another base of the same sizes, which would give text, and the wrong one.
+
+    Raises:
+        WrongBaseModel: other weights.
+    """
+    expected = prefix.base.fingerprint
+    if None not in (expected, weights) and expected != weights:
+        raise WrongBaseModel(
+            f"the prefix was trained for {prefix.base.name} with weights {short(expected or '')}, vLLM has "
+            f"{short(weights or '')}; start vLLM with the base that the gateway has"
+        )
+
+
+def attention_layers(modules: Mapping[str, Any]) -> dict[int, Any]:
+    """Attention layers by their number in the model.
+
+    Raises:
+        UnsupportedArchitecture: one that can't be written to, or that hides what is far.
+    """
+    from vllm.model_executor.models.utils import extract_layer_index
+
+    found = {}
+    for name, module in modules.items():
+        if getattr(module, "kv_cache", None) is None:
+            continue
+        if not hasattr(module.impl, "do_kv_cache_update") or getattr(module, "use_mla", False):
+            raise UnsupportedArchitecture(
+                f"{name} has attention of {type(module.impl).__name__}, whose cache takes no prefix"
+            )
+        found[extract_layer_index(name)] = module
+    return found

@@ -1,0 +1,49 @@
+"""Keeper: runs a command until its standard input ends, as it does when the gateway dies, even by kill -9.
+
+Run as a file, so that it starts at once and imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+GRACE_SECONDS = 20.0
+"""Between SIGTERM and SIGKILL."""
+
+
+def main() -> int:
+    """Status of the command."""
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def end() -> None:
+        child.terminate()
+        try:
+            child.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            _kill_group(child.pid)
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        end()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the gateway
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=end).start())
+    threading.Thread(target=watch, daemon=True).start()
+    status = child.wait()
+    _kill_group(child.pid)  # workers that outlive their server
+    return status if status >= 0 else 128 - status
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

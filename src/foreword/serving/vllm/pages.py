@@ -1,0 +1,113 @@
+"""Pages: where a prefix lies in a paged cache, which of its heads a worker holds. Knows no server's classes.
+
+Shapes: L layers, H key/value heads, P prefix length, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from foreword.errors import GeometryMismatch, UsageError
+from foreword.prefix import Prefix
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker of a tensor-parallel group holds.
+
+    Attributes:
+        layers: layers of the model.
+        kv_heads: key/value heads of the whole model.
+        head_dim: D.
+        rank, workers: which worker of how many.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    rank: int = 0
+    workers: int = 1
+
+    @property
+    def heads(self) -> slice:
+        """The worker's own heads; with more workers than heads, several hold the same one.
+
+        Raises:
+            UsageError: heads and workers that can't be divided by each other.
+        """
+        if self.kv_heads % self.workers == 0:
+            each = self.kv_heads // self.workers
+            return slice(self.rank * each, (self.rank + 1) * each)
+        if self.workers % self.kv_heads == 0:
+            head = self.rank // (self.workers // self.kv_heads)
+            return slice(head, head + 1)
+        raise UsageError(
+            f"{self.kv_heads} key/value heads can't be shared by {self.workers} workers; choose a "
+            "tensor-parallel size that divides them, or a multiple of them"
+        )
+
+
+@dataclass(frozen=True)
+class Pages:
+    """A prefix as one worker writes it.
+
+    Attributes:
+        key_LPHD, value_LPHD: of the worker's own heads, token after token as a paged cache takes them.
+    """
+
+    key_LPHD: torch.Tensor
+    value_LPHD: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return int(self.key_LPHD.shape[1])
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.key_LPHD, self.value_LPHD))
+
+
+def pages_of(prefix: Prefix, share: Share, dtype: torch.dtype) -> Pages:
+    """The part of a prefix that a worker holds.
+
+    Raises:
+        GeometryMismatch: a prefix of another model.
+        UsageError: an infix, or a prefix that must stay within a sliding window.
+    """
+    expected = (share.layers, share.kv_heads, share.head_dim, share.head_dim)
+    (layers, kv_heads, _, key_dim), value_dim = prefix.key().shape, prefix.value().shape[3]
+    if (layers, kv_heads, key_dim, value_dim) != expected or prefix.streams != ("decoder",):
+        raise GeometryMismatch(
+            f"the prefix is for {prefix.geometry}; the model in vLLM has {share.layers} layers x "
+            f"{share.kv_heads} key/value heads x {share.head_dim}"
+        )
+    if prefix.template.placement == "infix" or prefix.positions != "text-after-prefix":
+        raise UsageError(
+            f"the prefix stands {prefix.positions}, placement {prefix.template.placement}; vLLM can put a "
+            "prefix in front of the text only, where every layer sees it"
+        )
+    key_LPHD, value_LPHD = (
+        tensor[:, share.heads].transpose(1, 2).to(dtype).contiguous()
+        for tensor in (prefix.key(), prefix.value())
+    )
+    return Pages(key_LPHD, value_LPHD)
+
+
+def slots(block_ids: Sequence[int], block_size: int, start: int, stop: int) -> list[int]:
+    """Slots of the tokens `start` to `stop` of a request whose blocks are `block_ids`."""
+    return [block_ids[token // block_size] * block_size + token % block_size for token in range(start, stop)]
+
+
+def blocks_between(block_ids: Sequence[int], block_size: int, start: int, stop: int) -> list[int]:
+    """The blocks that hold the tokens `start` to `stop`."""
+    return list(block_ids[start // block_size : -(-stop // block_size)])
+
+
+def missing(computed: int, length: int) -> int:
+    """Tokens of a prefix that have to be loaded when the cache holds the first `computed` of a request."""
+    return max(0, length - computed)

@@ -1,0 +1,111 @@
+"""Process: a `vllm serve` of this gateway's own; started, looked after, and gone with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from foreword.errors import EngineStopped
+from foreword.serving import logs
+from foreword.serving.vllm.pulse import answers
+
+POLL_SECONDS = 0.25
+LONGEST_PAUSE = 60.0
+"""Between attempts to start a vLLM that dies at once."""
+
+
+class VllmProcess:
+    """Of one gateway.
+
+    Attributes:
+        url: where it listens, on this machine only.
+        started: processes so far.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], port: int) -> None:
+        """
+        Args:
+            command: the whole of it.
+            environment: beside this process's own.
+        """
+        self.url = f"http://127.0.0.1:{port}"
+        self.started = 0
+        self._command = [sys.executable, str(Path(__file__).with_name("keeper.py")), *command]
+        self._environment = {**os.environ, **environment}
+        self._closing = threading.Event()
+        self._process = self._start()
+        self._watcher: threading.Thread | None = None
+
+    def wait(self, seconds: float) -> None:
+        """Until it takes requests; from then on it is started again whenever it dies.
+
+        Raises:
+            EngineStopped: it ended, or did not come up in time; its own log says why.
+        """
+        until = time.monotonic() + seconds
+        while not answers(self.url):
+            if (status := self._process.poll()) is not None:
+                raise EngineStopped(f"vLLM ended with status {status} before it was ready; its log says why")
+            if time.monotonic() > until:
+                self.close()
+                raise EngineStopped(
+                    f"vLLM did not take requests within {seconds:.0f} s; give it longer (engine_seconds)"
+                )
+            time.sleep(POLL_SECONDS)
+        self._watcher = threading.Thread(target=self._watch, name="foreword-vllm", daemon=True)
+        self._watcher.start()
+
+    def close(self) -> None:
+        """End it, and come back when it is gone."""
+        self._closing.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        self._end()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs it."""
+        return self._process.pid
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.started += 1
+        process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.PIPE,  # stays open: its end means ours
+            stdout=sys.stderr.fileno(),  # standard output is for what the command itself says
+        )
+        logs.event("vllm started", pid=process.pid)
+        return process
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _watch(self) -> None:
+        pause = 1.0
+        while not self._closing.wait(POLL_SECONDS):
+            if (status := self._process.poll()) is None:
+                continue
+            logs.event("vllm ended", status=status, pause=pause)
+            self._end()
+            if self._closing.wait(pause):
+                return
+            pause = min(pause * 2, LONGEST_PAUSE)
+            self._process = self._start()
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
+    with socket.socket() as probing:
+        probing.bind(("127.0.0.1", 0))
+        return int(probing.getsockname()[1])

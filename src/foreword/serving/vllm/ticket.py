@@ -1,0 +1,130 @@
+"""Ticket: what the gateway sends with a request, so that vLLM loads a prefix and nobody else can ask for it.
+
+All prefixes stand behind the same placeholder ids, so vLLM's cache tells them apart by the salt alone. Salts
+are made from a secret that gateway and connector share: nobody without it can name one, or sign a ticket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foreword.errors import UsageError
+
+SECRET = "FOREWORD_VLLM_SECRET"
+"""Environment variable with the secret: a command line could be read by every user of the machine."""
+SHORTEST_SECRET = 32
+PLACEHOLDER = 0
+"""Token id that stands for every virtual token. vLLM looks at it for nothing but the keys of its cache."""
+FIELD = "foreword"
+"""In the request's `kv_transfer_params`."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A prefix for one request.
+
+    Attributes:
+        digest: of the prefix.
+        length: P.
+        signature: of these two, the request's salt and its token ids.
+    """
+
+    digest: str
+    length: int
+    signature: str
+
+    def params(self) -> dict[str, Any]:
+        """The request's `kv_transfer_params`."""
+        return {FIELD: {"digest": self.digest, "length": self.length, "signature": self.signature}}
+
+
+def secret_of(environment: Mapping[str, str] = os.environ) -> str:
+    """The secret that gateway and connector share.
+
+    Raises:
+        UsageError: it is not set, or short enough to be guessed.
+    """
+    secret = environment.get(SECRET, "")
+    if len(secret) < SHORTEST_SECRET:
+        found = f"has {len(secret)} characters" if secret else "is not set"
+        raise UsageError(
+            f"{SECRET} {found}; expected at least {SHORTEST_SECRET} random ones, the same for the gateway "
+            "and for vLLM, such as those of: openssl rand -hex 32"
+        )
+    return secret
+
+
+def api_key(secret: str) -> str:
+    """The key that vLLM asks its callers for: only the gateway is meant to be one."""
+    return _mac(secret, "api key")
+
+
+def salt(secret: str, owner: str, digest: str | None) -> str:
+    """The cache salt of an owner's requests behind a prefix, or behind none: 64 hexadecimal digits."""
+    return _mac(secret, "salt", owner, digest or "")
+
+
+def sign(secret: str, digest: str, length: int, salt: str, token_ids: Sequence[int]) -> Ticket:
+    """A ticket for one request.
+
+    Args:
+        token_ids: the whole prompt, placeholders in front.
+    """
+    return Ticket(digest, length, _signature(secret, digest, length, salt, token_ids))
+
+
+def read(params: Any) -> Ticket | None:
+    """The ticket in a request's `kv_transfer_params`; None when there is none.
+
+    Raises:
+        UsageError: something that is no ticket.
+    """
+    if params is None:
+        return None
+    found = params.get(FIELD) if isinstance(params, Mapping) else None
+    if not isinstance(found, Mapping) or set(found) != {"digest", "length", "signature"}:
+        raise UsageError("kv_transfer_params without a ticket of Foreword's gateway; leave them out")
+    ticket = Ticket(**found)
+    if type(ticket.length) is not int or not isinstance(ticket.digest, str) or ticket.length < 1:
+        raise UsageError("a ticket of another form than this release's; use one release on both sides")
+    return ticket
+
+
+def verify(secret: str, ticket: Ticket, salt: str | None, token_ids: Sequence[int]) -> None:
+    """Refuse a ticket that the gateway did not make for this very request.
+
+    Raises:
+        UsageError: says why, but nothing that would help to forge one.
+    """
+    expected = _signature(secret, ticket.digest, ticket.length, salt or "", token_ids)
+    if not isinstance(ticket.signature, str) or not hmac.compare_digest(
+        expected.encode(), ticket.signature.encode("utf-8", "replace")
+    ):
+        raise UsageError(
+            f"a ticket that the gateway did not sign for this request; if it did, their {SECRET} differ"
+        )
+    if len(token_ids) <= ticket.length or any(i != PLACEHOLDER for i in token_ids[: ticket.length]):
+        raise UsageError(
+            f"expected {ticket.length} placeholders and text behind them, found {len(token_ids)} tokens"
+        )
+
+
+def _signature(secret: str, digest: str, length: int, salt: str, token_ids: Sequence[int]) -> str:
+    tokens = hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()
+    return _mac(secret, "ticket", digest, str(length), salt, tokens)
+
+
+def _mac(secret: str, *parts: str) -> str:
+    message = json.dumps(parts).encode()  # no two lists of parts give one text
+    return hmac.new(secret.encode(), message, hashlib.sha256).hexdigest()
+
+
+if __name__ == "__main__":
+    print(api_key(secret_of()))
