@@ -204,6 +204,13 @@ class UploadFailed(ForewordError):
     """The hub did not take the files; says what it answered."""
 
 
+# -- evaluation ----------------------------------------------------------------------------------
+
+
+class MetricUnavailable(ForewordError):
+    """A metric that needs a package, weights or Java that is not there; says which and how to get it."""
+
+
 # -- serving -------------------------------------------------------------------------------------
 
 

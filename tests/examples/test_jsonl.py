@@ -100,6 +100,14 @@ def test_a_field_that_the_user_named_must_be_there(path):
     assert "no field 'user'" in fault(path, OBJECT, fields={"owner": "user"})
 
 
+def test_null_is_nobody_unless_the_user_named_the_field(path):
+    path.write_text('{"source": "a", "target": "b", "owner": null}\n')
+    assert read_examples(path) == [Example("a", "b", None)]
+    content = '{"source": "a", "target": "b", "user": "ann"}\n{"source": "a", "target": "b", "user": null}\n'
+    message = fault(path, content, fields={"owner": "user"})
+    assert "line 2: field 'user' is null; expected the owner's name as text" in message
+
+
 def test_json_over_several_lines_is_explained(path):
     assert "spread over several lines" in fault(path, json.dumps({"source": "a"}, indent=1))
 

@@ -1,15 +1,31 @@
 """Evaluation: the loss of examples under a prefix, and how close its texts come to theirs."""
 
-from foreword.evaluation.evaluate import Evaluation, Prediction, evaluate
+from foreword.evaluation.evaluate import Evaluation, evaluate
 from foreword.evaluation.losses import TokenLoss, token_loss
+from foreword.evaluation.metrics import METRICS, score
+from foreword.evaluation.scoring import Prediction, read_outputs, scores_by_part
+from foreword.evaluation.task_data import cut_sources, read_task, without_categories
+from foreword.evaluation.task_hub import fetch_task
+from foreword.evaluation.tasks import TASKS, Task, find_task
 from foreword.evaluation.text_metrics import TextScores, text_scores
 
 __all__ = [
+    "METRICS",
+    "TASKS",
     "Evaluation",
     "Prediction",
+    "Task",
     "TextScores",
     "TokenLoss",
+    "cut_sources",
     "evaluate",
+    "fetch_task",
+    "find_task",
+    "read_outputs",
+    "read_task",
+    "score",
+    "scores_by_part",
     "text_scores",
     "token_loss",
+    "without_categories",
 ]

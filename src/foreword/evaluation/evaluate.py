@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from foreword.base import BaseModel
+from foreword.errors import BadExamples
 from foreword.evaluation.losses import token_loss
+from foreword.evaluation.metrics import require
+from foreword.evaluation.scoring import Prediction, scores_by_part
 from foreword.evaluation.text_metrics import text_scores
-from foreword.examples import Example, references
+from foreword.examples import Entry, Example, entries_of, examples_of
 from foreword.generation import generate
 from foreword.prefix import Prefix
-from foreword.template import Source, Template
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was written for one source, beside what could have been.
-
-    Attributes:
-        source: of the examples.
-        references: the targets of all examples with that source.
-        text: generated.
-    """
-
-    source: Source
-    references: tuple[str, ...]
-    text: str
+from foreword.template import Template
 
 
 @dataclass(frozen=True)
@@ -41,6 +29,8 @@ class Evaluation:
         bleu, chrf: of the generated texts, 0 to 100; None where none were generated.
         signatures: what sacrebleu computed, by metric.
         outputs: the generated texts, in the order in which their sources first come.
+        figures: of the metrics asked for, by set and name; of parts of the data under "webnlg seen" and
+            the like.
     """
 
     tokens: int
@@ -52,14 +42,17 @@ class Evaluation:
     chrf: float | None
     signatures: dict[str, str]
     outputs: tuple[Prediction, ...]
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def evaluate(
     base: BaseModel,
-    examples: Sequence[Example],
+    examples: Sequence[Example | Entry],
     prefix: Prefix | None = None,
     *,
     text: bool = True,
+    metrics: Sequence[str] = (),
+    unseen: Collection[str] = (),
     max_new_tokens: int = 64,
     batch_size: int = 32,
     template: Template | None = None,
@@ -69,10 +62,13 @@ def evaluate(
     """Measure `prefix`, or the base model alone, on `examples`.
 
     A source that comes several times, with another target each time, is generated once and scored
-    against all of them.
+    against all of them. Entries of a task are each generated once, whatever their sources.
 
     Args:
         text: false measures losses only, which is much faster.
+        metrics: names of `foreword.evaluation.metrics`, computed beside BLEU and chrF.
+        unseen: categories of entries that training did not have: metrics are computed for them and for
+            the others apart, too.
         template: how sources become text when there is no prefix; default: the base's own. To compare
             with a prefix, give the prefix's.
         max_new_tokens, batch_size, decoding: as for `generate` (beams, length_penalty, stop, ...).
@@ -81,7 +77,8 @@ def evaluate(
 
     Raises:
         BadExamples: no examples.
-        UsageError: a decoding option out of range.
+        UsageError: a decoding option out of range, or unknown metrics.
+        MetricUnavailable: what a metric needs is not there.
         WindowExceeded: an example that does not fit behind the prefix; nothing is cut here.
         GeometryMismatch, WrongBaseModel: a prefix of another base.
     """
@@ -89,13 +86,22 @@ def evaluate(
     def report(what: str) -> Callable[[int, int], None]:
         return lambda done, total: None if on_progress is None else on_progress(what, done, total)
 
-    measured = token_loss(base, examples, prefix, template=template, on_progress=report("losses"))
-    groups = references(examples)
+    if text:
+        require(metrics)  # before minutes of work, not after them
+    if not examples:
+        raise BadExamples("there are no examples to evaluate; give at least one")
+    entries = entries_of(examples)
+    pairs = [
+        example
+        for one in examples
+        for example in (examples_of([one], fit_only=False) if isinstance(one, Entry) else [one])
+    ]
+    measured = token_loss(base, pairs, prefix, template=template, on_progress=report("losses"))
     outputs: tuple[Prediction, ...] = ()
     if text:
         written = generate(
             base,
-            [source for source, _ in groups],
+            [entry.source for entry in entries],
             prefix,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
@@ -104,18 +110,19 @@ def evaluate(
             **decoding,
         )
         outputs = tuple(
-            Prediction(source, tuple(targets), made)
-            for (source, targets), made in zip(groups, written, strict=True)
+            Prediction(entry.source, entry.references, made, entry.category)
+            for entry, made in zip(entries, written, strict=True)
         )
     scores = text_scores([o.text for o in outputs], [o.references for o in outputs]) if outputs else None
     return Evaluation(
         tokens=measured.tokens,
-        examples=len(examples),
-        sources=len(groups),
+        examples=len(pairs),
+        sources=len(entries),
         loss=measured.mean,
         perplexity=measured.perplexity,
         bleu=None if scores is None else scores.bleu,
         chrf=None if scores is None else scores.chrf,
         signatures={} if scores is None else scores.signatures,
         outputs=outputs,
+        figures=scores_by_part(metrics, outputs, unseen) if outputs else {},
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from foreword.errors import UsageError
+from foreword.evaluation.metrics.columns import check_pairs, columns
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,10 @@ def text_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Te
     Raises:
         UsageError: no texts, another number of reference lists than texts, or an empty list.
     """
-    if len(texts) != len(references):
-        raise UsageError(f"{len(references)} lists of references for {len(texts)} texts; give one per text")
-    if not texts:
-        raise UsageError("there are no texts to score; give at least one")
-    if not all(references):
-        raise UsageError("a text without references can't be scored; give at least one for each")
-    columns = _columns(references)
+    check_pairs(texts, references)
+    meant = columns(references)
     bleu, chrf = BLEU(), CHRF()
-    bleu_score = bleu.corpus_score(list(texts), columns).score
-    chrf_score = chrf.corpus_score(list(texts), columns).score
+    bleu_score = bleu.corpus_score(list(texts), meant).score
+    chrf_score = chrf.corpus_score(list(texts), meant).score
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
     return TextScores(float(bleu_score), float(chrf_score), signatures)
-
-
-def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """sacrebleu's way round: a list per place, with None where a text has fewer references."""
-    most = max(len(each) for each in references)
-    return [[each[place] if place < len(each) else None for each in references] for place in range(most)]

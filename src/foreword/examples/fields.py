@@ -14,7 +14,8 @@ class Fields:
     """Names of fields in the data.
 
     Attributes:
-        owner_named: the user named the owner's field, so that a line without it is a fault.
+        owner_named: the user named the owner's field, so that a line without it, or with null in it, is a
+            fault.
     """
 
     source: str = "source"

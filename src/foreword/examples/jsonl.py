@@ -54,7 +54,7 @@ def read_owner(line: Line, record: dict[str, Any], fields: Fields) -> str | None
     """The owner that `record` names, or None.
 
     Raises:
-        BadExamples: not a name, or absent although the user said which field it is in.
+        BadExamples: not a name, or absent or null although the user said which field it is in.
     """
     if fields.owner not in record:
         if fields.owner_named:
@@ -63,7 +63,9 @@ def read_owner(line: Line, record: dict[str, Any], fields: Fields) -> str | None
     owner = record[fields.owner]
     if isinstance(owner, int) and not isinstance(owner, bool):
         return str(owner)  # a user's number serves as a name
-    if owner is not None and not isinstance(owner, str):
+    if owner is None and not fields.owner_named:
+        return None
+    if not isinstance(owner, str):
         raise line.fault(f"field {fields.owner!r} is {kind(owner)}; expected the owner's name as text")
     return owner
 

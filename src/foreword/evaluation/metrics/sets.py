@@ -1,0 +1,156 @@
+"""Sets: which figures there are, how each is written, and computing them on texts and their references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from foreword.errors import UsageError
+from foreword.evaluation.metrics.columns import check_pairs
+from foreword.evaluation.metrics.e2e import e2e_scores
+from foreword.evaluation.metrics.java import METEOR_JAR, require_jar, require_java
+from foreword.evaluation.metrics.learned import (
+    bertscore,
+    bleurt,
+    moverscore,
+    require_bertscore,
+    require_bleurt,
+    require_moverscore,
+)
+from foreword.evaluation.metrics.plain import plain_scores
+from foreword.evaluation.metrics.summaries import require_rouge, rouge_scores
+from foreword.evaluation.metrics.triples import dart_scores, require_folding, webnlg_scores
+
+Compute = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
+Ready = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A name, and the digits after the point that its official script prints."""
+
+    name: str
+    digits: int
+
+
+@dataclass(frozen=True)
+class MetricSet:
+    """Figures that are computed together.
+
+    Attributes:
+        about: for people, in a line.
+        ready: raises MetricUnavailable where something is not installed.
+    """
+
+    name: str
+    about: str
+    figures: tuple[Figure, ...]
+    compute: Compute
+    ready: Ready = lambda: None
+
+
+def _figures(digits: int, *names: str) -> tuple[Figure, ...]:
+    return tuple(Figure(name, digits) for name in names)
+
+
+_ALL = (
+    MetricSet(
+        "e2e",
+        "as the E2E NLG Challenge (needs Java)",
+        _figures(4, "BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr"),
+        e2e_scores,
+        lambda: (require_jar("METEOR", METEOR_JAR), require_java("METEOR")),
+    ),
+    MetricSet(
+        "webnlg",
+        "as WebNLG 2017 (needs Java)",
+        _figures(2, "BLEU", "METEOR", "TER"),
+        webnlg_scores,
+        lambda: (require_folding(), require_jar("METEOR", METEOR_JAR), require_java("METEOR")),
+    ),
+    MetricSet(
+        "dart",
+        "as DART (needs Java)",
+        _figures(2, "BLEU", "METEOR", "TER"),
+        dart_scores,
+        lambda: (require_jar("METEOR", METEOR_JAR), require_java("METEOR")),
+    ),
+    MetricSet(
+        "rouge", "of summaries", _figures(2, "ROUGE-1", "ROUGE-2", "ROUGE-L"), rouge_scores, require_rouge
+    ),
+    MetricSet("plain", "sacrebleu's defaults", _figures(2, "BLEU", "chrF"), plain_scores),
+    MetricSet(
+        "bertscore",
+        "a model's; needs bert-score and its weights",
+        _figures(4, "BERTScore P", "BERTScore R", "BERTScore F1"),
+        bertscore,
+        require_bertscore,
+    ),
+    MetricSet(
+        "bleurt", "a model's; needs bleurt and its weights", _figures(4, "BLEURT"), bleurt, require_bleurt
+    ),
+    MetricSet(
+        "moverscore",
+        "a model's; needs moverscore and its weights",
+        _figures(4, "MoverScore"),
+        moverscore,
+        require_moverscore,
+    ),
+)
+
+METRICS: Mapping[str, MetricSet] = MappingProxyType({one.name: one for one in _ALL})
+
+
+def find_metrics(names: Sequence[str]) -> list[MetricSet]:
+    """The sets called `names`, each once.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"no metrics {name!r}; expected {', '.join(METRICS)}")
+    return [METRICS[name] for name in dict.fromkeys(names)]
+
+
+def require(names: Sequence[str]) -> None:
+    """Refuse, before any work, what `score` would refuse after it.
+
+    Raises:
+        UsageError: there is no set of that name.
+        MetricUnavailable: a package, Java, or a checkpoint is not there. (Weights that a package fetches
+            itself are looked for when they are used.)
+    """
+    for one in find_metrics(names):
+        one.ready()
+
+
+def score(
+    names: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """Figures by set and name, in the units of the official scripts.
+
+    An empty text is scored as what it is: it has no word that matches. It counts in every mean and length.
+
+    Raises:
+        UsageError: an unknown set, no texts, another number of reference lists than texts, a text without
+            references or with an empty one.
+        MetricUnavailable: what a set needs is not there.
+    """
+    chosen = find_metrics(names)
+    check_pairs(texts, references)
+    return {one.name: one.compute(texts, references) for one in chosen}
+
+
+def shown(figures: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
+    """Figures as their official scripts print them: ("e2e BLEU", "0.6593").
+
+    Args:
+        figures: by set, or by set and part of the data ("webnlg seen").
+    """
+    return [
+        (f"{name} {figure.name}", f"{values[figure.name]:.{figure.digits}f}")
+        for name, values in figures.items()
+        for figure in METRICS[name.split(" ")[0]].figures
+    ]

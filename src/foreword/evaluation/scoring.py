@@ -1,0 +1,119 @@
+"""Scoring: the figures of texts that are written, by metrics and by part of the data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from foreword.errors import BadExamples, UsageError
+from foreword.evaluation.metrics import score
+from foreword.evaluation.metrics.meteor import keeping_meteor
+from foreword.examples.entry import Entry
+from foreword.examples.jsonl import parse_object
+from foreword.examples.lines import read_lines
+from foreword.template import Source
+
+SEEN, UNSEEN = "seen", "unseen"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was written for one source, beside what could have been.
+
+    Attributes:
+        source: of the examples.
+        references: the targets of all examples with that source, or of the entry.
+        text: generated.
+        category: of the entry, where the data has it.
+    """
+
+    source: Source
+    references: tuple[str, ...]
+    text: str
+    category: str | None = None
+
+
+def scores_by_part(
+    metrics: Sequence[str], outputs: Sequence[Prediction], unseen: Collection[str] = ()
+) -> dict[str, dict[str, float]]:
+    """Figures of all outputs by name of the set; and, where categories are unseen, of both parts.
+
+    Parts are under "webnlg seen" and "webnlg unseen"; a part without outputs is left out.
+
+    Raises:
+        UsageError: see `foreword.evaluation.metrics.score`.
+        MetricUnavailable: what a metric needs is not there.
+    """
+    parts: dict[str, Sequence[Prediction]] = {"": outputs}
+    if unseen:
+        parts[f" {SEEN}"] = [one for one in outputs if one.category not in unseen]
+        parts[f" {UNSEEN}"] = [one for one in outputs if one.category in unseen]
+    with keeping_meteor():
+        return {
+            name + part: figures
+            for part, chosen in parts.items()
+            if chosen or not part
+            for name, figures in _scores(metrics, chosen).items()
+        }
+
+
+def read_outputs(path: str | os.PathLike[str], entries: Sequence[Entry]) -> list[Prediction]:
+    """Texts that something else wrote, one for each entry, in their order.
+
+    Args:
+        path: a text a line (an empty line is an empty text), or JSON lines with a field `text`, as
+            `foreword evaluate --out` writes them.
+
+    Raises:
+        CannotRead: absent, or not to be opened.
+        BadExamples: another number of texts than entries, or JSON without texts.
+    """
+    lines = list(read_lines(path))
+    if Path(path).suffix in (".jsonl", ".ndjson") or (lines and _is_object(lines[0].text)):
+        texts = []
+        for line in lines:
+            if not line.blank:
+                text = parse_object(line).get("text")
+                if not isinstance(text, str):
+                    raise line.fault(
+                        "no field 'text' with a text; expected one an object, as evaluate --out writes"
+                    )
+                texts.append(text)
+    else:
+        texts = [line.text.strip() for line in lines]
+    if len(texts) != len(entries):
+        raise BadExamples(
+            f"{os.fspath(path)} holds {len(texts)} texts for {len(entries)} entries of the data; expected "
+            "one for each, in the same order; an entry with nothing written for it needs an empty line"
+        )
+    return [
+        Prediction(entry.source, entry.references, text, entry.category)
+        for entry, text in zip(entries, texts, strict=True)
+    ]
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _scores(metrics: Sequence[str], outputs: Sequence[Prediction]) -> dict[str, dict[str, float]]:
+    return score(metrics, [one.text for one in outputs], [one.references for one in outputs])
+
+
+def check_unseen(unseen: Collection[str], entries: Sequence[Entry]) -> None:
+    """Refuse names that no entry has: a typing error would make a part silently empty.
+
+    Raises:
+        UsageError: names the category, and those that there are.
+    """
+    there = {entry.category for entry in entries}
+    for name in sorted(unseen):
+        if name not in there:
+            known = ", ".join(sorted(one for one in there if one is not None)) or "none at all"
+            raise UsageError(f"no entry has the category {name!r}; the data has {known}")

@@ -1,0 +1,193 @@
+"""Task data: the entries of a task's official files, by path; a file of another task is refused by name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foreword.errors import BadExamples, UsageError
+from foreword.evaluation.tasks import TASKS, Task
+from foreword.examples.e2e import BETWEEN, COLUMNS
+from foreword.examples.entry import Entry, entries_of
+from foreword.examples.example import kind
+from foreword.examples.jsonl import parse_object
+from foreword.examples.lines import Line, excerpt, read_lines
+from foreword.examples.reading import read_examples
+from foreword.examples.table import find_columns
+from foreword.examples.triples import GOOD, first_text, read_dart, read_webnlg
+
+EXPECTED = {
+    "e2e": "CSV with the columns mr and ref, or source||target lines",
+    "webnlg": "XML with <entry>, <mtriple> and <lex>, or a folder of such files",
+    "dart": "a JSON list of objects with tripleset and annotations, or XML with <mtriple> and <lex>",
+}
+
+_COMMENT = re.compile(r'<lex [^>]*comment="([^"]*)"')
+
+
+def read_task(task: Task, path: str | os.PathLike[str], *, limit: int | None = None) -> list[Entry]:
+    """The entries of the official file at `path` (WebNLG, DART: or of a folder of XML files).
+
+    Args:
+        limit: the first so many entries only.
+
+    Raises:
+        CannotRead: absent, or not to be opened.
+        BadExamples: a fault in the data, or data of another task; says which it looks like.
+        UsageError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; expected 1 or more, or None for all entries")
+    _refuse_other_tasks(task, path)
+    if task.layout == "e2e":
+        entries = entries_of(read_examples(path, format="e2e"))
+    elif task.layout == "webnlg":
+        entries = read_webnlg(path)
+    elif task.layout == "dart":
+        entries = read_dart(path)
+    else:
+        entries = list(_records(task, path))
+    if not entries:
+        raise BadExamples(f"{os.fspath(path)} is empty; expected data of {task.title}")
+    return entries[:limit]
+
+
+def entry_of_record(task: Task, line: Line, record: dict[str, Any]) -> Entry:
+    """One record of a summarisation task.
+
+    Raises:
+        BadExamples: fields that the task does not have, or a value of another kind.
+    """
+    names = next((pair for pair in task.fields if set(pair) <= set(record)), None)
+    if names is None:
+        expected = " or ".join(" and ".join(pair) for pair in task.fields)
+        found = ", ".join(map(repr, list(record)[:12])) or "none"
+        raise line.fault(f"found the fields {found}; {task.title} has {expected}{_hint(task, record)}")
+    source, target = record[names[0]], record[names[1]]
+    if task.source_is_list != isinstance(source, list):
+        expected = "a list of sentences" if task.source_is_list else "text"
+        raise line.fault(
+            f"field {names[0]!r} is {kind(source)}; {task.title} has {expected} there{_hint(task, record)}"
+        )
+    if isinstance(source, list) and all(isinstance(sentence, str) for sentence in source):
+        source = " ".join(source)
+    targets = target if isinstance(target, list) else [target]
+    owner = record.get(task.owner_field) if task.owner_field is not None else None
+    examples = [line.example(source, one, None if owner is None else str(owner)) for one in targets]
+    if not examples:
+        raise line.fault(f"field {names[1]!r} is an empty list; expected at least one text")
+    return Entry(examples[0].source, tuple(one.target for one in examples), owner=examples[0].owner)
+
+
+def without_categories(entries: Sequence[Entry], held_out: Sequence[str]) -> tuple[list[Entry], list[Entry]]:
+    """Entries of all other categories, and those of `held_out`: to train without some and test on them.
+
+    Raises:
+        UsageError: a category that no entry has.
+    """
+    there = {entry.category for entry in entries}
+    if unknown := sorted(set(held_out) - there):
+        known = ", ".join(sorted(name for name in there if name is not None)) or "none at all"
+        raise UsageError(f"no entry has the category {unknown[0]!r}; the data has {known}")
+    chosen = set(held_out)
+    return (
+        [entry for entry in entries if entry.category not in chosen],
+        [entry for entry in entries if entry.category in chosen],
+    )
+
+
+def cut_sources(entries: Sequence[Entry], tokenizer: Any, tokens: int) -> tuple[list[Entry], int]:
+    """Entries whose sources are cut at `tokens` tokens of the tokenizer, and how many were cut."""
+    cut = []
+    number = 0
+    for entry in entries:
+        if isinstance(entry.source, str):
+            ids = tokenizer(entry.source, add_special_tokens=False)["input_ids"]
+            if len(ids) > tokens:
+                text = tokenizer.decode(ids[:tokens], skip_special_tokens=False)
+                entry, number = replace(entry, source=text.rstrip("\ufffd")), number + 1
+        cut.append(entry)
+    return cut, number
+
+
+def looks_like(path: str | os.PathLike[str]) -> str | None:
+    """Name of the task whose official files begin as this one does, or None.
+
+    Raises:
+        CannotRead, BadExamples: the file is absent, can't be opened, or holds no text.
+    """
+    if Path(path).is_dir():
+        return None
+    start = first_text(path)
+    if start.startswith("<"):
+        return _task_of_xml("".join(line.text for line in itertools.islice(read_lines(path), 60)))
+    if start.startswith("["):
+        return "dart"
+    if start.startswith("{"):
+        return _task_of_fields(start)
+    if find_columns(Line(os.fspath(path), 1, start), COLUMNS) or BETWEEN in start:
+        return "e2e"
+    return None
+
+
+def _refuse_other_tasks(task: Task, path: str | os.PathLike[str]) -> None:
+    """Layouts differ between these tasks; records are told apart by their fields, record by record."""
+    found = looks_like(path)
+    if found is None or found == task.name:
+        return
+    other = TASKS[found]
+    if other.layout == task.layout:
+        return
+    names = " and ".join(task.fields[0]) if task.fields else ""
+    expected = EXPECTED.get(task.layout, f"JSON lines with {names}")
+    raise BadExamples(
+        f"{os.fspath(path)} begins with {excerpt(first_text(path))}, as data of {other.title} does; "
+        f"{task.title} has {expected}; give the task {found}, or a file of {task.title}"
+    )
+
+
+def _records(task: Task, path: str | os.PathLike[str]) -> Iterator[Entry]:
+    for line in read_lines(path):
+        if not line.blank:
+            yield entry_of_record(task, line, parse_object(line))
+
+
+def _task_of_xml(head: str) -> str | None:
+    """WebNLG and DART have one form. WebNLG's comments judge a text, DART's say where it is from."""
+    if "<entry" not in head:
+        return None
+    comments = set(_COMMENT.findall(head))
+    if "<originaltripleset" in head or comments & {GOOD, "toFix"}:
+        return "webnlg"
+    return "dart" if comments - {""} else None
+
+
+def _task_of_fields(text: str) -> str | None:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return _task_of_record(record) if isinstance(record, dict) else None
+
+
+def _task_of_record(record: dict[str, Any]) -> str | None:
+    for task in TASKS.values():
+        names = task.fields[0] if task.fields else ()
+        if names and set(names) <= set(record) and task.source_is_list == isinstance(record[names[0]], list):
+            return task.name
+    if {"source", "target"} <= set(record) and "user" in record:
+        return "aeslc"
+    return None
+
+
+def _hint(task: Task, record: dict[str, Any]) -> str:
+    other = _task_of_record(record)
+    if other is None or other == task.name:
+        return "; give a file of this task, or read yours without a task (fields can be named there)"
+    return f"; this looks like {TASKS[other].title}: give the task {other}"

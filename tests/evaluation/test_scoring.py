@@ -1,0 +1,99 @@
+"""Texts that are written already: read in step with the entries, scored whole and by part."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from foreword import BaseModel, Example
+from foreword.errors import BadExamples, CannotRead, MetricUnavailable, UsageError
+from foreword.evaluation import Prediction, evaluate, read_outputs, score, scores_by_part
+from foreword.evaluation.scoring import check_unseen
+from foreword.examples import Entry
+
+ENTRIES = [
+    Entry("s", ("a b c d e",), "Food"),
+    Entry("t", ("f g h i j", "f g h"), "Artist"),
+    Entry("s", ("k l m n o",), "Food"),
+]
+TEXTS = ["a b c d e", "", "k l m n x"]
+
+
+def test_lines_and_json_lines_are_read_alike(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": text, "source": "?"}) + "\n" for text in TEXTS)
+    )
+    plain, objects = (read_outputs(tmp_path / name, ENTRIES) for name in ("texts.txt", "texts.jsonl"))
+    assert plain == objects
+    assert [one.text for one in plain] == TEXTS
+    assert [(one.references, one.category) for one in plain] == [
+        (one.references, one.category) for one in ENTRIES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\nb\n", "holds 2 texts for 3 entries.*one for each, in the same order.*empty line"),
+        ("a\nb\nc\nd\n", "holds 4 texts for 3 entries"),
+        ("", "holds 0 texts for 3 entries"),
+        ('{"output": "a"}\n', "line 1: no field 'text'"),
+    ],
+)
+def test_texts_out_of_step_with_the_data_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "texts").write_text(content)
+    with pytest.raises(BadExamples, match=message):
+        read_outputs(tmp_path / "texts", ENTRIES)
+    with pytest.raises(CannotRead, match="does not exist"):
+        read_outputs(tmp_path / "absent", ENTRIES)
+
+
+def test_parts_are_scored_as_if_they_stood_alone() -> None:
+    outputs = [
+        Prediction(one.source, one.references, text, one.category)
+        for one, text in zip(ENTRIES, TEXTS, strict=True)
+    ]
+    found = scores_by_part(["plain"], outputs, {"Artist"})
+    assert list(found) == ["plain", "plain seen", "plain unseen"]
+    assert (
+        found["plain seen"]
+        == score(["plain"], [TEXTS[0], TEXTS[2]], [ENTRIES[0].references, ENTRIES[2].references])["plain"]
+    )
+    assert found["plain unseen"] == score(["plain"], [""], [ENTRIES[1].references])["plain"]
+    assert list(scores_by_part(["plain"], outputs, {"Food", "Artist"})) == ["plain", "plain unseen"]
+    assert list(scores_by_part(["plain"], outputs)) == ["plain"]
+
+
+def test_categories_that_no_entry_has_are_named() -> None:
+    check_unseen({"Food"}, ENTRIES)
+    with pytest.raises(UsageError, match="category 'food'; the data has Artist, Food"):
+        check_unseen({"food"}, ENTRIES)
+
+
+def test_entries_with_one_source_are_generated_and_scored_apart(tiny_base: BaseModel) -> None:
+    found = evaluate(tiny_base, ENTRIES, max_new_tokens=3, metrics=["plain"], unseen={"Artist"})
+    assert (found.examples, found.sources) == (4, 3)
+    assert [one.references for one in found.outputs] == [one.references for one in ENTRIES]
+    assert [one.category for one in found.outputs] == ["Food", "Artist", "Food"]
+    texts, references = [one.text for one in found.outputs], [one.references for one in found.outputs]
+    assert found.figures["plain"] == score(["plain"], texts, references)["plain"]
+    assert (found.figures["plain"]["BLEU"], found.figures["plain"]["chrF"]) == (found.bleu, found.chrf)
+    assert list(found.figures) == ["plain", "plain seen", "plain unseen"]
+    loose = [Example(one.source, text) for one in ENTRIES for text in one.references]
+    assert found.loss == pytest.approx(evaluate(tiny_base, loose, text=False).loss, rel=1e-6)
+
+
+def test_a_metric_that_is_not_there_is_said_before_the_work(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("foreword.evaluation.evaluate")
+    monkeypatch.setattr(module, "token_loss", lambda *a, **k: pytest.fail("worked before it asked"))
+    monkeypatch.setattr("shutil.which", lambda program: None)
+    with pytest.raises(MetricUnavailable, match="Java|pycocoevalcap"):
+        evaluate(tiny_base, ENTRIES, metrics=["e2e"])
+    with pytest.raises(UsageError, match="no metrics 'bleu'"):
+        evaluate(tiny_base, ENTRIES, metrics=["bleu"])
