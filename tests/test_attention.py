@@ -8,9 +8,9 @@ import torch
 from by_hand import layers_of, token_losses
 from foreword import BaseModel
 from foreword.attention import Attending, attending
-from foreword.base import choose_kernel
 from foreword.checkpointing import gradient_checkpointing
 from foreword.encoding import encode
+from foreword.loading import choose_kernel
 from foreword.losses import target_losses
 from foreword.row_prefixes import RowPrefixes, StreamBlock
 from stand_ins import VOCABULARY, byte_tokenizer, random_examples, random_prefix, tiny_llama

@@ -51,12 +51,17 @@ def test_a_line_without_an_owner_is_named(run: Any, base: str, mail: str) -> Non
     assert not Path("out").exists()
 
 
-def test_a_line_with_null_for_its_owner_is_refused(run: Any, base: str, mail: str) -> None:
-    with Path(mail).open("a") as file:
-        file.write('{"source": "a", "target": "b", "owner": null}\n')
-    done = run("train", mail, "--by", "owner", "--base", base, "--out", "out", *QUICK)
+@pytest.mark.parametrize("which", ["training", "dev"])
+def test_a_line_with_null_for_its_owner_is_named(
+    run: Any, base: str, mail: str, tmp_path: Path, which: str
+) -> None:
+    dev = write(tmp_path / "dev.jsonl", OWNERS)
+    file = mail if which == "training" else dev
+    with Path(file).open("a") as lines:
+        lines.write('{"source": "a", "target": "b", "owner": null}\n')
+    done = run("train", mail, "--by", "owner", "--dev", dev, "--base", base, "--out", "out", *QUICK)
     assert done.status == 1
-    assert "error: training example 18 of 18 has null for its owner" in done.stderr
+    assert f"error: {file}, line 18: field 'owner' is null; expected the owner's name as text" in done.stderr
     assert not Path("out").exists()
 
 

@@ -59,6 +59,9 @@ class PlainEngine:
             self.rows -= 1
             self.freed += not finished
 
+    def ready(self) -> bool:
+        return not self.stopped
+
     async def close(self) -> None:
         self.stopped = True
         self._thread.shutdown()

@@ -65,6 +65,18 @@ def test_health_needs_no_key_and_tells_nothing(gateway: Gateway) -> None:
         gateway.server.draining = False
 
 
+def test_a_server_whose_engine_has_stopped_is_not_ready(gateway: Gateway) -> None:
+    gateway.engine.stopped = True
+    try:
+        answer = httpx.get(f"{gateway.url}/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"] == "the engine has stopped; restart the server"
+        assert httpx.get(f"{gateway.url}/healthz").json() == {"status": "ok"}
+    finally:
+        gateway.engine.stopped = False
+    assert httpx.get(f"{gateway.url}/readyz").status_code == 200
+
+
 def test_measurements_count_requests_tokens_and_loads(gateway: Gateway, http: httpx.Client) -> None:
     before = measured(gateway)
     body = {"model": "alice/one", "prompt": "hello", "max_tokens": 3, "temperature": 0}

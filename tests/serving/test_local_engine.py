@@ -21,7 +21,7 @@ from foreword.errors import (
 )
 from foreword.serving.engine import Row, Sampling, Token
 from foreword.serving.local_engine import LocalEngine
-from foreword.serving.running_batch import RunningRow
+from foreword.serving.running_batch import RunningBatch, RunningRow
 from foreword.serving.waiting import Waiting
 from stand_ins import byte_tokenizer, random_prefix, tiny_llama
 from training.tiny_bart import tiny_bart_base
@@ -215,27 +215,36 @@ def test_a_prefix_that_does_not_fit_fails_its_row_alone(tiny_base: BaseModel) ->
 def test_a_failing_step_is_told_to_every_row_and_the_engine_goes_on(
     tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ask() -> tuple[list[object], list[Token]]:
+    asked = [row(tiny_base, prompt) for prompt in ("ab", "cd")]
+    failed_with: list[int] = []
+
+    async def ask() -> tuple[list[object], list[list[Token]], float]:
         engine = LocalEngine(tiny_base)
-        step = engine._batch.step
+        batch = engine._batch
+
+        def fails_with_two_rows() -> list[Token]:
+            if len(batch.rows) < 2:
+                return [Token(5)]  # the first row goes on until the second has joined it
+            failed_with.append(len(batch.rows))
+            raise RuntimeError("out of memory")
+
         with monkeypatch.context() as broken:
-
-            def fails() -> list[Token]:
-                raise RuntimeError("out of memory")
-
-            broken.setattr(engine._batch, "step", fails)
-            asked = [row(tiny_base, prompt) for prompt in ("ab", "cd")]
-            found = await asyncio.gather(
+            broken.setattr(batch, "step", fails_with_two_rows)
+            failed = await asyncio.gather(
                 *(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True
             )
-        engine._batch.step = step
-        after = await tokens_of(engine.stream(row(tiny_base, "ab")))
+        running = engine.measurements()["rows_running"]
+        after = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked))
         await engine.close()
-        return found, after
+        return failed, after, running
 
-    failed, after = asyncio.run(ask())
+    failed, after, running = asyncio.run(ask())
+    assert failed_with == [2]
     assert [str(error) for error in failed] == ["out of memory"] * 2
-    assert [token.token_id for token in after] == by_hand(tiny_base, row(tiny_base, "ab"))
+    assert running == 0
+    assert [[token.token_id for token in tokens] for tokens in after] == [
+        by_hand(tiny_base, r) for r in asked
+    ]
 
 
 def test_a_caller_who_goes_away_frees_the_place(tiny_base: BaseModel) -> None:
@@ -266,6 +275,7 @@ def test_closing_finishes_what_runs_and_takes_nothing_new(tiny_base: BaseModel) 
         first = await anext(running)
         closing = asyncio.create_task(engine.close())
         await asyncio.sleep(0)
+        assert not engine.ready()
         with pytest.raises(EngineStopped, match="takes no new requests"):
             await anext(engine.stream(row(tiny_base, "cd")))
         rest = await tokens_of(running)
@@ -309,16 +319,37 @@ def test_a_row_that_fails_between_two_tokens_leaves_the_others_alone(
         row(tiny_base, prompt, owner=owner) for prompt, owner in (("ab", "a"), ("cd", "bob"), ("ef", "e"))
     ]
 
-    async def ask() -> list[object]:
+    async def ask() -> tuple[list[object], float]:
         engine = LocalEngine(tiny_base)
         found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
+        counted = engine.measurements()["tokens"]
         await engine.close()
-        return found
+        return found, counted
 
-    found = asyncio.run(ask())
+    found, counted = asyncio.run(ask())
     assert str(found[1]) == "no probability"
     for n in (0, 2):
         assert [token.token_id for token in found[n]] == by_hand(tiny_base, asked[n])
+    assert counted == len(found[0]) + 2 + len(found[2])  # where bob got an error he got no token
+
+
+def test_the_logits_of_a_step_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model in bfloat16: the rows choose from parts of one tensor in float32, not from copies each."""
+    base = BaseModel(tiny_llama().to(torch.bfloat16), byte_tokenizer(), name="half")
+    choose, seen = RunningRow.choose, []
+
+    def noted(self: RunningRow, logits_V: torch.Tensor) -> Token:
+        seen.append(logits_V)
+        return choose(self, logits_V)
+
+    monkeypatch.setattr(RunningRow, "choose", noted)
+    batch = RunningBatch(base)
+    for prompt in ("ab", "cd", "ef"):
+        batch.join(RunningRow(row(base, prompt), room=12))
+    assert len(batch.rows) == 3
+    batch.step()
+    assert {(logits_V.dtype, logits_V.device.type) for logits_V in seen} == {(torch.float32, "cpu")}
+    assert len({logits_V.untyped_storage().data_ptr() for logits_V in seen[-3:]}) == 1
 
 
 def test_a_temperature_next_to_nothing_takes_the_likeliest(tiny_base: BaseModel) -> None:
@@ -333,6 +364,7 @@ def test_an_engine_that_fails_tells_everybody_and_takes_nothing_more(
 
     async def ask() -> list[object]:
         engine = LocalEngine(tiny_base)
+        assert engine.ready()
 
         def fails(staying: object) -> None:
             raise MemoryError
@@ -342,6 +374,7 @@ def test_an_engine_that_fails_tells_everybody_and_takes_nothing_more(
         found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
         with pytest.raises(EngineStopped):
             await anext(engine.stream(asked[0]))
+        assert not engine.ready()
         await engine.close()
         return found
 

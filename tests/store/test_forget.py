@@ -1,11 +1,14 @@
 """After `forget` nothing of an owner is left, anywhere, and nothing of the others is gone."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from foreword.errors import NotAllowed, UnknownKey, UnknownPrefix
-from foreword.store import PrefixStore
+from foreword.errors import CannotWrite, NotAllowed, UnknownKey, UnknownPrefix
+from foreword.store import PrefixStore, forget
 
 
 def test_everything_of_the_owner_goes_and_the_report_says_what(store, place, prefixes):
@@ -111,18 +114,15 @@ def test_a_folder_is_removed_though_somebody_still_writes_into_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A last checkpoint that comes between two looks at the folder; one that keeps coming is told."""
-    import shutil
-
-    from foreword.errors import CannotWrite
-    from foreword.store import forget
-
-    removed, remaining = shutil.rmtree, [2]
+    remove, faults, calls = shutil.rmtree, [errno.ENOTEMPTY, errno.ENOENT], 0
 
     def disturbed(path: Path) -> None:
-        if remaining[0]:
-            remaining[0] -= 1
-            raise OSError(39, "Directory not empty")
-        removed(path)
+        nonlocal calls
+        calls += 1
+        if faults:
+            number = faults.pop(0)
+            raise OSError(number, os.strerror(number))
+        remove(path)
 
     monkeypatch.setattr(forget.shutil, "rmtree", disturbed)
     monkeypatch.setattr(forget, "PAUSE_SECONDS", 0.0)
@@ -130,7 +130,14 @@ def test_a_folder_is_removed_though_somebody_still_writes_into_it(
     (tmp_path / "job" / "one").write_text("x")
     assert forget.remove_folders([tmp_path / "job"]) == 1
     assert not (tmp_path / "job").exists()
+    assert calls == 3
+    assert forget.remove_folders([tmp_path / "job"]) == 0  # nothing is there any more
     (tmp_path / "job").mkdir()
-    remaining[0] = 10**6
+    faults.extend([errno.ENOTEMPTY] * 10**6)
     with pytest.raises(CannotWrite, match="repeat the call"):
         forget.remove_folders([tmp_path / "job"])
+    assert calls == 3 + forget.ATTEMPTS
+    faults[:] = [errno.EACCES]  # no right is no question of time
+    with pytest.raises(CannotWrite, match="Permission denied"):
+        forget.remove_folders([tmp_path / "job"])
+    assert calls == 3 + forget.ATTEMPTS + 1

@@ -13,6 +13,7 @@ from foreword.bench import picture
 from foreword.bench.picture import Panel
 from foreword.bench.rounds import Spread
 from foreword.errors import CannotWrite
+from foreword.markdown import table
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ def markdown(report: Report) -> str:
     """The whole report as a page."""
     lines = [f"# {report.title}", "", f"`{report.command}`", ""]
     lines += [f"- {name}: {value}" for name, value in {**report.environment, **report.limits}.items()]
-    lines += ["", "| " + " | ".join(report.columns) + " |", "|---" * len(report.columns) + "|"]
-    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in report.rows]
-    lines += ["", *(f"- {note}" for note in report.notes), ""]
+    lines += ["", table(report.columns, [tuple(map(cell, row)) for row in report.rows])]
+    lines += [*(f"- {note}" for note in report.notes), ""]
     return "\n".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from foreword.cli import options as common
 from foreword.cli import output
+from foreword.cli.command_line import command_line
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def report_of(
             "matrix products (2048 x 2048)": f"{rates.flops / 1e9:.0f} GFLOP/s",
             "memory (copying)": f"{rates.bandwidth / 1e9:.1f} GB/s",
         }
-    return Report(title=title, command=_command(context), environment=environment, **more)
+    return Report(
+        title=title, command=command_line(context, without=("out", "json")), environment=environment, **more
+    )
 
 
 def tell(report: Report, out: Path | None, json: bool) -> None:
@@ -149,15 +151,3 @@ def tell(report: Report, out: Path | None, json: bool) -> None:
     for path in [] if out is None else write(report, out):  # after the figures are told
         typer.echo(f"written: {path}")
     return None
-
-
-def _command(context: typer.Context) -> str:
-    """The command as typed, options at their defaults left out."""
-    words = ["foreword", "bench", str(context.info_name)]
-    for parameter in context.command.params:
-        source: Any = context.get_parameter_source(parameter.name or "")
-        if source is None or source.name != "COMMANDLINE" or parameter.name in ("out", "json"):
-            continue
-        value = context.params[parameter.name or ""]
-        words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
-    return shlex.join(words)

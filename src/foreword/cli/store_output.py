@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from foreword.cli.output import printable
+from foreword.cli.output import one_line
 
 
 def facts(values: Mapping[str, Any], indent: str = "") -> None:
@@ -16,13 +16,8 @@ def facts(values: Mapping[str, Any], indent: str = "") -> None:
     width = max((len(name) for name in filled), default=0)
     for name, value in filled.items():
         if isinstance(value, Mapping):
-            typer.echo(f"{indent}{_line(name)}")
+            typer.echo(f"{indent}{one_line(name)}")
             facts(value, indent + "  ")
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            typer.echo(f"{indent}{_line(name):<{width}}  {_line(shown)}")
-
-
-def _line(text: str) -> str:
-    """Printable, and on one line: a separator or a note may hold line breaks."""
-    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+            typer.echo(f"{indent}{one_line(name):<{width}}  {one_line(shown)}")

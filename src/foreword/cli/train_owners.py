@@ -14,7 +14,6 @@ from foreword.cli.train_record import begin_anew, read_record, write_record
 from foreword.cli.train_report import Outcome, tell
 from foreword.cli.train_request import Request
 from foreword.errors import (
-    BadExamples,
     CheckpointMismatch,
     DamagedCheckpoint,
     ForewordError,
@@ -35,7 +34,6 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
     """Train every owner who is not done, and tell; ends with status 1 if some got no prefix.
 
     Raises:
-        BadExamples: one without an owner.
         OutputExists: a file of an owner is there that is not this run's result.
         CheckpointMismatch: an owner's run had other settings or data.
         UsageError, WindowExceeded, TrainingStopped: as `train_many`.
@@ -43,7 +41,7 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
     from foreword.training.many import train_many
     from foreword.training.train import make_settings
 
-    by_owner, dev = _by_owner(asked.examples, "training"), _by_owner(asked.dev or (), "dev")
+    by_owner, dev = _by_owner(asked.examples), _by_owner(asked.dev or ())
     goal.check(by_owner)
     if not asked.overwrite:
         _check_files(goal, by_owner)
@@ -101,14 +99,10 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
     tell(Outcome(base.name, list(by_owner), done, errors), goal, json=asked.json)
 
 
-def _by_owner(examples: Sequence[Example], what: str) -> ByOwner:
+def _by_owner(examples: Sequence[Example]) -> ByOwner:
     found: ByOwner = {}
-    for number, example in enumerate(examples, start=1):
-        if example.owner is None:  # a line without the field is named by the reader; null gets here
-            raise BadExamples(
-                f"{what} example {number} of {len(examples)} has null for its owner; expected a name in "
-                "every line. Name the owner, or remove the line"
-            )
+    for example in examples:
+        assert example.owner is not None  # the reader was told the field, and refuses a line without a name
         found.setdefault(example.owner, []).append(example)
     return found
 

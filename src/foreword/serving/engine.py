@@ -82,6 +82,10 @@ class Engine(Protocol):
         """
         ...
 
+    def ready(self) -> bool:
+        """Whether it takes rows: it was not closed and has not failed for good."""
+        ...
+
     async def close(self) -> None:
         """Let running rows finish, take no new ones, and free what is held."""
         ...

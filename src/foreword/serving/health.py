@@ -25,10 +25,12 @@ async def health(request: Request) -> Any:
 
 @router.get("/readyz", response_model=Health, responses=ERRORS)
 async def ready(request: Request) -> Any:
-    """New requests are taken and the store answers; otherwise 503."""
+    """New requests are taken, the engine runs and the store answers; otherwise 503."""
     server = server_of(request)
     if server.draining:
         raise Refused(503, "the server is stopping; ask another one", headers={"retry-after": "5"})
+    if not server.engine.ready():
+        raise Refused(503, "the engine has stopped; restart the server", headers={"retry-after": "5"})
     try:
         await run_in_threadpool(server.store.list, limit=1)
     except ForewordError as error:

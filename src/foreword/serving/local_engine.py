@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from foreword.base import BaseModel
 from foreword.errors import EngineStopped, UnsupportedArchitecture, UsageError, WindowExceeded
-from foreword.packing import packed_weights
+from foreword.packing import is_prepared, packed_weights
+from foreword.packing_trial import packing_pays
 from foreword.prefix import Prefix
 from foreword.serving.engine import Row, Token
 from foreword.serving.running_batch import RunningBatch, RunningRow
@@ -97,6 +98,10 @@ class LocalEngine:
         finally:
             asked.gone = True
 
+    def ready(self) -> bool:
+        """See `Engine`."""
+        return self._thread.is_alive() and not self._closing
+
     async def close(self) -> None:
         """See `Engine`."""
         with self._changed:
@@ -141,7 +146,7 @@ class LocalEngine:
 
     def _run(self) -> None:
         try:
-            with packed_weights():
+            with packed_weights(is_prepared(self._base.model) and packing_pays(self._max_rows)):
                 self._serve()
         except BaseException as error:
             self._give_up(error)
@@ -215,7 +220,7 @@ class LocalEngine:
                 self._asked.pop(id(row)).answer(error)
             return
         self._steps += 1
-        self._tokens += len(outcomes)
+        self._tokens += sum(isinstance(outcome, Token) for outcome in outcomes)
         for row, outcome in zip(rows, outcomes, strict=True):
             ended = isinstance(outcome, Exception) or outcome.finish_reason is not None
             asked = self._asked.pop(id(row)) if ended else self._asked[id(row)]

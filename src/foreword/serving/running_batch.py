@@ -63,11 +63,13 @@ class RunningRow:
     def choose(self, logits_V: torch.Tensor) -> Token:
         """The next token, by the row's own sampling and its own randomness.
 
+        Args:
+            logits_V: float32, on the CPU, where the row's randomness is.
+
         Raises:
             NotFinite: logits of which none is the largest.
         """
         sampling = self.row.sampling
-        logits_V = logits_V.float().cpu()
         if not math.isfinite(float(logits_V.max())):  # the largest of any NaN is NaN
             raise NotFinite("the model's answer is no number behind this prefix; train the prefix anew")
         if sampling.temperature < GREEDY_BELOW:
@@ -127,7 +129,7 @@ class RunningBatch:
                 **self._one,
             ).logits
         new.position = length + text
-        token = new.choose(logits_1TV[0, -1])
+        token = new.choose(_for_choosing(logits_1TV)[0])
         if token.finish_reason is None:
             held_1S = torch.ones(1, length + text, dtype=torch.long, device=base.device)
             self._add(cache, held_1S)
@@ -150,7 +152,7 @@ class RunningBatch:
         ).logits
         outcomes: list[Token | Exception] = []
         staying = []
-        for row, logits_V in zip(rows, logits_B1V[:, -1], strict=True):
+        for row, logits_V in zip(rows, _for_choosing(logits_B1V), strict=True):
             row.position += 1
             try:
                 token = row.choose(logits_V)
@@ -203,6 +205,11 @@ class RunningBatch:
 
     def _layers(self) -> list[PrefixedLayer]:
         return [] if self._cache is None else self._cache.layers
+
+
+def _for_choosing(logits_BTV: torch.Tensor) -> torch.Tensor:
+    """The last logits `[B, V]` of all rows in one transfer: each waits for the device to be done."""
+    return logits_BTV[:, -1].float().cpu()
 
 
 def _to_the_left(states_BHSD: torch.Tensor, columns: int) -> torch.Tensor:

@@ -32,7 +32,7 @@ from foreword.serving.watch import Watch
 from foreword.store import PrefixStore
 from foreword.template import Template
 from foreword.training.course import Progress
-from foreword.training.many import train_many
+from foreword.training.many import owner_folder, train_many
 
 EVENTS = 50
 """Progress events of a job, about."""
@@ -116,7 +116,7 @@ class TrainingRun:
             self._fail(identifier, error)
 
     def _drop_checkpoints(self, identifier: str) -> None:
-        shutil.rmtree(self._folder / f"@{identifier}", ignore_errors=True)
+        shutil.rmtree(owner_folder(self._folder, identifier), ignore_errors=True)
         message = "the checkpoint can't be used; training begins anew"
         job_taking.note(self._catalogue, identifier, "warn", message)
 
@@ -134,7 +134,7 @@ class TrainingRun:
         view = self._store.as_owner(job.owner)
         version = view.put(f"{job.owner}/{job.name}", final)
         self._watch.let_go(identifier)
-        tokens = _tokens(self._folder / f"@{identifier}" / "log.jsonl")
+        tokens = _tokens(owner_folder(self._folder, identifier) / "log.jsonl")
         if not job_taking.succeed(self._catalogue, self._worker, identifier, version.reference, tokens):
             view.delete(version.reference)  # cancelled or forgotten in the last moment
             return

@@ -118,9 +118,7 @@ class Administration:
             UnknownPrefix: another owner's.
         """
         access.check_owns(self._caller, names.check_owner(owner))
-        if self._checkpoints is None:
-            raise UsageError("this store has no folder for checkpoints; open it with checkpoints=<folder>")
-        return self._checkpoints / names.folder_name(owner)
+        return self._checkpoints_place() / names.folder_name(owner)
 
     def job_folder(self) -> Path:
         """Below it, a server keeps the checkpoints of its jobs, a folder each.
@@ -128,9 +126,7 @@ class Administration:
         Raises:
             UsageError: this store was opened without a folder for checkpoints.
         """
-        if self._checkpoints is None:
-            raise UsageError("this store has no folder for checkpoints; open it with checkpoints=<folder>")
-        return self._checkpoints / forget.JOBS
+        return self._checkpoints_place() / forget.JOBS
 
     def forget(self, owner: str) -> forget.Forgotten:
         """Remove everything of an owner: versions, files, shares, keys, uploads, jobs, checkpoints, copies.
@@ -148,3 +144,8 @@ class Administration:
             forget.forget_folder(place, owner) + forget.remove_folders(folders) if place is not None else 0
         )
         return dataclasses.replace(removed, checkpoints=count, cached=cached)
+
+    def _checkpoints_place(self) -> Path:
+        if self._checkpoints is None:
+            raise UsageError("this store has no folder for checkpoints; open it with checkpoints=<folder>")
+        return self._checkpoints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -124,21 +125,19 @@ def forget_folder(folder: Path, owner: str) -> int:
 
 
 def _remove(place: Path) -> int:
-    if not place.is_dir():
-        return 0
-    count = sum(1 for path in place.rglob("*") if path.is_file())
-    for attempt in range(ATTEMPTS):
+    count = sum(len(files) for _, _, files in os.walk(place))
+    attempts = 0
+    while place.is_dir():
+        attempts += 1
         try:
             shutil.rmtree(place)
-            break
         except OSError as error:
             # A process that trains may be writing its last checkpoint; then a file comes or goes meanwhile.
-            if error.errno in (errno.ENOTEMPTY, errno.ENOENT) and attempt + 1 < ATTEMPTS:
-                if not place.exists():
-                    break
-                time.sleep(PAUSE_SECONDS)
-                continue
-            raise CannotWrite(f"{place} could not be removed: {error.strerror}; repeat the call") from error
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempts >= ATTEMPTS:
+                raise CannotWrite(
+                    f"{place} could not be removed: {error.strerror}; repeat the call"
+                ) from error
+            time.sleep(PAUSE_SECONDS)
     return count
 
 

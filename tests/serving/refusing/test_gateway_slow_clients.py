@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import time
@@ -10,37 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from gateways import Gateway, running, tiny_chat_base
-from refusals import state
-
-from stand_ins import random_prefix
+from gateways import Gateway
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    settings: dict[str, Any] = {"body_bytes": 1 << 20, "upload_bytes": 2 << 20, "body_seconds": 0.5}
-    settings["limits"] = {"requests_per_minute": "none"}
-    with running(tmp_path_factory.mktemp("gateway"), tiny_chat_base(), **settings) as found:
-        found.store.put("alice/one", random_prefix(found.base, 5))
-        found.store.put("bob/one", random_prefix(found.base, 5, seed=1))
-        yield found
-
-
-@pytest.fixture(scope="module")
-def http(gateway: Gateway) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {gateway.key('alice')}"}
-    return httpx.Client(base_url=gateway.url, headers=headers, timeout=60)
-
-
-@pytest.fixture(autouse=True)
-def nothing_changes(gateway: Gateway) -> Iterator[None]:
-    before = state(gateway)
-    yield
-    assert state(gateway) == before
 
 
 def wait_until(condition: Any) -> None:
@@ -78,7 +53,11 @@ def test_the_row_of_a_client_that_goes_away_is_freed(
     assert gateway.engine.freed == freed + 2
 
 
-def test_a_body_that_does_not_come_is_given_up(gateway: Gateway, http: httpx.Client) -> None:
+def test_a_body_that_does_not_come_is_given_up(
+    gateway: Gateway, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = dataclasses.replace(gateway.server.configuration, body_seconds=0.5)
+    monkeypatch.setattr(gateway.server, "configuration", impatient)
     with socket.create_connection(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))) as connection:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: {http.headers['authorization']}\r\n"
         connection.sendall(

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from gateways import Gateway, running, tiny_chat_base
-from refusals import error, state
+from gateways import Gateway
+from refusals import error
 
 from foreword import BaseModel
 from stand_ins import byte_tokenizer, random_prefix, tiny_llama
@@ -19,29 +19,6 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 JOBS = "/v1/fine_tuning/jobs"
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    settings: dict[str, Any] = {"body_bytes": 1 << 20, "upload_bytes": 2 << 20, "body_seconds": 0.5}
-    settings["limits"] = {"requests_per_minute": "none"}
-    with running(tmp_path_factory.mktemp("gateway"), tiny_chat_base(), **settings) as found:
-        found.store.put("alice/one", random_prefix(found.base, 5))
-        found.store.put("bob/one", random_prefix(found.base, 5, seed=1))
-        yield found
-
-
-@pytest.fixture(scope="module")
-def http(gateway: Gateway) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {gateway.key('alice')}"}
-    return httpx.Client(base_url=gateway.url, headers=headers, timeout=60)
-
-
-@pytest.fixture(autouse=True)
-def nothing_changes(gateway: Gateway) -> Iterator[None]:
-    before = state(gateway)
-    yield
-    assert state(gateway) == before
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, JOBS])

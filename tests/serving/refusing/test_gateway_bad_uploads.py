@@ -2,40 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import httpx
 import pytest
-from gateways import Gateway, running, tiny_chat_base
-from refusals import error, state
-
-from stand_ins import random_prefix
+from gateways import Gateway
+from refusals import error
 
 EXAMPLES = b'{"source": "a", "target": "b"}\n' * 3
-
-
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    settings: dict[str, Any] = {"body_bytes": 1 << 20, "upload_bytes": 2 << 20, "body_seconds": 0.5}
-    settings["limits"] = {"requests_per_minute": "none"}
-    with running(tmp_path_factory.mktemp("gateway"), tiny_chat_base(), **settings) as found:
-        found.store.put("alice/one", random_prefix(found.base, 5))
-        found.store.put("bob/one", random_prefix(found.base, 5, seed=1))
-        yield found
-
-
-@pytest.fixture(scope="module")
-def http(gateway: Gateway) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {gateway.key('alice')}"}
-    return httpx.Client(base_url=gateway.url, headers=headers, timeout=60)
-
-
-@pytest.fixture(autouse=True)
-def nothing_changes(gateway: Gateway) -> Iterator[None]:
-    before = state(gateway)
-    yield
-    assert state(gateway) == before
 
 
 @pytest.mark.parametrize(
