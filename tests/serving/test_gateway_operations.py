@@ -70,7 +70,7 @@ def test_a_server_whose_engine_has_stopped_is_not_ready(gateway: Gateway) -> Non
     try:
         answer = httpx.get(f"{gateway.url}/readyz")
         assert answer.status_code == 503
-        assert answer.json()["error"]["message"] == "the engine has stopped; restart the server"
+        assert "the engine is not running" in answer.json()["error"]["message"]
         assert httpx.get(f"{gateway.url}/healthz").json() == {"status": "ok"}
     finally:
         gateway.engine.stopped = False

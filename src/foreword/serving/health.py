@@ -30,7 +30,11 @@ async def ready(request: Request) -> Any:
     if server.draining:
         raise Refused(503, "the server is stopping; ask another one", headers={"retry-after": "5"})
     if not server.engine.ready():
-        raise Refused(503, "the engine has stopped; restart the server", headers={"retry-after": "5"})
+        raise Refused(
+            503,
+            "the engine is not running; if it does not come back, restart the server",
+            headers={"retry-after": "5"},
+        )
     try:
         await run_in_threadpool(server.store.list, limit=1)
     except ForewordError as error:
