@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from foreword.experiments import picture, report
+from foreword.experiments import picture
 from foreword.experiments.comparison import Column
 from foreword.experiments.personalization_report import make_matrix, summary
 
@@ -95,8 +95,3 @@ def test_one_value_far_off_does_not_pale_the_others() -> None:
     assert picture._limit([1.0] * 99 + [50.0]) == 1.0
     assert picture._limit([0.0] * 99 + [50.0]) == 50.0
     assert picture._limit([0.0]) > 0
-
-
-def test_names_can_not_break_a_table() -> None:
-    drawn = report.table(["owner", "loss"], [["a|b\nc", "1.0"]])
-    assert drawn.splitlines() == ["| owner | loss |", "| --- | ---: |", r"| a\|b c | 1.0 |"]

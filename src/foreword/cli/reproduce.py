@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from typing import Any
 
 import typer
@@ -12,7 +11,11 @@ from foreword.cli import options as common
 from foreword.cli import output
 from foreword.cli import reproduce_options as own
 from foreword.cli import train_options as its
+from foreword.cli.command_line import command_line
 from foreword.cli.commands import SectionedCommand
+from foreword.cli.reproduce_extrapolation import EXAMPLE as EXTRAPOLATION_EXAMPLE
+from foreword.cli.reproduce_extrapolation import EXTRAPOLATION, extrapolation
+from foreword.cli.reproduce_methods import ABLATION, FULL, LOW_DATA, command_of, example
 
 EXAMPLE = (
     "\b\nExample:\n"
@@ -123,7 +126,7 @@ def personalization(
             f"rows; about {duration(seconds)}, told from a short trial",
             err=True,
         )
-        ledger.begin_session(command=_command_line(context), **describe_machine(model))
+        ledger.begin_session(command=command_line(context), **describe_machine(model))
     columns = experiment.run(model, data, recipe, out, ledger, Counter())
     picture.draw(report.make_matrix(columns), out / "matrix.png")
     page = report.make_report(ledger, data, columns, model.name, "matrix.png")
@@ -145,12 +148,6 @@ def personalization(
     typer.echo(f"report   {out / 'report.md'}\npicture  {out / 'matrix.png'}")
 
 
-def _command_line(context: typer.Context) -> str:
-    """The command with the options that were given, as it can be typed again."""
-    words = context.command_path.split()
-    for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
-        if value is None or value is False or value == parameter.default:
-            continue
-        words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
-    return shlex.join(words)
+for _kind in (LOW_DATA, FULL, ABLATION):
+    app.command(_kind.name, cls=SectionedCommand, epilog=example(_kind))(command_of(_kind))
+app.command(EXTRAPOLATION.name, cls=SectionedCommand, epilog=EXTRAPOLATION_EXAMPLE)(extrapolation)

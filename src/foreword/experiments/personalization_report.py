@@ -10,6 +10,7 @@ from foreword.experiments.ledger import Ledger
 from foreword.experiments.owners import OwnersData
 from foreword.experiments.personalization import SHARED
 from foreword.experiments.picture import Matrix
+from foreword.markdown import table
 
 RIVALS: dict[Rival, str] = {
     "none": "no prefix",
@@ -116,7 +117,7 @@ def _table(ledger: Ledger, data: OwnersData, columns: Sequence[Column]) -> str:
     better = [f"{each.better} of {len(columns)}" for each in contrasts(columns)]
     rows.append(["**own is better than**", "", "", better[0], better[1], "", better[2], ""])
     head = ["owner", "train", "dev (target tokens)", "none", "shared", "own", "others", "place of own"]
-    return report.table(head, rows)
+    return table(head, rows)
 
 
 def _notes(ledger: Ledger, data: OwnersData) -> str:

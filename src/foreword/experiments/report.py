@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column is words, the others are figures and stand to the right."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines) + "\n"
+from foreword.markdown import table
 
 
 def conditions(
@@ -38,8 +34,3 @@ def _machine(session: Mapping[str, Any]) -> str:
         f"{session['system']}; Python {session['python']}, torch {session['torch']}, transformers "
         f"{session['transformers']}, foreword {session['foreword']}"
     )
-
-
-def _cell(text: str) -> str:
-    # Owners' names are anybody's text; a bar would end the cell, a line break the row.
-    return " ".join(text.replace("|", r"\|").split())

@@ -1,0 +1,190 @@
+"""Method: a way to adapt the base model, by name, with the grid from which dev examples choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from foreword.base import BaseModel
+from foreword.baselines import peft_methods, prefixes, prompting, variants, weights
+from foreword.baselines.trainee import Setting, Trainee
+from foreword.errors import UsageError
+
+Choice = dict[str, Any]
+
+RATE = "learning_rate"
+
+MOST_TRIED = 6
+"""Choices in all, where the best of a grid lies at its edge and the grid is made wider."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to adapt the base model.
+
+    Attributes:
+        name: on the command line and in the ledger.
+        title: in tables and pictures.
+        begin: makes the trainee.
+        grid: what is tried on dev examples, rates in ascending order.
+        usual: what is taken where nothing is tried.
+        fits: whether a choice can be had of a base model; None: all can.
+        work: what a training step computes: gradients of activations only (`frozen`), of weights too
+            (`weights`), or nothing (`none`).
+    """
+
+    name: str
+    title: str
+    begin: Callable[[Setting], Trainee]
+    grid: tuple[Choice, ...]
+    usual: Choice
+    work: Literal["frozen", "weights", "none"] = "frozen"
+    fits: Callable[[BaseModel, Choice], bool] | None = None
+
+    def choices(self, base: BaseModel) -> list[Choice]:
+        """The grid, without what can't be had of `base`."""
+        return [choice for choice in self.grid if self.fits is None or self.fits(base, choice)]
+
+    def wider(self, tried: Mapping[float, float]) -> Choice | None:
+        """The next rate beyond the grid if the best of those tried is at its edge.
+
+        Args:
+            tried: dev loss by learning rate; infinite where it diverged.
+        """
+        if len(tried) < 2 or len(tried) >= MOST_TRIED:
+            return None
+        rates = sorted(tried)
+        best = min(rates, key=lambda rate: tried[rate])
+        if best == rates[0]:
+            return {RATE: _rounded(rates[0] ** 2 / rates[1])}
+        return {RATE: _rounded(rates[-1] ** 2 / rates[-2])} if best == rates[-1] else None
+
+
+def rates(*values: float) -> tuple[Choice, ...]:
+    """A grid of learning rates."""
+    return tuple({RATE: value} for value in values)
+
+
+def shown(choice: Choice) -> str:
+    """A choice in words, as tables and the ledger have it."""
+    if not choice:
+        return "-"
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in choice.items()
+    )
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("prefix", "prefix", prefixes.ours(), rates(0.02, 0.05, 0.1), {RATE: 0.05}),
+        Method(
+            "fine-tuning",
+            "fine-tuning",
+            weights.all_weights,
+            rates(2e-5, 5e-5, 1.2e-4),
+            {RATE: 5e-5},
+            "weights",
+        ),
+        Method(
+            "top-2", "fine-tuning, top 2 layers", weights.top_layers(2), rates(1e-4, 3e-4, 1e-3), {RATE: 3e-4}
+        ),
+        Method("lora", "LoRA, prefix's size", peft_methods.lora(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
+        Method("lora-8", "LoRA, r = 8", peft_methods.lora(8), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),
+        Method("ia3", "IA3", peft_methods.ia3, rates(3e-3, 1e-2, 3e-2), {RATE: 1e-2}),
+        Method(
+            "llama-adapter",
+            "LLaMA-Adapter",
+            peft_methods.llama_adapter,
+            rates(3e-3, 1e-2, 3e-2),
+            {RATE: 1e-2},
+        ),
+        Method(
+            "peft-prefix",
+            "PEFT prefix, direct",
+            peft_methods.peft_prefix(projection=False),
+            rates(1e-2, 3e-2, 1e-1),
+            {RATE: 3e-2},
+        ),
+        Method(
+            "peft-projection",
+            "PEFT prefix, projected",
+            peft_methods.peft_prefix(projection=True),
+            rates(3e-4, 1e-3, 3e-3),
+            {RATE: 1e-3},
+        ),
+        Method(
+            "prompt-tuning",
+            "prompt tuning",
+            peft_methods.prompt_tuning,
+            rates(1e-3, 1e-2, 1e-1),
+            {RATE: 1e-2},
+        ),
+        Method("none", "base model alone", prompting.alone, ({},), {}, "none"),
+        Method(
+            "zero-shot",
+            "zero-shot prompt",
+            prompting.zero_shot,
+            tuple({"form": form} for form in prompting.FORMS),
+            {"form": "text"},
+            "none",
+            prompting.has_form,
+        ),
+        Method(
+            "few-shot",
+            "few-shot prompt",
+            prompting.few_shot,
+            ({"shots": 2}, {"shots": 4}, {"shots": 8}),
+            {"shots": 4},
+            "none",
+        ),
+    )
+}
+"""All of them, in the order of tables."""
+
+VARIANTS = {
+    **{
+        name: Method(name, title, prefixes.ours(**options), rates(*tried), {RATE: tried[1]})
+        for name, (title, options, tried) in variants.OPTIONS.items()
+    },
+    **{
+        f"{end}-half": Method(
+            f"{end}-half",
+            f"{end} half of the layers",
+            variants.half_of_layers(end),
+            rates(*variants.DIRECT_RATES),
+            {RATE: variants.DIRECT_RATES[1]},
+        )
+        for end in ("first", "last")
+    },
+}
+"""Our prefix with one thing changed."""
+
+ABSENT = {
+    "adapter": "bottleneck adapters come from the package `adapters`, which needs transformers below 5, and "
+    "PEFT has none; take lora, ia3 or llama-adapter"
+}
+"""Methods that were looked for, and why they are not here."""
+
+
+def methods_named(names: Sequence[str]) -> list[Method]:
+    """Methods by name, each once.
+
+    Raises:
+        UsageError: an unknown name, or a method that this environment can't have.
+    """
+    known = METHODS | VARIANTS
+    found = []
+    for name in dict.fromkeys(names):
+        if name in ABSENT:
+            raise UsageError(f"the method {name!r} is not available: {ABSENT[name]}")
+        if name not in known:
+            raise UsageError(f"no method is called {name!r}; expected some of {', '.join(known)}")
+        found.append(known[name])
+    return found
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")

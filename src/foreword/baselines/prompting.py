@@ -1,0 +1,93 @@
+"""Prompting: no training at all; the base model alone, with an instruction, or with demonstrations.
+
+A text in front of every source is the prefix that the base model itself makes of its tokens: the same
+numbers as if each row began with it (tested), computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from foreword.base import BaseModel
+from foreword.baselines.trainee import Setting, Subject
+from foreword.encoding import EncodedExample
+from foreword.errors import UsageError
+from foreword.initialization import activations
+from foreword.losses import target_losses
+from foreword.prefix import Prefix
+from foreword.row_prefixes import RowPrefixes
+from foreword.template import Template
+
+FORMS = ("text", "chat")
+
+
+class Prompted:
+    """A base model behind a text, or with a template of its own; nothing to train."""
+
+    def __init__(self, base: BaseModel, prefix: Prefix | None, template: Template) -> None:
+        self.base = base
+        self.prefix = prefix
+        self.template = template
+        self.parameters: list[nn.Parameter] = []
+
+    def losses(self, rows: Sequence[EncodedExample]) -> torch.Tensor:
+        """The loss of each target token, `[M]`."""
+        prefixes = RowPrefixes.stack([self.prefix] * len(rows), self.base.device)
+        return target_losses(self.base.model, self.base.batch(rows, prefixes, "flat"), prefixes)
+
+    def finish(self) -> Subject:
+        """What there was from the beginning."""
+        return Subject(self.base, self.prefix, self.template)
+
+
+def alone(setting: Setting) -> Prompted:
+    """The base model with nothing but the source."""
+    return Prompted(setting.base, None, setting.base.template)
+
+
+def zero_shot(setting: Setting) -> Prompted:
+    """An instruction: as text in front, or as the system message of the base's chat template."""
+    base = setting.base
+    form = setting.choice["form"]
+    if form == "text":
+        return Prompted(base, behind(base, _ids(base, f"{setting.instruction}\n")), base.template)
+    if form != "chat":
+        raise UsageError(f"form is {form!r}; expected {' or '.join(FORMS)}")
+    template = Template(style="chat", end=base.template.end, system=setting.instruction)
+    return Prompted(base, None, template)
+
+
+def has_form(base: BaseModel, choice: dict[str, Any]) -> bool:
+    """Whether the base can be asked in this form: many have no chat template."""
+    return choice["form"] != "chat" or bool(getattr(base.tokenizer, "chat_template", None))
+
+
+def few_shot(setting: Setting) -> Prompted:
+    """The instruction, and the first training examples as demonstrations, written as every row is."""
+    base = setting.base
+    ids = _ids(base, f"{setting.instruction}\n")
+    shown = setting.rows[: setting.choice["shots"]]
+    for row in shown:
+        ids += [*row.source_ids, *row.target_ids]
+    return Prompted(base, behind(base, ids), base.template)
+
+
+def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
+    """The prefix that stands for these tokens in front of every text."""
+    base.text_limit(len(ids))
+    found = activations(base, ids, ids, len(ids))
+    tensors = {
+        f"{stream}.{part}": tensor.contiguous()
+        for stream, pair in found.items()
+        for part, tensor in zip(("key", "value"), pair, strict=True)
+    }
+    return Prefix(tensors=tensors, base=base.identity, template=base.template, positions=base.positions)
+
+
+def _ids(base: BaseModel, text: str) -> list[int]:
+    ids: list[int] = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [base.tokenizer.bos_token_id, *ids] if base.template.begin else ids

@@ -1,0 +1,87 @@
+"""Trainee: what the harness trains, and what an experiment measures when it is done.
+
+Every method is the same two things to the harness: parameters, and the loss of each target token of some
+rows. What comes out is a subject: a model, perhaps with a prefix, that is scored and writes like any other.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from foreword.base import BaseModel
+from foreword.encoding import EncodedExample
+from foreword.examples import Example
+from foreword.prefix import Prefix
+from foreword.template import Template
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method begins with.
+
+    Attributes:
+        base: the shared base model; no method changes a weight of it.
+        examples, rows: the training examples, and the same as token ids.
+        length: P, number of virtual tokens, for methods that have some.
+        seed: of what is drawn at random.
+        choice: a point of the method's grid, such as {"learning_rate": 1e-3}.
+        instruction: the task in words, for methods that prompt.
+    """
+
+    base: BaseModel
+    examples: Sequence[Example]
+    rows: Sequence[EncodedExample]
+    length: int
+    seed: int
+    choice: dict[str, Any]
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        base: the model, with the method's weights where it has any.
+        prefix: in front of every row, or None.
+        template: how sources become text where there is no prefix; None: the base's own.
+        trained: numbers in the optimiser.
+        kept: numbers that belong to the task afterwards, beside the base model.
+    """
+
+    base: BaseModel
+    prefix: Prefix | None = None
+    template: Template | None = None
+    trained: int = 0
+    kept: int = 0
+
+
+class Trainee(Protocol):
+    """A method at work.
+
+    Attributes:
+        parameters: what the optimiser changes; empty for methods without training.
+        template: how the rows that it is given were made of examples.
+    """
+
+    parameters: list[nn.Parameter]
+    template: Template
+
+    def losses(self, rows: Sequence[EncodedExample]) -> torch.Tensor:
+        """The loss of each target token of `rows`, `[M]`, in nats, with a gradient to the parameters."""
+
+    def finish(self) -> Subject:
+        """What the parameters stand for now, to be measured."""
+
+
+def with_weights(base: BaseModel, model: Any) -> BaseModel:
+    """`base` with another model of its architecture in its place: same tokenizer, template, ways to run."""
+    other = copy.copy(base)
+    other.model = model
+    return other

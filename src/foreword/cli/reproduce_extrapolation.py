@@ -1,0 +1,137 @@
+"""foreword reproduce extrapolation: groups of examples that no method has seen in training."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foreword.cli import options as common
+from foreword.cli import reproduce_options as shared
+from foreword.cli import reproduce_trial_options as own
+from foreword.cli import train_options as its
+from foreword.cli.reproduce_data import Reading, metrics_of
+from foreword.cli.reproduce_methods import LOW_DATA, MORE
+from foreword.cli.reproduce_trials import Kind, carry_out, make_plan
+
+EXTRAPOLATION = Kind(
+    "extrapolation",
+    "Extrapolation: groups that training has not seen",
+    full={**LOW_DATA.full, "others": "", "sizes": "500"},
+    quick={**LOW_DATA.quick},
+)
+
+EXAMPLE = (
+    "\b\nExample:\n"
+    "  foreword reproduce extrapolation --task webnlg --train webnlg/train --dev webnlg/dev \\\n"
+    "    --held-out Food --held-out City --out extrapolation"
+)
+
+GroupField = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Field or column with the group, such as a category.",
+        rich_help_panel=common.DATA,
+    ),
+]
+HeldOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Group to hold out of training; repeatable. Without it, one in three, drawn by the seed.",
+        rich_help_panel=common.DATA,
+    ),
+]
+
+
+def extrapolation(
+    context: typer.Context,
+    train: own.TrainFile,
+    dev: own.DevFile,
+    out: shared.Out,
+    task: own.Task = None,
+    base: its.Base = "smollm2-135m-instruct",
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    attention: common.AttentionKernel = "auto",
+    format: common.Format = "auto",
+    source_field: common.SourceField = None,
+    target_field: common.TargetField = None,
+    group_field: GroupField = None,
+    held_out: HeldOut = None,
+    dev_rows: own.DevRows = None,
+    measured_sources: own.MeasuredSources = None,
+    max_length: own.MaxLength = 512,
+    methods: own.Methods = None,
+    others: own.Others = None,
+    sizes: own.Sizes = None,
+    subsets: own.Subsets = None,
+    seeds: own.Seeds = None,
+    tuning_size: own.TuningSize = 100,
+    untuned: own.Untuned = False,
+    instruction: own.Instruction = None,
+    length: own.Length = 10,
+    steps: own.Steps = None,
+    batch_size: its.BatchSize = None,
+    patience: own.Patience = None,
+    beams: own.Beams = None,
+    metrics: own.Metrics = None,
+    seed: its.Seed = 0,
+    quick: own.Quick = False,
+    json: common.Json = False,
+) -> None:
+    from foreword.cli.loading import load_base
+    from foreword.experiments.held_out import hold_out
+
+    given = {
+        "methods": methods,
+        "others": others,
+        "sizes": sizes,
+        "subsets": subsets,
+        "seeds": seeds,
+        "steps": steps,
+        "dev_rows": dev_rows,
+        "measured_sources": measured_sources,
+        "beams": beams,
+    }
+    chosen = EXTRAPOLATION.chosen(given, quick=quick)
+    fields = common.fields_of(source_field, target_field, group_field)
+    sets, reading = metrics_of(task, metrics), Reading(task, format, fields)
+    material, held = hold_out(
+        reading.examples(train, fit_only=True, groups=True),
+        reading.examples(dev, groups=True),
+        held_out or (),
+        dev_rows=chosen["dev_rows"],
+        measured_sources=chosen["measured_sources"],
+        seed=seed,
+    )
+    typer.echo(f"held out: {', '.join(held)}", err=True)
+    plan = make_plan(
+        chosen,
+        len(material.train),
+        tuning_size=tuning_size,
+        tuned=not (untuned or quick),
+        length=length,
+        batch_size=batch_size,
+        patience=patience,
+        seed=seed,
+        max_length=max_length,
+        task=task,
+        instruction=instruction,
+    )
+    model = load_base(base, device=device, dtype=dtype, attention=attention)
+    carry_out(
+        EXTRAPOLATION,
+        context,
+        model,
+        material,
+        plan,
+        out,
+        metrics=sets,
+        json=json,
+        more={"held out": ", ".join(held)},
+    )
+
+
+extrapolation.__doc__ = "Prefixes against others on unseen groups." + MORE

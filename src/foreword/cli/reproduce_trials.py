@@ -1,0 +1,174 @@
+"""Experiments that compare methods: from the options of a command to a plan, to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from foreword.cli import output
+from foreword.cli import reproduce_trial_options as own
+from foreword.cli.command_line import command_line
+from foreword.cli.reproduce_data import INSTRUCTIONS, USUAL, decoding_of
+from foreword.errors import UsageError
+
+if TYPE_CHECKING:
+    from foreword.base import BaseModel
+    from foreword.experiments.ledger import Ledger
+    from foreword.experiments.material import Material
+    from foreword.experiments.trials import Plan
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An experiment.
+
+    Attributes:
+        name, title: of the command, of the report.
+        full, quick: what options stand for that were not given: methods, others, sizes, subsets, seeds,
+            steps, dev_rows, measured_sources, beams.
+    """
+
+    name: str
+    title: str
+    full: Mapping[str, Any]
+    quick: Mapping[str, Any]
+
+    def chosen(self, given: Mapping[str, Any], *, quick: bool) -> dict[str, Any]:
+        """What was given, and what it stands for where nothing was."""
+        usual = self.quick if quick else self.full
+        return {name: usual[name] if given[name] is None else given[name] for name in usual}
+
+
+def make_plan(
+    chosen: Mapping[str, Any],
+    examples: int,
+    *,
+    tuning_size: int,
+    tuned: bool,
+    length: int,
+    batch_size: int | None,
+    patience: int | None,
+    seed: int,
+    max_length: int,
+    task: str | None,
+    instruction: str | None,
+) -> Plan:
+    """The plan that the options stand for; `examples`: of training, in all.
+
+    Raises:
+        UsageError: an option out of range, an unknown method, more examples than there are.
+    """
+    from foreword.baselines.method import methods_named
+    from foreword.experiments.trials import Plan
+
+    methods = methods_named(own.names(chosen["methods"]))
+    others = methods_named(own.names(chosen["others"]))
+    sizes = own.numbers(chosen["sizes"], "--sizes", examples)
+    if max(sizes) > examples:
+        raise UsageError(f"{max(sizes)} training examples are asked for, and there are {examples}")
+    return Plan(
+        methods=tuple(methods),
+        others=tuple(method for method in others if method not in methods),
+        sizes=sizes,
+        subsets=chosen["subsets"],
+        seeds=chosen["seeds"],
+        tuning_size=min(tuning_size, examples),
+        tuned=tuned,
+        length=length,
+        steps=chosen["steps"],
+        batch_size=batch_size or 8,
+        patience=patience,
+        seed=seed,
+        max_length=max_length,
+        instruction=instruction or INSTRUCTIONS[task or USUAL],
+        decoding=decoding_of(task, chosen["beams"]),
+    )
+
+
+def carry_out(
+    kind: Kind,
+    context: typer.Context,
+    model: BaseModel,
+    material: Material,
+    plan: Plan,
+    out: Path,
+    *,
+    metrics: tuple[str, ...],
+    json: bool,
+    more: Mapping[str, str] | None = None,
+) -> None:
+    """Make the trials that are left, and write report and picture from all of them.
+
+    Args:
+        metrics: sets computed of the texts, beside the figures of every trial.
+        more: settings that make the run this one, beside those of the plan.
+    """
+    from foreword.cli.progress import Counter, duration
+    from foreword.experiments import trial_cost, trials, trials_picture, trials_report
+    from foreword.experiments.ledger import Ledger
+    from foreword.experiments.rescoring import rescore
+    from foreword.files import write_text
+    from foreword.hardware import describe_machine
+
+    ledger = Ledger(out, kind.name, {**trials.settings_of(model, material, plan), **(more or {})})
+    groups = list(material.measured)
+
+    def report() -> None:
+        numbers = model.model.num_parameters()
+        page = trials_report.make_report(kind.title, ledger, plan, groups, model.name, numbers, "figures.png")
+        trials_picture.draw(ledger, plan, groups, out / "figures.png", title=kind.title)
+        write_text(out / "report.md", page, overwrite=True)
+
+    left = trial_cost.left(model, material, plan, ledger)
+    if left.measured:
+        typer.echo(
+            f"{left.measured} trials to make, {left.trainings} trainings with those that choose rates; about "
+            f"{duration(left.seconds)}, told from a short trial",
+            err=True,
+        )
+        ledger.begin_session(command=command_line(context), **describe_machine(model))
+    count = Counter()
+
+    def after_each() -> None:
+        rescore(ledger, plan, metrics, out, count)
+        report()
+
+    trials.run(model, material, plan, ledger, out, count, after_each)
+    after_each()
+    if json:
+        return output.json_object(
+            {
+                "report": out / "report.md",
+                "picture": out / "figures.png",
+                "results": ledger.path,
+                "figures": _figures(ledger, plan, groups),
+            }
+        )
+    typer.echo(trials_report.summary(ledger, plan, groups))
+    typer.echo(f"report   {out / 'report.md'}\npicture  {out / 'figures.png'}")
+
+
+def _figures(ledger: Ledger, plan: Plan, groups: list[str]) -> list[dict[str, Any]]:
+    """Every cell of the report's tables."""
+    from foreword.experiments import tally
+
+    return [
+        {
+            "group": group,
+            "method": method.name,
+            "n": size,
+            "metric": metric,
+            "mean": found.mean,
+            "spread": found.spread,
+            "trials": len(found.values),
+        }
+        for group in groups
+        for method in tally.all_methods(plan)
+        for size in tally.sizes(plan)
+        for metric in tally.metrics(ledger)
+        if (found := tally.cell(ledger, plan, method, size, group, metric)).values
+    ]

@@ -1,0 +1,114 @@
+"""Cost of trials: how long those that are left will take, told from a few steps of each kind of work."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from foreword.base import BaseModel
+from foreword.baselines.method import METHODS, Method
+from foreword.baselines.trainee import Setting
+from foreword.baselines.weights import all_weights
+from foreword.encoding import EncodedExample, encode
+from foreword.examples import references
+from foreword.experiments.cost import measure_rates
+from foreword.experiments.ledger import Ledger
+from foreword.experiments.material import Material, few_targets
+from foreword.experiments.measuring import LOSS_TARGETS
+from foreword.experiments.trials import Plan, choice_piece
+from foreword.generation import generate
+from foreword.template import Source
+
+EVALUATIONS = 11
+"""Dev evaluations of a training: before it, and after each tenth."""
+
+SEEN = 256
+"""Training examples that tell how long all are."""
+
+WRITTEN_ROWS, WRITTEN_TOKENS = 8, 12
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left to do.
+
+    Attributes:
+        trainings: how many, grids included.
+        measured: trials.
+        seconds: about so many.
+    """
+
+    trainings: int
+    measured: int
+    seconds: float
+
+
+def left(base: BaseModel, material: Material, plan: Plan, ledger: Ledger) -> Left:
+    """What the ledger does not have; not foreseen: grids that are made wider, patience that ends."""
+    tuned: dict[str, tuple[Method, int]] = {}
+    trials = [trial for trial in plan.trials() if trial.piece not in ledger.pieces]
+    for trial in trials:
+        choices = trial.method.choices(base)
+        if plan.tuned and len(choices) > 1:
+            missing = [c for c in choices if choice_piece(trial.method, c) not in ledger.pieces]
+            tuned[trial.method.name] = (trial.method, len(missing))
+    if not trials:
+        return Left(0, 0, 0.0)
+    speed = _speed(base, material, plan, [trial.method for trial in trials])
+    seconds = 0.0
+    for method, count in tuned.values():
+        seconds += count * speed.training(method, plan.training({}, 0).steps_for(plan.tuning_size))
+    for trial in trials:
+        steps = plan.training({}, 0).steps_for(trial.size)
+        seconds += speed.training(trial.method, steps) + speed.measuring
+    return Left(sum(count for _, count in tuned.values()) + len(trials), len(trials), seconds)
+
+
+@dataclass(frozen=True)
+class _Speed:
+    step: dict[str, float]
+    evaluation: float
+    measuring: float
+
+    def training(self, method: Method, steps: int) -> float:
+        evaluations = 1 if method.work == "none" else EVALUATIONS
+        return steps * self.step[method.work] + evaluations * self.evaluation
+
+
+def _speed(base: BaseModel, material: Material, plan: Plan, methods: list[Method]) -> _Speed:
+    """Seconds of a step of each kind of work, of a dev evaluation, and of measuring one subject."""
+    rates = measure_rates(base, material.train[:SEEN], length=plan.length)
+    rows, _ = encode(material.train[:SEEN], base.tokenizer, base.template, plan.max_length)
+    tokens = sum(row.tokens for row in rows) / len(rows)
+    step = {"none": 0.0, "frozen": tokens * plan.batch_size * rates.train, "weights": 0.0}
+    if any(method.work == "weights" for method in methods):
+        step["weights"] = _weights_step(base, material, plan, rows)
+    measured = [example for group in material.measured.values() for example in group]
+    sources = references(measured)
+    scored = len(few_targets(measured, LOSS_TARGETS)) * tokens * rates.score
+    target_tokens = sum(len(row.target_ids) for row in rows) / len(rows)
+    written = _seconds_per_written_token(base, sources, plan) * target_tokens * len(sources)
+    return _Speed(step, len(material.dev) * tokens * rates.score, scored + written)
+
+
+def _weights_step(base: BaseModel, material: Material, plan: Plan, rows: list[EncodedExample]) -> float:
+    usual = METHODS["fine-tuning"].usual
+    trainee = all_weights(Setting(base, material.train, rows, plan.length, plan.seed, usual, ""))
+    optimizer = torch.optim.AdamW(trainee.parameters, lr=1e-6, fused=True)
+    begun = 0.0
+    for turn in range(2):  # the first one allocates
+        begun = time.perf_counter() if turn else 0.0
+        trainee.losses(rows[: plan.batch_size]).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return time.perf_counter() - begun
+
+
+def _seconds_per_written_token(base: BaseModel, sources: list[tuple[Source, list[str]]], plan: Plan) -> float:
+    prompts = [source for source, _ in sources[:WRITTEN_ROWS]]
+    decoding = {**plan.decoding, "max_new_tokens": WRITTEN_TOKENS}
+    generate(base, prompts[:1], **{**decoding, "max_new_tokens": 1})  # lays out weights
+    begun = time.perf_counter()
+    generate(base, prompts, **decoding)
+    return (time.perf_counter() - begun) / (len(prompts) * WRITTEN_TOKENS)

@@ -1,0 +1,242 @@
+"""foreword reproduce low-data, full, ablation, extrapolation: from data to report in one command."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foreword.cli.reproduce_methods import ABLATION, FULL, LOW_DATA
+from stand_ins import random_examples
+
+SMALL = (
+    *("--sizes", "4,6", "--subsets", 2, "--steps", 3, "--batch-size", 2, "--length", 2, "--beams", 1),
+    *(
+        "--dev-rows",
+        3,
+        "--measured-sources",
+        4,
+        "--tuning-size",
+        5,
+        "--methods",
+        "prefix,lora",
+        "--others",
+        "",
+    ),
+)
+
+
+def write(name: str, count: int, seed: int, groups: str = "") -> str:
+    rows = [{"source": e.source, "target": e.target} for e in random_examples(count, seed=seed)]
+    for place, row in enumerate(rows):
+        if groups:
+            row["category"] = groups[place % len(groups)]
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+@pytest.fixture
+def command(base: str) -> tuple[object, ...]:
+    files = ("--train", write("train.jsonl", 20, 0), "--dev", write("dev.jsonl", 9, 1), "--base", base)
+    return ("reproduce", "low-data", *files, *SMALL)
+
+
+def pieces(folder: str) -> dict[str, Any]:
+    lines = [json.loads(line) for line in Path(folder, "results.jsonl").read_text().splitlines()]
+    return {line["piece"]: line for line in lines if "piece" in line}
+
+
+def test_the_tables_hold_the_figures_of_the_results(run: Any, command: tuple[object, ...]) -> None:
+    done = run(*command, "--out", "run", "--untuned")
+    assert done.status == 0, done.stderr
+    assert "8 trials to make, 8 trainings with those that choose rates; about" in done.stderr
+    page = Path("run/report.md").read_text()
+    found = pieces("run")
+    assert len(found) == 8
+    for name, title in (("prefix", "prefix"), ("lora", "LoRA, prefix's size")):
+        cells = []
+        for size in (4, 6):
+            losses = [
+                found[f"{name}, n = {size}, subset {s}, seed 0"]["figures"]["measured"]["loss"]
+                for s in (0, 1)
+            ]
+            mean = sum(losses) / 2
+            spread = (sum((loss - mean) ** 2 for loss in losses)) ** 0.5
+            cells.append((f"{mean:.3f}", f" ± {spread:.3f}"))
+        rows = [line.replace("*", "") for line in page.splitlines() if line.startswith(f"| {title} |")]
+        assert f"| {title} | {' | '.join(a + b for a, b in cells)} |" in rows
+    assert "not finished" not in page
+    assert "**prefix against LoRA, prefix's size, loss:" in page
+    assert Path("run/figures.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(Path("run/outputs").iterdir())) == 8
+
+
+def test_rates_are_chosen_and_the_grid_is_in_the_report(run: Any, command: tuple[object, ...]) -> None:
+    done = run(*command, "--out", "run", "--sizes", 4, "--subsets", 1)
+    assert done.status == 0, done.stderr
+    page = Path("run/report.md").read_text()
+    tried = {name: piece for name, piece in pieces("run").items() if name.startswith("grid of")}
+    assert len(tried) >= 6
+    for name, piece in tried.items():
+        choice = name.split(": ")[1]
+        assert any(choice in line and f"{piece['dev_loss']:.4f}" in line for line in page.splitlines())
+
+
+def test_the_command_in_the_report_makes_the_same_figures(run: Any, command: tuple[object, ...]) -> None:
+    assert run(*command, "--out", "run", "--untuned").status == 0
+    page = Path("run/report.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("foreword reproduce")]
+    Path("run").rename("first")
+    assert run(*shlex.split(line)[1:]).status == 0
+    first, second = pieces("first"), pieces("run")
+    assert {name: piece["figures"] for name, piece in first.items()} == {
+        name: piece["figures"] for name, piece in second.items()
+    }
+
+
+def test_the_same_command_makes_nothing_again_and_other_settings_are_refused(
+    run: Any, command: tuple[object, ...]
+) -> None:
+    assert run(*command, "--out", "run", "--untuned").status == 0
+    kept = {path: path.read_bytes() for path in Path("run").rglob("*.jsonl")}
+    again = run(*command, "--out", "run", "--untuned")
+    assert again.status == 0
+    assert "to make" not in again.stderr
+    refused = run(*command, "--out", "run", "--untuned", "--seed", 1)
+    assert refused.status == 1
+    assert "seed is 1, was 0" in refused.stderr
+    tuned = run(*command, "--out", "run")
+    assert "rates chosen at is 5, was 'not chosen'" in tuned.stderr
+    other = run("reproduce", "full", *command[2:], "--out", "run", "--untuned")
+    assert "holds a run of 'low-data', not of 'full'" in other.stderr
+    assert {path: path.read_bytes() for path in Path("run").rglob("*.jsonl")} == kept
+
+
+def test_json_has_every_cell(run: Any, command: tuple[object, ...]) -> None:
+    found = run(*command, "--out", "run", "--untuned", "--json").json
+    cells = {(c["method"], c["n"], c["metric"]): c for c in found["figures"]}
+    assert set(cells) == {
+        (method, n, metric)
+        for method in ("prefix", "lora")
+        for n in (4, 6)
+        for metric in ("BLEU", "chrF", "loss")
+    }
+    assert all(cell["trials"] == 2 for cell in cells.values())
+
+
+def test_unseen_groups_have_tables_of_their_own(run: Any, base: str) -> None:
+    train, dev = write("train.jsonl", 30, 0, "abc"), write("dev.jsonl", 30, 1, "abc")
+    files = ("--train", train, "--dev", dev, "--base", base, "--group-field", "category")
+    done = run("reproduce", "extrapolation", *files, *SMALL, "--held-out", "b", "--out", "run", "--untuned")
+    assert done.status == 0, done.stderr
+    assert "held out: b" in done.stderr
+    page = Path("run/report.md").read_text()
+    assert "## BLEU, seen" in page
+    assert "## Loss, unseen" in page
+    assert "| held out | b |" in page
+    missing = run("reproduce", "extrapolation", *files, *SMALL, "--held-out", "z", "--out", "other")
+    assert missing.status == 2
+    assert "no dev example is of 'z'; groups there are a, b, c" in missing.stderr
+    assert not Path("other").exists()
+
+
+WEBNLG = """<benchmark><entries>{}</entries></benchmark>"""
+ENTRY = """<entry category="{}" eid="Id{}" size="1"><modifiedtripleset><mtriple>{} | is | {}</mtriple>
+</modifiedtripleset><lex comment="good" lid="Id1">{} is {}.</lex><lex comment="toFix" lid="Id2">bad</lex></entry>"""
+
+
+def test_a_task_is_read_decoded_and_scored_as_it_is_published(run: Any, base: str) -> None:
+    for name, letters in (("train.xml", "abcdefghijkl"), ("dev.xml", "mnopqrstuvwxyz")):
+        entries = [
+            ENTRY.format(("Food", "City")[place % 2], place, letter, letter * 2, letter, letter * 2)
+            for place, letter in enumerate(letters)
+        ]
+        Path(name).write_text(WEBNLG.format("".join(entries)))
+    files = (
+        "--task",
+        "webnlg",
+        "--train",
+        "train.xml",
+        "--dev",
+        "dev.xml",
+        "--base",
+        base,
+        "--metrics",
+        "plain",
+    )
+    options = (*SMALL, "--sizes", 4, "--held-out", "City", "--out", "run", "--untuned")
+    done = run("reproduce", "extrapolation", *files, *options)
+    assert done.status == 0, done.stderr
+    head = json.loads(Path("run/results.jsonl").read_text().splitlines()[0])["settings"]
+    assert head["decoding"] == {"banned": ["\n"], "beams": 1, "max_new_tokens": 100}
+    assert head["train examples"] == 6  # texts that are not good are not trained on, nor is the city
+    assert head["measured: unseen"] == 2 * 4  # ... but they are references
+    trial = pieces("run")["prefix, n = 4, subset 0, seed 0"]["figures"]["unseen"]
+    scored = pieces("run")["plain figures of prefix, n = 4, subset 0, seed 0"]["figures"]["unseen"]
+    assert scored == {"plain BLEU": pytest.approx(trial["BLEU"]), "plain chrF": pytest.approx(trial["chrF"])}
+    assert "## plain BLEU, unseen" in Path("run/report.md").read_text()
+
+
+def test_metrics_may_be_added_to_a_run(run: Any, command: tuple[object, ...]) -> None:
+    assert run(*command, "--out", "run", "--untuned").status == 0
+    before = pieces("run")
+    added = run(*command, "--out", "run", "--untuned", "--metrics", "plain")
+    assert added.status == 0, added.stderr
+    assert "to make" not in added.stderr
+    after = pieces("run")
+    assert {name: piece for name, piece in after.items() if name in before} == before
+    assert len(after) == 2 * len(before)
+    Path("run/outputs/lora_n_4_subset_0_seed_0.jsonl").unlink()
+    kept = [
+        line for line in Path("run/results.jsonl").read_text().splitlines() if "plain figures" not in line
+    ]
+    Path("run/results.jsonl").write_text("\n".join(kept) + "\n")
+    lost = run(*command, "--out", "run", "--untuned", "--metrics", "plain")
+    assert lost.status == 1
+    assert "lora_n_4_subset_0_seed_0.jsonl can't be read" in lost.stderr
+    unknown = run(*command, "--out", "other", "--metrics", "blue")
+    assert unknown.status == 2
+    assert "no metrics 'blue'" in unknown.stderr
+    assert not Path("other").exists()
+
+
+def test_ablation_and_full_run_with_methods_of_their_own(run: Any, command: tuple[object, ...]) -> None:
+    files = command[2:-4]
+    done = run(
+        *("reproduce", "ablation", *files, "--out", "run", "--untuned", "--others", ""),
+        *("--methods", "prefix,length-1,mlp+start,embedding,infix,first-half"),
+    )
+    assert done.status == 0, done.stderr
+    assert "| first half of the layers |" in Path("run/report.md").read_text()
+    whole = run(
+        "reproduce", "full", *command[2:], "--sizes", "all", "--subsets", 1, "--out", "full", "--untuned"
+    )
+    assert whole.status == 0, whole.stderr
+    assert "| method | n = 20 |" in Path("full/report.md").read_text()
+
+
+def test_wrong_use_is_named_before_anything_is_written(run: Any, command: tuple[object, ...]) -> None:
+    for option, value, message in (
+        ("--methods", "prefix,lroa", "no method is called 'lroa'"),
+        ("--methods", "adapter", "bottleneck adapters come from the package `adapters`"),
+        ("--sizes", "50,many", "--sizes is '50,many'; expected whole numbers"),
+        ("--sizes", "21", "21 training examples are asked for, and there are 20"),
+        ("--subsets", 0, "subsets is 0"),
+        ("--dev-rows", 8, None),
+    ):
+        refused = run(*command, "--out", "run", option, value)
+        assert refused.status == (1 if message is None else 2)
+        assert (message or "have 9 different sources; 8 to choose by and 4 to measure on") in refused.stderr
+        assert not Path("run").exists()
+
+
+def test_defaults_name_methods_that_there_are() -> None:
+    from foreword.baselines.method import methods_named
+
+    for kind in (LOW_DATA, FULL, ABLATION):
+        for chosen in (kind.full, kind.quick):
+            assert methods_named(chosen["methods"].split(","))[0].name == "prefix"
+            methods_named([name for name in chosen["others"].split(",") if name])

@@ -1,0 +1,91 @@
+"""Material: training subsets, examples that choose and examples that are measured never meet."""
+
+from __future__ import annotations
+
+import pytest
+
+from foreword import Example
+from foreword.errors import BadExamples, UsageError
+from foreword.examples import references
+from foreword.experiments.held_out import hold_out
+from foreword.experiments.material import divide, draw_dev, draw_measured, few_targets
+from trials import small_material
+
+
+def dev_of(sources: int, targets: int = 3, owner: str | None = None) -> list[Example]:
+    return [Example(f"{owner}{s}", f"{s} {t}", owner) for s in range(sources) for t in range(targets)]
+
+
+def test_what_chooses_and_what_is_measured_have_no_source_in_common() -> None:
+    dev, measured = divide(dev_of(10), dev_rows=4, measured_sources=5, seed=0)
+    assert (len(dev), len(measured)) == (4, 15)
+    assert len({example.source for example in dev}) == 4
+    assert not {example.source for example in dev} & {example.source for example in measured}
+    assert all(len(targets) == 3 for _, targets in references(measured))
+
+
+def test_the_same_seed_draws_the_same_and_another_seed_others() -> None:
+    def drawn(seed: int) -> object:
+        return divide(dev_of(20), dev_rows=4, measured_sources=5, seed=seed)
+
+    assert drawn(0) == drawn(0) != drawn(1)
+
+
+def test_too_few_sources_are_refused_with_the_numbers() -> None:
+    with pytest.raises(BadExamples, match="have 10 different sources; 8 to choose by and 5 .* are 13"):
+        divide(dev_of(10), dev_rows=8, measured_sources=5, seed=0)
+    with pytest.raises(UsageError, match="expected 1 or more"):
+        divide(dev_of(10), dev_rows=0, measured_sources=5, seed=0)
+
+
+def test_a_file_to_measure_on_gives_all_targets_of_its_sources() -> None:
+    assert len(draw_measured(dev_of(6), 4, 0)) == 12
+    assert len(draw_measured(dev_of(6), None, 0)) == 18
+    assert len(draw_dev(dev_of(6), 4, 0)) == 4
+    assert [example.target for example in few_targets(dev_of(2), 2)] == ["0 0", "0 1", "1 0", "1 1"]
+
+
+def test_subsets_depend_on_seed_size_and_name_alone() -> None:
+    material = small_material()
+    subset = material.subset(8, 0, "1")
+    assert subset == material.subset(8, 0, "1")
+    assert len(set(subset)) == 8
+    assert subset != material.subset(8, 0, "2") != material.subset(8, 1, "2")
+    assert material.subset(30, 0, "1") == material.train
+    with pytest.raises(UsageError, match="31 training examples are asked for, and there are 30"):
+        material.subset(31, 0, "1")
+
+
+def test_groups_held_out_are_in_nothing_but_what_is_measured_as_unseen() -> None:
+    data = [example for owner in "abcdef" for example in dev_of(6, owner=owner)]
+    material, held = hold_out(data, data, ["b", "e"], dev_rows=4, measured_sources=5, seed=0)
+    assert held == ("b", "e")
+
+    def groups(examples: object) -> set[str]:
+        return {example.source[0] for example in examples}  # type: ignore[attr-defined]
+
+    assert groups(material.train) == set("acdf")
+    assert groups(material.dev) <= set("acdf")
+    assert groups(material.measured["seen"]) <= set("acdf")
+    assert groups(material.measured["unseen"]) <= {"b", "e"}
+    assert not set(material.dev) & set(material.measured["seen"])
+
+
+def test_without_names_one_group_in_three_is_held_out() -> None:
+    data = [example for owner in "abcdef" for example in dev_of(6, owner=owner)]
+    found = {hold_out(data, data, (), dev_rows=2, measured_sources=2, seed=seed)[1] for seed in range(5)}
+    assert all(len(held) == 2 for held in found)
+    assert len(found) > 1
+
+
+def test_groups_that_are_not_there_are_named() -> None:
+    data = [example for owner in "ab" for example in dev_of(6, owner=owner)]
+    options = {"dev_rows": 2, "measured_sources": 2, "seed": 0}
+    with pytest.raises(UsageError, match="no dev example is of 'z'; groups there are a, b"):
+        hold_out(data, data, ["z"], **options)
+    with pytest.raises(UsageError, match="name those to hold out"):
+        hold_out(data, data, (), **options)
+    with pytest.raises(UsageError, match="no training example is left without a, b"):
+        hold_out(data, data, ["a", "b"], **options)
+    with pytest.raises(BadExamples, match="training example 0 has no group; .* --group-field"):
+        hold_out(dev_of(3), data, ["a"], **options)
