@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from gateways import Gateway, running, tiny_chat_base
 
 from foreword.serving.configuration import read
+from foreword.serving.vllm import command, ticket
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -55,3 +57,19 @@ def test_compose_sets_what_the_server_knows(tmp_path: Path) -> None:
     assert set(environment) - {"FOREWORD_SERVE_CHECKPOINTS"} == {"FOREWORD_STORE", "FOREWORD_STORE_BLOBS"}
     grace = int(services["foreword"]["stop_grace_period"].removesuffix("s"))
     assert grace > configuration.drain_seconds
+
+
+def test_compose_starts_vllm_as_the_server_would(tmp_path: Path) -> None:
+    services = yaml.safe_load((DEPLOY / "compose.vllm.yaml").read_text())["services"]
+    environment = services["foreword"]["environment"]
+    settings = {k: str(v) for k, v in environment.items() if k.startswith("FOREWORD_SERVE_")}
+    configuration = read(None, settings, {})
+    assert configuration.engine == "vllm"
+    (script,) = services["vllm"]["command"]
+    words = shlex.split(script.replace("\\\n", " ").split("exec ")[1])
+    folder = f"/var/cache/foreword/models/{configuration.base}"
+    started = command.arguments(host="0.0.0.0", port=8001, dtype=configuration.dtype)
+    assert words == ["vllm", "serve", folder, *started]
+    assert configuration.engine_url == "http://vllm:8001"
+    assert services["pull"]["command"] == ["pull", configuration.base]
+    assert services["vllm"]["environment"][ticket.SECRET] == environment[ticket.SECRET]

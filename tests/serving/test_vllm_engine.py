@@ -112,11 +112,16 @@ def test_the_door_hands_on_the_body_it_has_read(pieces: int, monkeypatch: pytest
         await door.Door(app)(scope, receive, send)
         return sent
 
-    name = door.HEADER.encode()
-    passed = asyncio.run(ask([(name, door.signature_of(SECRET, content).encode())]))
+    name, key = door.HEADER.encode(), (b"authorization", f"Bearer {ticket.api_key(SECRET)}".encode())
+    signed = (name, door.signature_of(SECRET, content).encode())
+    passed = asyncio.run(ask([key, signed]))
     assert passed == [{"type": "got", "body": content}, {"type": "http.disconnect"}]
     for headers in ([], [(name, door.signature_of(SECRET, b"other").encode())], [(name, b"\xff")]):
-        assert asyncio.run(ask(headers))[0]["status"] == 400
+        assert asyncio.run(ask([key, *headers]))[0]["status"] == 400
+    for wrong in ([], [(b"authorization", b"Bearer x")], [(b"authorization", b"\xff")]):
+        assert asyncio.run(ask([*wrong, signed]))[0]["status"] == 401
+    monkeypatch.setattr(door, "LARGEST_BODY", len(content) - 1)
+    assert asyncio.run(ask([key, signed]))[0]["status"] == 413
 
 
 # -- answers ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from foreword.errors import (
 from foreword.serving.vllm import plan, ticket
 from foreword.serving.vllm.memory import PagesMemory
 from foreword.serving.vllm.pages import Pages, Share, blocks_between, pages_of, slots
+from foreword.serving.vllm.salts import Salts
 from foreword.serving.vllm.sources import BLOBS, STORE, FolderSource, StoreSource, open_source
 from stand_ins import random_prefix
 
@@ -239,3 +240,22 @@ def test_a_source_is_named_by_the_connectors_settings_or_the_environment(tmp_pat
     assert isinstance(open_source({}, {STORE: str(tmp_path / "store"), BLOBS: ""}), StoreSource)
     with pytest.raises(UsageError, match=STORE):
         open_source({}, {})
+
+
+# -- salts --------------------------------------------------------------------------------------------
+
+
+def test_a_failure_ends_what_is_cached_under_its_salt_alone() -> None:
+    salts = Salts()
+    salts.placed([1, 2], "alice")
+    salts.placed([3], "bob")
+    assert salts.failed([7]) == set()
+    assert salts.now("alice") == "alice"
+    assert salts.failed([2, 1]) == {"alice"}
+    once = salts.now("alice")
+    assert once != "alice"
+    assert salts.now("bob") == "bob"
+    salts.placed([3], "alice")  # the block is hers now
+    assert salts.failed([3]) == {"alice"}
+    assert salts.now("alice") not in ("alice", once)
+    assert salts.now("bob") == "bob"

@@ -6,6 +6,7 @@ import asyncio
 import http.server
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -79,11 +80,30 @@ def test_the_line_holds_all_that_a_vllm_needs_but_no_secret() -> None:
     assert all(part in line for part in ("vllm serve", "PrefixConnector", "Door", "--dtype float32"))
     assert "FOREWORD_STORE=postgresql://u:pass@db/f" in line
     assert ticket.SECRET not in line
+    alone = {"PATH": "/usr/bin:/bin", ticket.SECRET: ""}  # no key can be made here
+    ended = subprocess.run(["sh", "-c", line], env=alone, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "vllm" not in ended.stderr.replace("foreword.serving.vllm", "")  # it was not even tried
     started = command.arguments(host="127.0.0.1", port=1, dtype="float32")
     environment = command.environment(configuration, SECRET)
     assert environment[STORE] not in " ".join(started)
     assert SECRET not in " ".join(started)
     assert environment["VLLM_API_KEY"] == ticket.api_key(SECRET) != SECRET
+
+
+def test_whoever_speaks_no_http_is_no_vllm() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def speak() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        speaker = threading.Thread(target=speak)
+        speaker.start()
+        assert not answers(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        speaker.join()
 
 
 def test_settings_of_vllm_without_vllm_are_refused() -> None:

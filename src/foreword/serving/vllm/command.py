@@ -104,7 +104,9 @@ def line(configuration: Configuration, model: str, dtype: str) -> str:
     """A shell line for a vLLM that one starts oneself; the secret stays in the environment."""
     settings = environment(configuration, "-" * ticket.SHORTEST_SECRET)
     del settings[ticket.SECRET], settings["VLLM_API_KEY"]
-    key = "$(python -m foreword.serving.vllm.ticket)"
+    # Without a key vLLM would ask for none, so the line ends where there is no secret or no Foreword.
+    key = "${FOREWORD_VLLM_KEY:?}"
+    begin = "FOREWORD_VLLM_KEY=$(python -m foreword.serving.vllm.ticket) &&"
     words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
     more = more_arguments(configuration)
     try:
@@ -112,4 +114,4 @@ def line(configuration: Configuration, model: str, dtype: str) -> str:
     except UsageError:  # it may be elsewhere
         begun = ["vllm", "serve", model]
     command = [*begun, *arguments(host="127.0.0.1", port=8001, dtype=dtype, more=more)]
-    return " ".join([*words, f'VLLM_API_KEY="{key}"', *map(shlex.quote, command)])
+    return " ".join([begin, *words, f'VLLM_API_KEY="{key}"', *map(shlex.quote, command)])

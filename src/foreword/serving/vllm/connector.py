@@ -33,6 +33,7 @@ from foreword.serving.vllm.fitting import (
 )
 from foreword.serving.vllm.memory import PagesMemory
 from foreword.serving.vllm.pages import Pages, pages_of
+from foreword.serving.vllm.salts import Salts
 from foreword.serving.vllm.sources import open_source
 from foreword.serving.vllm.ticket import secret_of
 
@@ -63,6 +64,8 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
         self._block_size = int(kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size)
         self._secret = secret_of(os.environ)
         self._asked: dict[str, plan.Asked] = {}
+        self._salts = Salts()
+        self._salted: dict[str, tuple[Any, str]] = {}
         self._next: list[plan.Load] = []
         self._failed: set[int] = set()
         if role == KVConnectorRole.WORKER:
@@ -93,6 +96,11 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             request.skip_reading_prefix_cache = False
             request.sampling_params.prompt_logprobs = None
         self._asked[request.request_id] = want
+        # One that is refused finds nothing in the cache, so that there is something to load, and to fail.
+        salt = request.cache_salt or "" if want.refusal is None else f"refused: {request.request_id}"
+        self._salted[request.request_id] = request, salt
+        if self._salts.now(salt) != request.cache_salt:
+            self._salt_anew(request, salt)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         """What is missing of the request's prefix; loaded in the step itself."""
@@ -104,18 +112,31 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             return
         (block_ids,) = blocks.get_block_ids()
         want = self._asked[request.request_id]
-        self._next.append(
-            plan.load(request.request_id, want, block_ids, self._block_size, num_external_tokens)
-        )
+        load = plan.load(request.request_id, want, block_ids, self._block_size, num_external_tokens)
+        self._salts.placed(load.blocks, self._salted[request.request_id][1])
+        self._next.append(load)
 
     def build_connector_meta(self, scheduler_output: Any) -> Loads:
         """Hand the step's loads to the workers."""
         loads, self._next = self._next, []
         return Loads(loads)
 
+    def update_connector_output(self, connector_output: Any) -> None:
+        """After loads that failed, nothing that the cache has under their salts is found any more."""
+        salts = self._salts.failed(connector_output.invalid_block_ids or ())
+        for request, salt in self._salted.values():
+            if salt in salts:
+                self._salt_anew(request, salt)
+
+    def _salt_anew(self, request: Any, salt: str) -> None:
+        request.cache_salt = self._salts.now(salt)
+        request.block_hashes.clear()
+        request.update_block_hashes()
+
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
         """Forget the request; its blocks may go."""
         self._asked.pop(request.request_id, None)
+        self._salted.pop(request.request_id, None)
         return False, None
 
     def request_finished_all_groups(

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from foreword.serving.vllm.ticket import secret_of
+from foreword.serving.vllm.ticket import api_key, secret_of
 
 HEADER = "x-foreword-signature"
 """HMAC of the whole body, with the secret of gateway and connector."""
@@ -25,33 +25,47 @@ OURS = ("kv_transfer_params", "cache_salt")
 """Set by the gateway only."""
 OF_PROMPTS = ("prompt_logprobs", "echo")
 """For which vLLM computes the whole prompt, placeholders as if they were text."""
+LARGEST_BODY = 64 << 20
+"""Bytes; a prompt of a million token ids has fewer."""
 
 
 class Door:
-    """ASGI middleware. Bodies are read whole, which vLLM does anyway."""
+    """ASGI middleware, in front of vLLM's own: so it asks for the key before it reads a body.
+
+    vLLM asks for it on some of its routes only; here no request that carries a body is without.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         """Raises UsageError when there is no secret."""
         self._app = app
         self._secret = secret_of(os.environ)
+        self._key = f"Bearer {api_key(self._secret)}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer 400."""
+        """Let a request through, or answer 400, 401 or 413."""
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
             return
-        body, messages = b"", []
+        given = Headers(scope=scope).get("authorization", "").encode("utf-8", "replace")
+        if not hmac.compare_digest(given, self._key):
+            await _answer(401, "the key is missing or wrong; only the gateway has it")(scope, receive, send)
+            return
+        parts, size, messages = [], 0, []
         while True:
             message = await receive()
             messages.append(message)
-            body += message.get("body", b"")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > LARGEST_BODY:
+                await _answer(413, f"the body has more than {LARGEST_BODY} bytes")(scope, receive, send)
+                return
             if not message.get("more_body", False):
                 break
+        body = b"".join(parts)
         signature = Headers(scope=scope).get(HEADER)
         why = refusal(body, signed=signature is not None and is_signed(self._secret, body, signature))
         if why is not None:
-            error = {"message": why, "type": "invalid_request_error", "param": None, "code": 400}
-            await JSONResponse({"error": error}, 400)(scope, receive, send)
+            await _answer(400, why)(scope, receive, send)
             return
         again = iter(messages)
 
@@ -59,6 +73,11 @@ class Door:
             return next(again, None) or await receive()
 
         await self._app(scope, replay, send)
+
+
+def _answer(status: int, why: str) -> JSONResponse:
+    error = {"message": why, "type": "invalid_request_error", "param": None, "code": status}
+    return JSONResponse({"error": error}, status)
 
 
 def signature_of(secret: str, body: bytes) -> str:

@@ -151,7 +151,7 @@ class VllmEngine:
                     yield token
         except httpx.HTTPError as error:
             raise EngineStopped(
-                f"vLLM at {self._url} does not answer ({type(error).__name__}); start it, or wait for it"
+                f"vLLM does not answer ({type(error).__name__}); start it, or wait for it"
             ) from error
         except Broken as error:
             raise await self._meaning(error, row.prefix) from error
@@ -160,9 +160,10 @@ class VllmEngine:
         """A vLLM that lives has failed this request alone: only a load that failed does that."""
         text = str(error)
         if text.startswith("status 4"):
-            return UsageError(f"vLLM at {self._url} refuses the request, {text}. {_SAME_LINE}")
+            # What clients ask for was checked before; this is between the server and its vLLM.
+            return EngineStopped(f"vLLM refuses what the server asks for ({text}). {_SAME_LINE}")
         if prefix is None or not await self._lives():
-            return EngineStopped(f"vLLM at {self._url} broke off: {text}; its log says why")
+            return EngineStopped(f"vLLM broke off: {text}; its log says why")
         return DamagedBlob(
             f"vLLM could not load the prefix {prefix.digest[:12]}... ({text}); its log says why, and "
             "`foreword store verify` looks at every stored file"

@@ -19,6 +19,8 @@ from foreword.serving.vllm.pulse import answers
 POLL_SECONDS = 0.25
 LONGEST_PAUSE = 60.0
 """Between attempts to start a vLLM that dies at once."""
+SETTLED = 600.0
+"""Seconds after which a vLLM that dies is not one that died at once."""
 
 
 class VllmProcess:
@@ -92,15 +94,17 @@ class VllmProcess:
         self._process.wait()
 
     def _watch(self) -> None:
-        pause = 1.0
+        pause, begun = 1.0, time.monotonic()
         while not self._closing.wait(POLL_SECONDS):
             if (status := self._process.poll()) is None:
                 continue
+            if time.monotonic() - begun > SETTLED:
+                pause = 1.0
             logs.event("vllm ended", status=status, pause=pause)
             self._end()
             if self._closing.wait(pause):
                 return
-            pause = min(pause * 2, LONGEST_PAUSE)
+            pause, begun = min(pause * 2, LONGEST_PAUSE), time.monotonic()
             self._process = self._start()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 import urllib.request
 
@@ -49,5 +50,5 @@ def answers(url: str) -> bool:
     try:
         with _DIRECTLY.open(f"{url.rstrip('/')}/health", timeout=PATIENCE) as response:
             return bool(response.status == 200)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # nobody, or somebody who speaks otherwise
         return False
