@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +11,14 @@ import transformers
 
 from foreword import __version__
 from foreword.base import BaseModel
+from foreword.processor import describe_processor
 
 
 def describe_machine(base: BaseModel) -> dict[str, Any]:
     """Processor or GPU, threads, and versions of what computes; no name of the machine or its user."""
     on_gpu = base.device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(base.device) if on_gpu else _processor(),
+        "device": torch.cuda.get_device_name(base.device) if on_gpu else describe_processor()["model name"],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -27,12 +27,3 @@ def describe_machine(base: BaseModel) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "foreword": __version__,
     }
-
-
-def _processor() -> str:
-    described = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
-    if described.exists():
-        for line in described.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from foreword.errors import ForewordError
 from foreword.files import write_text
 from foreword.models.cache import cache_folder
 from foreword.packing import can_pack, product
+from foreword.processor import describe_processor
 
 WEIGHTS, INPUTS, OUTPUTS = 24, 1024, 1536
 """150 MB: more than a cache of the processor's own, as a model's weights are."""
@@ -89,9 +89,5 @@ def _times_as_fast(rows: int) -> float:
 
 
 def _processor() -> str:
-    described = Path("/proc/cpuinfo")  # Linux, where Python does not know the processor's name
-    if described.exists():
-        lines = dict(line.split(":", 1) for line in described.read_text().splitlines() if ":" in line)
-        parts = {name.strip(): value.strip() for name, value in lines.items()}
-        return " ".join(parts.get(n, "") for n in ("vendor_id", "model name", "model", "stepping")).strip()
-    return platform.processor() or platform.machine()
+    found = describe_processor()  # clouds call many kinds by one name
+    return " ".join(found.get(n, "") for n in ("vendor_id", "model name", "model", "stepping")).strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from foreword.errors import (
     AlteredBlob,
     GeometryMismatch,
     UnknownPrefix,
+    UnsupportedArchitecture,
     UsageError,
 )
 from foreword.serving.vllm import plan, ticket
+from foreword.serving.vllm.fitting import check_settings
 from foreword.serving.vllm.memory import PagesMemory
 from foreword.serving.vllm.pages import Pages, Share, blocks_between, pages_of, slots
 from foreword.serving.vllm.salts import Salts
@@ -185,7 +188,7 @@ def test_a_request_gets_what_its_ticket_says() -> None:
 
 
 def test_a_request_that_is_refused_has_something_to_load_so_that_it_fails() -> None:
-    """Whatever the cache holds of it: else it would run as text."""
+    """It finds nothing in the cache (tests/vllm/test_vllm_salts.py), so a load that fails is what it gets."""
     made, salt, ids = signed()
     refused = [
         plan.asked(SECRET, made.params(), "another", ids, reads_cache=True),
@@ -259,3 +262,46 @@ def test_a_failure_ends_what_is_cached_under_its_salt_alone() -> None:
     assert salts.failed([3]) == {"alice"}
     assert salts.now("alice") not in ("alice", once)
     assert salts.now("bob") == "bob"
+
+
+# -- settings under which prefixes would go wrong -----------------------------------------------------
+
+
+class FullAttentionSpec:
+    """By the name that vLLM's has."""
+
+    sliding_window: int | None = None
+
+
+class SlidingWindowSpec:
+    sliding_window = 64
+
+
+def settings_of(**given: Any) -> tuple[Any, Any]:
+    """vLLM's own, as far as they are looked at; all well but for what is given."""
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(pipeline_parallel_size=given.get("pipeline_parallel_size", 1)),
+        kv_transfer_config=SimpleNamespace(kv_load_failure_policy=given.get("policy", "fail")),
+        speculative_config=given.get("speculative"),
+        model_config=SimpleNamespace(max_model_len=256),
+    )
+    specs = given.get("specs", [FullAttentionSpec()])
+    return config, SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in specs])
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ({"policy": "recompute"}, UsageError, "kv_load_failure_policy is 'recompute'"),
+        ({"pipeline_parallel_size": 2}, UsageError, "pipeline_parallel_size is 2"),
+        ({"speculative": object()}, UsageError, "speculative"),
+        ({"specs": [SlidingWindowSpec()]}, UnsupportedArchitecture, "the last 64 tokens only"),
+        ({"specs": [FullAttentionSpec()] * 2}, UnsupportedArchitecture, "2 groups"),
+    ],
+)
+def test_settings_that_would_give_wrong_text_are_refused(
+    given: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    check_settings(*settings_of())
+    with pytest.raises(error, match=told):
+        check_settings(*settings_of(**given))

@@ -20,7 +20,7 @@ from torch import nn
 from foreword.base import BaseModel
 from foreword.baselines.prefixes import Prefixed
 from foreword.baselines.trainee import Setting
-from foreword.baselines.weights import Weights, copy_of
+from foreword.baselines.weights import Weights
 from foreword.compilation import compile_embeddings, starting_embeddings
 from foreword.errors import UsageError
 from foreword.initialization import DEFAULT_WORDS, Initialization
@@ -149,7 +149,7 @@ def _injected(setting: Setting, config: Any) -> Weights:
 
     _check(setting.base)
     with _seeded(setting.seed):
-        model = get_peft_model(copy_of(setting.base), config).get_base_model()
+        model = get_peft_model(sharing_copy(setting.base), config).get_base_model()
     model.eval()
     return Weights(setting.base, model, [weight for weight in model.parameters() if weight.requires_grad])
 

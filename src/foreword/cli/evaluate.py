@@ -139,7 +139,7 @@ def evaluate(
         "stop": tuple(common.unescaped(text) for text in stop or ()),
         "banned": tuple(common.unescaped(text) for text in ban or ()),
     }
-    named = {name for name, option in _OPTIONS.items() if _named(context, option)}
+    named = {name for name, option in _OPTIONS.items() if common.typed(context, option)}
     decoding = decoding_of(None if task is None else find_task(task), given, named)
     Decoding(**decoding)  # what is wrong is said before the model is loaded
     if batch_size < 1:
@@ -204,11 +204,6 @@ _OPTIONS = {
     "stop": "stop",
     "banned": "ban",
 }
-
-
-def _named(context: typer.Context, option: str) -> bool:
-    source = context.get_parameter_source(option)
-    return source is not None and source.name != "DEFAULT"
 
 
 def _cut(request: Request, tokenizer: Any) -> list[Any]:

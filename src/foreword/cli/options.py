@@ -117,3 +117,9 @@ def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
             raise UsageError(f"{option} is {text!r}; expected NAME=VALUE, as in {option} task=reviews")
         found[name.strip()] = value
     return found
+
+
+def typed(context: typer.Context, parameter: str) -> bool:
+    """Whether the user gave this option, be it at its default value."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"

@@ -84,18 +84,7 @@ def extrapolation(
     from foreword.cli.loading import load_base
     from foreword.experiments.held_out import hold_out
 
-    given = {
-        "methods": methods,
-        "others": others,
-        "sizes": sizes,
-        "subsets": subsets,
-        "seeds": seeds,
-        "steps": steps,
-        "dev_rows": dev_rows,
-        "measured_sources": measured_sources,
-        "beams": beams,
-    }
-    chosen = EXTRAPOLATION.chosen(given, quick=quick)
+    chosen = EXTRAPOLATION.chosen(context.params)
     fields = common.fields_of(source_field, target_field, group_field)
     sets, reading = metrics_of(task, metrics), Reading(task, format, fields)
     material, held = hold_out(
@@ -107,19 +96,7 @@ def extrapolation(
         seed=seed,
     )
     typer.echo(f"held out: {', '.join(held)}", err=True)
-    plan = make_plan(
-        chosen,
-        len(material.train),
-        tuning_size=tuning_size,
-        tuned=not (untuned or quick),
-        length=length,
-        batch_size=batch_size,
-        patience=patience,
-        seed=seed,
-        max_length=max_length,
-        task=task,
-        instruction=instruction,
-    )
+    plan = make_plan(chosen, len(material.train))
     model = load_base(base, device=device, dtype=dtype, attention=attention)
     carry_out(
         EXTRAPOLATION,

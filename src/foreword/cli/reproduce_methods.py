@@ -129,34 +129,11 @@ def command_of(kind: Kind) -> Callable[..., None]:
     ) -> None:
         from foreword.cli.loading import load_base
 
-        given = {
-            "methods": methods,
-            "others": others,
-            "sizes": sizes,
-            "subsets": subsets,
-            "seeds": seeds,
-            "steps": steps,
-            "dev_rows": dev_rows,
-            "measured_sources": measured_sources,
-            "beams": beams,
-        }
-        chosen = kind.chosen(given, quick=quick)
+        chosen = kind.chosen(context.params)
         fields = common.fields_of(source_field, target_field, None)
         sets = metrics_of(task, metrics)
         material = read_material(train, dev, test, Reading(task, format, fields), chosen, seed)
-        plan = make_plan(
-            chosen,
-            len(material.train),
-            tuning_size=tuning_size,
-            tuned=not (untuned or quick),
-            length=length,
-            batch_size=batch_size,
-            patience=patience,
-            seed=seed,
-            max_length=max_length,
-            task=task,
-            instruction=instruction,
-        )
+        plan = make_plan(chosen, len(material.train))
         model = load_base(base, device=device, dtype=dtype, attention=attention)
         carry_out(kind, context, model, material, plan, out, metrics=sets, json=json)
 

@@ -37,27 +37,14 @@ class Kind:
     full: Mapping[str, Any]
     quick: Mapping[str, Any]
 
-    def chosen(self, given: Mapping[str, Any], *, quick: bool) -> dict[str, Any]:
-        """What was given, and what it stands for where nothing was."""
-        usual = self.quick if quick else self.full
-        return {name: usual[name] if given[name] is None else given[name] for name in usual}
+    def chosen(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The command's options, and what they stand for where nothing was given."""
+        usual = self.quick if options["quick"] else self.full
+        return {**options, **{name: usual[name] for name in usual if options[name] is None}}
 
 
-def make_plan(
-    chosen: Mapping[str, Any],
-    examples: int,
-    *,
-    tuning_size: int,
-    tuned: bool,
-    length: int,
-    batch_size: int | None,
-    patience: int | None,
-    seed: int,
-    max_length: int,
-    task: str | None,
-    instruction: str | None,
-) -> Plan:
-    """The plan that the options stand for; `examples`: of training, in all.
+def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:
+    """The plan that the options (`Kind.chosen`) stand for; `examples`: of training, in all.
 
     Raises:
         UsageError: an option out of range, an unknown method, more examples than there are.
@@ -76,16 +63,16 @@ def make_plan(
         sizes=sizes,
         subsets=chosen["subsets"],
         seeds=chosen["seeds"],
-        tuning_size=min(tuning_size, examples),
-        tuned=tuned,
-        length=length,
+        tuning_size=min(chosen["tuning_size"], examples),
+        tuned=not (chosen["untuned"] or chosen["quick"]),
+        length=chosen["length"],
         steps=chosen["steps"],
-        batch_size=batch_size or 8,
-        patience=patience,
-        seed=seed,
-        max_length=max_length,
-        instruction=instruction or INSTRUCTIONS[task or USUAL],
-        decoding=decoding_of(task, chosen["beams"]),
+        batch_size=chosen["batch_size"] or 8,
+        patience=chosen["patience"],
+        seed=chosen["seed"],
+        max_length=chosen["max_length"],
+        instruction=chosen["instruction"] or INSTRUCTIONS[chosen["task"] or USUAL],
+        decoding=decoding_of(chosen["task"], chosen["beams"]),
     )
 
 

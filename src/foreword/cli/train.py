@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -101,20 +100,16 @@ def train(
     from foreword.files import check_output
     from foreword.prefix import Prefix
 
-    def typed(parameter: str) -> bool:
-        source: Any = context.get_parameter_source(parameter)
-        return source is not None and source.name == "COMMANDLINE"
-
     if by is None:
         for parameter, option in FOR_OWNERS.items():
-            if typed(parameter):
+            if common.typed(context, parameter):
                 raise UsageError(f"{option} is given, but one prefix is trained; {option} needs --by owner")
         if out is None:
             raise UsageError("no place for the prefix; say which file to write: --out FILE")
         check_output(out, overwrite=overwrite)
     else:
         _check_owner_options(
-            {option for parameter, option in FOR_OWNERS.items() if typed(parameter)},
+            {option for parameter, option in FOR_OWNERS.items() if common.typed(context, parameter)},
             out=out,
             name=name,
             accumulate=accumulate,

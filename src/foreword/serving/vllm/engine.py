@@ -165,8 +165,8 @@ class VllmEngine:
         if prefix is None or not await self._lives():
             return EngineStopped(f"vLLM broke off: {text}; its log says why")
         return DamagedBlob(
-            f"vLLM could not load the prefix {prefix.digest[:12]}... ({text}); its log says why, and "
-            "`foreword store verify` looks at every stored file"
+            f"vLLM could not load the prefix {prefix.digest[:12]}... ({text}): its file is damaged or gone, "
+            "or the store did not answer; vLLM's log says which, and `foreword store verify` looks at files"
         )
 
     async def _lives(self) -> bool:

@@ -67,7 +67,7 @@ def asked(
 
 
 def _refused(why: str, token_ids: Sequence[int]) -> Asked:
-    """All but the last token, so that there is something to load, and to fail, whatever the cache holds."""
+    """All but the last token: the connector lets it find nothing in the cache, so there is a load to fail."""
     return Asked("", len(token_ids) - 1, why)
 
 
