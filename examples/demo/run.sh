@@ -5,13 +5,16 @@ set -eu
 cd "$(dirname "$0")/../.."
 mkdir -p demo
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+bold='' blue='' plain=''  # colours are for people; a file of what was printed has none
+if [ -t 1 ]; then bold=$(printf '\033[1m') blue=$(printf '\033[36m') plain=$(printf '\033[0m'); fi
+
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 run() {
-  printf '\033[36m$'
+  printf '%s$' "$blue"
   for word in "$@"; do
     case $word in *' '*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac
   done
-  printf '\033[0m\n'
+  printf '%s\n' "$plain"
   "$@"
 }
 
