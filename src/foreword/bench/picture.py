@@ -9,7 +9,7 @@ from typing import Any
 
 from foreword.bench.rounds import Spread
 
-MEASURED, SAID, RULE = "#4878a8", "#c06030", "#333333"
+MEASURED, SAID, HELD, RULE = "#4878a8", "#c06030", "#609060", "#333333"
 PANELS_A_ROW = 3
 
 
@@ -22,6 +22,7 @@ class Panel:
         points: values across.
         measured: up, with quartiles.
         said: up, what the operations alone say; empty for none.
+        memory: peak megabytes, on an axis of their own; empty for none.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Panel:
     points: Sequence[float]
     measured: Sequence[Spread]
     said: Sequence[float] = ()
+    memory: Sequence[float] = ()
 
 
 def bars(ratios: Mapping[str, Spread], name: str, path: Path) -> None:
@@ -49,7 +51,7 @@ def bars(ratios: Mapping[str, Spread], name: str, path: Path) -> None:
 
 
 def curves(panels: Sequence[Panel], path: Path) -> None:
-    """A panel for each curve: the median with its quartiles, and what the operations say, dashed."""
+    """A panel for each curve: the median with its quartiles, what the operations say, dashed, and memory."""
     pyplot = _pyplot()
     across = min(PANELS_A_ROW, len(panels))
     down = -(-len(panels) // across)
@@ -62,9 +64,17 @@ def curves(panels: Sequence[Panel], path: Path) -> None:
         axes.fill_between(panel.points, low, high, color=MEASURED, alpha=0.25, linewidth=0)
         if panel.said:
             axes.plot(panel.points, panel.said, color=SAID, linestyle="--", label="by operations alone")
+        if panel.memory:
+            beside = axes.twinx()
+            beside.plot(panel.points, panel.memory, color=HELD, linestyle=":", marker=".")
+            beside.set_ylim(bottom=0)
+            beside.set_ylabel("peak MB", color=HELD)
+            beside.spines["top"].set_visible(False)
+            axes.plot([], [], color=HELD, linestyle=":", marker=".", label="peak memory")
+        if panel.said or panel.memory:
             axes.legend(frameon=False, fontsize=8)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(panel.points, [f"{point:g}" for point in panel.points])
+        axes.set_xticks(panel.points, [f"{point:g}" for point in panel.points], fontsize=8, rotation=45)
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.set_title(panel.title, fontsize=9)

@@ -175,6 +175,7 @@ def curves(
                 points=values,
                 measured=[f.seconds for f in found],
                 said=[first * f.operations_growth for f in found],
+                memory=[f.memory / 1e6 for f in found if f.memory is not None],
             )
         )
         output.note(notes[-1])
