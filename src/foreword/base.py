@@ -25,6 +25,7 @@ from foreword.models import resolve
 from foreword.packing import prepare
 from foreword.prefix import BaseIdentity, Positions, Prefix
 from foreword.probe import probe
+from foreword.quantization import Quantization, check, kept_as, loading_options, prepare_quantized, tensors_of
 from foreword.row_prefixes import WITHIN_WINDOW, RowPrefixes
 from foreword.template import Template, default_template
 from foreword.trial import try_prefix
@@ -44,6 +45,7 @@ class BaseModel:
         revision: commit on the hub, where known.
         template: what training uses when nothing else is said.
         positions: of the prefixes that are trained for it; see `Prefix.positions`.
+        quantization: how its linear layers are kept, such as "nf4"; None: in `dtype`.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class BaseModel:
             UnsupportedArchitecture: its attention does not take a prefix.
         """
         self.model = model.eval().requires_grad_(False)
+        self.quantization = kept_as(model.config)
+        prepare_quantized(self.model)
         prepare(self.model)
         self.tokenizer = tokenizer
         self.name = name
@@ -87,6 +91,7 @@ class BaseModel:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         attention: Kernel | Literal["auto"] = "auto",
+        quantization: Quantization | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> BaseModel:
         """Load a base model by alias, local folder or Hugging Face id, pulling it when missing.
@@ -97,24 +102,32 @@ class BaseModel:
             dtype: "auto" takes bfloat16 on GPUs that compute it, else float32; "bfloat16" asks for it on
                 CPUs that have it in hardware (AVX-512 BF16, AMX), too.
             attention: "auto" takes SDPA unless the architecture needs eager (soft caps, sinks).
+            quantization: keep the linear layers in 8 bits ("int8") or 4 ("nf4"), computing in `dtype`; the
+                fingerprint stays that of the files, so prefixes fit with and without (docs/quantization.md).
             notify: called with a line of text when something slow begins.
 
         Raises:
+            UsageError: quantization that can't be had: see `foreword.quantization`.
             UnknownModel, DownloadFailed: see `foreword.models.resolve`.
             UnsupportedArchitecture: its attention does not take a prefix.
         """
+        place = choose_device(device)
+        if quantization is not None:
+            check(quantization, place)
         resolved = resolve(str(name), notify=notify or (lambda line: None))
         config = AutoConfig.from_pretrained(resolved.path)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        place = choose_device(device)
+        numbers = choose_dtype(dtype, place)
+        options = {"device_map": "balanced"} if place == "balanced" else {}
+        options |= loading_options(quantization, config, place, numbers)
         kernel = choose_kernel(config, model_class(auto, config)) if attention == "auto" else attention
         try:
             model = auto.from_pretrained(
                 resolved.path,
                 attn_implementation=IMPLEMENTATIONS[kernel],
-                dtype=choose_dtype(dtype, place),
+                dtype=numbers,
                 use_safetensors=True,
-                **({"device_map": "balanced"} if place == "balanced" else {}),
+                **options,
             )
         except (ValueError, KeyError) as error:  # a KeyError from models that choose classes by that name
             ours = IMPLEMENTATIONS[kernel] in str(error) or "attn" in str(error)
@@ -123,7 +136,7 @@ class BaseModel:
             raise UnsupportedArchitecture(
                 f"{name} (model type {config.model_type}) does not take Foreword's attention: {error}"
             ) from error
-        if place != "balanced":
+        if "device_map" not in options:
             model = model.to(place)
         tokenizer = AutoTokenizer.from_pretrained(resolved.path)
         return cls(model, tokenizer, name=resolved.name, revision=resolved.revision, folder=resolved.path)
@@ -139,7 +152,7 @@ class BaseModel:
 
     def weights_checksum(self) -> str:
         """Digest of the weights as they are in memory now: the same before and after any work."""
-        return fingerprint_of_tensors(self.model.named_parameters())
+        return fingerprint_of_tensors(tensors_of(self.model))
 
     @property
     def identity(self) -> BaseIdentity:
@@ -223,8 +236,9 @@ class BaseModel:
         return self.window - used
 
     def __repr__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        parameters = sum(p.numel() for p in self.model.parameters())
+        kept = "" if self.quantization is None else f"{self.quantization} in "
+        dtype = kept + str(self.dtype).removeprefix("torch.")
+        parameters = self.model.num_parameters()
         size = f"{parameters / 1e6:.0f}M parameters"
         return f"BaseModel({self.name!r}, {size}, {self.geometry}, {dtype}, {self.device})"
 

@@ -32,7 +32,7 @@ def find_plain_head(model: Any) -> None:
     """
     head = model.get_output_embeddings()
     model.foreword_plain_head = False
-    if type(head) not in (nn.Linear, PackedLinear):
+    if type(head) not in (nn.Linear, PackedLinear) or type(head.weight) is not nn.Parameter:  # quantised
         return
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     handle = head.register_forward_hook(lambda module, given, made: seen.append((given[0], made)))

@@ -74,6 +74,7 @@ def is_prepared(model: nn.Module) -> bool:
 def _takes_packing(module: nn.Linear) -> bool:
     return (
         type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter  # a quantised weight can say that it is float32
         and module.weight.device.type == "cpu"
         and module.weight.dtype == torch.float32
         and not module.weight.requires_grad

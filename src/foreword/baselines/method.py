@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from foreword.base import BaseModel
 from foreword.baselines import peft_methods, prefixes, prompting, variants, weights
-from foreword.baselines.trainee import Setting, Trainee
+from foreword.baselines.trainee import Front, Setting, Trainee, nothing
 from foreword.errors import UsageError
+from foreword.quantization import check_trainable
 
 Choice = dict[str, Any]
 
@@ -29,7 +30,9 @@ class Method:
         begin: makes the trainee.
         grid: what is tried on dev examples, rates in ascending order.
         usual: what is taken where nothing is tried.
+        copies: whether weights of the base model are trained, in a copy.
         fits: whether a choice can be had of a base model; None: all can.
+        front: what a choice puts in front of every text.
         work: what a training step computes: gradients of activations only (`frozen`), of weights too
             (`weights`), or nothing (`none`).
     """
@@ -40,7 +43,18 @@ class Method:
     grid: tuple[Choice, ...]
     usual: Choice
     work: Literal["frozen", "weights", "none"] = "frozen"
+    copies: bool = False
     fits: Callable[[BaseModel, Choice], bool] | None = None
+    front: Callable[[Setting], Front] = nothing
+
+    def check(self, base: BaseModel) -> None:
+        """Refuse, before any work, a base model that the method can't adapt.
+
+        Raises:
+            UsageError: its weights are quantised, and would be trained.
+        """
+        if self.copies:
+            check_trainable(base, self.title)
 
     def choices(self, base: BaseModel) -> list[Choice]:
         """The grid, without what can't be had of `base`."""
@@ -79,7 +93,14 @@ def shown(choice: Choice) -> str:
 METHODS = {
     method.name: method
     for method in (
-        Method("prefix", "prefix", prefixes.ours(), rates(0.02, 0.05, 0.1), {RATE: 0.05}),
+        Method(
+            "prefix",
+            "prefix",
+            prefixes.ours(),
+            rates(0.02, 0.05, 0.1),
+            {RATE: 0.05},
+            front=prefixes.front(),
+        ),
         Method(
             "fine-tuning",
             "fine-tuning",
@@ -87,9 +108,15 @@ METHODS = {
             rates(2e-5, 5e-5, 1.2e-4),
             {RATE: 5e-5},
             "weights",
+            copies=True,
         ),
         Method(
-            "top-2", "fine-tuning, top 2 layers", weights.top_layers(2), rates(1e-4, 3e-4, 1e-3), {RATE: 3e-4}
+            "top-2",
+            "fine-tuning, top 2 layers",
+            weights.top_layers(2),
+            rates(1e-4, 3e-4, 1e-3),
+            {RATE: 3e-4},
+            copies=True,
         ),
         Method("lora", "LoRA, prefix's size", peft_methods.lora(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
         Method("lora-8", "LoRA, r = 8", peft_methods.lora(8), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),
@@ -107,6 +134,7 @@ METHODS = {
             peft_methods.peft_prefix(projection=False),
             rates(1e-2, 3e-2, 1e-1),
             {RATE: 3e-2},
+            front=prefixes.front(),
         ),
         Method(
             "peft-projection",
@@ -114,6 +142,7 @@ METHODS = {
             peft_methods.peft_prefix(projection=True),
             rates(3e-4, 1e-3, 3e-3),
             {RATE: 1e-3},
+            front=prefixes.front(),
         ),
         Method(
             "prompt-tuning",
@@ -121,6 +150,7 @@ METHODS = {
             peft_methods.prompt_tuning,
             rates(1e-3, 1e-2, 1e-1),
             {RATE: 1e-2},
+            front=prefixes.front(),
         ),
         Method("none", "base model alone", prompting.alone, ({},), {}, "none"),
         Method(
@@ -130,7 +160,8 @@ METHODS = {
             tuple({"form": form} for form in prompting.FORMS),
             {"form": "text"},
             "none",
-            prompting.has_form,
+            fits=prompting.has_form,
+            front=prompting.front,
         ),
         Method(
             "few-shot",
@@ -139,6 +170,7 @@ METHODS = {
             ({"shots": 2}, {"shots": 4}, {"shots": 8}),
             {"shots": 4},
             "none",
+            front=prompting.front,
         ),
     )
 }
@@ -146,7 +178,14 @@ METHODS = {
 
 VARIANTS = {
     **{
-        name: Method(name, title, prefixes.ours(**options), rates(*tried), {RATE: tried[1]})
+        name: Method(
+            name,
+            title,
+            prefixes.ours(**options),
+            rates(*tried),
+            {RATE: tried[1]},
+            front=prefixes.front(**options),
+        )
         for name, (title, options, tried) in variants.OPTIONS.items()
     },
     **{
@@ -156,6 +195,7 @@ VARIANTS = {
             variants.half_of_layers(end),
             rates(*variants.DIRECT_RATES),
             {RATE: variants.DIRECT_RATES[1]},
+            front=prefixes.front(),
         )
         for end in ("first", "last")
     },

@@ -15,6 +15,7 @@ from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
 from foreword.losses import target_losses
 from foreword.probe import name
+from foreword.quantization import check_trainable
 
 
 class Weights:
@@ -58,7 +59,12 @@ def top_layers(count: int) -> Callable[[Setting], Weights]:
 
 
 def copy_of(base: BaseModel) -> Any:
-    """A model with weights of its own, equal to the base's; nothing that is done to it reaches the base."""
+    """A model with weights of its own, equal to the base's; nothing that is done to it reaches the base.
+
+    Raises:
+        UsageError: weights that are quantised can't be trained.
+    """
+    check_trainable(base, "fine-tuning")
     return copy.deepcopy(base.model)
 
 

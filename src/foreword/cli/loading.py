@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 NO_PREFIX = "none"
 
 
-def load_base(name: str, *, device: str, dtype: str, attention: Any) -> BaseModel:
+def load_base(name: str, *, device: str, dtype: str, attention: Any, quantization: Any = None) -> BaseModel:
     """The base model called `name`.
 
     Raises:
-        UsageError: a device that is unknown or absent here.
+        UsageError: a device that is unknown or absent here, or quantization that can't be had.
         UnknownModel, CannotRead, DownloadFailed, UnsupportedArchitecture: see `BaseModel.load`.
     """
     import torch
@@ -34,7 +34,12 @@ def load_base(name: str, *, device: str, dtype: str, attention: Any) -> BaseMode
     logging.disable_progress_bar()
     _check_device(torch, device)
     return BaseModel.load(
-        name, device=device, dtype=dtype, attention=attention, notify=lambda line: typer.echo(line, err=True)
+        name,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        quantization=quantization,
+        notify=lambda line: typer.echo(line, err=True),
     )
 
 
@@ -47,7 +52,13 @@ def load_prefixes(names: Sequence[str]) -> list[Prefix | None]:
 
 
 def load_base_of(
-    prefixes: Sequence[Prefix | None], base: str | None, *, device: str, dtype: str, attention: Any
+    prefixes: Sequence[Prefix | None],
+    base: str | None,
+    *,
+    device: str,
+    dtype: str,
+    attention: Any,
+    quantization: Any = None,
 ) -> BaseModel:
     """The base model that was asked for, or else the one that the first prefix names.
 
@@ -55,13 +66,14 @@ def load_base_of(
         UsageError: neither was given.
         UnknownModel, CannotRead: the prefix names a model that is not to be found from here.
     """
+    options = {"device": device, "dtype": dtype, "attention": attention, "quantization": quantization}
     if base is not None:
-        return load_base(base, device=device, dtype=dtype, attention=attention)
+        return load_base(base, **options)
     named = next((prefix.base.name for prefix in prefixes if prefix is not None), None)
     if named is None:
         raise UsageError("no base model: give --base, or a --prefix that names one")
     try:
-        return load_base(named, device=device, dtype=dtype, attention=attention)
+        return load_base(named, **options)
     except (UnknownModel, CannotRead) as error:
         raise type(error)(
             f"the prefix was trained for {named!r}, and {error}. Say where it is now with --base"

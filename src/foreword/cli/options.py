@@ -64,11 +64,22 @@ Dtype = Annotated[
 AttentionKernel = Annotated[
     Literal["auto", "sdpa", "eager"], typer.Option("--attention", help="Kernel.", rich_help_panel=MODEL)
 ]
+Quantized = Annotated[
+    Literal["int8", "nf4"] | None,
+    typer.Option(
+        "--quantization",
+        help="Fewer bits for frozen weights; see docs/quantization.md.",
+        rich_help_panel=MODEL,
+    ),
+]
 
 # -- generation --------------------------------------------------------------------------------
 
 MaxNewTokens = Annotated[
     int, typer.Option(metavar="N", help="Most tokens of one text.", rich_help_panel=TEXT)
+]
+MinNewTokens = Annotated[
+    int, typer.Option(metavar="N", help="Fewest tokens before a text ends itself.", rich_help_panel=TEXT)
 ]
 Beams = Annotated[int, typer.Option(metavar="N", help="Beams; 1: none.", rich_help_panel=TEXT)]
 LengthPenalty = Annotated[

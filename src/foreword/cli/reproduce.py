@@ -47,6 +47,7 @@ def personalization(
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     attention: common.AttentionKernel = "auto",
+    quantization: common.Quantized = None,
     format: common.Format = "auto",
     source_field: common.SourceField = None,
     target_field: common.TargetField = None,
@@ -77,6 +78,7 @@ def personalization(
     from foreword.experiments.cost import measure_rates
     from foreword.experiments.ledger import Ledger
     from foreword.experiments.owners import choose_owners
+    from foreword.experiments.run_folder import alone
     from foreword.files import write_text
     from foreword.hardware import describe_machine
 
@@ -101,7 +103,7 @@ def personalization(
     fields = common.fields_of(source_field, target_field, owner_field)
     train_examples = read_examples(train, format=format, fields=fields)
     dev_examples = read_examples(dev, format=format, fields=fields)
-    model = load_base(base, device=device, dtype=dtype, attention=attention)
+    model = load_base(base, device=device, dtype=dtype, attention=attention, quantization=quantization)
     room = model.text_limit(length)
     longest = chosen["max_length"] or MAX_LENGTH
     longest = longest if room is None else min(longest, room)
@@ -114,6 +116,7 @@ def personalization(
         max_length=longest,
     )
     settings = experiment.settings_of(model, data, recipe, longest)
+    context.with_resource(alone(out))
     ledger = Ledger(out, experiment.EXPERIMENT, settings)
     if unmeasured := len(data.unmeasured):
         output.note(f"{unmeasured} owners have no dev examples and are left out")
@@ -139,8 +142,8 @@ def personalization(
                 "results": ledger.path,
                 "owners": len(data.owners),
                 "own_against": {
-                    each.rival: {**dataclasses.asdict(each), "verdict": each.verdict}
-                    for each in report.contrasts(columns)
+                    rival: {"rival": rival, **dataclasses.asdict(each), "verdict": each.verdict}
+                    for rival, each in report.contrasts(columns).items()
                 },
             }
         )

@@ -33,6 +33,10 @@ def serve(
         str | None,
         typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16.", rich_help_panel=common.MODEL),
     ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Weights in fewer bits: int8, nf4.", rich_help_panel=common.MODEL),
+    ] = None,
     engine: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="What writes texts: local or vllm.", rich_help_panel=common.MODEL),
@@ -126,6 +130,7 @@ def serve(
                 "base": base,
                 "device": device,
                 "dtype": dtype,
+                "quantization": quantization,
                 "engine": engine or ("vllm" if engine_url or vllm_line else None),
                 "engine_url": engine_url,
                 "store": store,

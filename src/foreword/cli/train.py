@@ -39,6 +39,7 @@ def train(
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     attention: common.AttentionKernel = "auto",
+    quantization: common.Quantized = None,
     format: common.Format = "auto",
     source_field: common.SourceField = None,
     target_field: common.TargetField = None,
@@ -131,7 +132,9 @@ def train(
         licence=licence,
         checkpoint_dir=checkpoint_dir,
         checkpoint_every=checkpoint_every,
-        load=functools.partial(load_base, base, device=device, dtype=dtype, attention=attention),
+        load=functools.partial(
+            load_base, base, device=device, dtype=dtype, attention=attention, quantization=quantization
+        ),
         overwrite=overwrite,
         json=json,
     )

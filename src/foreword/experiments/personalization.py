@@ -90,6 +90,7 @@ def settings_of(base: BaseModel, data: OwnersData, recipe: Recipe, max_length: i
         "dev digest": digest(example for examples in data.dev.values() for example in examples),
         "base fingerprint": base.fingerprint,
         "dtype": str(base.dtype).removeprefix("torch."),
+        **({} if base.quantization is None else {"quantization": base.quantization}),
         "max_length": max_length,
         "length": recipe.length,
         "steps": recipe.steps,

@@ -44,7 +44,7 @@ class Configuration:
     Attributes:
         base: the base model: alias, folder or Hugging Face id.
         name: what it is called in the API; else as above, of a folder the last part.
-        device, dtype, attention: as `BaseModel.load` takes them.
+        device, dtype, attention, quantization: as `BaseModel.load` takes them.
         engine: what turns prompts into tokens: local or vllm.
         engine_url: a vLLM that runs already; None for one that is started and ends with this server.
         engine_arguments: more arguments for the vLLM that is started, as in a shell.
@@ -77,6 +77,7 @@ class Configuration:
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
+    quantization: str | None = None
     engine: str = "local"
     engine_url: str | None = None
     engine_arguments: str | None = None
@@ -116,6 +117,11 @@ class Configuration:
         if self.engine != "vllm" and (self.engine_url or self.engine_arguments):
             raise UsageError(
                 f"engine_url and engine_arguments are vLLM's, but engine is {self.engine!r}; take vllm"
+            )
+        if self.engine == "vllm" and self.quantization is not None:
+            raise UsageError(
+                f"quantization is {self.quantization!r}, which is the local engine's; take engine local, or "
+                "leave it out: vLLM has its own (engine_arguments)"
             )
         if self.engine_url is not None and not self.engine_url.startswith(("http://", "https://")):
             raise UsageError(

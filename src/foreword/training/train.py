@@ -277,6 +277,7 @@ def describe(
         "base": dataclasses.asdict(base.identity),
         "positions": base.positions,
         "dtype": str(base.dtype),
+        **({} if base.quantization is None else {"quantization": base.quantization}),
         "data": digest(examples),
         "dev": digest(dev) if dev else None,
         "start": None if start is None else start.digest,
