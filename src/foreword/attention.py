@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from foreword import causal
 from foreword.errors import UnsupportedArchitecture
 from foreword.flat import FlatLayout
 from foreword.geometry import Stream
@@ -129,6 +130,8 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
             mask = _once(state, (stream, "additive", id(mask)), mask, lambda m: _additive(m, query.dtype))
         if kernel == "sdpa" and query.shape[2] == 1 and kwargs.get("position_bias") is None:
             output, weights = _one_query(query, key, value, mask, kwargs.get("scaling")), None
+        elif kernel == "sdpa" and slot is not None and _serves_causally(state, slot, query, mask, kwargs):
+            output, weights = causal.attend_causally(query, key, value, kwargs.get("scaling")), None
         elif kernel == "sdpa" and mask is not None and _is_grouped_on_cpu(query, key, kwargs):
             output, weights = _grouped(query, key, value, mask, kwargs.get("scaling")), None
         else:
@@ -157,6 +160,18 @@ def _one_query(
         grouped_BHGD, key_BHSD, value_BHSD, attn_mask=mask_B11S, scale=scaling
     )
     return output_BHGD.reshape(rows, 1, queries, -1)
+
+
+def _serves_causally(
+    state: Attending, slot: Slot, query: torch.Tensor, mask: torch.Tensor | None, kwargs: Mapping[str, Any]
+) -> bool:
+    if query.device.type not in causal.DEVICES or mask is None:
+        return False
+    if kwargs.get("position_bias") is not None or kwargs.get("dropout"):
+        return False
+    valid_BT = None if state.layout is None else state.layout.valid_BT
+    name = (slot.stream, "causal", id(mask))
+    return bool(_once(state, name, mask, lambda m: causal.is_causal(m, valid_BT)))
 
 
 def _is_grouped_on_cpu(query: torch.Tensor, key: torch.Tensor, kwargs: Mapping[str, Any]) -> bool:
