@@ -46,12 +46,21 @@ def token_losses(
 
 @torch.no_grad()
 def greedy(
-    model: Any, ids: Sequence[int], prefix: Layers | None, new: int, end_ids: frozenset[int]
+    model: Any,
+    ids: Sequence[int],
+    prefix: Layers | None,
+    new: int,
+    end_ids: frozenset[int],
+    fewest: int = 0,
 ) -> list[int]:
-    """Greedy continuation without any cache of the text: every step computes everything anew."""
+    """Greedy continuation without any cache of the text: every step computes everything anew.
+
+    Of the first `fewest` tokens, each is the likeliest that is no end.
+    """
     text = list(ids)
-    for _ in range(new):
-        token = int(logits(model, text, prefix)[-1].argmax())
+    for step in range(new):
+        ranked = logits(model, text, prefix)[-1].argsort(descending=True).tolist()
+        token = next(each for each in ranked if step >= fewest or each not in end_ids)
         if token in end_ids:
             break
         text.append(token)

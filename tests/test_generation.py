@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
 import torch
+from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor
 
 from by_hand import greedy, layers_of
 from foreword import BaseModel, Template, generate
@@ -17,10 +19,12 @@ PROMPTS = ["hello", "a", "some longer prompt here", "xyz abc", "the end is"]
 NEW = 10
 
 
-def by_hand(base: BaseModel, prompt: str, prefix: Prefix | None) -> str:
-    ids = base.template.source_ids(base.tokenizer, prompt)
+def by_hand(base: BaseModel, prompt: str, prefix: Prefix | None, fewest: int = 0) -> str:
+    template = base.template if prefix is None else prefix.template
+    ids = template.source_ids(base.tokenizer, prompt)
     layers = None if prefix is None else layers_of(prefix)
-    return base.tokenizer.decode(greedy(base.model, ids, layers, NEW, base.end_ids), skip_special_tokens=True)
+    ends = base.end_ids | {template.end_id(base.tokenizer)}
+    return base.tokenizer.decode(greedy(base.model, ids, layers, NEW, ends, fewest), skip_special_tokens=True)
 
 
 @pytest.fixture
@@ -111,12 +115,97 @@ def test_stop_texts_end_a_row_and_are_cut_off(tiny_base: BaseModel) -> None:
     assert stopped == [text.split(word)[0] for text in whole]
 
 
+@pytest.mark.parametrize("fewest", [0, 12])
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_rows_that_have_ended_leave_the_batch_and_change_no_other(
+    tiny_base: BaseModel, mixed: list[Prefix | None], temperature: float, fewest: int
+) -> None:
+    prompts, prefixes = [*PROMPTS, *PROMPTS], [*mixed, *mixed[::-1]]
+    options = {"temperature": temperature, "seed": 3, "max_new_tokens": 40, "min_new_tokens": fewest}
+    whole = generate(tiny_base, prompts, prefixes, **options)
+    stop = [whole[0][20:22], whole[1][4:6], whole[2][12:14]]
+    rows = []
+    hook = tiny_base.model.register_forward_pre_hook(
+        lambda module, args, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    together = generate(tiny_base, prompts, prefixes, stop=stop, **options)
+    hook.remove()
+    assert rows[0] == len(prompts) > rows[-1]
+    assert rows == sorted(rows, reverse=True)
+    assert len(set(map(len, together))) > 2
+    assert together == generate(tiny_base, prompts, prefixes, stop=stop, batch_size=1, **options)
+    cut = [min((text.find(word) for word in stop if word in text), default=len(text)) for text in whole]
+    assert together == [text[:end] for text, end in zip(whole, cut, strict=True)]
+
+
 def test_banned_texts_do_not_appear(tiny_base: BaseModel) -> None:
     whole = generate(tiny_base, PROMPTS, max_new_tokens=NEW)
     letter, pair = whole[0][0], whole[2][1:3]
     found = generate(tiny_base, PROMPTS, max_new_tokens=NEW, banned=[letter, pair])
     assert found != whole
     assert all(letter not in text and pair not in text for text in found)
+
+
+def test_no_row_ends_before_its_shortest_length(tiny_base: BaseModel, mixed: list[Prefix | None]) -> None:
+    """Ends are banned under every prefix until then, and not after: by hand, step by step."""
+    third = generate(tiny_base, PROMPTS, mixed, max_new_tokens=NEW)[0][2]
+    ending = Template(end=third)
+    early = [None if one is None else dataclasses.replace(one, template=ending) for one in mixed]
+    for fewest in (0, 2, 3, 6, NEW):
+        found = generate(
+            tiny_base, PROMPTS, early, max_new_tokens=NEW, min_new_tokens=fewest, template=ending
+        )
+        expected = [by_hand(tiny_base, *row, fewest) for row in zip(PROMPTS, early, strict=True) if row[1]]
+        assert [text for text, prefix in zip(found, early, strict=True) if prefix] == expected
+        assert min(map(len, found)) >= fewest
+        assert third not in "".join(text[:fewest] for text in found)
+    assert len(generate(tiny_base, PROMPTS, early, max_new_tokens=NEW)[0]) == 2  # without, it ends there
+
+
+@pytest.mark.parametrize(("end", "options"), [(")", {}), ("|", {"num_beams": 4, "length_penalty": 0.5})])
+def test_shortest_length_is_that_of_transformers(tiny_base: BaseModel, end: str, options: dict) -> None:
+    base, ending = tiny_base, Template(style="raw", end=end)
+    ids = base.tokenizer("hello", return_tensors="pt")["input_ids"]
+    ends = sorted({0, *base.tokenizer(end)["input_ids"]})
+    texts = {}
+    for fewest in (0, 7):
+        processor = MinNewTokensLengthLogitsProcessor(ids.shape[1], fewest, torch.tensor(ends))
+        expected = base.model.generate(
+            ids,
+            max_new_tokens=12,
+            eos_token_id=ends,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([processor]),
+            **options,
+        )[0, ids.shape[1] :].tolist()
+        cut = next((place for place, token in enumerate(expected) if token in ends), len(expected))
+        found = generate(
+            base,
+            ["hello"],
+            max_new_tokens=12,
+            min_new_tokens=fewest,
+            template=ending,
+            beams=options.get("num_beams", 1),
+            length_penalty=options.get("length_penalty", 1.0),
+        )
+        assert found == [base.tokenizer.decode(expected[:cut])]
+        texts[fewest] = found[0]
+    assert len(texts[7]) >= 7 > len(texts[0])
+
+
+def test_samples_keep_to_the_shortest_length(tiny_base: BaseModel) -> None:
+    ends = Template(end="e")
+    options = {"temperature": 3.0, "max_new_tokens": NEW, "template": ends, "seed": 3}
+    free = generate(tiny_base, ["hello"] * 40, **options)
+    kept = generate(tiny_base, ["hello"] * 40, min_new_tokens=NEW, **options)
+    assert min(map(len, free)) < NEW
+    assert {len(text) for text in kept} == {NEW}
+    assert "e" not in "".join(kept)
+
+
+def test_a_full_window_ends_a_row_before_its_shortest_length(tiny_base: BaseModel) -> None:
+    texts = generate(tiny_base, ["x" * 120, "ab"], max_new_tokens=20, min_new_tokens=20)
+    assert [len(text) for text in texts] == [128 - 121, 20]
 
 
 def test_streamed_pieces_add_up_to_the_text(tiny_base: BaseModel, mixed: list[Prefix | None]) -> None:
@@ -152,6 +241,9 @@ def test_bad_calls_are_refused(tiny_base: BaseModel) -> None:
         generate(tiny_base, ["a"], temperature=-1)
     with pytest.raises(UsageError, match="temperature is nan"):
         generate(tiny_base, ["a"], temperature=float("nan"))
+    for fewest, most in ((-1, 64), (11, 10)):
+        with pytest.raises(UsageError, match=f"min_new_tokens is {fewest}; .* max_new_tokens, .* {most}"):
+            generate(tiny_base, ["a"], min_new_tokens=fewest, max_new_tokens=most)
     with pytest.raises(UsageError, match="exclude"):
         generate(tiny_base, ["a"], temperature=1, beams=2)
     with pytest.raises(UsageError, match="prompt 0 is empty"):

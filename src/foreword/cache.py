@@ -72,9 +72,13 @@ class PrefixedLayer(DynamicLayer):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Beams that go on from others; a row's beams share its prefix, so it moves with them."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Rows that go on, each with its prefix."""
         if self.is_initialized:
-            self._key_BHSD = self._key_BHSD.index_select(0, beam_idx.to(self.device))
-            self._value_BHSD = self._value_BHSD.index_select(0, beam_idx.to(self.device))
+            self._key_BHSD = self._key_BHSD.index_select(0, indices.to(self.device))
+            self._value_BHSD = self._value_BHSD.index_select(0, indices.to(self.device))
             self._show()
 
     def _show(self) -> None:

@@ -1,4 +1,4 @@
-"""Decoding: what transformers' `generate` is given so that every row stands for itself.
+"""Decoding: how tokens are chosen; what transformers' `generate` needs so that each row stands for itself.
 
 Shapes: B rows of the batch (times beams), V vocabulary.
 """
@@ -6,6 +6,7 @@ Shapes: B rows of the batch (times beams), V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,58 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from foreword.errors import UsageError
+
 _token_texts: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: at most this many, fewer where the window ends.
+        min_new_tokens: no end token comes before this many; a stop text ends a row before, too.
+        temperature: 0 takes the likeliest token; above, samples.
+        top_p, top_k: sample among the likeliest tokens of this share, of this number (0: all).
+        beams: number of beams; 1 for none. Excludes sampling.
+        length_penalty: exponent of the length that beam scores are divided by.
+        stop: texts that end a row; they are not part of the result.
+        banned: texts that no row contains: no token that has one of them in it, and none of its usual
+            ways to be spelt by several tokens.
+        seed: of sampling. A row's text depends on the seed and its place in the call, never on the
+            other rows.
+    """
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    banned: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise UsageError(
+                f"min_new_tokens is {self.min_new_tokens}; expected 0 or more, and at most max_new_tokens, "
+                f"which is {self.max_new_tokens}"
+            )
+        if not 0 <= self.temperature < float("inf"):
+            raise UsageError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; expected a share above 0 and up to 1")
+        if self.top_k < 0 or self.beams < 1:
+            raise UsageError(f"top_k is {self.top_k}, beams is {self.beams}; expected 0 or more, 1 or more")
+        if self.beams > 1 and self.temperature > 0:
+            raise UsageError("beams and temperature exclude each other; set one of them")
+        if "" in self.stop or "" in self.banned:
+            raise UsageError("stop and banned texts must not be empty")
 
 
 def sampling_warpers(temperature: float, top_k: int, top_p: float) -> list[LogitsProcessor]:
@@ -50,6 +102,10 @@ class NoiseOfTheRow(LogitsProcessor):
         gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(min=torch.finfo(torch.float64).tiny)))
         return scores + gumbel_BV.to(scores.device, torch.float32)
 
+    def keep(self, places: Sequence[int]) -> None:
+        """Of the rows of the batch, these go on."""
+        self._generators = [self._generators[place] for place in places]
+
 
 class StopOfTheRow(StoppingCriteria):
     """Ends a row when its new text contains one of the stop texts."""
@@ -66,6 +122,29 @@ class StopOfTheRow(StoppingCriteria):
         texts = self._tokenizer.batch_decode(new_ids, skip_special_tokens=True)
         done = [any(word in text for word in self._stop) for text in texts]
         return torch.tensor(done, device=input_ids.device)
+
+
+class EndedRows(StoppingCriteria):
+    """Ends rows, and the call of `generate` as soon as half of its rows have ended; not for beams."""
+
+    def __init__(self, end_ids: frozenset[int], stop: StopOfTheRow | None) -> None:
+        self._end_ids = torch.tensor(sorted(end_ids), dtype=torch.long)
+        self._stop = stop
+        self._ended_B = torch.zeros(0, dtype=torch.bool)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        ended_B = torch.isin(input_ids[:, -1], self._end_ids.to(input_ids.device))
+        if self._stop is not None:
+            ended_B |= self._stop(input_ids, scores, **kwargs)
+        if len(self._ended_B):
+            ended_B |= self._ended_B
+        self._ended_B = ended_B
+        return ended_B | (2 * ended_B.sum() >= len(ended_B))
+
+    def staying(self, rows: int) -> list[int]:
+        """Places of the rows that have not ended, of `rows`."""
+        ended = self._ended_B.tolist()
+        return [place for place in range(rows) if not ended[place]]
 
 
 class TextOfTheRow(BaseStreamer):

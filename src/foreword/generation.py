@@ -17,55 +17,21 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from foreword.attention import Attending, attending
 from foreword.base import BaseModel, PrefixesArgument
 from foreword.cache import prefixed_cache
-from foreword.decoding import NoiseOfTheRow, StopOfTheRow, TextOfTheRow, banned_token_ids, sampling_warpers
+from foreword.decoding import (
+    Decoding,
+    EndedRows,
+    NoiseOfTheRow,
+    StopOfTheRow,
+    TextOfTheRow,
+    banned_token_ids,
+    sampling_warpers,
+)
 from foreword.errors import UsageError, WindowExceeded
 from foreword.packing import is_prepared, packed_weights
 from foreword.packing_trial import packing_pays
 from foreword.prefix import Prefix
 from foreword.row_prefixes import RowPrefixes
 from foreword.template import RAW, Source, Template
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are chosen.
-
-    Attributes:
-        max_new_tokens: at most this many, fewer where the window ends.
-        temperature: 0 takes the likeliest token; above, samples.
-        top_p, top_k: sample among the likeliest tokens of this share, of this number (0: all).
-        beams: number of beams; 1 for none. Excludes sampling.
-        length_penalty: exponent of the length that beam scores are divided by.
-        stop: texts that end a row; they are not part of the result.
-        banned: texts that no row contains: no token that has one of them in it, and none of its usual
-            ways to be spelt by several tokens.
-        seed: of sampling. A row's text depends on the seed and its place in the call, never on the
-            other rows.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    beams: int = 1
-    length_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    banned: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise UsageError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}; expected a share above 0 and up to 1")
-        if self.top_k < 0 or self.beams < 1:
-            raise UsageError(f"top_k is {self.top_k}, beams is {self.beams}; expected 0 or more, 1 or more")
-        if self.beams > 1 and self.temperature > 0:
-            raise UsageError("beams and temperature exclude each other; set one of them")
-        if "" in self.stop or "" in self.banned:
-            raise UsageError("stop and banned texts must not be empty")
 
 
 @dataclass(frozen=True)
@@ -83,6 +49,7 @@ def generate(
     prefixes: PrefixesArgument = None,
     *,
     max_new_tokens: int = 64,
+    min_new_tokens: int = 0,
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
@@ -109,8 +76,8 @@ def generate(
         on_text: streaming: called with (row, piece of text) as soon as the piece is certain. Not
             with beams, whose text is certain only at the end.
         on_progress: called after each batch with the rows done, and all rows.
-        max_new_tokens, temperature, top_p, top_k, beams, length_penalty, stop, banned, seed: see
-            `Decoding`.
+        max_new_tokens, min_new_tokens, temperature, top_p, top_k, beams, length_penalty, stop, banned,
+            seed: see `Decoding`.
 
     Returns:
         One text per prompt, without the prompt, the end token and the stop text.
@@ -122,6 +89,7 @@ def generate(
     """
     decoding = Decoding(
         max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -202,35 +170,24 @@ def _generate_batch(
     decoding: Decoding,
     on_text: Callable[[int, str], None] | None,
 ) -> list[list[int]]:
-    """New token ids of each row, the end token (and padding after it) still there."""
+    """New token ids of each row, the end token (and padding after it) still there.
+
+    When half of the rows have ended, the others go on without them. Beams, streaming and caches other than
+    ours stay together to the end.
+    """
     prefixes = RowPrefixes.stack([row.prefix for row in rows], base.device)
     pad_id = base.tokenizer.pad_token_id
     pad_id = min(rows[0].end_ids, default=0) if pad_id is None else pad_id
     inputs: dict[str, Any] = {**_padded(base, rows, prefixes, pad_id)}
+    start = 1 if base.is_encoder_decoder else inputs["input_ids"].shape[1]
+    if base.cache_takes_prefixes:
+        inputs["past_key_values"] = prefixed_cache(base.geometry, prefixes, start + rows[0].room)
+    apart = base.cache_takes_prefixes and decoding.beams == 1 and on_text is None
     processors = LogitsProcessorList()
+    noise = NoiseOfTheRow(decoding.seed, [row.place for row in rows])
     if decoding.temperature > 0:
         processors.extend(sampling_warpers(decoding.temperature, decoding.top_k, decoding.top_p))
-        processors.append(NoiseOfTheRow(decoding.seed, [row.place for row in rows]))
-    start = 1 if base.is_encoder_decoder else inputs["input_ids"].shape[1]
-    stopping = StoppingCriteriaList()
-    if decoding.stop:
-        stopping.append(StopOfTheRow(base.tokenizer, decoding.stop, start))
-    suppressed, sequences = banned_token_ids(base.tokenizer, decoding.banned)
-    declared = base.model.generation_config  # of it, only what the model is never meant to say
-    suppressed = [*suppressed, *(declared.suppress_tokens or ())]
-    sequences = [*sequences, *(declared.bad_words_ids or ())]
-    config = GenerationConfig(
-        max_new_tokens=rows[0].room,
-        do_sample=False,  # sampling is greedy choice after the row's own noise (Gumbel-max)
-        num_beams=decoding.beams,
-        length_penalty=decoding.length_penalty,
-        early_stopping=False,
-        eos_token_id=sorted(rows[0].end_ids) or None,
-        pad_token_id=pad_id,
-        decoder_start_token_id=base.start_id if base.is_encoder_decoder else None,
-        suppress_tokens=suppressed or None,
-        bad_words_ids=sequences or None,
-    )
+        processors.append(noise)
     streamer = None
     if on_text is not None:
         streamer = TextOfTheRow(
@@ -241,22 +198,69 @@ def _generate_batch(
             on_text,
             skip=0 if base.is_encoder_decoder else 1,
         )
-    room = inputs["input_ids"].shape[1] + rows[0].room
-    if base.cache_takes_prefixes:
-        inputs["past_key_values"] = prefixed_cache(base.geometry, prefixes, room)
-    # The last token of the prompt predicts the first new one, and is the last of its pass.
-    last = (-1,) * len(rows)
-    attention = Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes, answers_from=last)
-    packed = is_prepared(base.model) and packing_pays(len(rows) * decoding.beams)
-    with attending(attention), packed_weights(packed):
-        ids_BT = _own_settings(base.model).generate(
-            **inputs,
-            generation_config=config,
-            logits_processor=processors,
-            stopping_criteria=stopping,
-            streamer=streamer,
-        )
-    return [ids[start:] for ids in ids_BT.tolist()]
+    stop = StopOfTheRow(base.tokenizer, decoding.stop, start) if decoding.stop else None
+    written: list[list[int]] = [[] for _ in rows]
+    running, made = list(range(len(rows))), 0
+    while True:
+        ending = EndedRows(rows[0].end_ids, stop)
+        # The last token of the prompt predicts the first new one, and is the last of its pass.
+        last = (-1,) * len(running)
+        attention = Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes, answers_from=last)
+        packed = is_prepared(base.model) and packing_pays(len(running) * decoding.beams)
+        with attending(attention), packed_weights(packed):
+            ids_BT = _own_settings(base.model).generate(
+                **inputs,
+                generation_config=_settings(base, rows[0], decoding, made, pad_id),
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([ending] if apart else [stop] if stop else []),
+                streamer=streamer,
+            )
+        for row, ids in zip(running, ids_BT.tolist(), strict=True):
+            written[row] = ids[start:]
+        made = ids_BT.shape[1] - start
+        staying = ending.staying(len(running)) if apart and made < rows[0].room else []
+        if not staying:
+            return written
+        running = [running[place] for place in staying]
+        noise.keep(staying)
+        prefixes = prefixes.only(staying) if prefixes is not None else None
+        inputs = _of_rows(inputs, ids_BT, staying)
+
+
+def _settings(base: BaseModel, row: _Row, decoding: Decoding, made: int, pad_id: int) -> GenerationConfig:
+    """Of transformers' `generate`, for rows like `row` that have `made` new tokens already."""
+    suppressed, sequences = banned_token_ids(base.tokenizer, decoding.banned)
+    declared = base.model.generation_config  # of it, only what the model is never meant to say
+    suppressed = [*suppressed, *(declared.suppress_tokens or ())]
+    sequences = [*sequences, *(declared.bad_words_ids or ())]
+    return GenerationConfig(
+        max_new_tokens=row.room - made,
+        min_new_tokens=max(min(decoding.min_new_tokens, row.room) - made, 0) or None,
+        do_sample=False,  # sampling is greedy choice after the row's own noise (Gumbel-max)
+        num_beams=decoding.beams,
+        length_penalty=decoding.length_penalty,
+        early_stopping=False,
+        eos_token_id=sorted(row.end_ids) or None,
+        pad_token_id=pad_id,
+        decoder_start_token_id=base.start_id if base.is_encoder_decoder else None,
+        suppress_tokens=suppressed or None,
+        bad_words_ids=sequences or None,
+    )
+
+
+def _of_rows(inputs: dict[str, Any], ids_BT: torch.Tensor, places: list[int]) -> dict[str, Any]:
+    """What `generate` needs to go on with some of the rows, from what it was given and has written."""
+    chosen = torch.tensor(places, device=ids_BT.device)
+    new = ids_BT.shape[1] - inputs["input_ids"].shape[1]
+    kept = {name: part[chosen] for name, part in inputs.items() if torch.is_tensor(part)}
+    kept["input_ids"] = ids_BT[chosen]
+    kept["attention_mask"] = torch.nn.functional.pad(kept["attention_mask"], (0, new), value=1)
+    if "position_ids" in kept:
+        steps_1T = torch.arange(1, new + 1, device=ids_BT.device)[None]
+        positions_BT = kept["position_ids"]
+        kept["position_ids"] = torch.cat([positions_BT, positions_BT[:, -1:] + steps_1T], dim=1)
+    inputs["past_key_values"].batch_select_indices(chosen)
+    return {**kept, "past_key_values": inputs["past_key_values"]}
 
 
 def _padded(

@@ -10,7 +10,7 @@ D head size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -107,6 +107,10 @@ class RowPrefixes:
             key, value = (_stack_padded([each[stream][part] for each in distinct]) for part in (0, 1))
             blocks[stream] = StreamBlock(key, value, lengths)
         return cls(blocks, tuple(of_row), _with("infix", placements), _with(WITHIN_WINDOW, positions))
+
+    def only(self, places: Sequence[int]) -> RowPrefixes:
+        """Those of some rows, padded to the same length as before, so that they fit a cache that is there."""
+        return replace(self, of_row=tuple(self.of_row[place] for place in places))
 
     def lengths(self, stream: Stream) -> tuple[int, ...]:
         """The prefix length of every row in one stream; 0 for rows without."""

@@ -89,6 +89,7 @@ def test_a_task_decodes_as_published_unless_told_otherwise(run: Any, base: str) 
     assert found.status == 0, found.stderr
     assert found.json["decoding"] == {
         "max_new_tokens": 3,
+        "min_new_tokens": 0,
         "beams": 5,
         "length_penalty": 1.0,
         "stop": [],
@@ -96,6 +97,24 @@ def test_a_task_decodes_as_published_unless_told_otherwise(run: Any, base: str) 
     }
     assert (found.json["examples"], found.json["sources"]) == (2, 1)
     assert found.json["metrics"]["plain"]["BLEU"] == found.json["bleu"]
+
+
+def test_a_summary_is_as_long_as_the_published_setting_asks(run: Any, base: str) -> None:
+    record = {"document": "Long text.", "summary": "Short."}
+    Path("xsum.jsonl").write_text(json.dumps(record) + "\n")
+    command = ("evaluate", "xsum.jsonl", "--base", base, "--task", "xsum", "--metrics", "plain")
+    options = ("--beams", 2, "--max-new-tokens", 12, "--out", "out.jsonl")
+    done = run(*command, *options, "--json")
+    assert done.status == 0, done.stderr
+    assert done.json["decoding"]["min_new_tokens"] == 11
+    assert "at least 11 tokens" not in done.stderr
+    (row,) = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert len(row["text"]) >= 11  # one character a token
+    short = run(*command, "--max-new-tokens", 5)
+    assert short.status == 2
+    assert "min_new_tokens is 11" in short.stderr
+    told = run(*command, "--beams", 1, "--max-new-tokens", 5, "--min-new-tokens", 0)
+    assert told.status == 0, told.stderr
 
 
 def test_out_and_the_table_carry_categories_and_figures(run: Any, base: str) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from foreword import BaseModel, Prefix, generate
-from foreword.generation import Decoding
+from foreword import BaseModel, Prefix, Template, generate
+from foreword.decoding import Decoding
 from saved_bases import save_tiny
 from stand_ins import random_prefix
 
@@ -71,11 +72,35 @@ def test_options_reach_the_decoder(run: Any, model: BaseModel, two: Any) -> None
     )
 
 
+def test_the_shortest_length_reaches_the_decoder(run: Any, model: BaseModel) -> None:
+    prefix = random_prefix(model, 3, seed=1)
+    end = generate(model, "abc", prefix, max_new_tokens=6)[0][1]
+    prefix = dataclasses.replace(prefix, template=Template(end=end))
+    prefix.save("short.prefix")
+    command = ("generate", "abc", "--prefix", "short.prefix", *SHORT)
+    assert len(run(*command).stdout) <= 1 + len("\n")
+    longer = run(*command, "--min-new-tokens", 4).stdout
+    assert longer == generate(model, "abc", prefix, max_new_tokens=6, min_new_tokens=4)[0] + "\n"
+    assert len(longer) >= 4 + len("\n")
+    refused = run(*command, "--min-new-tokens", 7)
+    assert refused.status == 2
+    assert "min_new_tokens is 7; expected 0 or more, and at most max_new_tokens, which is 6" in refused.stderr
+
+
 def test_defaults_are_those_of_decoding(run: Any) -> None:
     from foreword.cli.commands import load
 
     shown = {option.name: option.default for option in load("generate").params}
-    for name in ("max_new_tokens", "temperature", "top_p", "top_k", "beams", "length_penalty", "seed"):
+    for name in (
+        "max_new_tokens",
+        "min_new_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "beams",
+        "length_penalty",
+        "seed",
+    ):
         assert shown[name] == getattr(Decoding(), name)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from foreword.decoding import Decoding
 from foreword.errors import BadExamples, CannotRead, UsageError
 from foreword.evaluation import TASKS, cut_sources, find_task, read_task, without_categories
 from foreword.evaluation.metrics import METRICS
 from foreword.evaluation.task_data import looks_like
 from foreword.examples import Entry, examples_of, read_examples
-from foreword.generation import Decoding
 from stand_ins import byte_tokenizer
 
 XML = (
@@ -79,8 +79,17 @@ def test_decoding_is_as_the_paper_has_it() -> None:
             "length_penalty": 1.0,
             "banned": ("\n",),
         }
-    assert dict(TASKS["xsum"].decoding) == {"beams": 6, "max_new_tokens": 62, "length_penalty": 0.8}
-    assert TASKS["xsum"].min_new_tokens == 11
+    assert dict(TASKS["xsum"].decoding) == {
+        "beams": 6,
+        "min_new_tokens": 11,
+        "max_new_tokens": 62,
+        "length_penalty": 0.8,
+    }
+
+
+def test_cnn_is_decoded_as_bart_was_published() -> None:
+    decoding = TASKS["cnn"].decoding
+    assert (decoding["min_new_tokens"], decoding["max_new_tokens"], decoding["beams"]) == (55, 140, 4)
 
 
 @pytest.mark.parametrize("given", TASKS)

@@ -72,6 +72,8 @@ class PlainEngine:
         logits_V = logits(self._model, ids, prefix)[-1].double()
         sampling = row.sampling
         logprobs_V = logits_V.log_softmax(-1)
+        if len(ids) - len(row.prompt_ids) < sampling.min_tokens:
+            logits_V[list(row.end_ids)] = -math.inf
         if sampling.temperature == 0:
             chosen = int(logits_V.argmax())
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -123,6 +124,22 @@ def test_stop_texts_cut_the_answer_and_never_show(gateway: Gateway, client: open
     assert whole.choices[0].message.content == expected == text[: text.index(stop)]
     assert whole.choices[0].finish_reason == pieces[-1].finish_reason == "stop"
     assert "".join(piece.delta.content or "" for piece in pieces) == expected
+
+
+def test_an_answer_does_not_end_before_its_shortest_length(gateway: Gateway, client: openai.OpenAI) -> None:
+    third = offline(gateway, "hello", "alice/one")[2]
+    prefix = gateway.store.get("alice/one")
+    ending = dataclasses.replace(prefix, template=dataclasses.replace(prefix.template, end=third))
+    gateway.store.put("alice/ending", ending)
+    asked: Any = {"model": "alice/ending", "temperature": 0, "max_tokens": 12}
+    short = client.chat.completions.create(**asked, messages=HELLO)
+    assert len(short.choices[0].message.content or "") <= 2
+    longer: Any = {**asked, "extra_body": {"min_tokens": 6}}
+    expected = offline(gateway, "hello", "alice/ending", min_new_tokens=6)
+    assert len(expected) >= 6
+    assert client.chat.completions.create(**longer, messages=HELLO).choices[0].message.content == expected
+    assert client.completions.create(**longer, prompt="hello").choices[0].text == expected
+    client.models.delete("alice/ending")
 
 
 def test_the_same_seed_gives_the_same_texts_and_each_of_n_its_own(client: openai.OpenAI) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import AsyncIterator
 
@@ -57,7 +58,8 @@ def run(base: BaseModel, rows: list[Row], **settings: int) -> list[list[Token]]:
 def by_hand(base: BaseModel, row: Row) -> list[int]:
     """Greedy tokens, the one that ends the text among them, from a computation without a cache."""
     prefix = None if row.prefix is None else layers_of(row.prefix)
-    ids = greedy(base.model, row.prompt_ids, prefix, row.sampling.max_tokens, row.end_ids)
+    most, fewest = row.sampling.max_tokens, row.sampling.min_tokens
+    ids = greedy(base.model, row.prompt_ids, prefix, most, row.end_ids, fewest)
     if len(ids) < row.sampling.max_tokens:
         ids.append(int(logits(base.model, [*row.prompt_ids, *ids], prefix)[-1].argmax()))
     return ids
@@ -97,8 +99,6 @@ def test_greedy_tokens_equal_those_computed_by_hand(
 
 def test_an_end_token_ends_its_row_alone(tiny_base: BaseModel, mixed: list[Row]) -> None:
     """Whatever token comes third is made the end: that row stops there, no other does."""
-    import dataclasses
-
     expected = [by_hand(tiny_base, row) for row in mixed]
     ending = dataclasses.replace(mixed[3], end_ids=frozenset({expected[3][2]}))
     found = run(tiny_base, [*mixed[:3], ending, *mixed[4:]])
@@ -107,6 +107,36 @@ def test_an_end_token_ends_its_row_alone(tiny_base: BaseModel, mixed: list[Row])
     assert found[3][-1].finish_reason == "stop"
     others = [number for number in range(len(mixed)) if number != 3]
     assert [[token.token_id for token in found[n]] for n in others] == [expected[n] for n in others]
+
+
+def test_a_row_may_not_end_before_its_shortest_length(tiny_base: BaseModel, mixed: list[Row]) -> None:
+    """Whatever token comes third is made the end of every row, which may come after the fifth only."""
+    ending = []
+    for one in mixed[1:]:
+        sampling = dataclasses.replace(one.sampling, min_tokens=5, logprobs=2)
+        ends = frozenset({0, by_hand(tiny_base, one)[2]})
+        ending.append(dataclasses.replace(one, sampling=sampling, end_ids=ends))
+    found = run(tiny_base, ending)
+    assert [[token.token_id for token in tokens] for tokens in found] == [
+        by_hand(tiny_base, r) for r in ending
+    ]
+    assert all(len(tokens) > 5 or tokens[-1].finish_reason == "length" for tokens in found)
+    for tokens, one in zip(found, ending, strict=True):
+        assert not one.end_ids & {token.token_id for token in tokens[:5]}
+        third = tokens[2]  # the model's own log-probabilities are told, of the end that was banned, too
+        assert third.likeliest[0][0] in one.end_ids
+        assert third.logprob is not None
+        assert third.likeliest[0][1] >= third.logprob
+    drawn = [
+        dataclasses.replace(
+            one, sampling=dataclasses.replace(one.sampling, temperature=3.0, seed=seed, max_tokens=5)
+        )
+        for one in ending[1:]
+        for seed in range(5)
+    ]
+    for tokens, one in zip(run(tiny_base, drawn), drawn, strict=True):
+        assert len(tokens) == 5
+        assert not one.end_ids & {token.token_id for token in tokens}
 
 
 def test_long_rows_outgrow_their_buffers(tiny_base: BaseModel) -> None:

@@ -180,7 +180,7 @@ def test_a_request_says_every_setting_and_puts_placeholders_in_the_prefixs_place
 ) -> None:
     engine = VllmEngine(tiny_base, "http://127.0.0.1:9/", SECRET)
     prefix = random_prefix(tiny_base, 4)
-    sampling = Sampling(7, temperature=0.5, top_p=0.9, seed=11, logprobs=2)
+    sampling = Sampling(7, temperature=0.5, top_p=0.9, seed=11, logprobs=2, min_tokens=6)
     body = engine.body(Row((5, 6), prefix, "alice", sampling, frozenset({3, 1})), 7)
     assert body["prompt"] == [0, 0, 0, 0, 5, 6]
     made = ticket.read(body["kv_transfer_params"])
@@ -189,10 +189,13 @@ def test_a_request_says_every_setting_and_puts_placeholders_in_the_prefixs_place
     ticket.verify(SECRET, made, body["cache_salt"], body["prompt"])
     assert [body[name] for name in ("max_tokens", "temperature", "top_p", "seed")] == [7, 0.5, 0.9, 11]
     assert (body["stop_token_ids"], body["ignore_eos"], body["logprobs"]) == ([1, 3], True, 2)
+    assert body["min_tokens"] == 6
     plain = engine.body(Row((5, 6), None, "alice", sampling, frozenset()), 7)
     assert plain["prompt"] == [5, 6]
     assert "kv_transfer_params" not in plain
     assert plain["cache_salt"] not in (None, body["cache_salt"])
+    full = engine.body(Row((5, 6), None, "alice", sampling, frozenset()), 4)  # the window leaves 4
+    assert (full["max_tokens"], full["min_tokens"]) == (4, 4)  # vLLM refuses more of the second
 
 
 def test_a_vllm_that_is_not_there_is_said_so(tiny_base: BaseModel) -> None:

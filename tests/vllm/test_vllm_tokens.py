@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
@@ -50,6 +51,20 @@ def test_texts_equal_those_of_generate(server: VllmServer, base: BaseModel) -> N
     ends = base.end_ids
     texts = [base.tokenizer.decode([t.token_id for t in told if t.token_id not in ends]) for told in found]
     assert texts == generate(base, PROMPTS, prefixes=prefix, max_new_tokens=16)
+
+
+def test_rows_do_not_end_before_their_shortest_length(server: VllmServer, base: BaseModel) -> None:
+    """Whatever comes third is made the end: of the same rows with and without a shortest length."""
+    prefix = random_prefix(base, 21, seed=8)
+    free = [row(base, prompt, prefix, max_tokens=16) for prompt in PROMPTS]
+    ends = [base.end_ids | {tokens[2].token_id} for tokens in local(base, free)]
+    short = [dataclasses.replace(one, end_ids=each) for one, each in zip(free, ends, strict=True)]
+    assert all(len(tokens) <= 3 for tokens in server.run(base, short))
+    sampling = dataclasses.replace(free[0].sampling, min_tokens=7)
+    long = [dataclasses.replace(one, sampling=sampling) for one in short]
+    found = server.run(base, long)
+    assert found == local(base, long)
+    assert all(len(tokens) > 7 or tokens[-1].finish_reason == "length" for tokens in found)
 
 
 def test_sixteen_prefixes_and_none_in_one_batch(server: VllmServer, base: BaseModel) -> None:

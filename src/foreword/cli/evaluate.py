@@ -86,6 +86,7 @@ def evaluate(
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     attention: common.AttentionKernel = "auto",
+    quantization: common.Quantized = None,
     task: TaskName = None,
     unseen: Unseen = None,
     format: common.Format = "auto",
@@ -97,6 +98,7 @@ def evaluate(
     metrics: Metrics = None,
     outputs: Outputs = None,
     max_new_tokens: common.MaxNewTokens = 64,
+    min_new_tokens: common.MinNewTokens = 0,
     beams: common.Beams = 1,
     length_penalty: common.LengthPenalty = 1.0,
     stop: common.Stop = None,
@@ -114,11 +116,11 @@ def evaluate(
     from foreword.cli.evaluate_request import decoding_of, read_request
     from foreword.cli.loading import load_base_of, load_prefixes
     from foreword.cli.progress import Counter
+    from foreword.decoding import Decoding
     from foreword.errors import UsageError
     from foreword.evaluation import evaluate as measure
     from foreword.evaluation import find_task
     from foreword.files import check_output
-    from foreword.generation import Decoding
 
     if no_text and (out is not None or metrics):
         wanted = "--metrics" if metrics else "--out"
@@ -134,6 +136,7 @@ def evaluate(
         check_output(out, overwrite=overwrite)
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
         "beams": beams,
         "length_penalty": length_penalty,
         "stop": tuple(common.unescaped(text) for text in stop or ()),
@@ -158,7 +161,9 @@ def evaluate(
     (loaded,) = load_prefixes([prefix])
     if baseline and loaded is None:
         raise UsageError("--baseline compares with the base model alone; give --prefix FILE")
-    model = load_base_of([loaded], base, device=device, dtype=dtype, attention=attention)
+    model = load_base_of(
+        [loaded], base, device=device, dtype=dtype, attention=attention, quantization=quantization
+    )
     examples = _cut(request, model.tokenizer)
     options: dict[str, Any] = {
         "text": not no_text,
@@ -199,6 +204,7 @@ def evaluate(
 
 _OPTIONS = {
     "max_new_tokens": "max_new_tokens",
+    "min_new_tokens": "min_new_tokens",
     "beams": "beams",
     "length_penalty": "length_penalty",
     "stop": "stop",
@@ -212,14 +218,7 @@ def _cut(request: Request, tokenizer: Any) -> list[Any]:
     from foreword.examples import Entry
 
     task = request.task
-    if task is None:
-        return request.data
-    if task.min_new_tokens:
-        output.note(
-            f"{task.title} is published with texts of at least {task.min_new_tokens} tokens; no text is "
-            "forced to be that long here"
-        )
-    if task.cut_source is None:
+    if task is None or task.cut_source is None:
         return request.data
     entries = [one for one in request.data if isinstance(one, Entry)]
     cut, number = cut_sources(entries, tokenizer, task.cut_source)

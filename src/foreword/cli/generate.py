@@ -87,7 +87,9 @@ def generate(
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     attention: common.AttentionKernel = "auto",
+    quantization: common.Quantized = None,
     max_new_tokens: common.MaxNewTokens = 64,
+    min_new_tokens: common.MinNewTokens = 0,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
@@ -112,14 +114,15 @@ def generate(
         raise UsageError(f"--stream shows one text as it grows; there are {len(sources)}")
 
     from foreword.cli.loading import load_base_of, load_prefixes
+    from foreword.decoding import Decoding
     from foreword.files import check_output
-    from foreword.generation import Decoding
     from foreword.generation import generate as generate_texts
 
     if out is not None:
         check_output(out, overwrite=overwrite)
     decoding: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
+        "min_new_tokens": min_new_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
@@ -132,7 +135,9 @@ def generate(
     Decoding(**decoding)  # what is wrong is said before the model is loaded
     decoding |= {"raw": raw, "batch_size": batch_size}
     prefixes = load_prefixes(names)
-    model = load_base_of(prefixes, base, device=device, dtype=dtype, attention=attention)
+    model = load_base_of(
+        prefixes, base, device=device, dtype=dtype, attention=attention, quantization=quantization
+    )
 
     on_text = (lambda row, text: typer.echo(text, nl=False)) if stream else None
     texts = generate_texts(model, sources, prefixes, on_text=on_text, **decoding)

@@ -9,18 +9,20 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foreword.errors import BadExamples, UsageError
 from foreword.evaluation.tasks import TASKS, Task
 from foreword.examples.e2e import BETWEEN, COLUMNS
 from foreword.examples.entry import Entry, entries_of
-from foreword.examples.example import kind
+from foreword.examples.example import Example, kind
 from foreword.examples.jsonl import parse_object
 from foreword.examples.lines import Line, excerpt, read_lines
 from foreword.examples.reading import read_examples
 from foreword.examples.table import find_columns
 from foreword.examples.triples import GOOD, first_text, read_dart, read_webnlg
+
+One = TypeVar("One", Entry, Example)
 
 EXPECTED = {
     "e2e": "CSV with the columns mr and ref, or source||target lines",
@@ -102,17 +104,17 @@ def without_categories(entries: Sequence[Entry], held_out: Sequence[str]) -> tup
     )
 
 
-def cut_sources(entries: Sequence[Entry], tokenizer: Any, tokens: int) -> tuple[list[Entry], int]:
-    """Entries whose sources are cut at `tokens` tokens of the tokenizer, and how many were cut."""
+def cut_sources(data: Sequence[One], tokenizer: Any, tokens: int) -> tuple[list[One], int]:
+    """Entries or examples with sources cut at `tokens` tokens of the tokenizer, and how many were cut."""
     cut = []
     number = 0
-    for entry in entries:
-        if isinstance(entry.source, str):
-            ids = tokenizer(entry.source, add_special_tokens=False)["input_ids"]
+    for one in data:
+        if isinstance(one.source, str):
+            ids = tokenizer(one.source, add_special_tokens=False)["input_ids"]
             if len(ids) > tokens:
                 text = tokenizer.decode(ids[:tokens], skip_special_tokens=False)
-                entry, number = replace(entry, source=text.rstrip("\ufffd")), number + 1
-        cut.append(entry)
+                one, number = replace(one, source=text.rstrip("\ufffd")), number + 1
+        cut.append(one)
     return cut, number
 
 

@@ -38,7 +38,6 @@ class Task:
         source_is_list: for records: the source is a list of sentences, as SciTLDR has it, or a text.
         owner_field: for records: who wrote it, where the data says so.
         decoding: for `generate` and `evaluate`.
-        min_new_tokens: the shortest text of the published setting; `generate` has no such option yet.
         separator: text between source and target; the paper's is a beginning-of-text token in spaces,
             which instruction-tuned models use for something else, so ours is the template's newline.
         cut_source: tokens after which sources are cut, for those longer than most windows; None: never.
@@ -55,7 +54,6 @@ class Task:
     fields: tuple[tuple[str, str], ...] = ()
     source_is_list: bool = False
     owner_field: str | None = None
-    min_new_tokens: int = 0
     separator: str = "\n"
     cut_source: int | None = None
     unseen: frozenset[str] = frozenset()
@@ -103,8 +101,9 @@ _ALL = (
         fields=(("document", "summary"), ("source", "target")),
         hub=HubData("EdinburghNLP/xsum"),
         # beams and lengths: paper's code; length penalty: paper's text, from memory.
-        decoding=MappingProxyType({"beams": 6, "max_new_tokens": 62, "length_penalty": 0.8}),
-        min_new_tokens=11,
+        decoding=MappingProxyType(
+            {"beams": 6, "min_new_tokens": 11, "max_new_tokens": 62, "length_penalty": 0.8}
+        ),
         cut_source=512,
         metrics=("rouge",),
     ),
@@ -115,8 +114,9 @@ _ALL = (
         fields=(("article", "highlights"), ("source", "target")),
         hub=HubData("abisee/cnn_dailymail", "3.0.0"),
         # BART's published setting (Lewis et al. 2020); the paper has no figures for this task.
-        decoding=MappingProxyType({"beams": 4, "max_new_tokens": 140, "length_penalty": 2.0}),
-        min_new_tokens=55,
+        decoding=MappingProxyType(
+            {"beams": 4, "min_new_tokens": 55, "max_new_tokens": 140, "length_penalty": 2.0}
+        ),
         cut_source=1024,
         metrics=("rouge",),
     ),

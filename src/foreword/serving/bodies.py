@@ -44,6 +44,9 @@ class Sampled(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    min_tokens: Annotated[
+        int | None, Field(ge=0, le=10_000_000, description="New tokens before the text may end itself.")
+    ] = None
     raw: Annotated[
         bool | None, Field(description="Take the text as it is, without the prefix's own template.")
     ] = None

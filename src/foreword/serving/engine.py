@@ -25,6 +25,7 @@ class Sampling:
         top_p: sample among the likeliest tokens of this share.
         seed: of sampling; the same seed, prompt and prefix give the same tokens whatever else runs.
         logprobs: how many of the likeliest tokens to tell with each new one; None for no log-probabilities.
+        min_tokens: no token that ends the text comes before this many, or the window's end.
     """
 
     max_tokens: int
@@ -32,6 +33,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     logprobs: int | None = None
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,16 @@ def make_rows(
     """`n` rows for every prompt, each with a seed of its own.
 
     Raises:
-        Refused: more rows than one request may have.
+        Refused: more rows than one request may have, or a shortest length above the longest.
     """
+    min_tokens = body.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise Refused(
+            400,
+            f"min_tokens is {min_tokens}, and a text here has at most {max_tokens}; give more max_tokens, or "
+            "fewer min_tokens",
+            param="min_tokens",
+        )
     each = body.n or 1
     if len(prompts) * each > server.configuration.rows:
         raise Refused(
@@ -168,6 +176,7 @@ def make_rows(
                 top_p=top_p,
                 seed=(seed + index * SEED_STEP) % SEEDS,
                 logprobs=logprobs,
+                min_tokens=min_tokens,
             ),
             end_ids=ends,
         )

@@ -72,10 +72,14 @@ class RunningRow:
         sampling = self.row.sampling
         if not math.isfinite(float(logits_V.max())):  # the largest of any NaN is NaN
             raise NotFinite("the model's answer is no number behind this prefix; train the prefix anew")
+        allowed_V = logits_V
+        if self.made < sampling.min_tokens:
+            ends = torch.tensor(sorted(self.row.end_ids), dtype=torch.long)
+            allowed_V = logits_V.index_fill(0, ends, -math.inf)
         if sampling.temperature < GREEDY_BELOW:
-            chosen = int(logits_V.argmax())
+            chosen = int(allowed_V.argmax())
         else:
-            scores_1V = logits_V[None]
+            scores_1V = allowed_V[None]
             for warp in sampling_warpers(sampling.temperature, 0, sampling.top_p):
                 scores_1V = warp(None, scores_1V)
             chosen = int(torch.multinomial(scores_1V[0].softmax(-1), 1, generator=self.noise))

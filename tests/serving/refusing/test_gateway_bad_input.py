@@ -47,6 +47,8 @@ def test_what_is_no_json_object_is_refused(http: httpx.Client, path: str, body: 
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 10**12}, "max_tokens"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
         ({"seed": 2**70}, "seed"),
         ({"seed": "x"}, "seed"),
         ({"stop": ["x"] * 100}, "stop"),

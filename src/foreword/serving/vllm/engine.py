@@ -116,6 +116,7 @@ class VllmEngine:
             "prompt": prompt,
             "cache_salt": salt,
             "max_tokens": room,
+            "min_tokens": min(sampling.min_tokens, room),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": 0,
