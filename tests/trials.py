@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from foreword.baselines.method import methods_named
+from foreword.examples import entries_of
 from foreword.experiments.material import Material
-from foreword.experiments.trials import Plan
+from foreword.experiments.plan import Plan
 from stand_ins import random_examples
 
 
 def small_material() -> Material:
-    return Material(random_examples(30), random_examples(5, seed=1), {"measured": random_examples(4, seed=2)})
+    measured = entries_of(random_examples(4, seed=2))
+    return Material(random_examples(30), random_examples(5, seed=1), {"measured": measured})
 
 
 def small_plan(**changes: Any) -> Plan:

@@ -118,6 +118,10 @@ class OutputExists(ForewordError):
     """The output is there already and overwriting was not asked for."""
 
 
+class OutputInUse(ForewordError):
+    """Another process is writing there."""
+
+
 class CannotWrite(ForewordError):
     """No right, no space, or no such folder."""
 

@@ -11,7 +11,7 @@ import torch
 
 from baselines_settings import rows_of, setting_of
 from foreword import BaseModel
-from foreword.baselines.method import ABSENT, METHODS, methods_named
+from foreword.baselines.method import ABSENT, METHODS, VARIANTS, methods_named
 from foreword.baselines.peft_methods import equal_rank
 from foreword.bench.peft_peer import padded
 from foreword.errors import UsageError
@@ -70,6 +70,12 @@ def test_a_prefix_of_pefts_begins_as_pefts_does(tiny_base: BaseModel) -> None:
 def test_what_is_kept_of_a_projection_is_the_prefix_alone(tiny_base: BaseModel) -> None:
     subject = METHODS["peft-projection"].begin(setting_of(tiny_base)).finish()
     assert subject.kept == tiny_base.geometry.parameters(4) < subject.trained
+
+
+@pytest.mark.parametrize(("name", "vectors"), [("prompt-tuning", 4), ("embedding", 4), ("embedding-20", 20)])
+def test_what_is_kept_of_embeddings_is_the_embeddings(tiny_base: BaseModel, name: str, vectors: int) -> None:
+    subject = (METHODS | VARIANTS)[name].begin(setting_of(tiny_base)).finish()
+    assert subject.kept == subject.trained == vectors * 32 < tiny_base.geometry.parameters(vectors)
 
 
 def test_lora_of_the_prefixs_size_is_no_larger_and_one_more_rank_would_be(tiny_base: BaseModel) -> None:

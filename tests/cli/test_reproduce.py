@@ -12,6 +12,7 @@ import pytest
 
 from foreword import Example
 from foreword.experiments import personalization as experiment
+from foreword.experiments.run_folder import alone
 from personal_data import owners_examples
 
 SMALL = ("--steps", 6, "--batch-size", 2, "--length", 2, "--dev-rows", 2, "--learning-rate", "0.1")
@@ -108,6 +109,14 @@ def test_other_settings_are_refused_and_change_nothing(run: Any, command: tuple[
     fewer = run(*command, "--out", "run", "--owners", 2)
     assert "owners is 2, was 3" in fewer.stderr
     assert Path("run/results.jsonl").read_bytes() == kept
+
+
+def test_a_folder_at_work_is_refused(run: Any, command: tuple[object, ...]) -> None:
+    with alone(Path("run")):
+        refused = run(*command, "--out", "run")
+    assert refused.status == 1
+    assert "another `foreword reproduce` is at work in run" in refused.stderr
+    assert not Path("run/results.jsonl").exists()
 
 
 def test_json_has_the_comparisons(run: Any, command: tuple[object, ...]) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from foreword.cli.reproduce_data import max_length_of
+from foreword.cli.reproduce_extrapolation import EXTRAPOLATION
 from foreword.cli.reproduce_methods import ABLATION, FULL, LOW_DATA
+from foreword.experiments.run_folder import alone
 from stand_ins import random_examples
 
 SMALL = (
@@ -180,6 +183,70 @@ def test_a_task_is_read_decoded_and_scored_as_it_is_published(run: Any, base: st
     assert "## plain BLEU, unseen" in Path("run/report.md").read_text()
 
 
+def test_entries_of_one_source_are_scored_apart_when_a_task_is_named(run: Any, base: str) -> None:
+    """As evaluate counts them: the same dev file, whose entries have half as many sources."""
+    for name, letters in (("train.xml", "abcdefgh"), ("dev.xml", "mmnnooppqqrr")):
+        entries = [
+            ENTRY.format(("Food", "City")[place % 2], place, letter, letter * 2, letter, place)
+            for place, letter in enumerate(letters)
+        ]
+        Path(name).write_text(WEBNLG.format("".join(entries)))
+    files = ("--task", "webnlg", "--train", "train.xml", "--dev", "dev.xml", "--test", "dev.xml")
+    options = (*SMALL, "--sizes", 4, "--subsets", 1, "--methods", "none", "--measured-sources", 6)
+    done = run(
+        *("reproduce", "low-data", *files, "--base", base, *options, "--metrics", "plain"),
+        *("--out", "run", "--untuned"),
+    )
+    assert done.status == 0, done.stderr
+    head = json.loads(Path("run/results.jsonl").read_text().splitlines()[0])["settings"]
+    assert (head["measured: measured"], head["measured entries"]) == (24, 12)
+    (file,) = Path("run/outputs").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 12
+    assert all(len(row["references"]) == 2 for row in rows)
+    assert len({row["source"] for row in rows}) == len({(r["source"], r["text"]) for r in rows}) == 6
+    found = run(
+        *("evaluate", "dev.xml", "--task", "webnlg", "--base", base, "--beams", 1, "--metrics", "plain"),
+        *("--unseen", "City", "--json"),
+    )
+    assert found.status == 0, found.stderr
+    (scored,) = [piece for name, piece in pieces("run").items() if name.startswith("plain figures")]
+    figures = {f"plain {name}": value for name, value in found.json["metrics"]["plain"].items()}
+    assert scored["figures"]["measured"] == pytest.approx(figures, abs=0.01)
+
+
+def test_long_sources_of_a_task_are_cut_alike_in_training_and_measuring(run: Any, base: str) -> None:
+    """The window of the tiny model has 128 tokens, of a character each; documents have more."""
+    for name, count in (("train.jsonl", 8), ("dev.jsonl", 9)):
+        records = [
+            {"document": f"{name[0]}{place} " + "long " * 60, "summary": f"sum {place}"}
+            for place in range(count)
+        ]
+        Path(name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    files = ("--task", "xsum", "--train", "train.jsonl", "--dev", "dev.jsonl", "--metrics", "plain")
+    options = (*SMALL, "--sizes", 4, "--subsets", 1, "--methods", "prefix", "--untuned")
+    command = ("reproduce", "low-data", *files, "--base", base, *options)
+    done = run(*command, "--max-length", 100, "--out", "run")
+    assert done.status == 0, done.stderr
+    assert "sources are cut after 30 tokens: 8 of 8 in training, 3 of 3 that choose, 4 of 4" in done.stderr
+    head = json.loads(Path("run/results.jsonl").read_text().splitlines()[0])["settings"]
+    assert head["decoding"]["min_new_tokens"] == 11
+    (file,) = Path("run/outputs").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {len(row["source"]) for row in rows} == {30}
+    refused = run(*command, "--max-length", 70, "--out", "other")
+    assert refused.status == 2
+    assert "--max-length is 70; a text of xsum takes up to 70 tokens" in refused.stderr
+    assert not Path("other").exists()
+
+
+def test_the_longest_example_is_what_the_task_needs() -> None:
+    assert [max_length_of(task, None) for task in (None, "e2e", "webnlg", "scitldr")] == [512] * 4
+    assert max_length_of("e2e", 40) == 40
+    assert max_length_of("xsum", None) == 512 + 62 + 8
+    assert max_length_of("cnn", None) == 1024 + 140 + 8
+
+
 def test_metrics_may_be_added_to_a_run(run: Any, command: tuple[object, ...]) -> None:
     assert run(*command, "--out", "run", "--untuned").status == 0
     before = pieces("run")
@@ -218,6 +285,30 @@ def test_ablation_and_full_run_with_methods_of_their_own(run: Any, command: tupl
     assert "| method | n = 20 |" in Path("full/report.md").read_text()
 
 
+def test_a_page_of_less_shows_its_own_command(run: Any, command: tuple[object, ...]) -> None:
+    assert run(*command, "--out", "run", "--untuned").status == 0
+    less = run(*command, "--out", "run", "--untuned", "--sizes", "4", "--methods", "lora,prefix")
+    assert less.status == 0, less.stderr
+    page = Path("run/report.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("foreword reproduce")]
+    assert "--methods lora,prefix" in line
+    assert "--sizes 4 " in f"{line} "
+    assert "1. `foreword reproduce low-data" in page
+    Path("run").rename("first")
+    assert run(*shlex.split(line)[1:]).status == 0
+    again = Path("run/report.md").read_text()
+    assert again.split("## Size and time")[0] == page.split("## Size and time")[0]
+
+
+def test_a_folder_at_work_is_refused(run: Any, command: tuple[object, ...]) -> None:
+    with alone(Path("run")):
+        refused = run(*command, "--out", "run", "--untuned")
+    assert refused.status == 1
+    assert "another `foreword reproduce` is at work in run" in refused.stderr
+    assert not Path("run/results.jsonl").exists()
+    assert run(*command, "--out", "run", "--untuned").status == 0
+
+
 def test_wrong_use_is_named_before_anything_is_written(run: Any, command: tuple[object, ...]) -> None:
     for option, value, message in (
         ("--methods", "prefix,lroa", "no method is called 'lroa'"),
@@ -225,9 +316,14 @@ def test_wrong_use_is_named_before_anything_is_written(run: Any, command: tuple[
         ("--sizes", "50,many", "--sizes is '50,many'; expected whole numbers"),
         ("--sizes", "21", "21 training examples are asked for, and there are 20"),
         ("--subsets", 0, "subsets is 0"),
+        ("--subsets", 3, "3 subsets of 20 training examples are asked for, and there are no more"),
+        ("--methods", "", "no methods; give at least one"),
+        ("--max-length", 0, "max_length is 0"),
+        ("--batch-size", 0, "batch_size is 0"),
         ("--dev-rows", 8, None),
     ):
-        refused = run(*command, "--out", "run", option, value)
+        size = ("--sizes", "20") if value == 3 else ()
+        refused = run(*command, "--out", "run", *size, option, value)
         assert refused.status == (1 if message is None else 2)
         assert (message or "have 9 different sources; 8 to choose by and 4 to measure on") in refused.stderr
         assert not Path("run").exists()
@@ -236,7 +332,7 @@ def test_wrong_use_is_named_before_anything_is_written(run: Any, command: tuple[
 def test_defaults_name_methods_that_there_are() -> None:
     from foreword.baselines.method import methods_named
 
-    for kind in (LOW_DATA, FULL, ABLATION):
+    for kind in (LOW_DATA, FULL, ABLATION, EXTRAPOLATION):
         for chosen in (kind.full, kind.quick):
             assert methods_named(chosen["methods"].split(","))[0].name == "prefix"
             methods_named([name for name in chosen["others"].split(",") if name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foreword.experiments.comparison import Column, contrast, sign_test
+from foreword.experiments.comparison import Column, contrast, contrast_own, sign_test
 
 
 def column(owner: str, own: float, *, none: float = 9.0, shared: float = 9.0, **others: float) -> Column:
@@ -20,7 +20,7 @@ def test_a_column_knows_its_own_prefix_among_the_others() -> None:
 
 def test_a_contrast_is_mean_spread_and_count_over_owners() -> None:
     columns = [column("a", 1.0, b=1.5), column("b", 2.0, a=1.0), column("c", 3.0, a=3.0)]
-    found = contrast(columns, "others")
+    found = contrast_own(columns, "others")
     assert found.mean == pytest.approx((0.5 - 1.0 + 0.0) / 3)
     assert found.spread == pytest.approx(0.763763, abs=1e-6)
     assert (found.better, found.worse, found.ties) == (1, 1, 1)
@@ -36,7 +36,9 @@ def test_the_sign_test_is_that_of_fair_coins(better: int, worse: int, expected: 
 
 def test_a_verdict_needs_a_count_that_chance_would_not_give() -> None:
     def verdict(*differences: float) -> str:
-        return contrast([column("a", 1.0, shared=1.0 + d) for d in differences], "shared").verdict
+        own = [column("a", 1.0, shared=1.0 + d) for d in differences]
+        assert contrast_own(own, "shared").verdict == contrast(differences).verdict
+        return contrast(differences).verdict
 
     assert verdict(*[0.1] * 8) == "held"
     assert verdict(*[-0.1] * 8) == "opposite"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def test_every_line_is_json_and_the_first_says_whose_run_it_is(tmp_path: Path) -
     first, second = map(json.loads, ledger.path.read_text().splitlines())
     assert first == {"experiment": "trial", "settings": SETTINGS}
     assert second == {"piece": "one", "loss": 1.5}
+
+
+def test_figures_that_are_not_finite_are_noted_as_none(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "trial", SETTINGS)
+    ledger.add("one", loss=math.nan, curve={0: math.inf, 1: 2.5}, by=[{"a": -math.inf}])
+    expected = {"loss": None, "curve": {"0": None, "1": 2.5}, "by": [{"a": None}]}
+    assert ledger.pieces["one"] == Ledger(tmp_path, "trial", SETTINGS).pieces["one"] == expected
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from foreword import Example
 from foreword.errors import BadExamples, UsageError
-from foreword.examples import references
+from foreword.evaluation import find_task, read_task
+from foreword.examples import Entry, digest, entries_of, examples_of
 from foreword.experiments.held_out import hold_out
-from foreword.experiments.material import divide, draw_dev, draw_measured, few_targets
+from foreword.experiments.material import Material, divide, draw_dev, draw_measured, few_targets
 from trials import small_material
 
 
@@ -18,10 +21,46 @@ def dev_of(sources: int, targets: int = 3, owner: str | None = None) -> list[Exa
 
 def test_what_chooses_and_what_is_measured_have_no_source_in_common() -> None:
     dev, measured = divide(dev_of(10), dev_rows=4, measured_sources=5, seed=0)
-    assert (len(dev), len(measured)) == (4, 15)
+    assert (len(dev), len(measured)) == (4, 5)
     assert len({example.source for example in dev}) == 4
-    assert not {example.source for example in dev} & {example.source for example in measured}
-    assert all(len(targets) == 3 for _, targets in references(measured))
+    assert not {example.source for example in dev} & {entry.source for entry in measured}
+    assert all(len(entry.references) == 3 for entry in measured)
+
+
+def test_entries_of_one_source_stay_entries_and_on_one_side() -> None:
+    entries = [Entry(str(n // 2), (f"{n} a", f"{n} b"), "xy"[n % 2], "ann") for n in range(20)]
+    for seed in range(8):
+        dev, measured = divide(entries, dev_rows=4, measured_sources=5, seed=seed)
+        assert (len(dev), len(measured)) == (4, 10)
+        assert not {example.source for example in dev} & {entry.source for entry in measured}
+        assert {e.references for e in measured} <= {e.references for e in entries}
+        assert {e.category for e in measured} == {"x", "y"}
+
+
+def test_how_entries_are_counted_is_told_where_the_digest_does_not() -> None:
+    apart, merged = [Entry("a", ("1",)), Entry("a", ("2", "3"))], [Entry("a", ("1", "2", "3"))]
+    found = [Material([], [], {"measured": entries}) for entries in (apart, merged)]
+    assert found[0].counts() == found[1].counts()
+    assert found[0].counts()["measured: measured"] == 3
+    assert found[0].digests()["measured digest"] == found[1].digests()["measured digest"]
+    assert found[0].digests()["measured entries"] == 2
+    assert "measured entries" not in found[1].digests()  # as runs have it that were begun before
+
+
+def test_material_of_e2e_is_what_it_always_was(data_folder: Path) -> None:
+    """Runs that were begun must be able to go on: digests of a run from before entries were told apart."""
+    entries = read_task(find_task("e2e"), data_folder / "e2e" / "devset.csv")
+    dev, measured = divide(entries, dev_rows=48, measured_sources=80, seed=0)
+    material = Material([], dev, {"measured": measured})
+    assert len(measured) == 80
+    assert material.counts() == {"train examples": 0, "dev examples": 48, "measured: measured": 667}
+    assert material.digests() == {
+        "train digest": digest([]),
+        "dev digest": "2f1166d3065df28e94a31009e61cc1580200a9466ca2c4014398cb570033a12e",
+        "measured digest": "b6d825267d6eb7daec7f090d6454c92e84da6e3ba76397935d867b9d5e46ef10",
+    }
+    losses_on = "4893ac0a2ffe1fd5d0fd39f58c28b732ec4c01ccf39dcdbb6f27307d3c15babf"
+    assert digest(few_targets(measured, 3)) == losses_on
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_others() -> None:
@@ -39,10 +78,15 @@ def test_too_few_sources_are_refused_with_the_numbers() -> None:
 
 
 def test_a_file_to_measure_on_gives_all_targets_of_its_sources() -> None:
-    assert len(draw_measured(dev_of(6), 4, 0)) == 12
-    assert len(draw_measured(dev_of(6), None, 0)) == 18
+    assert len(examples_of(draw_measured(dev_of(6), 4, 0))) == 12
+    assert len(examples_of(draw_measured(dev_of(6), None, 0))) == 18
     assert len(draw_dev(dev_of(6), 4, 0)) == 4
-    assert [example.target for example in few_targets(dev_of(2), 2)] == ["0 0", "0 1", "1 0", "1 1"]
+    assert [example.target for example in few_targets(entries_of(dev_of(2)), 2)] == [
+        "0 0",
+        "0 1",
+        "1 0",
+        "1 1",
+    ]
 
 
 def test_subsets_depend_on_seed_size_and_name_alone() -> None:
@@ -68,7 +112,8 @@ def test_groups_held_out_are_in_nothing_but_what_is_measured_as_unseen() -> None
     assert groups(material.dev) <= set("acdf")
     assert groups(material.measured["seen"]) <= set("acdf")
     assert groups(material.measured["unseen"]) <= {"b", "e"}
-    assert not set(material.dev) & set(material.measured["seen"])
+    sources = {entry.source for entry in material.measured["seen"]}
+    assert not {example.source for example in material.dev} & sources
 
 
 def test_without_names_one_group_in_three_is_held_out() -> None:

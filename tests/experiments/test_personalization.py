@@ -12,7 +12,7 @@ from foreword import BaseModel, Prefix, train, train_many
 from foreword.errors import DamagedCheckpoint, UsageError
 from foreword.evaluation import token_loss
 from foreword.experiments import personalization as experiment
-from foreword.experiments.comparison import Column, contrast
+from foreword.experiments.comparison import Column, contrast_own
 from foreword.experiments.cost import Rates, Work
 from foreword.experiments.ledger import Ledger
 from foreword.experiments.owners import OwnersData, choose_owners
@@ -85,7 +85,7 @@ def test_owners_who_write_differently_do_better_with_their_own(
 ) -> None:
     columns = do(tiny_base, data, tmp_path)
     assert [column.rank for column in columns] == [1, 1, 1]
-    assert contrast(columns, "others").mean > 0.1
+    assert contrast_own(columns, "others").mean > 0.1
 
 
 def test_a_stopped_run_does_what_is_left_and_ends_in_the_same_figures(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from foreword.base import BaseModel
-from foreword.baselines.trainee import Setting, Subject
+from foreword.baselines.trainee import Front, Setting, Subject
 from foreword.encoding import EncodedExample
 from foreword.losses import target_losses
 from foreword.prefix import Prefix
@@ -53,12 +53,15 @@ class Prefixed:
         prefix = Prefix(
             tensors=tensors, base=self.base.identity, template=self.template, positions=self.base.positions
         )
-        return Subject(
-            self.base,
-            prefix,
-            trained=sum(parameter.numel() for parameter in self.parameters),
-            kept=sum(tensor.numel() for tensor in tensors.values()),
-        )
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        compiled_numbers = sum(tensor.numel() for tensor in tensors.values())
+        # A network is not needed any more; of embeddings, keys and values can be made again.
+        return Subject(self.base, prefix, trained=trained, kept=min(trained, compiled_numbers))
+
+
+def front(**options: Any) -> Callable[[Setting], Front]:
+    """The room that virtual tokens take, with `options` of `train` as for `ours`."""
+    return lambda setting: Front(options.get("length", setting.length), setting.base.template)
 
 
 def ours(**options: Any) -> Callable[[Setting], Prefixed]:

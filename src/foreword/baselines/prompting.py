@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from foreword.base import BaseModel
-from foreword.baselines.trainee import Setting, Subject
+from foreword.baselines.trainee import Front, Setting, Subject
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.initialization import activations
@@ -57,8 +57,7 @@ def zero_shot(setting: Setting) -> Prompted:
         return Prompted(base, behind(base, _ids(base, f"{setting.instruction}\n")), base.template)
     if form != "chat":
         raise UsageError(f"form is {form!r}; expected {' or '.join(FORMS)}")
-    template = Template(style="chat", end=base.template.end, system=setting.instruction)
-    return Prompted(base, None, template)
+    return Prompted(base, None, _as_chat(setting))
 
 
 def has_form(base: BaseModel, choice: dict[str, Any]) -> bool:
@@ -69,11 +68,15 @@ def has_form(base: BaseModel, choice: dict[str, Any]) -> bool:
 def few_shot(setting: Setting) -> Prompted:
     """The instruction, and the first training examples as demonstrations, written as every row is."""
     base = setting.base
-    ids = _ids(base, f"{setting.instruction}\n")
-    shown = setting.rows[: setting.choice["shots"]]
-    for row in shown:
-        ids += [*row.source_ids, *row.target_ids]
-    return Prompted(base, behind(base, ids), base.template)
+    return Prompted(base, behind(base, _demonstrations(setting)), base.template)
+
+
+def front(setting: Setting) -> Front:
+    """The room that the choice takes: an instruction, and demonstrations."""
+    base = setting.base
+    if setting.choice.get("form") == "chat":
+        return Front(0, _as_chat(setting))
+    return Front(len(_demonstrations(setting)), base.template)
 
 
 def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
@@ -86,6 +89,18 @@ def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
         for part, tensor in zip(("key", "value"), pair, strict=True)
     }
     return Prefix(tensors=tensors, base=base.identity, template=base.template, positions=base.positions)
+
+
+def _demonstrations(setting: Setting) -> list[int]:
+    """The instruction, and so many of the first examples as the choice has shots."""
+    ids = _ids(setting.base, f"{setting.instruction}\n")
+    for row in setting.rows[: setting.choice.get("shots", 0)]:
+        ids += [*row.source_ids, *row.target_ids]
+    return ids
+
+
+def _as_chat(setting: Setting) -> Template:
+    return Template(style="chat", end=setting.base.template.end, system=setting.instruction)
 
 
 def _ids(base: BaseModel, text: str) -> list[int]:

@@ -62,6 +62,19 @@ class Subject:
     kept: int = 0
 
 
+@dataclass(frozen=True)
+class Front:
+    """What stands in front of every text.
+
+    Attributes:
+        tokens: positions of the base's window that it takes.
+        template: how the text behind it is made of its source.
+    """
+
+    tokens: int
+    template: Template
+
+
 class Trainee(Protocol):
     """A method at work.
 
@@ -78,6 +91,11 @@ class Trainee(Protocol):
 
     def finish(self) -> Subject:
         """What the parameters stand for now, to be measured."""
+
+
+def nothing(setting: Setting) -> Front:
+    """The front of methods that put nothing there."""
+    return Front(0, setting.base.template)
 
 
 def with_weights(base: BaseModel, model: Any) -> BaseModel:

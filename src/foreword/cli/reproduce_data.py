@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foreword.cli import output
+from foreword.errors import UsageError
+
 if TYPE_CHECKING:
-    from foreword.examples import Example
+    from foreword.base import BaseModel
+    from foreword.examples import Entry, Example
     from foreword.experiments.material import Material
+    from foreword.experiments.plan import Plan
+
+MAX_LENGTH = 512
+"""Most tokens of an example."""
+
+TEMPLATE_TOKENS = 8
+"""Room for what a template writes: a beginning, a separator, an end."""
 
 INSTRUCTIONS = {
     "e2e": "Write a short text in English that tells all of these facts.",
@@ -39,26 +50,27 @@ class Reading:
     format: Any
     fields: Mapping[str, str] | None
 
-    def examples(self, path: Path, *, fit_only: bool = False, groups: bool = False) -> list[Example]:
-        """An example for each text of the file.
+    def training(self, path: Path, *, groups: bool = False) -> list[Example]:
+        """An example for each text of the file, but for those that the task marks as unfit for training.
 
         Args:
-            fit_only: leave out texts that the task marks as unfit for training.
             groups: take categories, where the task has any, for owners.
         """
-        from foreword.evaluation import find_task, read_task
-        from foreword.examples import Example, examples_of, read_examples
+        from foreword.examples import examples_of, read_examples
 
         if self.task is None:
             return read_examples(path, format=self.format, fields=self.fields)
-        entries = read_task(find_task(self.task), path)
-        if not groups:
-            return examples_of(entries, fit_only=fit_only)
-        return [
-            Example(example.source, example.target, entry.category or entry.owner)
-            for entry in entries
-            for example in examples_of([entry], fit_only=fit_only)
-        ]
+        return examples_of(self.entries(path, groups=groups))
+
+    def entries(self, path: Path, *, groups: bool = False) -> list[Entry]:
+        """The task's entries, which may have sources in common; without a task, one for each source."""
+        from foreword.evaluation import find_task, read_task
+        from foreword.examples import entries_of, read_examples
+
+        if self.task is None:
+            return entries_of(read_examples(path, format=self.format, fields=self.fields))
+        found = read_task(find_task(self.task), path)
+        return [replace(entry, owner=entry.category or entry.owner) for entry in found] if groups else found
 
 
 def read_material(
@@ -68,12 +80,12 @@ def read_material(
     from foreword.experiments.material import Material, divide, draw_dev, draw_measured
 
     dev_rows, sources = chosen["dev_rows"], chosen["measured_sources"]
-    train_examples, dev_examples = reading.examples(train, fit_only=True), reading.examples(dev)
+    train_examples, dev_entries = reading.training(train), reading.entries(dev)
     if test is None:
-        chosen_by, measured = divide(dev_examples, dev_rows=dev_rows, measured_sources=sources, seed=seed)
+        chosen_by, measured = divide(dev_entries, dev_rows=dev_rows, measured_sources=sources, seed=seed)
     else:
-        measured = draw_measured(reading.examples(test), sources, seed)
-        chosen_by = draw_dev(dev_examples, dev_rows, seed)
+        measured = draw_measured(reading.entries(test), sources, seed)
+        chosen_by = draw_dev(dev_entries, dev_rows, seed)
     return Material(train_examples, chosen_by, {"measured": measured})
 
 
@@ -87,6 +99,51 @@ def decoding_of(task: str | None, beams: int | None) -> dict[str, Any]:
     if decoding.get("length_penalty") == 1:  # what generate does anyway
         del decoding["length_penalty"]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in decoding.items()}
+
+
+def max_length_of(task: str | None, given: int | None) -> int:
+    """Most tokens of an example: for a task with long sources, room for one and the longest text.
+
+    Raises:
+        UsageError: no room for the task's sources beside its longest text.
+    """
+    from foreword.evaluation import find_task
+
+    found = None if task is None else find_task(task)
+    if found is None or found.cut_source is None:
+        return MAX_LENGTH if given is None else given
+    beside = found.decoding["max_new_tokens"] + TEMPLATE_TOKENS
+    if given is not None and given <= beside:
+        raise UsageError(
+            f"--max-length is {given}; a text of {found.name} takes up to {beside} tokens with what stands "
+            "between it and its source. Expected more, so that something is left for the source"
+        )
+    return int(found.cut_source + beside) if given is None else given
+
+
+def cut_as_published(material: Material, task: str | None, plan: Plan, model: BaseModel) -> Material:
+    """Sources of a task with long ones, cut alike in training, choosing and measuring; how many is said.
+
+    They are cut where the task has it, or sooner where `max_length` leaves less room beside the longest
+    text: training could not have seen more.
+    """
+    from foreword.evaluation import cut_sources, find_task
+
+    found = None if task is None else find_task(task)
+    if found is None or found.cut_source is None:
+        return material
+    beside = 0 if model.is_encoder_decoder else plan.decoding["max_new_tokens"] + TEMPLATE_TOKENS
+    tokens = min(found.cut_source, plan.max_length - beside)
+    train, number = cut_sources(material.train, model.tokenizer, tokens)
+    dev, more = cut_sources(material.dev, model.tokenizer, tokens)
+    parts = {name: cut_sources(part, model.tokenizer, tokens) for name, part in material.measured.items()}
+    measured = sum(cut for _, cut in parts.values())
+    if number or more or measured:
+        output.note(
+            f"sources are cut after {tokens} tokens: {number} of {len(train)} in training, {more} of "
+            f"{len(dev)} that choose, {measured} of {sum(map(len, material.measured.values()))} measured"
+        )
+    return replace(material, train=train, dev=dev, measured={name: part for name, (part, _) in parts.items()})
 
 
 def metrics_of(task: str | None, given: Sequence[str] | None) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ def extrapolation(
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     attention: common.AttentionKernel = "auto",
+    quantization: common.Quantized = None,
     format: common.Format = "auto",
     source_field: common.SourceField = None,
     target_field: common.TargetField = None,
@@ -62,7 +63,7 @@ def extrapolation(
     held_out: HeldOut = None,
     dev_rows: own.DevRows = None,
     measured_sources: own.MeasuredSources = None,
-    max_length: own.MaxLength = 512,
+    max_length: own.MaxLength = None,
     methods: own.Methods = None,
     others: own.Others = None,
     sizes: own.Sizes = None,
@@ -88,8 +89,8 @@ def extrapolation(
     fields = common.fields_of(source_field, target_field, group_field)
     sets, reading = metrics_of(task, metrics), Reading(task, format, fields)
     material, held = hold_out(
-        reading.examples(train, fit_only=True, groups=True),
-        reading.examples(dev, groups=True),
+        reading.training(train, groups=True),
+        reading.entries(dev, groups=True),
         held_out or (),
         dev_rows=chosen["dev_rows"],
         measured_sources=chosen["measured_sources"],
@@ -97,7 +98,7 @@ def extrapolation(
     )
     typer.echo(f"held out: {', '.join(held)}", err=True)
     plan = make_plan(chosen, len(material.train))
-    model = load_base(base, device=device, dtype=dtype, attention=attention)
+    model = load_base(base, device=device, dtype=dtype, attention=attention, quantization=quantization)
     carry_out(
         EXTRAPOLATION,
         context,

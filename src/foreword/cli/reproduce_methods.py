@@ -103,12 +103,13 @@ def command_of(kind: Kind) -> Callable[..., None]:
         device: common.Device = "auto",
         dtype: common.Dtype = "auto",
         attention: common.AttentionKernel = "auto",
+        quantization: common.Quantized = None,
         format: common.Format = "auto",
         source_field: common.SourceField = None,
         target_field: common.TargetField = None,
         dev_rows: own.DevRows = None,
         measured_sources: own.MeasuredSources = None,
-        max_length: own.MaxLength = 512,
+        max_length: own.MaxLength = None,
         methods: own.Methods = None,
         others: own.Others = None,
         sizes: own.Sizes = None,
@@ -134,7 +135,7 @@ def command_of(kind: Kind) -> Callable[..., None]:
         sets = metrics_of(task, metrics)
         material = read_material(train, dev, test, Reading(task, format, fields), chosen, seed)
         plan = make_plan(chosen, len(material.train))
-        model = load_base(base, device=device, dtype=dtype, attention=attention)
+        model = load_base(base, device=device, dtype=dtype, attention=attention, quantization=quantization)
         carry_out(kind, context, model, material, plan, out, metrics=sets, json=json)
 
     command.__doc__ = HELP[kind.name] + MORE

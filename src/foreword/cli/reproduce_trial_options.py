@@ -62,8 +62,12 @@ MeasuredSources = Annotated[
     typer.Option(metavar="N", help="Sources to measure on.", rich_help_panel=DATA),
 ]
 MaxLength = Annotated[
-    int,
-    typer.Option(metavar="N", help="Most tokens of an example; longer ones are cut.", rich_help_panel=DATA),
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Most tokens of an example; longer ones are cut. Default: 512, or more where the task has it.",
+        rich_help_panel=DATA,
+    ),
 ]
 Methods = Annotated[
     str | None,

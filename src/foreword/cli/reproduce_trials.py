@@ -12,14 +12,14 @@ import typer
 from foreword.cli import output
 from foreword.cli import reproduce_trial_options as own
 from foreword.cli.command_line import command_line
-from foreword.cli.reproduce_data import INSTRUCTIONS, USUAL, decoding_of
+from foreword.cli.reproduce_data import INSTRUCTIONS, USUAL, cut_as_published, decoding_of, max_length_of
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.base import BaseModel
     from foreword.experiments.ledger import Ledger
     from foreword.experiments.material import Material
-    from foreword.experiments.trials import Plan
+    from foreword.experiments.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:
         UsageError: an option out of range, an unknown method, more examples than there are.
     """
     from foreword.baselines.method import methods_named
-    from foreword.experiments.trials import Plan
+    from foreword.experiments.plan import Plan
 
     methods = methods_named(own.names(chosen["methods"]))
     others = methods_named(own.names(chosen["others"]))
@@ -67,10 +67,10 @@ def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:
         tuned=not (chosen["untuned"] or chosen["quick"]),
         length=chosen["length"],
         steps=chosen["steps"],
-        batch_size=chosen["batch_size"] or 8,
+        batch_size=8 if chosen["batch_size"] is None else chosen["batch_size"],
         patience=chosen["patience"],
         seed=chosen["seed"],
-        max_length=chosen["max_length"],
+        max_length=max_length_of(chosen["task"], chosen["max_length"]),
         instruction=chosen["instruction"] or INSTRUCTIONS[chosen["task"] or USUAL],
         decoding=decoding_of(chosen["task"], chosen["beams"]),
     )
@@ -97,16 +97,23 @@ def carry_out(
     from foreword.cli.progress import Counter, duration
     from foreword.experiments import trial_cost, trials, trials_picture, trials_report
     from foreword.experiments.ledger import Ledger
+    from foreword.experiments.preconditions import check
     from foreword.experiments.rescoring import rescore
+    from foreword.experiments.run_folder import alone
     from foreword.files import write_text
     from foreword.hardware import describe_machine
 
+    material = cut_as_published(material, context.params["task"], plan, model)
+    check(model, material, plan)
+    context.with_resource(alone(out))
     ledger = Ledger(out, kind.name, {**trials.settings_of(model, material, plan), **(more or {})})
-    groups = list(material.measured)
+    groups, command = list(material.measured), command_line(context)
 
     def report() -> None:
         numbers = model.model.num_parameters()
-        page = trials_report.make_report(kind.title, ledger, plan, groups, model.name, numbers, "figures.png")
+        page = trials_report.make_report(
+            kind.title, command, ledger, plan, groups, model.name, numbers, "figures.png"
+        )
         trials_picture.draw(ledger, plan, groups, out / "figures.png", title=kind.title)
         write_text(out / "report.md", page, overwrite=True)
 
@@ -117,7 +124,7 @@ def carry_out(
             f"{duration(left.seconds)}, told from a short trial",
             err=True,
         )
-        ledger.begin_session(command=command_line(context), **describe_machine(model))
+        ledger.begin_session(command=command, **describe_machine(model))
     count = Counter()
 
     def after_each() -> None:

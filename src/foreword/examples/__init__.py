@@ -3,7 +3,16 @@
 from foreword.examples.digest import digest
 from foreword.examples.entry import Entry, entries_of, examples_of
 from foreword.examples.example import Example
-from foreword.examples.grouping import references
+from foreword.examples.grouping import references, source_key
 from foreword.examples.reading import read_examples
 
-__all__ = ["Entry", "Example", "digest", "entries_of", "examples_of", "read_examples", "references"]
+__all__ = [
+    "Entry",
+    "Example",
+    "digest",
+    "entries_of",
+    "examples_of",
+    "read_examples",
+    "references",
+    "source_key",
+]

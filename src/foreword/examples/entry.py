@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from foreword.examples.example import Example
+from foreword.examples.grouping import source_key
 from foreword.template import Source
 
 
@@ -39,9 +39,7 @@ def entries_of(data: Iterable[Example | Entry]) -> list[Entry]:
         if isinstance(one, Entry):
             groups[place] = one
             continue
-        is_text = isinstance(one.source, str)
-        key = (one.owner, is_text, str(one.source) if is_text else json.dumps(one.source))
-        group = groups.setdefault(key, [])
+        group = groups.setdefault((one.owner, source_key(one.source)), [])
         assert isinstance(group, list)
         group.append(one)
     return [one if isinstance(one, Entry) else _together(one) for one in groups.values()]

@@ -1,4 +1,8 @@
-"""Comparison: what the losses of every prefix on every owner's dev examples say about own prefixes."""
+"""Comparison: one thing against another, pair by pair, and what of it chance could have given.
+
+Personalization compares an owner's own prefix with its rivals, owner by owner; experiments with methods
+compare these, subset by subset (tally.py).
+"""
 
 from __future__ import annotations
 
@@ -52,17 +56,15 @@ Verdict = Literal["held", "open", "opposite"]
 
 @dataclass(frozen=True)
 class Contrast:
-    """Own prefixes against a rival, over owners.
+    """One thing against another, over pairs.
 
     Attributes:
-        rival: what they are compared with.
-        mean: of the rival's loss minus the own one's, in nats; positive where own is better.
-        spread: standard deviation of that over owners.
-        better, worse, ties: owners for whom own has the lower, the higher and the same loss.
+        mean: of the differences, positive where the first is better.
+        spread: their standard deviation; 0 of fewer than two.
+        better, worse, ties: pairs in which the first is better, worse and the same.
         chance: how often fair coins would favour one side this clearly (two-sided sign test).
     """
 
-    rival: Rival
     mean: float
     spread: float
     better: int
@@ -71,8 +73,13 @@ class Contrast:
     chance: float
 
     @property
+    def pairs(self) -> int:
+        """How many were compared."""
+        return self.better + self.worse + self.ties
+
+    @property
     def verdict(self) -> Verdict:
-        """Whether own prefixes are better; `open` where mean and count disagree or may be chance."""
+        """Whether the first is better; `open` where mean and count disagree or may be chance."""
         if self.chance > CHANCE:
             return "open"
         if self.mean > 0 and self.better > self.worse:
@@ -80,14 +87,17 @@ class Contrast:
         return "opposite" if self.mean < 0 and self.better < self.worse else "open"
 
 
-def contrast(columns: Sequence[Column], rival: Rival) -> Contrast:
-    """Compare the own prefixes with `rival` over the owners of `columns` (two or more)."""
-    differences = [getattr(column, rival) - column.own for column in columns]
+def contrast_own(columns: Sequence[Column], rival: Rival) -> Contrast:
+    """The own prefixes against `rival`, over the owners of `columns`: how much lower the loss is, in nats."""
+    return contrast([getattr(column, rival) - column.own for column in columns])
+
+
+def contrast(differences: Sequence[float]) -> Contrast:
+    """Compare by the difference of each pair (one or more), positive where the first is better."""
     better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     return Contrast(
-        rival,
         statistics.fmean(differences),
-        statistics.stdev(differences),
+        statistics.stdev(differences) if len(differences) > 1 else 0.0,
         better,
         worse,
         len(differences) - better - worse,

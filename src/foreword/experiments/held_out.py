@@ -6,23 +6,23 @@ import random
 from collections.abc import Callable, Sequence
 
 from foreword.errors import BadExamples, UsageError
-from foreword.examples import Example
+from foreword.examples import Entry, Example
 from foreword.experiments.material import Material, divide, draw_measured
 
-GroupOf = Callable[[Example], str | None]
+GroupOf = Callable[[Example | Entry], str | None]
 
 SHARE = 3
 """Where no groups are named, one in so many is held out."""
 
 
-def by_owner(example: Example) -> str | None:
-    """The field of an example that says whose it is; of what, where --group-field names another."""
+def by_owner(example: Example | Entry) -> str | None:
+    """The field of an example or entry that says whose it is; of what, where --group-field names another."""
     return example.owner
 
 
 def hold_out(
     train: Sequence[Example],
-    dev: Sequence[Example],
+    dev: Sequence[Example | Entry],
     names: Sequence[str],
     *,
     dev_rows: int,

@@ -7,15 +7,15 @@ flushed to the disk before the next piece begins.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from foreword import files
-from foreword.errors import CannotRead, CannotWrite, CheckpointMismatch, DamagedCheckpoint, OutputExists
-
-FILE = "results.jsonl"
+from foreword.errors import CannotRead, CannotWrite, CheckpointMismatch, DamagedCheckpoint
+from foreword.experiments.run_folder import RESULTS, prepare
 
 
 class Ledger:
@@ -29,7 +29,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, experiment: str, settings: Mapping[str, Any]) -> None:
-        """Begin a run in `folder`, or go on with the one in it.
+        """Begin a run in `folder`, or go on with the one in it; `run_folder.alone` first, to add to it.
 
         Raises:
             CheckpointMismatch: the folder holds another experiment, or this one with other settings.
@@ -37,22 +37,13 @@ class Ledger:
             DamagedCheckpoint: a line of the ledger can't be read.
             CannotRead, CannotWrite: no right, no space, or a file of that name.
         """
-        self.path = folder / FILE
+        self.path = folder / RESULTS
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.pieces: dict[str, dict[str, Any]] = {}
         self.sessions: list[dict[str, Any]] = []
         head = {"experiment": experiment, "settings": self.settings}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWrite(
-                f"the folder {folder} can't be made: {error.strerror}; choose another"
-            ) from error
+        prepare(folder)
         if not self.path.exists():
-            if found := sorted(entry.name for entry in folder.iterdir()):
-                raise OutputExists(
-                    f"{folder} holds {found[0]}, but no run of `foreword reproduce`; choose a new folder"
-                )
             files.write_text(self.path, _line(head))
             return
         lines = _read(self.path)
@@ -64,13 +55,14 @@ class Ledger:
                 self.pieces[line.pop("piece")] = line
 
     def add(self, piece: str, **figures: Any) -> None:
-        """Note a finished piece.
+        """Note a finished piece. JSON has no NaN and no infinity: a figure that is one is noted as None.
 
         Raises:
             CannotWrite: no right or no space.
         """
-        self._append({"piece": piece, **figures})
-        self.pieces[piece] = json.loads(json.dumps(figures))
+        kept = _finite(figures)
+        self._append({"piece": piece, **kept})
+        self.pieces[piece] = json.loads(json.dumps(kept))
 
     def begin_session(self, **about: Any) -> None:
         """Note that the run was started, or goes on: by which command, on what."""
@@ -85,6 +77,15 @@ class Ledger:
                 os.fsync(opened.fileno())
         except OSError as error:
             raise CannotWrite(f"{self.path} could not be written: {error.strerror}") from error
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for every number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(value: Mapping[str, Any]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from foreword.errors import BadExamples, UsageError
-from foreword.examples import Example, digest, references
+from foreword.examples import Entry, Example, digest, entries_of, examples_of, source_key
+from foreword.template import Source
 
 
 @dataclass(frozen=True)
@@ -17,19 +18,38 @@ class Material:
     Attributes:
         train: from which subsets are drawn.
         dev: by which the best step and each method's learning rate are chosen; one target for a source.
-        measured: by the name of a group, examples that no choice has seen; every target of their sources.
+        measured: by the name of a group, entries whose sources no choice has seen, with all references. Two
+            may have the same source where the official scripts of a task count them as two.
     """
 
     train: Sequence[Example]
     dev: Sequence[Example]
-    measured: Mapping[str, Sequence[Example]]
+    measured: Mapping[str, Sequence[Entry]]
 
-    def digests(self) -> dict[str, str]:
+    def counts(self) -> dict[str, int]:
+        """How many examples; of what is measured, how many references."""
+        return {
+            "train examples": len(self.train),
+            "dev examples": len(self.dev),
+            **{
+                f"measured: {name}": sum(len(entry.references) for entry in entries)
+                for name, entries in self.measured.items()
+            },
+        }
+
+    def digests(self) -> dict[str, str | int]:
         """What tells this data from other data."""
+        pairs = {name: examples_of(entries, fit_only=False) for name, entries in self.measured.items()}
         return {
             "train digest": digest(self.train),
             "dev digest": digest(self.dev),
-            **{f"{name} digest": digest(examples) for name, examples in self.measured.items()},
+            **{f"{name} digest": digest(examples) for name, examples in pairs.items()},
+            # Examples don't tell entries of the same source apart.
+            **{
+                f"{name} entries": len(entries)
+                for name, entries in self.measured.items()
+                if len(distinct_sources(entries)) < len(entries)
+            },
         }
 
     def subset(self, size: int, seed: int, name: str) -> list[Example]:
@@ -47,44 +67,49 @@ class Material:
 
 
 def divide(
-    examples: Sequence[Example], *, dev_rows: int, measured_sources: int, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """Examples for choosing, and examples for measuring, of different sources.
+    data: Sequence[Example | Entry], *, dev_rows: int, measured_sources: int, seed: int
+) -> tuple[list[Example], list[Entry]]:
+    """Examples for choosing, and entries for measuring, of different sources.
 
     Returns:
-        One example each of `dev_rows` sources; all examples of `measured_sources` other sources.
+        One example each of `dev_rows` sources; all entries of `measured_sources` other sources.
 
     Raises:
         BadExamples: fewer sources than that.
     """
     _check(dev_rows, measured_sources)
-    groups = _shuffled(examples, seed)
+    groups = _shuffled(data, seed)
     if len(groups) < dev_rows + measured_sources:
         raise BadExamples(
             f"the dev examples have {len(groups)} different sources; {dev_rows} to choose by and "
             f"{measured_sources} to measure on are {dev_rows + measured_sources}. Give a file of "
             "their own to measure on, or ask for fewer"
         )
-    measured = [example for group in groups[:measured_sources] for example in group]
+    measured = [entry for group in groups[:measured_sources] for entry in group]
     chosen = groups[measured_sources : measured_sources + dev_rows]
     return _one_of_each(chosen, seed), measured
 
 
-def draw_dev(examples: Sequence[Example], rows: int, seed: int) -> list[Example]:
+def draw_dev(data: Sequence[Example | Entry], rows: int, seed: int) -> list[Example]:
     """One example each of `rows` sources, or of all if there are fewer."""
     _check(rows, 1)
-    return _one_of_each(_shuffled(examples, seed)[:rows], seed)
+    return _one_of_each(_shuffled(data, seed)[:rows], seed)
 
 
-def draw_measured(examples: Sequence[Example], sources: int | None, seed: int) -> list[Example]:
-    """All examples of `sources` sources; None, or fewer there: of all."""
+def draw_measured(data: Sequence[Example | Entry], sources: int | None, seed: int) -> list[Entry]:
+    """All entries of `sources` sources; None, or fewer there: of all."""
     _check(1, 1 if sources is None else sources)
-    return [example for group in _shuffled(examples, seed)[:sources] for example in group]
+    return [entry for group in _shuffled(data, seed)[:sources] for entry in group]
 
 
-def few_targets(examples: Sequence[Example], most: int) -> list[Example]:
-    """At most so many examples of each source: losses need no more, and cost by the row."""
-    return [Example(source, target) for source, targets in references(examples) for target in targets[:most]]
+def few_targets(entries: Sequence[Entry], most: int) -> list[Example]:
+    """At most so many examples of each entry: losses need no more, and cost by the row."""
+    return [Example(entry.source, target) for entry in entries for target in entry.references[:most]]
+
+
+def distinct_sources(entries: Sequence[Entry]) -> list[Source]:
+    """Every source once, in the order in which they first come."""
+    return list({source_key(entry.source): entry.source for entry in entries}.values())
 
 
 def _check(dev_rows: int, sources: int) -> None:
@@ -92,12 +117,16 @@ def _check(dev_rows: int, sources: int) -> None:
         raise UsageError(f"dev rows are {dev_rows}, measured sources {sources}; expected 1 or more of each")
 
 
-def _shuffled(examples: Sequence[Example], seed: int) -> list[list[Example]]:
-    groups = [[Example(source, target) for target in targets] for source, targets in references(examples)]
+def _shuffled(data: Sequence[Example | Entry], seed: int) -> list[list[Entry]]:
+    """Entries by source, so that no source is on both sides; whose they are does not matter from here on."""
+    by_source: dict[object, list[Entry]] = {}
+    for entry in entries_of(data):
+        by_source.setdefault(source_key(entry.source), []).append(replace(entry, owner=None))
+    groups = list(by_source.values())
     random.Random(f"{seed}/sources").shuffle(groups)
     return groups
 
 
-def _one_of_each(groups: Sequence[Sequence[Example]], seed: int) -> list[Example]:
+def _one_of_each(groups: Sequence[Sequence[Entry]], seed: int) -> list[Example]:
     drawn = random.Random(f"{seed}/targets")
-    return [drawn.choice(group) for group in groups]
+    return [drawn.choice(examples_of(group, fit_only=False)) for group in groups]

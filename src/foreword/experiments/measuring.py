@@ -1,4 +1,4 @@
-"""Measuring: one subject on one group of examples: its loss, and how close its texts come."""
+"""Measuring: one subject on one group of entries: its loss, and how close its texts come."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from foreword.baselines.trainee import Subject
 from foreword.evaluation import Prediction, text_scores, token_loss
-from foreword.examples import Example, references
-from foreword.experiments.material import few_targets
+from foreword.examples import Entry, source_key
+from foreword.experiments.material import distinct_sources, few_targets
 from foreword.generation import generate
 
 LOSS = "loss"
 LOSS_TARGETS = 3
-"""Targets of one source that the loss is measured on, the first ones; texts are compared with all."""
+"""References of one entry that the loss is measured on, the first ones; texts are compared with all."""
 
 TextMetrics = Callable[[Sequence[str], Sequence[Sequence[str]]], Mapping[str, float]]
 """Figures by name, higher is better, of texts against the references of each."""
@@ -27,30 +27,27 @@ def corpus_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
 def measure(
     subject: Subject,
-    examples: Sequence[Example],
+    entries: Sequence[Entry],
     decoding: Mapping[str, Any],
     metrics: TextMetrics = corpus_scores,
 ) -> tuple[dict[str, float], list[Prediction]]:
-    """The figures of `subject` on `examples`, and what it wrote.
+    """The figures of `subject` on `entries`, and what it wrote, in their order.
+
+    Every distinct source is written for once. Entries of the same source are scored each with its own
+    references, as in the official evaluations.
 
     Args:
         decoding: keywords of `generate`, the same for all that are compared.
     """
     loss = token_loss(
-        subject.base, few_targets(examples, LOSS_TARGETS), subject.prefix, template=subject.template
+        subject.base, few_targets(entries, LOSS_TARGETS), subject.prefix, template=subject.template
     )
-    groups = references(examples)
-    texts = generate(
-        subject.base,
-        [source for source, _ in groups],
-        subject.prefix,
-        template=subject.template,
-        **decoding,
-    )
-    written = [text.strip() for text in texts]
+    sources = distinct_sources(entries)
+    texts = generate(subject.base, sources, subject.prefix, template=subject.template, **decoding)
+    written = {source_key(source): text.strip() for source, text in zip(sources, texts, strict=True)}
     predictions = [
-        Prediction(source, tuple(targets), text)
-        for (source, targets), text in zip(groups, written, strict=True)
+        Prediction(entry.source, entry.references, written[source_key(entry.source)], entry.category)
+        for entry in entries
     ]
-    figures = {LOSS: loss.mean, **metrics(written, [targets for _, targets in groups])}
-    return figures, predictions
+    compared = metrics([each.text for each in predictions], [each.references for each in predictions])
+    return {LOSS: loss.mean, **compared}, predictions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foreword.experiments import report
-from foreword.experiments.comparison import CHANCE, Column, Contrast, Rival, contrast, sign_test
+from foreword.experiments.comparison import CHANCE, Column, Contrast, Rival, contrast_own, sign_test
 from foreword.experiments.ledger import Ledger
 from foreword.experiments.owners import OwnersData
 from foreword.experiments.personalization import SHARED
@@ -19,9 +19,9 @@ RIVALS: dict[Rival, str] = {
 }
 
 
-def contrasts(columns: Sequence[Column]) -> list[Contrast]:
+def contrasts(columns: Sequence[Column]) -> dict[Rival, Contrast]:
     """Own prefixes against each rival."""
-    return [contrast(columns, rival) for rival in RIVALS]
+    return {rival: contrast_own(columns, rival) for rival in RIVALS}
 
 
 def make_report(ledger: Ledger, data: OwnersData, columns: Sequence[Column], base: str, picture: str) -> str:
@@ -73,7 +73,7 @@ def make_matrix(columns: Sequence[Column]) -> Matrix:
 
 def summary(columns: Sequence[Column]) -> str:
     """What the figures say of each comparison, in words."""
-    lines = [_sentence(each) for each in contrasts(columns)]
+    lines = [_sentence(rival, each) for rival, each in contrasts(columns).items()]
     if sign_test(len(columns), 0) > CHANCE:
         lines.append(f"- {len(columns)} owners are too few to settle anything, even if all of them agree.")
     first = sum(column.rank == 1 for column in columns)
@@ -84,8 +84,7 @@ def summary(columns: Sequence[Column]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sentence(each: Contrast) -> str:
-    of = each.better + each.worse + each.ties
+def _sentence(rival: Rival, each: Contrast) -> str:
     ties = "" if not each.ties else f" ({each.ties} equal)"
     words = {
         "held": "held: the own prefix is better",
@@ -93,10 +92,10 @@ def _sentence(each: Contrast) -> str:
         "open": "not settled by these owners",
     }[each.verdict]
     return (
-        f"- **Own prefix against {RIVALS[each.rival]}: {words}.** Its loss is {abs(each.mean):.3f} "
+        f"- **Own prefix against {RIVALS[rival]}: {words}.** Its loss is {abs(each.mean):.3f} "
         f"{'lower' if each.mean > 0 else 'higher'} on average (± {each.spread:.3f} over owners), and lower "
-        f"for {each.better} of {of} owners{ties}; fair coins would fall this unevenly with probability "
-        f"{each.chance:.2g}, and above {CHANCE} counts as not settled."
+        f"for {each.better} of {each.pairs} owners{ties}; fair coins would fall this unevenly with "
+        f"probability {each.chance:.2g}, and above {CHANCE} counts as not settled."
     )
 
 
@@ -114,7 +113,7 @@ def _table(ledger: Ledger, data: OwnersData, columns: Sequence[Column]) -> str:
     figures = [[column.none, column.shared, column.own, column.others] for column in columns]
     means = [report.spread(values) for values in zip(*figures, strict=True)]
     rows.append(["**mean over owners**", "", "", *means, ""])
-    better = [f"{each.better} of {len(columns)}" for each in contrasts(columns)]
+    better = [f"{each.better} of {each.pairs}" for each in contrasts(columns).values()]
     rows.append(["**own is better than**", "", "", better[0], better[1], "", better[2], ""])
     head = ["owner", "train", "dev (target tokens)", "none", "shared", "own", "others", "place of own"]
     return table(head, rows)

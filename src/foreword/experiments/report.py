@@ -12,11 +12,21 @@ from foreword.markdown import table
 def conditions(
     command: str, base: str, sessions: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> str:
-    """How the figures came about: command, base, hardware and settings."""
+    """How the figures came about: command, base, hardware and settings.
+
+    Args:
+        command: that makes these figures, all of them.
+        sessions: the starts that made them in fact, told where they were others.
+    """
     machines = dict.fromkeys(_machine(session) for session in sessions)
+    commands = list(dict.fromkeys(session["command"] for session in sessions))
+    starts = "".join(f"{number}. `{each}`\n" for number, each in enumerate(commands, 1))
+    made = (
+        "" if commands == [command] else f"What it shows was made in these starts of the run:\n\n{starts}\n"
+    )
     rows = [[name, "default" if value is None else str(value)] for name, value in settings.items()]
     return (
-        f"## How it was measured\n\n```\n{command}\n```\n\n"
+        f"## How it was measured\n\n```\n{command}\n```\n\n{made}"
         f"- Base model: {base}\n"
         f"- Hardware: {'; then '.join(machines)}\n\n"
         f"{table(['setting', 'value'], rows)}"

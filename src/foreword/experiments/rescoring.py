@@ -14,7 +14,7 @@ from foreword.errors import CannotRead, DamagedCheckpoint
 from foreword.evaluation.metrics import METRICS, score
 from foreword.experiments.ledger import Ledger
 from foreword.experiments.measuring import LOSS
-from foreword.experiments.trials import OnProgress, Plan, Trial
+from foreword.experiments.plan import OnProgress, Plan, Trial
 
 
 def score_piece(metric_set: str, trial: Trial) -> str:
@@ -64,7 +64,8 @@ def digits(metric: str) -> int:
 def _texts(path: Path) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Texts and the references of each, by group."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which takes characters that JSON leaves as they are, such as U+2028, for line ends.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise CannotRead(f"{path} can't be read: {error.strerror}; its trial is in the results") from error
     found: dict[str, tuple[list[str], list[list[str]]]] = {}

@@ -10,11 +10,11 @@ from typing import Any
 
 from foreword.baselines.method import Method
 from foreword.evaluation.metrics import METRICS
-from foreword.experiments.comparison import CHANCE, Verdict, sign_test
+from foreword.experiments.comparison import Contrast, contrast
 from foreword.experiments.ledger import Ledger
 from foreword.experiments.measuring import LOSS
+from foreword.experiments.plan import Plan, Trial
 from foreword.experiments.rescoring import lower_is_better, score_piece
-from foreword.experiments.trials import Plan, Trial
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,12 @@ class Cell:
     Attributes:
         values: in the order of subsets and seeds.
         diverged: trials without a figure because training diverged.
+        endless: trials that were measured, and this figure was not finite.
     """
 
     values: tuple[float, ...]
     diverged: int = 0
+    endless: int = 0
 
     @property
     def mean(self) -> float:
@@ -38,39 +40,6 @@ class Cell:
     def spread(self) -> float:
         """Standard deviation; 0 of fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Duel:
-    """One method against another, over trials on the same subsets with the same seeds.
-
-    Attributes:
-        mean, spread: of the figure's difference, positive where the first is better.
-        better, worse, ties: trials.
-        chance: how often fair coins would fall this unevenly (two-sided sign test).
-    """
-
-    rival: Method
-    mean: float
-    spread: float
-    better: int
-    worse: int
-    ties: int
-    chance: float
-
-    @property
-    def trials(self) -> int:
-        """How many were compared."""
-        return self.better + self.worse + self.ties
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether the first is better; `open` where mean and count disagree or may be chance."""
-        if self.chance > CHANCE:
-            return "open"
-        if self.mean > 0 and self.better > self.worse:
-            return "held"
-        return "opposite" if self.mean < 0 and self.better < self.worse else "open"
 
 
 def metrics(ledger: Ledger) -> list[str]:
@@ -87,11 +56,8 @@ def metrics(ledger: Ledger) -> list[str]:
 
 
 def figure(ledger: Ledger, trial: Trial, group: str, metric: str) -> float | None:
-    """One figure, or None if the trial is not made or diverged."""
-    metric_set = metric.split(" ")[0]
-    piece = score_piece(metric_set, trial) if metric_set in METRICS else trial.piece
-    figures: dict[str, dict[str, float]] = ledger.pieces.get(piece, {}).get("figures", {})
-    return figures.get(group, {}).get(metric)
+    """One figure, or None if the trial is not made, diverged, or gave no finite one."""
+    return _figures(ledger, trial, group, metric).get(metric)
 
 
 def cell(ledger: Ledger, plan: Plan, method: Method, size: int, group: str, metric: str) -> Cell:
@@ -99,37 +65,33 @@ def cell(ledger: Ledger, plan: Plan, method: Method, size: int, group: str, metr
     trials = [trial for trial in plan.trials() if trial.method == method and trial.size == size]
     found = [figure(ledger, trial, group, metric) for trial in trials]
     diverged = sum(bool(ledger.pieces.get(trial.piece, {}).get("diverged")) for trial in trials)
-    return Cell(tuple(value for value in found if value is not None), diverged)
+    endless = sum(_figures(ledger, trial, group, metric).get(metric, 0) is None for trial in trials)
+    return Cell(tuple(value for value in found if value is not None), diverged, endless)
 
 
-def duel(ledger: Ledger, plan: Plan, first: Method, rival: Method, group: str, metric: str) -> Duel | None:
-    """The first against the rival wherever both have a figure; None where they never have."""
+def duel(
+    ledger: Ledger, plan: Plan, first: Method, rival: Method, group: str, metric: str
+) -> Contrast | None:
+    """The first against the rival on every subset of every size where both have a figure; None without any.
+
+    Seeds of one subset are no new evidence of what another subset would give: their mean counts as one.
+    """
     sign = -1 if lower_is_better(metric) else 1
-    differences = []
+    differences: dict[tuple[int, int], list[float]] = {}
     for trial in plan.trials():
         if trial.method != first:
             continue
         own = figure(ledger, trial, group, metric)
         other = figure(ledger, Trial(rival, trial.size, trial.subset, trial.seed), group, metric)
         if own is not None and other is not None:
-            differences.append(sign * (own - other))
-    if not differences:
-        return None
-    better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    return Duel(
-        rival,
-        statistics.fmean(differences),
-        statistics.stdev(differences) if len(differences) > 1 else 0.0,
-        better,
-        worse,
-        len(differences) - better - worse,
-        sign_test(better, worse),
-    )
+            differences.setdefault((trial.size, trial.subset), []).append(sign * (own - other))
+    return contrast([*map(statistics.fmean, differences.values())]) if differences else None
 
 
-def of_piece(ledger: Ledger, plan: Plan, method: Method, key: str) -> list[Any]:
-    """What the ledger notes of all finished trials of a method, such as `trained`."""
-    pieces = [ledger.pieces.get(trial.piece, {}) for trial in plan.trials() if trial.method == method]
+def of_piece(ledger: Ledger, plan: Plan, method: Method, size: int, key: str) -> list[Any]:
+    """What the ledger notes of all finished trials of a method at a size, such as `trained`."""
+    trials = [trial for trial in plan.trials() if trial.method == method and trial.size == size]
+    pieces = [ledger.pieces.get(trial.piece, {}) for trial in trials]
     return [piece[key] for piece in pieces if piece.get(key) is not None]
 
 
@@ -141,3 +103,11 @@ def all_methods(plan: Plan) -> Sequence[Method]:
 def sizes(plan: Plan) -> list[int]:
     """Numbers of training examples of all trials, in order."""
     return sorted({trial.size for trial in plan.trials()})
+
+
+def _figures(ledger: Ledger, trial: Trial, group: str, metric: str) -> dict[str, float | None]:
+    """The figures of a trial among which a metric is; None for one that was not finite."""
+    metric_set = metric.split(" ")[0]
+    piece = score_piece(metric_set, trial) if metric_set in METRICS else trial.piece
+    figures: dict[str, dict[str, float | None]] = ledger.pieces.get(piece, {}).get("figures", {})
+    return figures.get(group, {})

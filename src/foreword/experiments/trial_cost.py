@@ -12,12 +12,13 @@ from foreword.baselines.method import METHODS, Method
 from foreword.baselines.trainee import Setting
 from foreword.baselines.weights import all_weights
 from foreword.encoding import EncodedExample, encode
-from foreword.examples import references
+from foreword.experiments.choosing import choice_piece
 from foreword.experiments.cost import measure_rates
 from foreword.experiments.ledger import Ledger
-from foreword.experiments.material import Material, few_targets
+from foreword.experiments.material import Material, distinct_sources, few_targets
 from foreword.experiments.measuring import LOSS_TARGETS
-from foreword.experiments.trials import Plan, choice_piece
+from foreword.experiments.plan import Plan
+from foreword.experiments.room import choices
 from foreword.generation import generate
 from foreword.template import Source
 
@@ -50,9 +51,10 @@ def left(base: BaseModel, material: Material, plan: Plan, ledger: Ledger) -> Lef
     tuned: dict[str, tuple[Method, int]] = {}
     trials = [trial for trial in plan.trials() if trial.piece not in ledger.pieces]
     for trial in trials:
-        choices = trial.method.choices(base)
-        if plan.tuned and len(choices) > 1:
-            missing = [c for c in choices if choice_piece(trial.method, c) not in ledger.pieces]
+        if not plan.tuned or trial.method.name in tuned:
+            continue
+        if len(possible := choices(base, trial.method, material, plan)) > 1:
+            missing = [c for c in possible if choice_piece(trial.method, c) not in ledger.pieces]
             tuned[trial.method.name] = (trial.method, len(missing))
     if not trials:
         return Left(0, 0, 0.0)
@@ -85,8 +87,8 @@ def _speed(base: BaseModel, material: Material, plan: Plan, methods: list[Method
     step = {"none": 0.0, "frozen": tokens * plan.batch_size * rates.train, "weights": 0.0}
     if any(method.work == "weights" for method in methods):
         step["weights"] = _weights_step(base, material, plan, rows)
-    measured = [example for group in material.measured.values() for example in group]
-    sources = references(measured)
+    measured = [entry for group in material.measured.values() for entry in group]
+    sources = distinct_sources(measured)
     scored = len(few_targets(measured, LOSS_TARGETS)) * tokens * rates.score
     target_tokens = sum(len(row.target_ids) for row in rows) / len(rows)
     written = _seconds_per_written_token(base, sources, plan) * target_tokens * len(sources)
@@ -105,10 +107,13 @@ def _weights_step(base: BaseModel, material: Material, plan: Plan, rows: list[En
     return time.perf_counter() - begun
 
 
-def _seconds_per_written_token(base: BaseModel, sources: list[tuple[Source, list[str]]], plan: Plan) -> float:
-    prompts = [source for source, _ in sources[:WRITTEN_ROWS]]
-    decoding = {**plan.decoding, "max_new_tokens": WRITTEN_TOKENS}
-    generate(base, prompts[:1], **{**decoding, "max_new_tokens": 1})  # lays out weights
+def _seconds_per_written_token(base: BaseModel, sources: list[Source], plan: Plan) -> float:
+    prompts = sources[:WRITTEN_ROWS]
+
+    def write(prompts: list[Source], tokens: int) -> None:
+        generate(base, prompts, **{**plan.decoding, "max_new_tokens": tokens, "min_new_tokens": tokens})
+
+    write(prompts[:1], 1)  # lays out weights
     begun = time.perf_counter()
-    generate(base, prompts, **decoding)
+    write(prompts, WRITTEN_TOKENS)
     return (time.perf_counter() - begun) / (len(prompts) * WRITTEN_TOKENS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from foreword.experiments import bands, tally
 from foreword.experiments.bands import Curve, Panel
 from foreword.experiments.ledger import Ledger
-from foreword.experiments.trials import Plan
+from foreword.experiments.plan import Plan
 
 
 def draw(ledger: Ledger, plan: Plan, groups: Sequence[str], path: Path, *, title: str) -> None:

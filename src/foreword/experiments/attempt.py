@@ -1,0 +1,40 @@
+"""Attempt: one training of a method with one choice on some examples, for a grid or for a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foreword.base import BaseModel
+from foreword.baselines.harness import Fit, fit
+from foreword.baselines.method import Choice, Method
+from foreword.baselines.trainee import Setting, Trainee
+from foreword.encoding import encode
+from foreword.errors import TrainingDiverged
+from foreword.examples import Example
+from foreword.experiments.plan import OnProgress, Plan
+
+
+def attempt(
+    base: BaseModel,
+    method: Method,
+    choice: Choice,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    plan: Plan,
+    seed: int,
+    what: str,
+    on_progress: OnProgress,
+) -> tuple[Trainee, Fit | None]:
+    """The trainee at its best step; None instead of how it went if it diverged."""
+    apart, limit = base.is_encoder_decoder, plan.max_length
+    rows, _ = encode(examples, base.tokenizer, base.template, limit, apart=apart)
+    setting = Setting(base, examples, rows, plan.length, seed, choice, plan.instruction)
+    trainee = method.begin(setting)
+    dev_rows, _ = encode(dev, base.tokenizer, trainee.template, limit, apart=apart)
+    settings = plan.training(choice, seed)
+    try:
+        return trainee, fit(
+            base, trainee, rows, dev_rows, settings, lambda done, steps: on_progress(what, done, steps)
+        )
+    except TrainingDiverged:
+        return trainee, None

@@ -1,0 +1,59 @@
+"""Choosing: the learning rate (or prompt) of a method, on dev examples, each point a piece of the ledger."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from foreword.base import BaseModel
+from foreword.baselines.method import RATE, Choice, Method, shown
+from foreword.errors import TrainingDiverged
+from foreword.experiments.attempt import attempt
+from foreword.experiments.ledger import Ledger
+from foreword.experiments.material import Material
+from foreword.experiments.plan import TUNING, OnProgress, Plan
+from foreword.experiments.room import choices
+
+
+def choice_piece(method: Method, choice: Choice) -> str:
+    """Name in the ledger of a point of a grid."""
+    return f"grid of {method.name}: {shown(choice)}"
+
+
+def choose(
+    base: BaseModel, method: Method, material: Material, plan: Plan, ledger: Ledger, on_progress: OnProgress
+) -> Choice:
+    """The point of the method's grid with the lowest dev loss; a rate at the edge has the grid made wider."""
+    if not plan.tuned:
+        return method.usual
+    waiting = choices(base, method, material, plan)
+    if len(waiting) == 1:
+        return waiting[0]
+    tried: list[tuple[float, Choice]] = []
+    while waiting:
+        choice = waiting.pop(0)
+        piece = choice_piece(method, choice)
+        if piece not in ledger.pieces:
+            begun = time.perf_counter()
+            examples = material.subset(plan.tuning_size, plan.seed, TUNING)
+            _, found = attempt(
+                base, method, choice, examples, material.dev, plan, plan.seed, piece, on_progress
+            )
+            ledger.add(
+                piece,
+                choice=choice,
+                dev_loss=None if found is None else found.dev_loss,
+                step=None if found is None else found.step,
+                curve=None if found is None else found.curve,
+                seconds=round(time.perf_counter() - begun, 1),
+            )
+        loss = ledger.pieces[piece]["dev_loss"]
+        tried.append((math.inf if loss is None else loss, choice))
+        if not waiting and RATE in choice and (further := method.wider({c[RATE]: x for x, c in tried})):
+            waiting.append(further)
+    best = min(tried, key=lambda pair: pair[0])
+    if math.isinf(best[0]):
+        raise TrainingDiverged(
+            f"{method.name} diverged at all of {', '.join(shown(choice) for _, choice in tried)}"
+        )
+    return best[1]

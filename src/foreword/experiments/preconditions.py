@@ -1,0 +1,52 @@
+"""Preconditions: what can't be tried with this base and this data is said before the first training."""
+
+from __future__ import annotations
+
+from foreword.base import BaseModel
+from foreword.baselines.method import RATE, Method
+from foreword.baselines.trainee import Setting
+from foreword.encoding import encode
+from foreword.errors import ForewordError, UsageError, WindowExceeded
+from foreword.experiments.material import Material
+from foreword.experiments.plan import Plan
+from foreword.experiments.room import choices, misfit
+
+LOOKED_AT = 100
+"""Training examples among which a short one is looked for."""
+
+
+def check(base: BaseModel, material: Material, plan: Plan) -> None:
+    """Refuse what would end in an error later.
+
+    Raises:
+        UsageError: several subsets where each is all of the examples; a method that the base can't have.
+        UnsupportedArchitecture: the same, because of how it is built.
+        WindowExceeded: a text that does not fit behind what a method puts in front of it.
+    """
+    everything = len(material.train)
+    if plan.subsets > 1 and everything in {trial.size for trial in plan.trials()}:
+        raise UsageError(
+            f"{plan.subsets} subsets of {everything} training examples are asked for, and there are no more: "
+            "all would be the same. Take one subset, with several seeds, or fewer examples"
+        )
+    for method in (*plan.methods, *plan.others):
+        method.check(base)
+        _begin(base, method, material, plan)
+        if plan.tuned and RATE not in method.usual and choices(base, method, material, plan):
+            continue
+        smallest = method.choices(base)[0] if plan.tuned else method.usual
+        if found := misfit(base, method, smallest, material, plan):
+            raise WindowExceeded(f"{method.name}: {found}")
+
+
+def _begin(base: BaseModel, method: Method, material: Material, plan: Plan) -> None:
+    """Begin it once, on one short example: what the base is not built for shows."""
+    looked_at = material.train[:LOOKED_AT]
+    short = min(looked_at, key=lambda example: len(str(example.source)) + len(example.target))
+    rows, _ = encode([short], base.tokenizer, base.template, plan.max_length, apart=base.is_encoder_decoder)
+    try:
+        method.begin(Setting(base, [short], rows, plan.length, plan.seed, method.usual, plan.instruction))
+    except WindowExceeded:
+        pass  # of one example; what follows says it of all
+    except ForewordError as error:
+        raise type(error)(f"{method.name}: {error}") from error

@@ -1,0 +1,125 @@
+"""What can't be tried is refused before the first training, and says why."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BartConfig, BartForConditionalGeneration
+
+from foreword import BaseModel, Example
+from foreword.baselines.method import METHODS, VARIANTS, methods_named
+from foreword.errors import UsageError, WindowExceeded
+from foreword.examples import Entry
+from foreword.experiments.ledger import Ledger
+from foreword.experiments.material import Material
+from foreword.experiments.preconditions import check
+from foreword.experiments.room import choices
+from foreword.experiments.trial_cost import left
+from foreword.experiments.trials import run, settings_of
+from stand_ins import VOCABULARY, byte_tokenizer, random_examples
+from trials import small_material, small_plan
+
+WINDOW = 128
+"""Of the tiny base."""
+
+
+@pytest.fixture(scope="module")
+def tiny_bart() -> BaseModel:
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    feed_forward = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    config = BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=16,
+        max_position_embeddings=WINDOW,
+        eos_token_id=0,
+        pad_token_id=0,
+        bos_token_id=0,
+        decoder_start_token_id=0,
+        forced_eos_token_id=None,
+        **sizes,
+        **feed_forward,
+    )
+    return BaseModel(BartForConditionalGeneration(config), byte_tokenizer(), name="tiny-bart")
+
+
+def with_measured(tokens: int) -> Material:
+    """Measured is one example that takes so many tokens: source, newline, target, without its end."""
+    entry = Entry("a" * (tokens - 2), ("b",))
+    return dataclasses.replace(small_material(), measured={"seen": [entry]})
+
+
+def plan_of(*names: str, **changes: Any) -> Any:
+    return small_plan(methods=tuple(methods_named(names)), **changes)
+
+
+def test_all_methods_can_be_tried_with_short_examples(tiny_base: BaseModel) -> None:
+    check(tiny_base, small_material(), plan_of(*METHODS, *VARIANTS, tuned=True, subsets=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "fits"), [("prefix", 2, 126), ("length-20", 2, 108), ("fine-tuning", 2, 128)]
+)
+def test_a_measured_example_has_to_fit_behind_what_is_in_front(
+    tiny_base: BaseModel, name: str, length: int, fits: int
+) -> None:
+    plan = plan_of(name, length=length)
+    check(tiny_base, with_measured(fits), plan)
+    message = f"{name}: example 0 of those measured \\(seen\\).* has {fits + 1} tokens; {fits} fit .*tiny"
+    with pytest.raises(WindowExceeded, match=message):
+        check(tiny_base, with_measured(fits + 1), plan)
+
+
+def test_a_training_example_that_is_not_cut_enough_says_to_what(tiny_base: BaseModel) -> None:
+    long = [Example("a" * 200, "b"), *random_examples(5)]
+    material = dataclasses.replace(small_material(), train=long)
+    plan = plan_of("prefix", sizes=(6,), subsets=1, tuning_size=2)
+    check(tiny_base, material, plan)  # cut to 100
+    with pytest.raises(WindowExceeded, match="has 200 tokens; 126 fit .* Cut them with --max-length 126"):
+        check(tiny_base, material, dataclasses.replace(plan, max_length=200))
+
+
+def test_numbers_of_demonstrations_that_do_not_fit_are_left_out(tiny_base: BaseModel, tmp_path: Path) -> None:
+    few = METHODS["few-shot"]
+    ten = [Example(f"source {number}.", "tens") for number in range(9)] * 4  # 15 tokens each, the end with it
+    short = Material(ten, ten[:3], small_material().measured)
+    plan = plan_of("few-shot", tuned=True, instruction="Say", sizes=(9,), subsets=1, tuning_size=9)
+    assert choices(tiny_base, few, short, plan) == [{"shots": 2}, {"shots": 4}]
+    check(tiny_base, short, plan)
+    ledger = Ledger(tmp_path, "low-data", settings_of(tiny_base, short, plan))
+    assert left(tiny_base, short, plan, ledger).trainings == 2 + 1
+    run(tiny_base, short, plan, ledger, tmp_path, lambda *_: None)
+    assert {name for name in ledger.pieces if name.startswith("grid")} == {
+        "grid of few-shot: shots 2",
+        "grid of few-shot: shots 4",
+    }
+    assert ledger.pieces["few-shot, n = 9, subset 0, seed 0"]["figures"]
+
+    room_for_two = dataclasses.replace(plan, instruction="S" * 60)
+    (only,) = choices(tiny_base, few, short, room_for_two)
+    ledger = Ledger(tmp_path / "two", "low-data", settings_of(tiny_base, short, room_for_two))
+    run(tiny_base, short, room_for_two, ledger, tmp_path / "two", lambda *_: None)
+    (trial,) = ledger.pieces.values()
+    assert trial["choice"] == only == {"shots": 2}
+
+    for changes in ({"instruction": "S" * 110}, {"tuned": False, "instruction": "S" * 60}):
+        with pytest.raises(WindowExceeded, match="few-shot: "):
+            check(tiny_base, short, dataclasses.replace(plan, **changes))
+
+
+def test_repeats_of_one_and_the_same_subset_are_refused(tiny_base: BaseModel) -> None:
+    check(tiny_base, small_material(), plan_of("prefix", sizes=(30,), subsets=1, seeds=3))
+    with pytest.raises(UsageError, match="2 subsets of 30 training examples .* Take one subset"):
+        check(tiny_base, small_material(), plan_of("prefix", sizes=(4, 30), subsets=2))
+    others = tuple(methods_named(["none"]))
+    with pytest.raises(UsageError, match="all would be the same"):
+        check(tiny_base, small_material(), plan_of("prefix", others=others, tuning_size=30))
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "peft-prefix", "prompt-tuning", "llama-adapter", "infix"])
+def test_what_an_encoder_decoder_can_not_have_is_refused_by_name(tiny_bart: BaseModel, name: str) -> None:
+    check(tiny_bart, small_material(), plan_of("prefix", "fine-tuning"))
+    with pytest.raises(UsageError, match=f"^{name}: .*"):
+        check(tiny_bart, small_material(), plan_of("prefix", name))
