@@ -184,19 +184,20 @@ def test_a_task_is_read_decoded_and_scored_as_it_is_published(run: Any, base: st
 
 
 def test_entries_of_one_source_are_scored_apart_when_a_task_is_named(run: Any, base: str) -> None:
-    """As evaluate counts them: the same dev file, whose entries have half as many sources."""
-    for name, letters in (("train.xml", "abcdefgh"), ("dev.xml", "mmnnooppqqrr")):
+    """As evaluate counts them: the same file, whose entries have half as many sources."""
+    for name, letters in (("train.xml", "abcdefgh"), ("choose.xml", "uvw"), ("dev.xml", "mmnnooppqqrr")):
         entries = [
             ENTRY.format(("Food", "City")[place % 2], place, letter, letter * 2, letter, place)
             for place, letter in enumerate(letters)
         ]
         Path(name).write_text(WEBNLG.format("".join(entries)))
-    files = ("--task", "webnlg", "--train", "train.xml", "--dev", "dev.xml", "--test", "dev.xml")
+    files = ("--task", "webnlg", "--train", "train.xml", "--test", "dev.xml")
     options = (*SMALL, "--sizes", 4, "--subsets", 1, "--methods", "none", "--measured-sources", 6)
-    done = run(
-        *("reproduce", "low-data", *files, "--base", base, *options, "--metrics", "plain"),
-        *("--out", "run", "--untuned"),
-    )
+    command = ("reproduce", "low-data", *files, "--base", base, *options, "--metrics", "plain", "--untuned")
+    refused = run(*command, "--dev", "dev.xml", "--out", "refused")
+    assert refused.status == 1
+    assert "every source of dev.xml is among those of dev.xml that are measured" in refused.stderr
+    done = run(*command, "--dev", "choose.xml", "--out", "run")
     assert done.status == 0, done.stderr
     head = json.loads(Path("run/results.jsonl").read_text().splitlines()[0])["settings"]
     assert (head["measured: measured"], head["measured entries"]) == (24, 12)

@@ -11,7 +11,7 @@ from foreword.errors import BadExamples, UsageError
 from foreword.evaluation import find_task, read_task
 from foreword.examples import Entry, digest, entries_of, examples_of
 from foreword.experiments.held_out import hold_out
-from foreword.experiments.material import Material, divide, draw_dev, draw_measured, few_targets
+from foreword.experiments.material import Material, apart, divide, draw_dev, draw_measured, few_targets
 from trials import small_material
 
 
@@ -102,7 +102,7 @@ def test_subsets_depend_on_seed_size_and_name_alone() -> None:
 
 def test_groups_held_out_are_in_nothing_but_what_is_measured_as_unseen() -> None:
     data = [example for owner in "abcdef" for example in dev_of(6, owner=owner)]
-    material, held = hold_out(data, data, ["b", "e"], dev_rows=4, measured_sources=5, seed=0)
+    material, held, _ = hold_out(data, data, ["b", "e"], dev_rows=4, measured_sources=5, seed=0)
     assert held == ("b", "e")
 
     def groups(examples: object) -> set[str]:
@@ -134,3 +134,31 @@ def test_groups_that_are_not_there_are_named() -> None:
         hold_out(data, data, ["a", "b"], **options)
     with pytest.raises(BadExamples, match="training example 0 has no group; .* --group-field"):
         hold_out(dev_of(3), data, ["a"], **options)
+
+
+def test_no_source_is_trained_on_that_chooses_or_is_measured() -> None:
+    data = dev_of(12)
+    chosen, measured = divide(data, dev_rows=3, measured_sources=4, seed=0)
+    material, left_out = apart(data, chosen, {"measured": measured})
+    taken = {example.source for example in chosen} | {entry.source for entry in measured}
+    assert len(taken) == 7
+    assert {example.source for example in material.train} == {example.source for example in data} - taken
+    assert left_out == len(data) - len(material.train) > 0
+    with pytest.raises(BadExamples, match="among those that choose or are measured"):
+        apart([data[0]], [data[0]], {})
+
+
+def test_a_source_of_two_groups_is_on_one_side() -> None:
+    both = [Example(f"s{n}", f"t{n} of {group}", group) for n in range(12) for group in "ab"]
+    own = [Example(f"{group}{n}", "t", group) for n in range(8) for group in "ab"]
+    material, _, left_out = hold_out(
+        [*both, *own], [*both, *own], ["b"], dev_rows=3, measured_sources=4, seed=1
+    )
+    sides = [
+        {example.source for example in material.train},
+        {example.source for example in material.dev},
+        *({entry.source for entry in entries} for entries in material.measured.values()),
+    ]
+    assert all(sides)
+    assert sum(map(len, sides)) == len(set().union(*sides))
+    assert left_out > 0

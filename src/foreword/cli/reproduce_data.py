@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foreword.cli import output
-from foreword.errors import UsageError
+from foreword.errors import BadExamples, UsageError
 
 if TYPE_CHECKING:
     from foreword.base import BaseModel
@@ -77,7 +77,7 @@ def read_material(
     train: Path, dev: Path, test: Path | None, reading: Reading, chosen: Mapping[str, Any], seed: int
 ) -> Material:
     """Examples to train on, to choose by, and to measure on."""
-    from foreword.experiments.material import Material, divide, draw_dev, draw_measured
+    from foreword.experiments.material import apart, divide, draw_dev, draw_measured, without_sources
 
     dev_rows, sources = chosen["dev_rows"], chosen["measured_sources"]
     train_examples, dev_entries = reading.training(train), reading.entries(dev)
@@ -85,8 +85,22 @@ def read_material(
         chosen_by, measured = divide(dev_entries, dev_rows=dev_rows, measured_sources=sources, seed=seed)
     else:
         measured = draw_measured(reading.entries(test), sources, seed)
-        chosen_by = draw_dev(dev_entries, dev_rows, seed)
-    return Material(train_examples, chosen_by, {"measured": measured})
+        others = without_sources(dev_entries, measured)
+        if not others:
+            raise BadExamples(
+                f"every source of {dev} is among those of {test} that are measured; give dev examples that "
+                "may choose, or measure on fewer with --measured-sources"
+            )
+        chosen_by = draw_dev(others, dev_rows, seed)
+    material, left_out = apart(train_examples, chosen_by, {"measured": measured})
+    tell_left_out(left_out)
+    return material
+
+
+def tell_left_out(examples: int) -> None:
+    """A note, where training examples were left out."""
+    if examples:
+        output.note(f"{examples} training examples left out: their source chooses, or is measured")
 
 
 def decoding_of(task: str | None, beams: int | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from foreword.cli import options as common
 from foreword.cli import reproduce_options as shared
 from foreword.cli import reproduce_trial_options as own
 from foreword.cli import train_options as its
-from foreword.cli.reproduce_data import Reading, metrics_of
+from foreword.cli.reproduce_data import Reading, metrics_of, tell_left_out
 from foreword.cli.reproduce_methods import LOW_DATA, MORE
 from foreword.cli.reproduce_trials import Kind, carry_out, make_plan
 
@@ -88,7 +88,7 @@ def extrapolation(
     chosen = EXTRAPOLATION.chosen(context.params)
     fields = common.fields_of(source_field, target_field, group_field)
     sets, reading = metrics_of(task, metrics), Reading(task, format, fields)
-    material, held = hold_out(
+    material, held, left_out = hold_out(
         reading.training(train, groups=True),
         reading.entries(dev, groups=True),
         held_out or (),
@@ -97,6 +97,7 @@ def extrapolation(
         seed=seed,
     )
     typer.echo(f"held out: {', '.join(held)}", err=True)
+    tell_left_out(left_out)
     plan = make_plan(chosen, len(material.train))
     model = load_base(base, device=device, dtype=dtype, attention=attention, quantization=quantization)
     carry_out(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from foreword.errors import BadExamples, UsageError
 from foreword.examples import Entry, Example
-from foreword.experiments.material import Material, divide, draw_measured
+from foreword.experiments.material import Material, apart, divide, draw_measured, without_sources
 
 GroupOf = Callable[[Example | Entry], str | None]
 
@@ -29,8 +29,10 @@ def hold_out(
     measured_sources: int,
     seed: int,
     group_of: GroupOf = by_owner,
-) -> tuple[Material, tuple[str, ...]]:
+) -> tuple[Material, tuple[str, ...], int]:
     """Training examples without the groups held out; dev examples of seen and of unseen groups, apart.
+
+    A source can stand in several groups: one that is measured as unseen is nothing else.
 
     Args:
         names: groups to hold out; none: one in three of those in dev, drawn by the seed.
@@ -38,7 +40,8 @@ def hold_out(
         measured_sources: of seen groups, and as many of unseen ones.
 
     Returns:
-        The material, measured on `seen` and `unseen`, and the names of the groups held out.
+        The material, measured on `seen` and `unseen`; the names of the groups held out; how many training
+        examples of seen groups were left out because their source chooses or is measured.
 
     Raises:
         BadExamples: an example without a group, or too few examples of seen groups.
@@ -59,8 +62,9 @@ def hold_out(
     kept = [example for example in train if group_of(example) not in held]
     if not kept:
         raise UsageError(f"no training example is left without {', '.join(held)}; hold fewer groups out")
-    seen = [example for example in dev if group_of(example) not in held]
     unseen = [example for example in dev if group_of(example) in held]
-    chosen, measured = divide(seen, dev_rows=dev_rows, measured_sources=measured_sources, seed=seed)
     outside = draw_measured(unseen, measured_sources, seed)
-    return Material(kept, chosen, {"seen": measured, "unseen": outside}), held
+    seen = without_sources([example for example in dev if group_of(example) not in held], outside)
+    chosen, measured = divide(seen, dev_rows=dev_rows, measured_sources=measured_sources, seed=seed)
+    material, left_out = apart(kept, chosen, {"seen": measured, "unseen": outside})
+    return material, held, left_out

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from foreword.errors import BadExamples, UsageError
 from foreword.examples import Entry, Example, digest, entries_of, examples_of, source_key
 from foreword.template import Source
+
+Some = TypeVar("Some", Example, Entry, Example | Entry)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,29 @@ class Material:
             return list(self.train)
         drawn = random.Random(f"{seed}/{size}/{name}")
         return [self.train[place] for place in drawn.sample(range(len(self.train)), size)]
+
+
+def apart(
+    train: Sequence[Example], dev: Sequence[Example], measured: Mapping[str, Sequence[Entry]]
+) -> tuple[Material, int]:
+    """Material that trains on no source that chooses or is measured, and how many examples that left out.
+
+    Raises:
+        BadExamples: no training example is left.
+    """
+    kept = without_sources(train, [*dev, *(entry for entries in measured.values() for entry in entries)])
+    if train and not kept:
+        raise BadExamples(
+            f"the sources of all {len(train)} training examples are among those that choose or are measured; "
+            "give other files to train on and to measure on"
+        )
+    return Material(kept, dev, measured), len(train) - len(kept)
+
+
+def without_sources(data: Sequence[Some], those: Iterable[Example | Entry]) -> list[Some]:
+    """What has none of the sources of `those`."""
+    taken = {source_key(each.source) for each in those}
+    return [each for each in data if source_key(each.source) not in taken]
 
 
 def divide(

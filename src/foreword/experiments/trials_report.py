@@ -237,7 +237,8 @@ def _notes(plan: Plan) -> str:
         "same warm-up, decay and clipping, keeps the step with the lowest dev loss, and writes with the same "
         "decoding. The beginning, step 0, is measured and can't be kept: a method that only makes it worse "
         "is shown as that.",
-        "- Dev examples choose rates and steps. What is measured has other sources, and chose nothing.",
+        "- Dev examples choose rates and steps. What is measured has other sources than these and than what "
+        "is trained on.",
         f"- The loss is measured on at most {LOSS_TARGETS} targets of a source, texts against all of them.",
     ]
     if len(plan.sizes) * plan.subsets < 6:
