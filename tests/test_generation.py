@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor
 
 from by_hand import greedy, layers_of
 from foreword import BaseModel, Template, generate
+from foreword.cache import prefixed_cache
 from foreword.errors import GeometryMismatch, UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from stand_ins import VOCABULARY, random_prefix
@@ -136,6 +137,12 @@ def test_rows_that_have_ended_leave_the_batch_and_change_no_other(
     assert together == generate(tiny_base, prompts, prefixes, stop=stop, batch_size=1, **options)
     cut = [min((text.find(word) for word in stop if word in text), default=len(text)) for text in whole]
     assert together == [text[:end] for text, end in zip(whole, cut, strict=True)]
+
+
+def test_nothing_cuts_the_cache_of_a_batch_that_goes_on(tiny_base: BaseModel) -> None:
+    """Where stopping is noticed a step late (MPS), transformers must not write that step into it."""
+    cache = prefixed_cache(tiny_base.geometry, None, 8)
+    assert not cache.is_croppable
 
 
 def test_banned_texts_do_not_appear(tiny_base: BaseModel) -> None:

@@ -15,6 +15,7 @@ from foreword import BaseModel, Prefix, generate, quantization, train
 from foreword.baselines.method import methods_named
 from foreword.checkpointing import gradient_checkpointing
 from foreword.errors import CheckpointMismatch, UsageError
+from foreword.experiments import preconditions
 from foreword.head_losses import find_plain_head, plain_head
 from foreword.losses import target_losses
 from foreword.packing import PackedLinear, is_prepared, prepare
@@ -22,6 +23,7 @@ from foreword.row_prefixes import RowPrefixes
 from foreword.serving import configuration
 from saved_bases import save_tiny
 from stand_ins import random_examples, random_prefix, tiny_llama
+from trials import small_material, small_plan
 
 KINDS = ("int8", "nf4")
 
@@ -230,15 +232,15 @@ def test_it_says_what_it_is(quantized: BaseModel, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["fine-tuning", "top-2"])
 def test_fine_tuning_is_refused(quantized: BaseModel, name: str) -> None:
     (method,) = methods_named([name])
-    for refuse in (lambda: method.check(quantized), lambda: method.begin(setting_of(quantized))):
-        with pytest.raises(UsageError, match="quantised"):
-            refuse()
+    with pytest.raises(UsageError, match="quantised"):
+        method.begin(setting_of(quantized))
+    with pytest.raises(UsageError, match=f"{name}: .*quantised"):
+        preconditions.check(quantized, small_material(), small_plan(methods=(method,)))
 
 
 def test_lora_trains_beside_the_same_weights(quantized: BaseModel) -> None:
     pytest.importorskip("peft")
     (method,) = methods_named(["lora-8"])
-    method.check(quantized)
     setting = setting_of(quantized)
     trainee = method.begin(setting)
     trainee.losses(setting.rows).mean().backward()

@@ -25,6 +25,9 @@ from foreword.row_prefixes import RowPrefixes
 class PrefixedLayer(DynamicLayer):
     """One layer's keys and values, in a buffer that holds the prefix and room for the text."""
 
+    # On MPS transformers runs a step too far and cuts it off again, where a cache can be cut: not this one.
+    is_croppable = False
+
     def __init__(self, layer: int, prefixes: RowPrefixes | None, room: int) -> None:
         """`room`: tokens of text that are expected; the buffer grows when more come."""
         super().__init__()

@@ -199,6 +199,7 @@ def _generate_batch(
             skip=0 if base.is_encoder_decoder else 1,
         )
     stop = StopOfTheRow(base.tokenizer, decoding.stop, start) if decoding.stop else None
+    config = _settings(base, rows[0], decoding, pad_id)
     written: list[list[int]] = [[] for _ in rows]
     running, made = list(range(len(rows))), 0
     while True:
@@ -207,10 +208,12 @@ def _generate_batch(
         last = (-1,) * len(running)
         attention = Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes, answers_from=last)
         packed = is_prepared(base.model) and packing_pays(len(running) * decoding.beams)
+        config.max_new_tokens = rows[0].room - made
+        config.min_new_tokens = max(min(decoding.min_new_tokens, rows[0].room) - made, 0) or None
         with attending(attention), packed_weights(packed):
             ids_BT = _own_settings(base.model).generate(
                 **inputs,
-                generation_config=_settings(base, rows[0], decoding, made, pad_id),
+                generation_config=config,
                 logits_processor=processors,
                 stopping_criteria=StoppingCriteriaList([ending] if apart else [stop] if stop else []),
                 streamer=streamer,
@@ -227,15 +230,13 @@ def _generate_batch(
         inputs = _of_rows(inputs, ids_BT, staying)
 
 
-def _settings(base: BaseModel, row: _Row, decoding: Decoding, made: int, pad_id: int) -> GenerationConfig:
-    """Of transformers' `generate`, for rows like `row` that have `made` new tokens already."""
+def _settings(base: BaseModel, row: _Row, decoding: Decoding, pad_id: int) -> GenerationConfig:
+    """Of transformers' `generate`, for rows like `row`; without lengths, which change as rows leave."""
     suppressed, sequences = banned_token_ids(base.tokenizer, decoding.banned)
     declared = base.model.generation_config  # of it, only what the model is never meant to say
     suppressed = [*suppressed, *(declared.suppress_tokens or ())]
     sequences = [*sequences, *(declared.bad_words_ids or ())]
     return GenerationConfig(
-        max_new_tokens=row.room - made,
-        min_new_tokens=max(min(decoding.min_new_tokens, row.room) - made, 0) or None,
         do_sample=False,  # sampling is greedy choice after the row's own noise (Gumbel-max)
         num_beams=decoding.beams,
         length_penalty=decoding.length_penalty,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreword.examples import Entry, Example, entries_of, examples_of, references
+from foreword.examples import Entry, Example, entries_of, examples_of
 
 EXAMPLES = st.lists(
     st.builds(
@@ -15,11 +15,6 @@ EXAMPLES = st.lists(
         st.sampled_from([None, "ann", "bob"]),
     )
 )
-
-
-@given(EXAMPLES)
-def test_examples_are_grouped_as_references_are(examples):
-    assert [(one.source, list(one.references)) for one in entries_of(examples)] == references(examples)
 
 
 @given(EXAMPLES)

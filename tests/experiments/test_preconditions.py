@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BartConfig, BartForConditionalGeneration
 
 from foreword import BaseModel, Example
 from foreword.baselines.method import METHODS, VARIANTS, methods_named
@@ -19,7 +18,8 @@ from foreword.experiments.preconditions import check
 from foreword.experiments.room import choices
 from foreword.experiments.trial_cost import left
 from foreword.experiments.trials import run, settings_of
-from stand_ins import VOCABULARY, byte_tokenizer, random_examples
+from stand_ins import random_examples
+from training.tiny_bart import tiny_bart_base
 from trials import small_material, small_plan
 
 WINDOW = 128
@@ -28,21 +28,7 @@ WINDOW = 128
 
 @pytest.fixture(scope="module")
 def tiny_bart() -> BaseModel:
-    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
-    feed_forward = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-    config = BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=16,
-        max_position_embeddings=WINDOW,
-        eos_token_id=0,
-        pad_token_id=0,
-        bos_token_id=0,
-        decoder_start_token_id=0,
-        forced_eos_token_id=None,
-        **sizes,
-        **feed_forward,
-    )
-    return BaseModel(BartForConditionalGeneration(config), byte_tokenizer(), name="tiny-bart")
+    return tiny_bart_base(WINDOW)
 
 
 def with_measured(tokens: int) -> Material:

@@ -9,7 +9,7 @@ from foreword import BaseModel
 from stand_ins import VOCABULARY, byte_tokenizer
 
 
-def tiny_bart_base() -> BaseModel:
+def tiny_bart_base(window: int = 64) -> BaseModel:
     torch.manual_seed(0)
     config = BartConfig(
         vocab_size=VOCABULARY,
@@ -20,7 +20,7 @@ def tiny_bart_base() -> BaseModel:
         decoder_attention_heads=2,
         encoder_ffn_dim=16,
         decoder_ffn_dim=16,
-        max_position_embeddings=64,
+        max_position_embeddings=window,
         pad_token_id=0,
         bos_token_id=0,
         eos_token_id=0,

@@ -10,7 +10,6 @@ from foreword.base import BaseModel
 from foreword.baselines import peft_methods, prefixes, prompting, variants, weights
 from foreword.baselines.trainee import Front, Setting, Trainee, nothing
 from foreword.errors import UsageError
-from foreword.quantization import check_trainable
 
 Choice = dict[str, Any]
 
@@ -30,7 +29,6 @@ class Method:
         begin: makes the trainee.
         grid: what is tried on dev examples, rates in ascending order.
         usual: what is taken where nothing is tried.
-        copies: whether weights of the base model are trained, in a copy.
         fits: whether a choice can be had of a base model; None: all can.
         front: what a choice puts in front of every text.
         work: what a training step computes: gradients of activations only (`frozen`), of weights too
@@ -43,18 +41,8 @@ class Method:
     grid: tuple[Choice, ...]
     usual: Choice
     work: Literal["frozen", "weights", "none"] = "frozen"
-    copies: bool = False
     fits: Callable[[BaseModel, Choice], bool] | None = None
     front: Callable[[Setting], Front] = nothing
-
-    def check(self, base: BaseModel) -> None:
-        """Refuse, before any work, a base model that the method can't adapt.
-
-        Raises:
-            UsageError: its weights are quantised, and would be trained.
-        """
-        if self.copies:
-            check_trainable(base, self.title)
 
     def choices(self, base: BaseModel) -> list[Choice]:
         """The grid, without what can't be had of `base`."""
@@ -108,7 +96,6 @@ METHODS = {
             rates(2e-5, 5e-5, 1.2e-4),
             {RATE: 5e-5},
             "weights",
-            copies=True,
         ),
         Method(
             "top-2",
@@ -116,7 +103,6 @@ METHODS = {
             weights.top_layers(2),
             rates(1e-4, 3e-4, 1e-3),
             {RATE: 3e-4},
-            copies=True,
         ),
         Method("lora", "LoRA, prefix's size", peft_methods.lora(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
         Method("lora-8", "LoRA, r = 8", peft_methods.lora(8), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),

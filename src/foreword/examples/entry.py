@@ -50,6 +50,14 @@ def _together(examples: list[Example]) -> Entry:
     return Entry(first.source, tuple(example.target for example in examples), owner=first.owner)
 
 
+def references(examples: Iterable[Example]) -> list[tuple[Source, list[str]]]:
+    """Each distinct source of each owner with all its targets, for metrics with several references.
+
+    Sources come in the order in which they are first seen, targets in theirs; nothing is dropped.
+    """
+    return [(entry.source, list(entry.references)) for entry in entries_of(examples)]
+
+
 def examples_of(entries: Sequence[Entry], *, fit_only: bool = True) -> list[Example]:
     """An example for each reference.
 

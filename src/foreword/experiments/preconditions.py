@@ -30,7 +30,6 @@ def check(base: BaseModel, material: Material, plan: Plan) -> None:
             "all would be the same. Take one subset, with several seeds, or fewer examples"
         )
     for method in (*plan.methods, *plan.others):
-        method.check(base)
         _begin(base, method, material, plan)
         if plan.tuned and RATE not in method.usual and choices(base, method, material, plan):
             continue
