@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 from typing import Any
@@ -25,5 +26,17 @@ def describe_machine(base: BaseModel) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        **package_versions("peft"),
         "foreword": __version__,
     }
+
+
+def package_versions(*packages: str) -> dict[str, str]:
+    """The version of each package, or that it is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

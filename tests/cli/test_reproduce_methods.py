@@ -72,7 +72,7 @@ def test_the_tables_hold_the_figures_of_the_results(run: Any, command: tuple[obj
         rows = [line.replace("*", "") for line in page.splitlines() if line.startswith(f"| {title} |")]
         assert f"| {title} | {' | '.join(a + b for a, b in cells)} |" in rows
     assert "not finished" not in page
-    assert "**prefix against LoRA, prefix's size, loss:" in page
+    assert "**prefix vs LoRA, prefix's size, loss:" in page
     assert Path("run/figures.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(Path("run/outputs").iterdir())) == 8
 
@@ -135,7 +135,8 @@ def test_unseen_groups_have_tables_of_their_own(run: Any, base: str) -> None:
     files = ("--train", train, "--dev", dev, "--base", base, "--group-field", "category")
     done = run("reproduce", "extrapolation", *files, *SMALL, "--held-out", "b", "--out", "run", "--untuned")
     assert done.status == 0, done.stderr
-    assert "held out: b" in done.stderr
+    assert "measured as unseen: b" in done.stderr
+    assert "With 1 subset in all no difference can be significant" not in done.stderr  # there are four
     page = Path("run/report.md").read_text()
     assert "## BLEU, seen" in page
     assert "## Loss, unseen" in page
@@ -144,6 +145,40 @@ def test_unseen_groups_have_tables_of_their_own(run: Any, base: str) -> None:
     assert missing.status == 2
     assert "no dev example is of 'z'; groups there are a, b, c" in missing.stderr
     assert not Path("other").exists()
+
+
+def test_groups_that_training_lacks_are_unseen_and_may_be_in_a_file_of_their_own(run: Any, base: str) -> None:
+    """As WebNLG's test data: some categories are those of training, some are new."""
+    train, dev, test = (
+        write("train.jsonl", 30, 0, "ab"),
+        write("dev.jsonl", 30, 1, "abz"),
+        write("test.jsonl", 30, 2, "ayz"),
+    )
+    files = ("--train", train, "--dev", dev, "--test", test, "--base", base, "--group-field", "category")
+    done = run("reproduce", "extrapolation", *files, *SMALL, "--out", "run", "--untuned")
+    assert done.status == 0, done.stderr
+    assert "measured as unseen: y, z" in done.stderr
+    (texts, *_) = Path("run/outputs").iterdir()
+    lines = [json.loads(line) for line in texts.read_text().splitlines()]
+    category = {
+        record["source"]: record["category"]
+        for record in map(json.loads, Path("test.jsonl").read_text().splitlines())
+    }
+    found = {(line["group"], category[line["source"]]) for line in lines}
+    assert found <= {("seen", "a"), ("unseen", "y"), ("unseen", "z")}
+    assert {group for group, _ in found} == {"seen", "unseen"}
+
+
+def test_a_run_of_two_folders_is_put_together(run: Any, command: tuple[object, ...]) -> None:
+    assert run(*command, "--methods", "prefix", "--out", "run", "--untuned").status == 0
+    assert run(*command, "--methods", "lora", "--out", "other", "--untuned").status == 0
+    done = run(*command, "--methods", "prefix,lora", "--out", "run", "--untuned", "--also", "other")
+    assert done.status == 0, done.stderr
+    assert "4 pieces taken over from other" in done.stderr
+    assert "to make" not in done.stderr
+    page = Path("run/report.md").read_text()
+    assert "Not finished" not in page
+    assert "--out other" in page
 
 
 WEBNLG = """<benchmark><entries>{}</entries></benchmark>"""

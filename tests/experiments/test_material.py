@@ -136,6 +136,32 @@ def test_groups_that_are_not_there_are_named() -> None:
         hold_out(dev_of(3), data, ["a"], **options)
 
 
+def test_a_group_that_training_lacks_is_unseen() -> None:
+    def data(owners: str) -> list[Example]:
+        return [example for owner in owners for example in dev_of(6, owner=owner)]
+
+    options = {"dev_rows": 4, "measured_sources": 50, "seed": 0}
+    material, unseen, _ = hold_out(data("abcd"), data("abcdz"), ["b"], **{**options, "measured_sources": 6})
+    assert unseen == ("b", "z")
+    assert {entry.source[0] for entry in material.measured["unseen"]} == {"b", "z"}
+    assert {entry.source[0] for entry in material.measured["seen"]} <= set("acd")
+    assert {example.source[0] for example in material.dev} <= set("acd")
+
+    # Measured on a file of its own, which has new groups: none of training is held out.
+    test = [Example(example.source + "t", example.target, example.owner) for example in data("acyz")]
+    material, unseen, _ = hold_out(data("abcd"), data("abcdz"), (), test=test, **options)
+    assert unseen == ("y", "z")
+    assert {example.source[0] for example in material.train} == set("abcd")
+    assert {entry.source[0] for entry in material.measured["seen"]} == {"a", "c"}
+    assert {entry.source[0] for entry in material.measured["unseen"]} == {"y", "z"}
+    assert {example.source[0] for example in material.dev} <= set("abcd")
+    with pytest.raises(UsageError, match="no test example is of 'b'; groups there are a, c, y, z"):
+        hold_out(data("abcd"), data("abcdz"), ["b"], test=test, **options)
+    new = [example for example in test if example.owner in "yz"]
+    with pytest.raises(UsageError, match="measured as seen: training has a, b, c, d, measured are y, z"):
+        hold_out(data("abcd"), data("abcdz"), (), test=new, **options)
+
+
 def test_no_source_is_trained_on_that_chooses_or_is_measured() -> None:
     data = dev_of(12)
     chosen, measured = divide(data, dev_rows=3, measured_sources=4, seed=0)

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from foreword import BaseModel, Example
 from foreword.baselines.method import METHODS, VARIANTS, methods_named
-from foreword.errors import UsageError, WindowExceeded
+from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Entry
 from foreword.experiments.ledger import Ledger
 from foreword.experiments.material import Material
-from foreword.experiments.preconditions import check
+from foreword.experiments.preconditions import check, check_chosen, without_unsupported
 from foreword.experiments.room import choices
 from foreword.experiments.trial_cost import left
 from foreword.experiments.trials import run, settings_of
-from stand_ins import random_examples
+from stand_ins import VOCABULARY, byte_tokenizer, random_examples
 from training.tiny_bart import tiny_bart_base
 from trials import small_material, small_plan
 
@@ -35,6 +37,15 @@ def with_measured(tokens: int) -> Material:
     """Measured is one example that takes so many tokens: source, newline, target, without its end."""
     entry = Entry("a" * (tokens - 2), ("b",))
     return dataclasses.replace(small_material(), measured={"seen": [entry]})
+
+
+def tiny_gemma() -> Gemma3ForCausalLM:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    torch.manual_seed(0)
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(vocab_size=VOCABULARY, pad_token_id=0, eos_token_id=0, **sizes, **heads)
+    )
 
 
 def plan_of(*names: str, **changes: Any) -> Any:
@@ -87,8 +98,8 @@ def test_numbers_of_demonstrations_that_do_not_fit_are_left_out(tiny_base: BaseM
     (only,) = choices(tiny_base, few, short, room_for_two)
     ledger = Ledger(tmp_path / "two", "low-data", settings_of(tiny_base, short, room_for_two))
     run(tiny_base, short, room_for_two, ledger, tmp_path / "two", lambda *_: None)
-    (trial,) = ledger.pieces.values()
-    assert trial["choice"] == only == {"shots": 2}
+    assert {tuple(piece["choice"].items()) for piece in ledger.pieces.values()} == {(("shots", 2),)}
+    assert only == {"shots": 2}
 
     for changes in ({"instruction": "S" * 110}, {"tuned": False, "instruction": "S" * 60}):
         with pytest.raises(WindowExceeded, match="few-shot: "):
@@ -109,3 +120,45 @@ def test_what_an_encoder_decoder_can_not_have_is_refused_by_name(tiny_bart: Base
     check(tiny_bart, small_material(), plan_of("prefix", "fine-tuning"))
     with pytest.raises(UsageError, match=f"^{name}: .*"):
         check(tiny_bart, small_material(), plan_of("prefix", name))
+
+
+def test_a_prompt_once_chosen_is_kept_as_the_run_grows_or_refused(
+    tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    few = METHODS["few-shot"]
+    short = [Example(f"source {number}.", "tens") for number in range(6)]
+    material = Material(short * 5, short[:3], small_material().measured)
+    plan = plan_of("few-shot", tuned=True, instruction="Say", sizes=(6,), subsets=1, tuning_size=9)
+    assert choices(tiny_base, few, material, plan) == [{"shots": 2}, {"shots": 4}]
+    ledger = Ledger(tmp_path, "low-data", settings_of(tiny_base, material, plan))
+    ledger.add("choice of few-shot", choice={"shots": 4})
+    more = dataclasses.replace(plan, subsets=2)
+    check_chosen(tiny_base, material, more, ledger)
+    assert left(tiny_base, material, more, ledger).trainings == 2  # none for choosing
+    run(tiny_base, material, more, ledger, tmp_path, lambda *_: None)
+    trials = [piece for name, piece in ledger.pieces.items() if "subset" in name]
+    assert [trial["choice"] for trial in trials] == [{"shots": 4}] * 2
+    too_long = dataclasses.replace(more, instruction="S" * 80)
+    with pytest.raises(WindowExceeded, match="few-shot: all trials of this run have to have .* shots 4"):
+        check_chosen(tiny_base, material, too_long, ledger)
+
+
+def test_what_the_base_cannot_have_is_told_apart_from_what_it_can() -> None:
+    """PEFT has LLaMA-Adapter for few architectures, and says so with errors of its own."""
+    base = BaseModel(tiny_gemma(), byte_tokenizer(), name="tiny-gemma")
+    kept, refused = without_unsupported(
+        base, methods_named(["prefix", "llama-adapter", "none"]), small_material(), plan_of("prefix")
+    )
+    assert [method.name for method in kept] == ["prefix", "none"]
+    assert "llama-adapter: PEFT has no such method for" in refused["llama-adapter"]
+    with pytest.raises(UnsupportedArchitecture, match="llama-adapter: .* Leave the method out"):
+        check(base, small_material(), plan_of("llama-adapter"))
+
+
+def test_the_cost_is_told_of_examples_as_they_are_cut(tiny_base: BaseModel, tmp_path: Path) -> None:
+    long = [Example("a" * 300, "b")] * 5 + random_examples(15)
+    material = dataclasses.replace(small_material(), train=long)
+    plan = plan_of("prefix", "fine-tuning", sizes=(6,), subsets=1)
+    check(tiny_base, material, plan)
+    ledger = Ledger(tmp_path, "low-data", settings_of(tiny_base, material, plan))
+    assert left(tiny_base, material, plan, ledger).seconds > 0

@@ -86,9 +86,71 @@ def test_seeds_of_a_subset_count_as_one(tmp_path: Path) -> None:
     assert found is not None
     assert (found.mean, found.pairs, found.chance, found.verdict) == (4.5, 1, 1.0, "open")
     text = page(ledger, plan)
-    assert "better in 1 of 1 subsets" in text
-    assert "not settled by these subsets" in text
-    assert "one choice of rates and one set of measured examples are shared by all trials" in text
+    assert (
+        "- **prefix vs LoRA, prefix's size, BLEU: no significant difference** (mean difference +4.50; better in "
+        "1 of 1 subsets; p = 1).\n"
+    ) in text
+    assert "over 1 subset of the training data at each n, with 8 seeds each" in text
+    assert "With 1 subset in all no difference can be significant: even if all of them agree, p is 1." in text
+
+
+def test_the_difference_of_each_size_is_in_words(tmp_path: Path) -> None:
+    plan = small_plan()
+
+    def figures(trial: Trial) -> dict[str, float]:
+        ahead = {4: 3.0, 8: -1.0}[trial.size] + trial.subset
+        return {"BLEU": 20.0 + (ahead if trial.method.name == "prefix" else 0.0), "loss": 1.0}
+
+    text = page(filled(tmp_path, plan, figures), plan)
+    # Differences: 3, 4 at the one size, -1, 0 at the other; mean 1.5.
+    assert (
+        "BLEU: no significant difference** (mean difference +1.50 ± 2.38; better in 2 of 4 subsets; p = 1). "
+        "By size: n = 4: +3.50, n = 8: -0.50."
+    ) in text
+    assert "loss: no significant difference** (mean difference +0.000 ± 0.000; better in 0 of 4" in text
+
+
+def test_a_mean_of_what_is_left_is_not_the_best_and_a_diverged_subset_is_lost(tmp_path: Path) -> None:
+    plan = small_plan(subsets=6, sizes=(4,))
+    prefix, lora = plan.methods
+    ledger = filled(tmp_path, plan, lambda t: {"BLEU": 10.0 if t.method == prefix else 11.0, "loss": 1.0})
+    for subset in range(5):
+        ledger.pieces[Trial(lora, 4, subset, 0).piece] = {"choice": {RATE: 1.0}, "diverged": True}
+    text = page(ledger, plan)
+    assert rows(text, "BLEU") == [
+        ["prefix", "10.00 ± 0.00"],
+        ["LoRA, prefix's size", "11.00 (1 of 6 trials, 5 diverged)"],
+    ]
+    found = tally.duel(ledger, plan, prefix, lora, "measured", "BLEU")
+    assert found is not None
+    assert (found.mean, found.better, found.worse, found.pairs) == (-1.0, 5, 1, 6)
+    del ledger.pieces[Trial(lora, 4, 5, 0).piece]
+    ledger.pieces[Trial(lora, 4, 5, 0).piece] = {"choice": {RATE: 1.0}, "diverged": True}
+    text = page(ledger, plan)
+    assert "BLEU: prefix is better** (mean difference -; better in 6 of 6 subsets; p = 0.031)." in text
+    assert ["LoRA, prefix's size", "5 diverged"] not in rows(text, "BLEU")
+    assert rows(text, "BLEU")[1] == ["LoRA, prefix's size", "6 diverged"]
+
+
+def test_a_method_that_sees_no_training_examples_is_tried_once_and_compared_with_every_subset(
+    tmp_path: Path,
+) -> None:
+    plan = small_plan(methods=tuple(methods_named(["prefix", "none"])), subsets=3, seeds=2)
+    prefix, none = plan.methods
+    assert [trial for trial in plan.trials() if trial.method == none] == [
+        Trial(none, 4, 0, 0),
+        Trial(none, 8, 0, 0),
+    ]
+    ledger = filled(
+        tmp_path, plan, lambda t: {"BLEU": 9.0 if t.method == none else 8.0 + t.subset, "loss": 1.0}
+    )
+    found = tally.duel(ledger, plan, prefix, none, "measured", "BLEU")
+    assert found is not None
+    assert (found.mean, found.better, found.worse, found.ties) == (0.0, 2, 2, 2)
+    text = page(ledger, plan)
+    assert "not finished" not in text.lower()
+    assert rows(text, "BLEU")[1] == ["base model alone", "**9.00**", "**9.00**"]
+    assert "is measured once, and compared with every subset" in text
 
 
 def test_costs_are_of_one_size_each(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class Method:
         front: what a choice puts in front of every text.
         work: what a training step computes: gradients of activations only (`frozen`), of weights too
             (`weights`), or nothing (`none`).
+        sees_training: whether training examples change what it does; if not, one trial tells all.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Method:
     work: Literal["frozen", "weights", "none"] = "frozen"
     fits: Callable[[BaseModel, Choice], bool] | None = None
     front: Callable[[Setting], Front] = nothing
+    sees_training: bool = True
 
     def choices(self, base: BaseModel) -> list[Choice]:
         """The grid, without what can't be had of `base`."""
@@ -138,7 +140,7 @@ METHODS = {
             {RATE: 1e-2},
             front=prefixes.front(),
         ),
-        Method("none", "base model alone", prompting.alone, ({},), {}, "none"),
+        Method("none", "base model alone", prompting.alone, ({},), {}, "none", sees_training=False),
         Method(
             "zero-shot",
             "zero-shot prompt",
@@ -148,6 +150,7 @@ METHODS = {
             "none",
             fits=prompting.has_form,
             front=prompting.front,
+            sees_training=False,
         ),
         Method(
             "few-shot",

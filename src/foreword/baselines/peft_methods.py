@@ -22,7 +22,7 @@ from foreword.baselines.prefixes import Prefixed
 from foreword.baselines.trainee import Setting
 from foreword.baselines.weights import Weights
 from foreword.compilation import compile_embeddings, starting_embeddings
-from foreword.errors import UsageError
+from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.initialization import DEFAULT_WORDS, Initialization
 from foreword.interop.layout import from_flat
 from foreword.parameterization import Compiled
@@ -48,7 +48,7 @@ def equal_rank(base: BaseModel, length: int) -> int:
     """The largest rank at which LoRA trains no more numbers than a prefix of `length` has; at least 1."""
     from peft import inject_adapter_in_model
 
-    with _seeded(0):
+    with _seeded(0), _refusals(base):
         model = inject_adapter_in_model(_lora_config(1), sharing_copy(base))
     per_rank: int = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     return max(1, int(base.geometry.parameters(length)) // per_rank)
@@ -148,7 +148,7 @@ def _injected(setting: Setting, config: Any) -> Weights:
     from peft import get_peft_model
 
     _check(setting.base)
-    with _seeded(setting.seed):
+    with _seeded(setting.seed), _refusals(setting.base):
         model = get_peft_model(sharing_copy(setting.base), config).get_base_model()
     model.eval()
     return Weights(setting.base, model, [weight for weight in model.parameters() if weight.requires_grad])
@@ -158,7 +158,7 @@ def _prompt_encoder(setting: Setting, config: Any) -> tuple[Any, torch.Tensor]:
     from peft import get_peft_model
 
     _check(setting.base)
-    with _seeded(setting.seed):
+    with _seeded(setting.seed), _refusals(setting.base):
         model = get_peft_model(sharing_copy(setting.base), config)
     return model.prompt_encoder["default"], model.prompt_tokens["default"]
 
@@ -169,6 +169,21 @@ def _check(base: BaseModel) -> None:
             f"{base.name} is an encoder-decoder: PEFT's methods are compared on decoder-only models here; "
             "leave them out"
         )
+
+
+@contextlib.contextmanager
+def _refusals(base: BaseModel) -> Iterator[None]:
+    """What PEFT does not know of an architecture, as an error of ours.
+
+    Raises:
+        UnsupportedArchitecture: with PEFT's own words.
+    """
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        raise UnsupportedArchitecture(
+            f"PEFT has no such method for {base.name}: {error}. Leave the method out"
+        ) from error
 
 
 @contextlib.contextmanager

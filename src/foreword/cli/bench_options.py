@@ -111,17 +111,11 @@ def report_of(
     context: typer.Context, model: BaseModel, rates: Limits | None, title: str, **more: Any
 ) -> Report:
     """A report with command, environment and, where they are not its subject, the machine's limits."""
-    import importlib.metadata
-
     from foreword.bench.report import Report
     from foreword.hardware import describe_machine
 
     environment = {name: str(value) for name, value in describe_machine(model).items()}
     environment |= {"base": model.name, "dtype": "float32"}
-    try:
-        environment["peft"] = importlib.metadata.version("peft")
-    except importlib.metadata.PackageNotFoundError:
-        environment["peft"] = "not installed"
     if rates is not None:
         more["limits"] = {
             "matrix products (2048 x 2048)": f"{rates.flops / 1e9:.0f} GFLOP/s",

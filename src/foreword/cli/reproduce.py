@@ -16,6 +16,7 @@ from foreword.cli.commands import SectionedCommand
 from foreword.cli.reproduce_extrapolation import EXAMPLE as EXTRAPOLATION_EXAMPLE
 from foreword.cli.reproduce_extrapolation import EXTRAPOLATION, extrapolation
 from foreword.cli.reproduce_methods import ABLATION, FULL, LOW_DATA, command_of, example
+from foreword.errors import UsageError
 
 EXAMPLE = (
     "\b\nExample:\n"
@@ -92,6 +93,8 @@ def personalization(
     chosen: dict[str, Any] = {
         name: QUICK[name] if quick and value is None else value for name, value in given.items()
     }
+    if chosen["max_length"] is not None and chosen["max_length"] < 1:
+        raise UsageError(f"--max-length is {chosen['max_length']}; expected 1 or more")
     recipe = experiment.Recipe(
         length=length,
         steps=chosen["steps"],

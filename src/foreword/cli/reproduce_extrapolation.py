@@ -50,6 +50,7 @@ def extrapolation(
     train: own.TrainFile,
     dev: own.DevFile,
     out: shared.Out,
+    test: own.TestFile = None,
     task: own.Task = None,
     base: its.Base = "smollm2-135m-instruct",
     device: common.Device = "auto",
@@ -79,6 +80,7 @@ def extrapolation(
     beams: own.Beams = None,
     metrics: own.Metrics = None,
     seed: its.Seed = 0,
+    also: own.Also = None,
     quick: own.Quick = False,
     json: common.Json = False,
 ) -> None:
@@ -88,15 +90,16 @@ def extrapolation(
     chosen = EXTRAPOLATION.chosen(context.params)
     fields = common.fields_of(source_field, target_field, group_field)
     sets, reading = metrics_of(task, metrics), Reading(task, format, fields)
-    material, held, left_out = hold_out(
+    material, unseen, left_out = hold_out(
         reading.training(train, groups=True),
         reading.entries(dev, groups=True),
         held_out or (),
         dev_rows=chosen["dev_rows"],
         measured_sources=chosen["measured_sources"],
         seed=seed,
+        test=None if test is None else reading.entries(test, groups=True),
     )
-    typer.echo(f"held out: {', '.join(held)}", err=True)
+    typer.echo(f"measured as unseen: {', '.join(unseen)}", err=True)
     tell_left_out(left_out)
     plan = make_plan(chosen, len(material.train))
     model = load_base(base, device=device, dtype=dtype, attention=attention, quantization=quantization)
@@ -109,7 +112,7 @@ def extrapolation(
         out,
         metrics=sets,
         json=json,
-        more={"held out": ", ".join(held)},
+        more={"held out": ", ".join(unseen)},
     )
 
 

@@ -51,6 +51,7 @@ FULL = Kind(
         "subsets": 1,
         "seeds": 3,
         "steps": None,
+        "epochs": 5.0,  # the paper's; training's own number of steps ends long before on large data
         "measured_sources": 200,
     },
     quick={**LOW_DATA.quick, "sizes": "all", "subsets": 1, "seeds": 2},
@@ -125,6 +126,7 @@ def command_of(kind: Kind) -> Callable[..., None]:
         beams: own.Beams = None,
         metrics: own.Metrics = None,
         seed: its.Seed = 0,
+        also: own.Also = None,
         quick: own.Quick = False,
         json: common.Json = False,
     ) -> None:

@@ -135,6 +135,16 @@ Quick = Annotated[
     ),
 ]
 
+Also = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Another folder of the same run, made by another process with some of the methods: what it has "
+        "finished is taken over. Repeatable.",
+        rich_help_panel=RUN,
+    ),
+]
+
 
 def names(given: str) -> list[str]:
     """Names from a list with commas."""

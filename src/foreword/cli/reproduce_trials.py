@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ class Kind:
     Attributes:
         name, title: of the command, of the report.
         full, quick: what options stand for that were not given: methods, others, sizes, subsets, seeds,
-            steps, dev_rows, measured_sources, beams.
+            steps (or `epochs`), dev_rows, measured_sources, beams.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Kind:
     def chosen(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The command's options, and what they stand for where nothing was given."""
         usual = self.quick if options["quick"] else self.full
-        return {**options, **{name: usual[name] for name in usual if options[name] is None}}
+        return {**options, **{name: usual[name] for name in usual if options.get(name) is None}}
 
 
 def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:
@@ -67,6 +67,7 @@ def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:
         tuned=not (chosen["untuned"] or chosen["quick"]),
         length=chosen["length"],
         steps=chosen["steps"],
+        epochs=chosen.get("epochs") if chosen["steps"] is None else None,
         batch_size=8 if chosen["batch_size"] is None else chosen["batch_size"],
         patience=chosen["patience"],
         seed=chosen["seed"],
@@ -95,18 +96,27 @@ def carry_out(
         more: settings that make the run this one, beside those of the plan.
     """
     from foreword.cli.progress import Counter, duration
-    from foreword.experiments import trial_cost, trials, trials_picture, trials_report
+    from foreword.experiments import duels, trial_cost, trials, trials_picture, trials_report
     from foreword.experiments.ledger import Ledger
-    from foreword.experiments.preconditions import check
+    from foreword.experiments.merging import take_over
+    from foreword.experiments.preconditions import check, check_chosen, without_unsupported
     from foreword.experiments.rescoring import rescore
     from foreword.experiments.run_folder import alone
     from foreword.files import write_text
-    from foreword.hardware import describe_machine
+    from foreword.hardware import describe_machine, package_versions
 
     material = cut_as_published(material, context.params["task"], plan, model)
+    if context.params["others"] is None:  # nobody has asked for them by name
+        others, refused = without_unsupported(model, plan.others, material, plan)
+        plan = replace(plan, others=tuple(others))
+        for why in refused.values():
+            output.note(f"left out: {why}")
     check(model, material, plan)
     context.with_resource(alone(out))
     ledger = Ledger(out, kind.name, {**trials.settings_of(model, material, plan), **(more or {})})
+    for folder in context.params["also"] or ():
+        output.note(f"{take_over(ledger, folder)} pieces taken over from {folder}")
+    check_chosen(model, material, plan, ledger)
     groups, command = list(material.measured), command_line(context)
 
     def report() -> None:
@@ -124,7 +134,10 @@ def carry_out(
             f"{duration(left.seconds)}, told from a short trial",
             err=True,
         )
-        ledger.begin_session(command=command, **describe_machine(model))
+        if not context.params["quick"] and duels.is_too_small(plan):
+            output.note(duels.too_few(plan))
+        scorers = package_versions("sacrebleu", "rouge-score", "pycocoevalcap")
+        ledger.begin_session(command=command, **describe_machine(model), metrics=scorers)
     count = Counter()
 
     def after_each() -> None:
@@ -142,7 +155,7 @@ def carry_out(
                 "figures": _figures(ledger, plan, groups),
             }
         )
-    typer.echo(trials_report.summary(ledger, plan, groups))
+    typer.echo(duels.summary(ledger, plan, groups))
     typer.echo(f"report   {out / 'report.md'}\npicture  {out / 'figures.png'}")
 
 

@@ -7,7 +7,6 @@ import time
 
 from foreword.base import BaseModel
 from foreword.baselines.method import RATE, Choice, Method, shown
-from foreword.errors import TrainingDiverged
 from foreword.experiments.attempt import attempt
 from foreword.experiments.ledger import Ledger
 from foreword.experiments.material import Material
@@ -20,12 +19,38 @@ def choice_piece(method: Method, choice: Choice) -> str:
     return f"grid of {method.name}: {shown(choice)}"
 
 
+def chosen_piece(method: Method) -> str:
+    """Name in the ledger of the prompt that was chosen for a method."""
+    return f"choice of {method.name}"
+
+
+def chosen_before(method: Method, ledger: Ledger) -> Choice | None:
+    """The prompt that earlier trials of the run have. Which prompts fit depends on the subsets, and these may
+    grow; trials of one method must not have several. Of rates, the grid gives the same one again."""
+    piece = ledger.pieces.get(chosen_piece(method))
+    return None if piece is None else dict(piece["choice"])
+
+
 def choose(
     base: BaseModel, method: Method, material: Material, plan: Plan, ledger: Ledger, on_progress: OnProgress
-) -> Choice:
-    """The point of the method's grid with the lowest dev loss; a rate at the edge has the grid made wider."""
+) -> Choice | None:
+    """The point of the method's grid with the lowest dev loss; None if training diverged at all of them.
+
+    A rate at the edge has the grid extended. A prompt, once chosen, is kept as a piece of the ledger.
+    """
     if not plan.tuned:
         return method.usual
+    if (before := chosen_before(method, ledger)) is not None:
+        return before
+    found = _best(base, method, material, plan, ledger, on_progress)
+    if found and RATE not in found:
+        ledger.add(chosen_piece(method), choice=found)
+    return found
+
+
+def _best(
+    base: BaseModel, method: Method, material: Material, plan: Plan, ledger: Ledger, on_progress: OnProgress
+) -> Choice | None:
     waiting = choices(base, method, material, plan)
     if len(waiting) == 1:
         return waiting[0]
@@ -51,9 +76,5 @@ def choose(
         tried.append((math.inf if loss is None else loss, choice))
         if not waiting and RATE in choice and (further := method.wider({c[RATE]: x for x, c in tried})):
             waiting.append(further)
-    best = min(tried, key=lambda pair: pair[0])
-    if math.isinf(best[0]):
-        raise TrainingDiverged(
-            f"{method.name} diverged at all of {', '.join(shown(choice) for _, choice in tried)}"
-        )
-    return best[1]
+    loss, best = min(tried, key=lambda pair: pair[0])
+    return None if math.isinf(loss) else best

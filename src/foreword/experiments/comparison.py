@@ -59,9 +59,10 @@ class Contrast:
     """One thing against another, over pairs.
 
     Attributes:
-        mean: of the differences, positive where the first is better.
+        mean: of the differences, positive where the first is better; NaN if no pair has one.
         spread: their standard deviation; 0 of fewer than two.
-        better, worse, ties: pairs in which the first is better, worse and the same.
+        better, worse, ties: pairs in which the first is better, worse and the same; pairs without a
+            difference, because one side has no figure, are among them.
         chance: how often fair coins would favour one side this clearly (two-sided sign test).
     """
 
@@ -82,9 +83,9 @@ class Contrast:
         """Whether the first is better; `open` where mean and count disagree or may be chance."""
         if self.chance > CHANCE:
             return "open"
-        if self.mean > 0 and self.better > self.worse:
+        if (self.mean > 0 or math.isnan(self.mean)) and self.better > self.worse:
             return "held"
-        return "opposite" if self.mean < 0 and self.better < self.worse else "open"
+        return "opposite" if not self.mean >= 0 and self.better < self.worse else "open"
 
 
 def contrast_own(columns: Sequence[Column], rival: Rival) -> Contrast:
@@ -92,15 +93,19 @@ def contrast_own(columns: Sequence[Column], rival: Rival) -> Contrast:
     return contrast([getattr(column, rival) - column.own for column in columns])
 
 
-def contrast(differences: Sequence[float]) -> Contrast:
-    """Compare by the difference of each pair (one or more), positive where the first is better."""
-    better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+def contrast(differences: Sequence[float], *, won: int = 0, lost: int = 0) -> Contrast:
+    """Compare by the difference of each pair, positive where the first is better.
+
+    Args:
+        won, lost: pairs without a difference, in which the rival, or the first, failed altogether.
+    """
+    better, worse = sum(d > 0 for d in differences) + won, sum(d < 0 for d in differences) + lost
     return Contrast(
-        statistics.fmean(differences),
+        statistics.fmean(differences) if differences else math.nan,
         statistics.stdev(differences) if len(differences) > 1 else 0.0,
         better,
         worse,
-        len(differences) - better - worse,
+        len(differences) + won + lost - better - worse,
         sign_test(better, worse),
     )
 

@@ -23,6 +23,7 @@ class Ledger:
 
     Attributes:
         path: of `results.jsonl`.
+        experiment: its name.
         settings: under which all pieces were made.
         pieces: the figures of each, by its name.
         sessions: what each start of the run noted: command, hardware, versions.
@@ -38,6 +39,7 @@ class Ledger:
             CannotRead, CannotWrite: no right, no space, or a file of that name.
         """
         self.path = folder / RESULTS
+        self.experiment = experiment
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.pieces: dict[str, dict[str, Any]] = {}
         self.sessions: list[dict[str, Any]] = []

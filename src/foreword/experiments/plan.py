@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Plan:
         subsets, seeds: for each size, so many subsets, each with so many seeds.
         tuning_size: training examples on which learning rates are chosen; `tuned` false: the usual ones.
         length: P of all methods that have virtual tokens.
-        steps, batch_size, patience: of training.
+        steps, batch_size, patience: of training; `epochs` instead of steps, where it is given.
         seed: of subsets, beginnings and order.
         max_length: most tokens of an example; longer ones are cut as in training.
         instruction: for methods that prompt.
@@ -49,6 +50,7 @@ class Plan:
     tuned: bool = True
     length: int = 10
     steps: int | None = None
+    epochs: float | None = None
     batch_size: int = 8
     patience: int | None = None
     seed: int = 0
@@ -78,6 +80,7 @@ class Plan:
         return make_settings(
             length=self.length,
             steps=self.steps,
+            epochs=self.epochs,
             batch_size=self.batch_size,
             patience=self.patience,
             seed=seed,
@@ -86,15 +89,19 @@ class Plan:
 
     def trials(self) -> Iterator[Trial]:
         """All of them, in the order in which they are made: whole tables as early as possible."""
-        for repetition in range(self.subsets * self.seeds):
-            subset, seed = divmod(repetition, self.seeds)
+        for repetition in self.repetitions():
             for size in self.sizes:
                 for method in self.methods:
-                    yield Trial(method, size, subset, seed)
+                    if (trial := Trial.of(method, size, *repetition)).repetition == repetition:
+                        yield trial
         for method in self.others:
-            for repetition in range(self.subsets * self.seeds):
-                subset, seed = divmod(repetition, self.seeds)
-                yield Trial(method, self.tuning_size, subset, seed)
+            for repetition in self.repetitions():
+                if (trial := Trial.of(method, self.tuning_size, *repetition)).repetition == repetition:
+                    yield trial
+
+    def repetitions(self) -> Iterator[tuple[int, int]]:
+        """Subset and seed of every repetition of one size."""
+        return itertools.product(range(self.subsets), range(self.seeds))
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,16 @@ class Trial:
     subset: int
     seed: int
 
+    @classmethod
+    def of(cls, method: Method, size: int, subset: int, seed: int) -> Trial:
+        """The trial that stands for a repetition: of a method that sees no training examples, the first."""
+        return cls(method, size, subset, seed) if method.sees_training else cls(method, size, 0, 0)
+
+    @property
+    def repetition(self) -> tuple[int, int]:
+        """Subset and seed."""
+        return self.subset, self.seed
+
     @property
     def piece(self) -> str:
         """Its name in the ledger."""
@@ -114,4 +131,15 @@ class Trial:
     @property
     def outputs(self) -> str:
         """Name of the file with its texts."""
-        return re.sub(r"[^a-z0-9-]+", "_", self.piece.lower()) + ".jsonl"
+        return outputs_of(self.piece)
+
+
+def outputs_of(piece: str) -> str:
+    """Name of the file with the texts of a trial, by its name in the ledger."""
+    return re.sub(r"[^a-z0-9-]+", "_", piece.lower()) + ".jsonl"
+
+
+def method_of(piece: str) -> str | None:
+    """The method of a trial, by its name in the ledger; None for other pieces."""
+    found = re.fullmatch(r"([^ ,]+), n = \d+, subset \d+, seed \d+", piece)
+    return found and found[1]

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from foreword.base import BaseModel
-from foreword.baselines.method import RATE, Method
+from foreword.baselines.method import RATE, Method, shown
 from foreword.baselines.trainee import Setting
 from foreword.encoding import encode
-from foreword.errors import ForewordError, UsageError, WindowExceeded
+from foreword.errors import ForewordError, UnsupportedArchitecture, UsageError, WindowExceeded
+from foreword.experiments.choosing import chosen_before
+from foreword.experiments.ledger import Ledger
 from foreword.experiments.material import Material
 from foreword.experiments.plan import Plan
 from foreword.experiments.room import choices, misfit
 
 LOOKED_AT = 100
 """Training examples among which a short one is looked for."""
+
+
+def without_unsupported(
+    base: BaseModel, methods: Sequence[Method], material: Material, plan: Plan
+) -> tuple[list[Method], dict[str, str]]:
+    """Those of `methods` that the base can have, and why it can't have the others, by name."""
+    kept, refused = [], {}
+    for method in methods:
+        try:
+            _begin(base, method, material, plan)
+        except (UsageError, UnsupportedArchitecture) as error:
+            refused[method.name] = str(error)
+        else:
+            kept.append(method)
+    return kept, refused
+
+
+def check_chosen(base: BaseModel, material: Material, plan: Plan, ledger: Ledger) -> None:
+    """Refuse subsets into which a prompt does not fit that was chosen when the run had fewer of them.
+
+    Raises:
+        WindowExceeded: names the prompt and the text.
+    """
+    for method in (*plan.methods, *plan.others):
+        choice = chosen_before(method, ledger)
+        if choice is not None and (found := misfit(base, method, choice, material, plan)):
+            raise WindowExceeded(
+                f"{method.name}: all trials of this run have to have the prompt that it has chosen, "
+                f"{shown(choice)}. {found}. Or leave the method out, or take another folder"
+            )
 
 
 def check(base: BaseModel, material: Material, plan: Plan) -> None:

@@ -33,14 +33,23 @@ def conditions(
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it is of, in the plural where it needs one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation, of two or more."""
     return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def _machine(session: Mapping[str, Any]) -> str:
+    threads = counted(session["threads"], "thread")
+    packages = {
+        name: session[name] for name in ("torch", "transformers", "peft", "foreword") if name in session
+    }
+    versions = [f"{name} {version}" for name, version in (packages | session.get("metrics", {})).items()]
     return (
-        f"{session['device']}, {session['threads']} threads on {session['cores']} cores, "
-        f"{session['system']}; Python {session['python']}, torch {session['torch']}, transformers "
-        f"{session['transformers']}, foreword {session['foreword']}"
+        f"{session['device']}, {threads} on {session['cores']} cores, {session['system']}; "
+        f"Python {session['python']}, {', '.join(versions)}"
     )

@@ -54,8 +54,10 @@ def lower_is_better(metric: str) -> bool:
 
 
 def digits(metric: str) -> int:
-    """After the point, as its script prints it."""
+    """After the point, as its script prints it; four where two would hide differences of a rate below 1."""
     name, _, figure = metric.partition(" ")
+    if figure in ("METEOR", "TER"):
+        return 4
     if name in METRICS:
         return next((each.digits for each in METRICS[name].figures if each.name == figure), 2)
     return 3 if metric == LOSS else 2

@@ -23,13 +23,20 @@ class Cell:
 
     Attributes:
         values: in the order of subsets and seeds.
+        planned: trials that there are when all are made.
         diverged: trials without a figure because training diverged.
         endless: trials that were measured, and this figure was not finite.
     """
 
     values: tuple[float, ...]
+    planned: int
     diverged: int = 0
     endless: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether every trial has a figure."""
+        return len(self.values) == self.planned > 0
 
     @property
     def mean(self) -> float:
@@ -64,28 +71,48 @@ def cell(ledger: Ledger, plan: Plan, method: Method, size: int, group: str, metr
     """All finished trials of a method at a size."""
     trials = [trial for trial in plan.trials() if trial.method == method and trial.size == size]
     found = [figure(ledger, trial, group, metric) for trial in trials]
-    diverged = sum(bool(ledger.pieces.get(trial.piece, {}).get("diverged")) for trial in trials)
+    diverged = sum(_diverged(ledger, trial) for trial in trials)
     endless = sum(_figures(ledger, trial, group, metric).get(metric, 0) is None for trial in trials)
-    return Cell(tuple(value for value in found if value is not None), diverged, endless)
+    return Cell(tuple(value for value in found if value is not None), len(trials), diverged, endless)
 
 
 def duel(
-    ledger: Ledger, plan: Plan, first: Method, rival: Method, group: str, metric: str
+    ledger: Ledger,
+    plan: Plan,
+    first: Method,
+    rival: Method,
+    group: str,
+    metric: str,
+    *,
+    size: int | None = None,
 ) -> Contrast | None:
-    """The first against the rival on every subset of every size where both have a figure; None without any.
+    """The first against the rival on every subset that both were tried on; None without any.
 
-    Seeds of one subset are no new evidence of what another subset would give: their mean counts as one.
+    Seeds of one subset are no new evidence of what another subset would give: their mean counts as one. A
+    subset on which training diverged for one of the two is the other's.
+
+    Args:
+        size: of the subsets; None: all sizes.
     """
     sign = -1 if lower_is_better(metric) else 1
-    differences: dict[tuple[int, int], list[float]] = {}
-    for trial in plan.trials():
-        if trial.method != first:
-            continue
-        own = figure(ledger, trial, group, metric)
-        other = figure(ledger, Trial(rival, trial.size, trial.subset, trial.seed), group, metric)
-        if own is not None and other is not None:
-            differences.setdefault((trial.size, trial.subset), []).append(sign * (own - other))
-    return contrast([*map(statistics.fmean, differences.values())]) if differences else None
+    differences: list[float] = []
+    won = lost = 0
+    for each in sizes(plan) if size is None else (size,):
+        for subset in range(plan.subsets):
+            pairs = [
+                (Trial.of(first, each, subset, seed), Trial.of(rival, each, subset, seed))
+                for seed in range(plan.seeds)
+            ]
+            own_diverged = any(_diverged(ledger, own) for own, _ in pairs)
+            rival_diverged = any(_diverged(ledger, other) for _, other in pairs)
+            if own_diverged != rival_diverged and all(_made(ledger, *pair) for pair in pairs):
+                won, lost = won + rival_diverged, lost + own_diverged
+                continue
+            figures = [[figure(ledger, trial, group, metric) for trial in pair] for pair in pairs]
+            found = [sign * (own - other) for own, other in figures if own is not None and other is not None]
+            if found:
+                differences.append(statistics.fmean(found))
+    return contrast(differences, won=won, lost=lost) if differences or won or lost else None
 
 
 def of_piece(ledger: Ledger, plan: Plan, method: Method, size: int, key: str) -> list[Any]:
@@ -103,6 +130,14 @@ def all_methods(plan: Plan) -> Sequence[Method]:
 def sizes(plan: Plan) -> list[int]:
     """Numbers of training examples of all trials, in order."""
     return sorted({trial.size for trial in plan.trials()})
+
+
+def _diverged(ledger: Ledger, trial: Trial) -> bool:
+    return bool(ledger.pieces.get(trial.piece, {}).get("diverged"))
+
+
+def _made(ledger: Ledger, *trials: Trial) -> bool:
+    return all(trial.piece in ledger.pieces for trial in trials)
 
 
 def _figures(ledger: Ledger, trial: Trial, group: str, metric: str) -> dict[str, float | None]:

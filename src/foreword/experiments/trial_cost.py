@@ -9,11 +9,9 @@ import torch
 
 from foreword.base import BaseModel
 from foreword.baselines.method import METHODS, Method
-from foreword.baselines.trainee import Setting
-from foreword.baselines.weights import all_weights
+from foreword.baselines.trainee import Setting, Trainee
 from foreword.encoding import EncodedExample, encode
-from foreword.experiments.choosing import choice_piece
-from foreword.experiments.cost import measure_rates
+from foreword.experiments.choosing import choice_piece, chosen_before
 from foreword.experiments.ledger import Ledger
 from foreword.experiments.material import Material, distinct_sources, few_targets
 from foreword.experiments.measuring import LOSS_TARGETS
@@ -51,7 +49,7 @@ def left(base: BaseModel, material: Material, plan: Plan, ledger: Ledger) -> Lef
     tuned: dict[str, tuple[Method, int]] = {}
     trials = [trial for trial in plan.trials() if trial.piece not in ledger.pieces]
     for trial in trials:
-        if not plan.tuned or trial.method.name in tuned:
+        if not plan.tuned or trial.method.name in tuned or chosen_before(trial.method, ledger) is not None:
             continue
         if len(possible := choices(base, trial.method, material, plan)) > 1:
             missing = [c for c in possible if choice_piece(trial.method, c) not in ledger.pieces]
@@ -81,29 +79,45 @@ class _Speed:
 
 def _speed(base: BaseModel, material: Material, plan: Plan, methods: list[Method]) -> _Speed:
     """Seconds of a step of each kind of work, of a dev evaluation, and of measuring one subject."""
-    rates = measure_rates(base, material.train[:SEEN], length=plan.length)
-    rows, _ = encode(material.train[:SEEN], base.tokenizer, base.template, plan.max_length)
-    tokens = sum(row.tokens for row in rows) / len(rows)
-    step = {"none": 0.0, "frozen": tokens * plan.batch_size * rates.train, "weights": 0.0}
-    if any(method.work == "weights" for method in methods):
-        step["weights"] = _weights_step(base, material, plan, rows)
+    apart = base.is_encoder_decoder
+    rows, _ = encode(material.train[:SEEN], base.tokenizer, base.template, plan.max_length, apart=apart)
+    batch = _of_all_lengths(rows, plan.batch_size)
+    step, score = {"none": 0.0}, 0.0
+    for work, method in (("frozen", METHODS["prefix"]), ("weights", METHODS["fine-tuning"])):
+        if work == "frozen" or any(method.work == work for method in methods):
+            setting = Setting(base, material.train, rows, plan.length, plan.seed, method.usual, "")
+            trainee = method.begin(setting)
+            step[work] = _seconds_of_a_step(trainee, batch)
+            score = score or _seconds_of_scoring(trainee, batch) / len(batch)
     measured = [entry for group in material.measured.values() for entry in group]
     sources = distinct_sources(measured)
-    scored = len(few_targets(measured, LOSS_TARGETS)) * tokens * rates.score
+    scored = len(few_targets(measured, LOSS_TARGETS)) * score
     target_tokens = sum(len(row.target_ids) for row in rows) / len(rows)
     written = _seconds_per_written_token(base, sources, plan) * target_tokens * len(sources)
-    return _Speed(step, len(material.dev) * tokens * rates.score, scored + written)
+    return _Speed(step, len(material.dev) * score, scored + written)
 
 
-def _weights_step(base: BaseModel, material: Material, plan: Plan, rows: list[EncodedExample]) -> float:
-    usual = METHODS["fine-tuning"].usual
-    trainee = all_weights(Setting(base, material.train, rows, plan.length, plan.seed, usual, ""))
+def _of_all_lengths(rows: list[EncodedExample], count: int) -> list[EncodedExample]:
+    """At most `count` rows, from short to long as they come."""
+    ordered = sorted(rows, key=lambda row: row.tokens)
+    count = min(count, len(ordered))
+    return [ordered[(2 * place + 1) * len(ordered) // (2 * count)] for place in range(count)]
+
+
+def _seconds_of_a_step(trainee: Trainee, batch: list[EncodedExample]) -> float:
     optimizer = torch.optim.AdamW(trainee.parameters, lr=1e-6, fused=True)
     begun = 0.0
     for turn in range(2):  # the first one allocates
         begun = time.perf_counter() if turn else 0.0
-        trainee.losses(rows[: plan.batch_size]).mean().backward()  # type: ignore[no-untyped-call]
+        trainee.losses(batch).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+    return time.perf_counter() - begun
+
+
+def _seconds_of_scoring(trainee: Trainee, batch: list[EncodedExample]) -> float:
+    begun = time.perf_counter()
+    with torch.no_grad():
+        trainee.losses(batch)
     return time.perf_counter() - begun
 
 

@@ -37,6 +37,7 @@ def settings_of(base: BaseModel, material: Material, plan: Plan) -> dict[str, An
         "max_length": plan.max_length,
         "length": plan.length,
         "steps": plan.steps,
+        **({} if plan.epochs is None else {"epochs": plan.epochs}),
         "batch_size": plan.batch_size,
         "patience": plan.patience,
         "warmup": training.warmup,
@@ -69,7 +70,10 @@ def run(
         on_progress("trials", number, len(trials))
         if trial.piece not in ledger.pieces:
             choice = choose(base, trial.method, material, plan, ledger, on_progress)
-            _make(base, trial, choice, material, plan, ledger, folder, on_progress)
+            if choice is None:
+                ledger.add(trial.piece, choice=None, diverged=True, seconds=0.0)
+            else:
+                _make(base, trial, choice, material, plan, ledger, folder, on_progress)
             on_trial()
     on_progress("trials", len(trials), len(trials))
 

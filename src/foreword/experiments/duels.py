@@ -1,0 +1,112 @@
+"""Duels: the first method against each other one on the same training subsets, in words and as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from foreword.baselines.method import Method
+from foreword.experiments import tally
+from foreword.experiments.comparison import CHANCE, Contrast, sign_test
+from foreword.experiments.ledger import Ledger
+from foreword.experiments.measuring import LOSS
+from foreword.experiments.plan import Plan
+from foreword.experiments.report import counted
+from foreword.experiments.rescoring import digits
+from foreword.markdown import table
+
+
+def summary(ledger: Ledger, plan: Plan, groups: Sequence[str]) -> str:
+    """The first method against the others that are tried at every size, in words."""
+    metrics = tally.metrics(ledger)
+    lines = []
+    for group in groups:
+        for rival in plan.methods[1:]:
+            for metric in dict.fromkeys((metrics[0], LOSS)):
+                found = tally.duel(ledger, plan, plan.methods[0], rival, group, metric)
+                if found is not None:
+                    where = metric if len(groups) == 1 else f"{metric}, {group}"
+                    by_size = {
+                        size: tally.duel(ledger, plan, plan.methods[0], rival, group, metric, size=size)
+                        for size in plan.sizes
+                    }
+                    lines.append(_sentence(plan.methods[0], rival, found, by_size, where, digits(metric)))
+    return ("\n".join(lines) or "- No two methods have been measured on the same examples yet.") + "\n"
+
+
+def duels(ledger: Ledger, plan: Plan, groups: Sequence[str]) -> str:
+    """The first method against every other, by every figure."""
+    first, rows = plan.methods[0], []
+    for rival in tally.all_methods(plan)[1:]:
+        for group in groups:
+            for metric in tally.metrics(ledger):
+                found = tally.duel(ledger, plan, first, rival, group, metric)
+                if found is not None:
+                    places = digits(metric)
+                    rows.append(
+                        [
+                            rival.title,
+                            metric if len(groups) == 1 else f"{metric}, {group}",
+                            _difference(found, places),
+                            f"{found.better} of {found.pairs}",
+                            f"{found.chance:.2g}",
+                        ]
+                    )
+    head = ["against", "figure", f"difference ({first.title} better: +)", "better in", "p (sign test)"]
+    return (
+        f"{first.title[0].upper()}{first.title[1:]} against each other method on the same training subsets "
+        "with the same seeds. Seeds of one subset are averaged and count once; subsets of all sizes count "
+        "alike, and ± is their standard deviation. A positive difference means that "
+        f"{first.title} is better, also for losses. A subset on which only one of the two diverged goes to "
+        "the other. p: two-sided sign test. It covers the draw of the training subset only: all trials share "
+        "one choice of learning rates and one set of measured examples.\n\n"
+        f"{table(head, rows, words=2)}"
+    )
+
+
+def is_too_small(plan: Plan) -> bool:
+    """Whether no difference can be significant, whatever the trials give."""
+    return sign_test(len(plan.sizes) * plan.subsets, 0) > CHANCE
+
+
+def too_few(plan: Plan) -> str:
+    """Why no difference can be significant, in words."""
+    pairs = len(plan.sizes) * plan.subsets
+    return (
+        f"With {counted(pairs, 'subset')} in all no difference can be significant: even if all of them "
+        f"agree, p is {sign_test(pairs, 0):.2g}. Six or more can settle something."
+    )
+
+
+def _sentence(
+    first: Method,
+    rival: Method,
+    found: Contrast,
+    by_size: Mapping[int, Contrast | None],
+    what: str,
+    places: int,
+) -> str:
+    """The outcome of one comparison, with the mean difference at each size: over sizes it can turn."""
+    words = {
+        "held": f"{first.title} is better",
+        "opposite": f"{first.title} is worse",
+        "open": "no significant difference",
+    }[found.verdict]
+    means = [
+        f"n = {size}: {each.mean:+.{places}f}"
+        for size, each in by_size.items()
+        if each is not None and not math.isnan(each.mean)
+    ]
+    sizes = f" By size: {', '.join(means)}." if len(means) > 1 else ""
+    return (
+        f"- **{first.title} vs {rival.title}, {what}: {words}** (mean difference "
+        f"{_difference(found, places)}; better in {found.better} of {found.pairs} subsets; p = "
+        f"{found.chance:.2g}).{sizes}"
+    )
+
+
+def _difference(found: Contrast, places: int) -> str:
+    if math.isnan(found.mean):
+        return "-"
+    spread = f" ± {found.spread:.{places}f}" if found.pairs > 1 else ""
+    return f"{found.mean:+.{places}f}{spread}"
