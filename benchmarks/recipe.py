@@ -3,8 +3,8 @@
     python -m benchmarks.recipe --train trainset.csv --dev devset.csv \
         --try parameterization=direct,learning_rate=0.1 --try "parameterization=mlp+start,init=words:Answer."
 
-Each `--try` is a list of options of `train`. bfloat16 where the CPU has it in hardware is enough to tell
-recipes apart, and three times as fast.
+Each `--try` is a list of options of `train`, and `width`, of the network's hidden layer. bfloat16 where the
+CPU has it in hardware is enough to tell recipes apart, and three times as fast.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from foreword import BaseModel
 from foreword.encoding import encode
 from foreword.examples import read_examples
+from foreword.parameterization import ParameterizationSettings
 from foreword.training.loop import dev_loss, train_step
 from foreword.training.train import build_learner, make_settings
 
@@ -28,6 +29,7 @@ NUMBERS = {
     "length": int,
     "steps": int,
     "batch_size": int,
+    "width": int,
 }
 
 
@@ -70,7 +72,11 @@ def main() -> None:
 
 def _options(recipe: str) -> dict[str, Any]:
     pairs = [part.split("=", 1) for part in recipe.split(",") if part]
-    return {name: NUMBERS.get(name, str)(value) for name, value in pairs}
+    options = {name: NUMBERS.get(name, str)(value) for name, value in pairs}
+    if "width" in options:  # it belongs to the parameterization, not to the settings of training
+        kind, width = options.pop("parameterization", "mlp"), options.pop("width")
+        options["parameterization"] = ParameterizationSettings(kind=kind, width=width)
+    return options
 
 
 if __name__ == "__main__":

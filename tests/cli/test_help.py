@@ -7,6 +7,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,28 @@ def test_the_list_of_commands_says_what_each_command_says() -> None:
         assert load(name).help.splitlines()[0] == summary
 
 
+def paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """A command and, of a group, all that is below it."""
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from paths(below, (*path, name))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_help_shows_an_example(run: Any, name: str) -> None:
-    shown = run(name, "--help")
-    assert shown.status == 0
-    assert name in ("store", "import", "export") or f"foreword {name} " in shown.stdout.split("Example:")[1]
+def test_every_help_shows_an_example_of_its_own(run: Any, name: str) -> None:
+    for path in paths(load(name), (name,)):
+        shown = run(*path, "--help")
+        assert shown.status == 0
+        _, *examples = shown.stdout.split("Example:")
+        assert examples, f"foreword {' '.join(path)} has none"
+        assert re.search(rf"foreword {' '.join(path)}(?![\w-])", examples[0]), (
+            f"none of foreword {' '.join(path)}"
+        )
+
+
+def test_the_walk_over_commands_goes_below_groups() -> None:
+    found = {path for name in COMMANDS for path in paths(load(name), (name,))}
+    assert {("pull",), ("bench", "quality"), ("store", "keys", "make"), ("import", "hub")} <= found
 
 
 def test_defaults_in_the_help_of_train_are_those_of_training() -> None:

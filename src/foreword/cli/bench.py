@@ -12,26 +12,23 @@ from foreword.cli import options as common
 from foreword.cli import train_options as training
 from foreword.cli.commands import SectionedCommand
 
-EXAMPLE = (
-    "\b\nExample:\n"
-    "  foreword bench step --data trainset.csv --out step-figures\n"
-    "  foreword bench generate --owners 32\n"
-    "  foreword bench curves --of length,owners --memory --out curves"
-)
+STEP = "  foreword bench step --data trainset.csv --out step-figures"
+MEMORY = "  foreword bench memory --data trainset.csv --size 16"
+GENERATE = "  foreword bench generate --owners 32"
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Measure speed and memory on this machine, beside PEFT and the machine's limit.",
-    epilog=EXAMPLE,
+    epilog=its.example(STEP, GENERATE, bench_costs.CURVES),
 )
 
 
-@app.command(cls=SectionedCommand, epilog=EXAMPLE)
+@app.command(cls=SectionedCommand, epilog=its.example(STEP))
 def step(
     context: typer.Context,
     base: training.Base = "smollm2-135m-instruct",
     data: its.Data = None,
-    sizes: Annotated[str, typer.Option("--sizes", metavar="N,N", help="Examples in a batch.")] = "8,16",
+    sizes: Annotated[str, typer.Option("--sizes", metavar="N,N", help="Batch sizes to measure.")] = "8,16",
     length: its.Length = 10,
     rounds: its.Rounds = 7,
     threads: its.Threads = None,
@@ -86,7 +83,7 @@ def step(
     its.tell(report, out, json)
 
 
-@app.command(cls=SectionedCommand, epilog=EXAMPLE)
+@app.command(cls=SectionedCommand, epilog=its.example(MEMORY))
 def memory(
     context: typer.Context,
     base: training.Base = "smollm2-135m-instruct",
@@ -139,18 +136,21 @@ def memory(
     its.tell(report, out, json)
 
 
-@app.command(cls=SectionedCommand, epilog=EXAMPLE)
+@app.command(cls=SectionedCommand, epilog=its.example(GENERATE))
 def generate(
     context: typer.Context,
     base: training.Base = "smollm2-135m-instruct",
     owners: Annotated[
-        int, typer.Option("--owners", metavar="N", min=1, help="Prefixes, and rows of the batch.")
+        int,
+        typer.Option("--owners", metavar="N", min=1, help="Number of prefixes, and of rows in the batch."),
     ] = 32,
     length: its.Length = 10,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", min=1, help="Of each row.")] = 32,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", metavar="N", min=1, help="New tokens of each row.")
+    ] = 32,
     rounds: its.Rounds = 7,
     peft_rounds: Annotated[
-        int, typer.Option("--peft-rounds", metavar="N", min=1, help="Of PEFT, which is slow.")
+        int, typer.Option("--peft-rounds", metavar="N", min=1, help="Rounds of PEFT, which is slow.")
     ] = 3,
     threads: its.Threads = None,
     no_peft: its.NoPeft = False,
@@ -194,5 +194,5 @@ def generate(
     its.tell(report, out, json)
 
 
-bench_costs.register(app, EXAMPLE)
-bench_quality.register(app, EXAMPLE)
+bench_costs.register(app)
+bench_quality.register(app)

@@ -13,18 +13,25 @@ from foreword.cli import train_options as training
 from foreword.cli.commands import SectionedCommand
 from foreword.errors import UsageError
 
+MACHINE = "  foreword bench machine --tokens 900"
+START = "  foreword bench start --rounds 3"
+CURVES = "  foreword bench curves --of length,owners --memory --out curves"
 
-def register(app: typer.Typer, example: str) -> None:
+
+def register(app: typer.Typer) -> None:
     """Make them commands of `app`."""
-    for command in (machine, start, curves):
-        app.command(cls=SectionedCommand, epilog=example)(command)
+    for command, example in ((machine, MACHINE), (start, START), (curves, CURVES)):
+        app.command(cls=SectionedCommand, epilog=its.example(example))(command)  # type: ignore[type-var]
 
 
 def machine(
     context: typer.Context,
     base: training.Base = "smollm2-135m-instruct",
     tokens: Annotated[
-        int, typer.Option("--tokens", metavar="N", min=1, help="Of a step; 450 are 8 examples of E2E.")
+        int,
+        typer.Option(
+            "--tokens", metavar="N", min=1, help="Tokens of a step; 450 are about 8 examples of E2E."
+        ),
     ] = 450,
     rounds: its.Rounds = 7,
     threads: its.Threads = None,
@@ -122,15 +129,18 @@ def curves(
     base: training.Base = "smollm2-135m-instruct",
     of: Annotated[
         str,
-        typer.Option("--of", metavar="NAME,NAME", help="length, batch, text, owners, prefixes."),
+        typer.Option("--of", metavar="NAME,NAME", help="What grows: length, batch, text, owners, prefixes."),
     ] = "length,batch,text,owners,prefixes",
     points: Annotated[
         str | None,
-        typer.Option("--points", metavar="N,N", help="Of one curve, instead of its own.", show_default=False),
+        typer.Option(
+            "--points",
+            metavar="N,N",
+            help="Points of a single curve, instead of its own.",
+            show_default=False,
+        ),
     ] = None,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Peak memory of each point, too, on the CPU.")
-    ] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure peak memory, too (on the CPU).")] = False,
     rounds: its.Rounds = 5,
     threads: its.Threads = None,
     out: its.Out = None,

@@ -25,10 +25,13 @@ Data = Annotated[
     ),
 ]
 Rounds = Annotated[
-    int, typer.Option("--rounds", metavar="N", min=1, help="Turns of each way; medians are told.")
+    int,
+    typer.Option(
+        "--rounds", metavar="N", min=1, help="Rounds; each measures every way once, and medians are reported."
+    ),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Of torch; default: its choice.")
+    int | None, typer.Option("--threads", metavar="N", min=1, help="Torch threads; default: torch's choice.")
 ]
 Length = Annotated[int, typer.Option("--length", metavar="P", min=1, help="Number of virtual tokens.")]
 NoPeft = Annotated[bool, typer.Option("--no-peft", help="Leave PEFT out.")]
@@ -41,6 +44,11 @@ Out = Annotated[
         rich_help_panel=common.OUTPUT,
     ),
 ]
+
+
+def example(*lines: str) -> str:
+    """The examples at the end of a command's help."""
+    return "\n".join(("\b\nExample:", *lines))
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -14,10 +14,12 @@ from foreword.cli import train_options as training
 from foreword.cli.commands import SectionedCommand
 from foreword.errors import UsageError
 
+EXAMPLE = "  foreword bench quality --train trainset.csv --dev devset.csv --out quality"
 
-def register(app: typer.Typer, example: str) -> None:
+
+def register(app: typer.Typer) -> None:
     """Make it a command of `app`."""
-    app.command(cls=SectionedCommand, epilog=example)(quality)
+    app.command(cls=SectionedCommand, epilog=its.example(EXAMPLE))(quality)
 
 
 def quality(
@@ -25,9 +27,9 @@ def quality(
     train: Annotated[Path, typer.Option("--train", metavar="FILE", help="Examples to train on.")],
     dev: Annotated[Path, typer.Option("--dev", metavar="FILE", help="Examples to measure the loss on.")],
     base: training.Base = "smollm2-135m-instruct",
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Of PEFT's runs.")] = 60,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Steps of PEFT's runs.")] = 60,
     own_steps: Annotated[
-        int, typer.Option("--own-steps", metavar="N", min=1, help="Of Foreword's run.")
+        int, typer.Option("--own-steps", metavar="N", min=1, help="Steps of Foreword's run.")
     ] = 36,
     size: Annotated[int, typer.Option("--size", metavar="N", min=1, help="Examples in a batch.")] = 8,
     length: its.Length = 10,
@@ -35,14 +37,19 @@ def quality(
         str, typer.Option("--direct-rates", metavar="X,X", help="Learning rates of PEFT's direct form.")
     ] = "0.001,0.01",
     projected: Annotated[
-        str, typer.Option("--projected-rates", metavar="X,X", help="And of its projected form.")
+        str, typer.Option("--projected-rates", metavar="X,X", help="Learning rates of PEFT's projected form.")
     ] = "0.001,0.01",
     watched: Annotated[
         int, typer.Option("--watched", metavar="N", min=1, help="Steps between looks at Foreword's dev loss.")
     ] = 3,
-    dev_rows: Annotated[int, typer.Option("--dev-rows", metavar="N", min=1, help="Of the dev file.")] = 100,
+    dev_rows: Annotated[
+        int, typer.Option("--dev-rows", metavar="N", min=1, help="Take the first N dev examples.")
+    ] = 100,
     max_length: Annotated[
-        int, typer.Option("--max-length", metavar="N", min=8, help="Tokens of an example; more are cut.")
+        int,
+        typer.Option(
+            "--max-length", metavar="N", min=8, help="Maximum tokens of an example; longer ones are cut."
+        ),
     ] = 512,
     threads: its.Threads = None,
     out: its.Out = None,

@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    no_args_is_help=True, help="Turn prefix files into what PEFT loads, or share them on the hub."
+    no_args_is_help=True,
+    help="Turn prefix files into what PEFT loads, or share them on the hub.",
+    epilog="\b\nExample:\n"
+    "  foreword export peft mine.prefix adapter/ --base smollm2-135m-instruct\n"
+    "  foreword export hub mine.prefix alice/reviews --private",
 )
 
 PrefixFile = Annotated[Path, typer.Argument(help="The prefix file.", show_default=False)]

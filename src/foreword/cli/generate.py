@@ -50,28 +50,30 @@ Raw = Annotated[
 ]
 Temperature = Annotated[
     float,
-    typer.Option(metavar="X", help="0: the likeliest token; above: sample.", rich_help_panel=common.TEXT),
+    typer.Option(metavar="X", help="0: greedy; above: sampling.", rich_help_panel=common.TEXT),
 ]
 TopP = Annotated[
     float,
     typer.Option(
-        metavar="X", help="Sample among the likeliest tokens of this share.", rich_help_panel=common.TEXT
+        metavar="X",
+        help="Nucleus sampling: keep the most likely tokens up to this total probability.",
+        rich_help_panel=common.TEXT,
     ),
 ]
 TopK = Annotated[
     int,
     typer.Option(
-        metavar="N", help="Sample among the N likeliest tokens; 0: all.", rich_help_panel=common.TEXT
+        metavar="N", help="Sample among the N most likely tokens; 0: all.", rich_help_panel=common.TEXT
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of sampling.", rich_help_panel=common.TEXT)]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of sampling.", rich_help_panel=common.TEXT)]
 Stream = Annotated[
     bool,
     typer.Option("--stream", help="Print the text of one prompt as it grows.", rich_help_panel=common.OUTPUT),
 ]
 Compare = Annotated[
     bool,
-    typer.Option("--compare", help="Texts without and with the prefix.", rich_help_panel=common.OUTPUT),
+    typer.Option("--compare", help="Show texts without and with the prefix.", rich_help_panel=common.OUTPUT),
 ]
 Out = Annotated[
     Path | None,

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from foreword.prefix import Prefix
 
 app = typer.Typer(
-    no_args_is_help=True, help="Turn prefixes of other libraries, or of the hub, into prefix files."
+    no_args_is_help=True,
+    help="Turn prefixes of other libraries, or of the hub, into prefix files.",
+    epilog="\b\nExample:\n"
+    "  foreword import peft adapter/ --base smollm2-135m-instruct --out mine.prefix\n"
+    "  foreword import hub alice/reviews --out reviews.prefix",
 )
 
 BaseName = Annotated[

@@ -59,16 +59,17 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="Numbers of the base model.", rich_help_panel=MODEL),
+    typer.Option(help="Data type of the base model.", rich_help_panel=MODEL),
 ]
 AttentionKernel = Annotated[
-    Literal["auto", "sdpa", "eager"], typer.Option("--attention", help="Kernel.", rich_help_panel=MODEL)
+    Literal["auto", "sdpa", "eager"],
+    typer.Option("--attention", help="Attention implementation.", rich_help_panel=MODEL),
 ]
 Quantized = Annotated[
     Literal["int8", "nf4"] | None,
     typer.Option(
         "--quantization",
-        help="Fewer bits for frozen weights; see docs/quantization.md.",
+        help="Quantize the frozen weights; see docs/quantization.md.",
         rich_help_panel=MODEL,
     ),
 ]
@@ -76,16 +77,18 @@ Quantized = Annotated[
 # -- generation --------------------------------------------------------------------------------
 
 MaxNewTokens = Annotated[
-    int, typer.Option(metavar="N", help="Most tokens of one text.", rich_help_panel=TEXT)
+    int, typer.Option(metavar="N", help="Maximum new tokens per text.", rich_help_panel=TEXT)
 ]
 MinNewTokens = Annotated[
-    int, typer.Option(metavar="N", help="Fewest tokens before a text ends itself.", rich_help_panel=TEXT)
+    int, typer.Option(metavar="N", help="Minimum new tokens before an end token.", rich_help_panel=TEXT)
 ]
-Beams = Annotated[int, typer.Option(metavar="N", help="Beams; 1: none.", rich_help_panel=TEXT)]
+Beams = Annotated[
+    int, typer.Option(metavar="N", help="Beam search with N beams; 1: off.", rich_help_panel=TEXT)
+]
 LengthPenalty = Annotated[
     float,
     typer.Option(
-        metavar="X", help="Exponent of the length that beams' scores are divided by.", rich_help_panel=TEXT
+        metavar="X", help="Exponent of the length by which beam scores are divided.", rich_help_panel=TEXT
     ),
 ]
 Stop = Annotated[
@@ -99,7 +102,7 @@ Ban = Annotated[
     typer.Option(metavar="TEXT", help="Never write this; repeatable.", rich_help_panel=TEXT),
 ]
 RowsTogether = Annotated[
-    int, typer.Option("--batch-size", metavar="N", help="Texts written together.", rich_help_panel=TEXT)
+    int, typer.Option("--batch-size", metavar="N", help="Texts generated together.", rich_help_panel=TEXT)
 ]
 
 # -- output ------------------------------------------------------------------------------------

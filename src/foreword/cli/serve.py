@@ -35,17 +35,19 @@ def serve(
     ] = None,
     quantization: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Weights in fewer bits: int8, nf4.", rich_help_panel=common.MODEL),
+        typer.Option(metavar="NAME", help="Quantize the weights: int8 or nf4.", rich_help_panel=common.MODEL),
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What writes texts: local or vllm.", rich_help_panel=common.MODEL),
+        typer.Option(
+            metavar="NAME", help="Engine that generates: local or vllm.", rich_help_panel=common.MODEL
+        ),
     ] = None,
     engine_url: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="A vLLM that runs already; without, one is started.",
+            help="URL of a running vLLM; without, one is started.",
             rich_help_panel=common.MODEL,
         ),
     ] = None,
@@ -53,7 +55,7 @@ def serve(
         bool,
         typer.Option(
             "--vllm-line",
-            help="Print the command that starts such a vLLM, and end.",
+            help="Print the command that starts such a vLLM, and exit.",
             rich_help_panel=common.MODEL,
         ),
     ] = False,
@@ -77,23 +79,29 @@ def serve(
     ] = None,
     host: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Where to listen; default 127.0.0.1.", rich_help_panel=ADDRESS),
+        typer.Option(
+            metavar="NAME", help="Address to listen on; default 127.0.0.1.", rich_help_panel=ADDRESS
+        ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Default 8000; 0 takes a free one.", rich_help_panel=ADDRESS),
+        typer.Option(metavar="N", help="Port; default 8000; 0 takes a free one.", rich_help_panel=ADDRESS),
     ] = None,
     no_keys: Annotated[
         bool,
         typer.Option(
             "--no-keys",
-            help="Ask nobody for an API key; for your own machine, on a loopback address only.",
+            help="Require no API key; for your own machine, on a loopback address only.",
             rich_help_panel=ADDRESS,
         ),
     ] = False,
     no_training: Annotated[
         bool,
-        typer.Option("--no-training", help="Take jobs, but leave them to others.", rich_help_panel=OPERATION),
+        typer.Option(
+            "--no-training",
+            help="Accept jobs, but leave training to other servers.",
+            rich_help_panel=OPERATION,
+        ),
     ] = False,
     config: Annotated[
         Path | None,
@@ -111,7 +119,7 @@ def serve(
     json: Annotated[
         bool,
         typer.Option(
-            "--json", help="Print one JSON object when requests are taken.", rich_help_panel=common.OUTPUT
+            "--json", help="Print one JSON object when the server is ready.", rich_help_panel=common.OUTPUT
         ),
     ] = False,
 ) -> None:

@@ -15,6 +15,9 @@ app = typer.Typer(
     help="Prefixes by name and version: list, put, get, label, share, verify, forget.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    epilog="\b\nExample:\n"
+    "  foreword store put alice/reviews reviews.prefix --label production\n"
+    "  foreword store list --owner alice",
 )
 
 Name = Annotated[str, typer.Argument(help="owner/name", show_default=False)]
@@ -191,7 +194,7 @@ def copy(
 def share(
     name: Name,
     grantee: Annotated[str | None, typer.Option("--with", help="The owner who may read it.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Everybody may read it.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody read it.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take that back.")] = False,
     place: StorePlace = "prefixes",
     blobs: BlobsPlace = None,

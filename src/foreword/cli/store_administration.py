@@ -10,7 +10,12 @@ import typer
 from foreword.cli import output, store_output
 from foreword.cli.store_options import AsOwner, BlobsPlace, Json, StorePlace, opened
 
-keys = typer.Typer(help="API keys: make, list, revoke.", no_args_is_help=True, rich_markup_mode=None)
+keys = typer.Typer(
+    help="API keys: make, list, revoke.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog="\b\nExample:\n  foreword store keys make alice\n  foreword store keys list --owner alice",
+)
 
 Owner = Annotated[str, typer.Argument(show_default=False)]
 KEY_COLUMNS = ("id", "owner", "role", "note", "created", "revoked")

@@ -52,7 +52,7 @@ Streams = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES",
-        help="Of an encoder-decoder, some of decoder,encoder,cross; all, or those that --length names.",
+        help="Of an encoder-decoder, some of decoder,encoder,cross; default: those in --length, or all.",
         rich_help_panel=PREFIX,
     ),
 ]
@@ -66,9 +66,7 @@ Width = Annotated[
 ]
 FreezeFirst = Annotated[
     bool,
-    typer.Option(
-        "--freeze-first", help="Leave the first virtual token as it begins.", rich_help_panel=PREFIX
-    ),
+    typer.Option("--freeze-first", help="Do not train the first virtual token.", rich_help_panel=PREFIX),
 ]
 Init = Annotated[
     str | None,
@@ -103,11 +101,13 @@ Placing = Annotated[
 ]
 Label = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="Note in the prefix file; repeatable.", rich_help_panel=PREFIX),
+    typer.Option(
+        metavar="NAME=VALUE", help="Label kept in the prefix file; repeatable.", rich_help_panel=PREFIX
+    ),
 ]
 Licence = Annotated[
     str | None,
-    typer.Option(metavar="TEXT", help="Licence, noted in the prefix file.", rich_help_panel=PREFIX),
+    typer.Option(metavar="TEXT", help="Licence, kept in the prefix file.", rich_help_panel=PREFIX),
 ]
 
 # -- training ----------------------------------------------------------------------------------
@@ -129,9 +129,11 @@ BatchSize = Annotated[
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option(metavar="X", help="At its height; docs/defaults.md.", rich_help_panel=COURSE),
+    typer.Option(metavar="X", help="Peak learning rate; docs/defaults.md.", rich_help_panel=COURSE),
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of initialisation and order.", rich_help_panel=COURSE)]
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="Seed of initialisation and order.", rich_help_panel=COURSE)
+]
 Warmup = Annotated[
     float | None,
     typer.Option(
@@ -140,9 +142,7 @@ Warmup = Annotated[
 ]
 Clip = Annotated[
     float | None,
-    typer.Option(
-        metavar="X", help="Largest gradient norm; 0: no clipping; default 1.0.", rich_help_panel=COURSE
-    ),
+    typer.Option(metavar="X", help="Maximum gradient norm (0: off); default 1.0.", rich_help_panel=COURSE),
 ]
 WeightDecay = Annotated[
     float | None, typer.Option(metavar="X", help="AdamW's; default 0.0.", rich_help_panel=COURSE)
@@ -150,20 +150,23 @@ WeightDecay = Annotated[
 Reduction = Annotated[
     Literal["token", "sequence"] | None,
     typer.Option(
-        help="Mean over target tokens, or sum over each target; default token.", rich_help_panel=COURSE
+        help="token: mean over target tokens; sequence: sum over each target; default token.",
+        rich_help_panel=COURSE,
     ),
 ]
 Accumulate = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Parts of a step's examples, for less memory; default 1.", rich_help_panel=COURSE
+        metavar="N",
+        help="Split each step's batch into N parts (gradient accumulation; the batch size stays); default 1.",
+        rich_help_panel=COURSE,
     ),
 ]
 MaxLength = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Longest text in tokens; default: what the base's window leaves.",
+        help="Maximum tokens of a text; default: what the base's window leaves.",
         rich_help_panel=COURSE,
     ),
 ]
@@ -171,7 +174,7 @@ BySource = Annotated[
     bool,
     typer.Option(
         "--by-source",
-        help="Batches of examples that share a source, which is then read once; docs/data.md.",
+        help="Batches of examples that share a source, which is then computed once; docs/data.md.",
         rich_help_panel=COURSE,
     ),
 ]
@@ -183,7 +186,7 @@ Packed = Annotated[
     bool,
     typer.Option(
         "--packed",
-        help="On a CPU: faster, for two more copies of the weights in memory; docs/speed.md.",
+        help="CPU only: keep prepacked copies of the weights; faster, more memory; docs/speed.md.",
         rich_help_panel=COURSE,
     ),
 ]
@@ -195,7 +198,9 @@ EvaluateEvery = Annotated[
 ]
 Patience = Annotated[
     int | None,
-    typer.Option(metavar="N", help="End after N dev losses without a better one.", rich_help_panel=COURSE),
+    typer.Option(
+        metavar="N", help="Stop early after N dev losses without a better one.", rich_help_panel=COURSE
+    ),
 ]
 
 # -- text in front of the target -----------------------------------------------------------------

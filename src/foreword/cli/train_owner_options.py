@@ -10,7 +10,7 @@ OWNERS = "Many owners"
 
 By = Annotated[
     Literal["owner"] | None,
-    typer.Option("--by", help="A prefix for each owner in the data, all in one run.", rich_help_panel=OWNERS),
+    typer.Option("--by", help="owner: train one prefix per owner, all in one run.", rich_help_panel=OWNERS),
 ]
 Name = Annotated[
     str | None,
@@ -43,7 +43,9 @@ Blobs = Annotated[
 ]
 Places = Annotated[
     int,
-    typer.Option("--places", metavar="N", min=1, help="Owners that train at once.", rich_help_panel=OWNERS),
+    typer.Option(
+        "--places", metavar="N", min=1, help="Owners trained at the same time.", rich_help_panel=OWNERS
+    ),
 ]
 PassTokens = Annotated[
     int,
@@ -51,7 +53,7 @@ PassTokens = Annotated[
         "--pass-tokens",
         min=1,
         metavar="N",
-        help="Most tokens of one pass over the rows of all; memory depends on it.",
+        help="Maximum tokens of one forward pass over all owners' rows; memory depends on it.",
         rich_help_panel=OWNERS,
     ),
 ]
@@ -59,7 +61,7 @@ Isolated = Annotated[
     bool,
     typer.Option(
         "--isolated",
-        help="Passes of their own for every owner: slower, bit for bit what each gets alone.",
+        help="Separate passes for each owner: slower; bit for bit what each gets when trained alone.",
         rich_help_panel=OWNERS,
     ),
 ]
