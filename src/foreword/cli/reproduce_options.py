@@ -35,7 +35,7 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="FOLDER",
-        help="Folder of the run; the same command goes on with it.",
+        help="Folder of the run; the same command resumes it.",
         show_default=False,
     ),
 ]

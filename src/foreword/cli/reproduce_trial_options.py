@@ -28,7 +28,7 @@ DevFile = Annotated[
     typer.Option(
         "--dev",
         metavar="FILE",
-        help="Examples that choose steps and rates; without --test, others of them are measured on.",
+        help="Examples that choose steps and learning rates; without --test, others of them are measured on.",
         show_default=False,
         rich_help_panel=DATA,
     ),
@@ -55,36 +55,40 @@ Metrics = Annotated[
 ]
 DevRows = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Dev examples that choose.", rich_help_panel=DATA),
+    typer.Option(
+        metavar="N", help="Dev examples that choose steps and learning rates.", rich_help_panel=DATA
+    ),
 ]
 MeasuredSources = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Sources to measure on.", rich_help_panel=DATA),
+    typer.Option(metavar="N", help="Number of sources to measure on.", rich_help_panel=DATA),
 ]
 MaxLength = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Most tokens of an example; longer ones are cut. Default: 512, or more where the task has it.",
+        help="Maximum tokens of an example; longer ones are cut. Default: 512; xsum and cnn have more.",
         rich_help_panel=DATA,
     ),
 ]
 Methods = Annotated[
     str | None,
-    typer.Option(metavar="NAMES", help="At every size; see docs/reproduce.md.", rich_help_panel=TRIALS),
+    typer.Option(
+        metavar="NAMES", help="Methods tried at every size; see docs/reproduce.md.", rich_help_panel=TRIALS
+    ),
 ]
 Others = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES",
-        help="Methods that are tried at --tuning-size alone; '' for none.",
+        help="Methods tried at --tuning-size only; '' for none.",
         rich_help_panel=TRIALS,
     ),
 ]
 Sizes = Annotated[
     str | None,
     typer.Option(
-        metavar="N,N", help="Numbers of training examples; all: all there are.", rich_help_panel=TRIALS
+        metavar="N,N", help="Numbers of training examples; all: the whole file.", rich_help_panel=TRIALS
     ),
 ]
 Subsets = Annotated[
@@ -102,7 +106,7 @@ TuningSize = Annotated[
 Untuned = Annotated[
     bool,
     typer.Option(
-        "--untuned", help="Choose no learning rates: take each method's usual one.", rich_help_panel=TRIALS
+        "--untuned", help="Do not tune learning rates: take each method's usual one.", rich_help_panel=TRIALS
     ),
 ]
 Instruction = Annotated[
@@ -111,7 +115,7 @@ Instruction = Annotated[
 ]
 Length = Annotated[
     int,
-    typer.Option(metavar="P", help="Virtual tokens, of every method that has some.", rich_help_panel=PREFIX),
+    typer.Option(metavar="P", help="Virtual tokens of every method that has them.", rich_help_panel=PREFIX),
 ]
 Steps = Annotated[
     int | None,
@@ -121,16 +125,19 @@ Patience = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="End a training after N dev evaluations without a better one.",
+        help="Stop a training early after N dev losses without a better one.",
         rich_help_panel=COURSE,
     ),
 ]
-Beams = Annotated[int | None, typer.Option(metavar="N", help="Beams.", rich_help_panel=TEXT)]
+Beams = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Beam search with N beams; default: the task's.", rich_help_panel=TEXT),
+]
 Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help="A small run, unless told otherwise: to see that it works, not for its figures.",
+        help="Small defaults: a run to see that everything works, not for its figures.",
         rich_help_panel=RUN,
     ),
 ]
