@@ -91,8 +91,9 @@ def train(
         tensorboard: also write TensorBoard files into the run's folder.
         labels, licence: kept in the prefix file.
         on_progress: called after every step and evaluation.
-        more: any other field of `TrainingSettings` (warmup, clip, weight_decay, accumulate,
-            reduction, evaluate_every, patience, max_length, gradient_checkpointing, streams).
+        more: any other field of `TrainingSettings` (warmup, clip, weight_decay, accumulate, by_source,
+            reduction, evaluate_every, patience, max_length, gradient_checkpointing, packed, streams, layers,
+            placement).
 
     Returns:
         The prefix of the best step by dev loss, or of the last step.
