@@ -64,13 +64,21 @@ def entry_of_record(task: Task, line: Line, record: dict[str, Any]) -> Entry:
     """One record of a summarisation task.
 
     Raises:
-        BadExamples: fields that the task does not have, or a value of another kind.
+        BadExamples: fields that the task does not have, fields of another task, or a value of another kind.
     """
     names = next((pair for pair in task.fields if set(pair) <= set(record)), None)
+    found = ", ".join(map(repr, list(record)[:12])) or "none"
     if names is None:
         expected = " or ".join(" and ".join(pair) for pair in task.fields)
-        found = ", ".join(map(repr, list(record)[:12])) or "none"
         raise line.fault(f"found the fields {found}; {task.title} has {expected}{_hint(task, record)}")
+    # A task's own names settle it. Source and target are any task's: what stands beside them may tell.
+    other = _task_of_record(record) if names != task.fields[0] else None
+    if other is not None and other != task.name:
+        raise line.fault(
+            f"found the fields {found}, as {TASKS[other].title} has them; {task.title} has "
+            f"{' and '.join(task.fields[0])}; give the task {other}, a file of {task.title}, or read yours "
+            "without a task (fields can be named there)"
+        )
     source, target = record[names[0]], record[names[1]]
     if task.source_is_list != isinstance(source, list):
         expected = "a list of sentences" if task.source_is_list else "text"
