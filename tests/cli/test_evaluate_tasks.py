@@ -54,6 +54,19 @@ def test_texts_of_another_system_are_scored_by_the_tasks_metrics_without_a_model
         assert f"{value:.4f}" in table
 
 
+def test_lines_of_a_text_are_sentences_from_the_file_to_the_figure(run: Any) -> None:
+    pytest.importorskip("rouge_score")
+    record = {"article": "Long text.", "highlights": "a b c\nd e f"}
+    Path("cnn.jsonl").write_text(json.dumps(record) + "\n")
+    Path("lines.jsonl").write_text(json.dumps({"text": "d e f\na b c"}) + "\n")
+    done = run("evaluate", "cnn.jsonl", "--task", "cnn", "--outputs", "lines.jsonl", "--json")
+    assert done.status == 0, done.stderr
+    figures = done.json["metrics"]["rouge"]
+    assert (figures["ROUGE-Lsum"], figures["ROUGE-L"]) == (pytest.approx(100), pytest.approx(50))
+    table = run("evaluate", "cnn.jsonl", "--task", "cnn", "--outputs", "lines.jsonl").stdout
+    assert "rouge ROUGE-Lsum" in table
+
+
 def test_metrics_can_be_chosen_and_parts_are_told_apart(run: Any) -> None:
     command = (
         "evaluate",

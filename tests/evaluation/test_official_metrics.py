@@ -23,6 +23,7 @@ from foreword.evaluation.tasks import TASKS
 
 TEXTS = invented_texts()
 WITH_EMPTY = with_empty_outputs(TEXTS)
+PRINTED_ROUGE = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
 
 needs_java = pytest.mark.skipif(
     shutil.which("java") is None or importlib.util.find_spec("pycocoevalcap") is None,
@@ -109,13 +110,46 @@ def test_rouge_of_every_text_is_as_rouge_155_prints_it() -> None:
     pytest.importorskip("rouge_score")
     for one, digits in zip(TEXTS, official_digits.ROUGE, strict=True):
         scores = rouge_scores([one.output], [one.references[:1]])
-        for name, printed_f in zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), digits, strict=True):
+        for name, printed_f in zip(PRINTED_ROUGE, digits, strict=True):
             # The script makes F of P and R that it has rounded, which can move F's last digit by one.
             assert scores[name] / 100 == pytest.approx(float(printed_f), abs=1.1e-5)
     means = rouge_scores([one.output for one in TEXTS], [one.references[:1] for one in TEXTS])
-    for place, mean in enumerate(means.values()):
+    for place, name in enumerate(PRINTED_ROUGE):
         by_hand = sum(float(row[place]) for row in official_digits.ROUGE) / len(TEXTS)
-        assert mean / 100 == pytest.approx(by_hand, abs=1e-5)
+        assert means[name] / 100 == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_rouge_lsum_of_an_example_computed_by_hand() -> None:
+    pytest.importorskip("rouge_score")
+    # Lin 2004, 3.2. Of the reference's 5 words its common subsequences with the two lines are w1 w3 w5 and
+    # w1 w2, together 4: recall 4/5, precision 4/10. As one sequence, 3 words come in the reference's order.
+    reference, text = "w1 w2 w3 w4 w5", "w1 w3 w8 w9 w5\nw1 w2 w6 w7 w8"
+    found = rouge_scores([text], [[reference]])
+    assert found["ROUGE-Lsum"] == pytest.approx(100 * 2 * (4 / 5) * (4 / 10) / (4 / 5 + 4 / 10))
+    assert found["ROUGE-L"] == pytest.approx(100 * 2 * (3 / 5) * (3 / 10) / (3 / 5 + 3 / 10))
+    # Every line of the reference is there, in another order.
+    found = rouge_scores(["d e f\na b c"], [["a b c\nd e f"]])
+    assert (found["ROUGE-Lsum"], found["ROUGE-L"]) == (pytest.approx(100), pytest.approx(50))
+
+
+def test_rouge_lsum_is_what_rouge_score_gives_for_texts_of_several_lines() -> None:
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeLsum"], use_stemmer=True)
+    threes = [TEXTS[place : place + 3] for place in range(0, len(TEXTS), 3)]
+    texts = ["\n".join(one.output for one in reversed(three)) for three in threes]
+    references = ["\n".join(one.references[0] for one in three) for three in threes]
+    found = rouge_scores(texts, [[one] for one in references])
+    alone = [
+        scorer.score(one, text)["rougeLsum"].fmeasure for one, text in zip(references, texts, strict=True)
+    ]
+    assert found["ROUGE-Lsum"] == pytest.approx(100 * sum(alone) / len(alone))
+    assert found["ROUGE-Lsum"] > found["ROUGE-L"] + 1
+
+
+def test_rouge_lsum_of_texts_of_one_line_is_rouge_l() -> None:
+    pytest.importorskip("rouge_score")
+    for one in TEXTS:
+        found = rouge_scores([one.output], [one.references])
+        assert found["ROUGE-Lsum"] == pytest.approx(found["ROUGE-L"])
 
 
 def test_of_several_summaries_the_one_with_the_best_rouge_1_counts_for_all_three() -> None:

@@ -92,6 +92,15 @@ def test_cnn_is_decoded_as_bart_was_published() -> None:
     assert (decoding["min_new_tokens"], decoding["max_new_tokens"], decoding["beams"]) == (55, 140, 4)
 
 
+def test_cnn_keeps_and_may_write_a_highlight_a_line(tmp_path: Path) -> None:
+    """ROUGE-Lsum takes lines for sentences."""
+    path = tmp_path / "cnn.jsonl"
+    path.write_text(json.dumps({"article": "Long.", "highlights": "One .\nTwo ."}) + "\n")
+    assert read_task(TASKS["cnn"], path)[0].references == ("One .\nTwo .",)
+    decoding = TASKS["cnn"].decoding
+    assert not {*decoding.get("banned", ()), *decoding.get("stop", ())}
+
+
 @pytest.mark.parametrize("given", TASKS)
 @pytest.mark.parametrize("asked", TASKS)
 def test_a_file_of_another_task_is_named(asked: str, given: str, file: Callable[[str], Path]) -> None:
