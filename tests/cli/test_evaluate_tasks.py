@@ -134,6 +134,11 @@ def test_out_and_the_table_carry_categories_and_figures(run: Any, base: str) -> 
     options = ("--base", base, "--task", "webnlg", "--metrics", "plain", "--beams", 1, "--max-new-tokens", 3)
     done = run("evaluate", "dev.xml", *options, "--out", "out.jsonl")
     assert "plain unseen chrF" in done.stdout
+    assert [line.strip().split("  ")[0] for line in done.stdout.splitlines() if "BLEU" in line] == [
+        "BLEU",  # of all; `plain` is the same figure
+        "plain seen BLEU",
+        "plain unseen BLEU",
+    ]
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [row["category"] for row in rows] == ["Food", "Artist"]
     again = run(

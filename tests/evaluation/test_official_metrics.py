@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import official_digits
 import pytest
@@ -259,6 +261,29 @@ def test_bleurt_without_its_checkpoint_says_where_it_is_looked_for(monkeypatch: 
     monkeypatch.delenv("BLEURT_CHECKPOINT", raising=False)
     with pytest.raises(MetricUnavailable, match="BLEURT_CHECKPOINT is None"):
         require(["bleurt"])
+
+
+@pytest.mark.parametrize(("name", "module"), [("bertscore", "bert_score"), ("moverscore", "moverscore_v2")])
+def test_only_weights_that_cant_be_had_are_called_so(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(error: Exception) -> None:
+        def work(*texts: object, **options: object) -> None:
+            raise error
+
+        stand_in = ModuleType(module)
+        stand_in.score = work  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module, stand_in)
+        if name == "moverscore":  # loads its weights when it is imported
+            monkeypatch.setattr("foreword.evaluation.metrics.learned.import_module", work)
+
+    failing(OSError("can't reach the hub"))
+    with pytest.raises(MetricUnavailable, match=r"needs the weights of .* \(can't reach the hub\)"):
+        score([name], ["a"], [["a"]])
+    for error in (RuntimeError("CUDA out of memory"), ValueError("no such tokens")):
+        failing(error)
+        with pytest.raises(type(error), match=str(error)):
+            score([name], ["a"], [["a"]])
 
 
 def test_a_program_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]

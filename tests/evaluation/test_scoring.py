@@ -11,7 +11,6 @@ import pytest
 from foreword import BaseModel, Example
 from foreword.errors import BadExamples, CannotRead, MetricUnavailable, UsageError
 from foreword.evaluation import Prediction, evaluate, read_outputs, score, scores_by_part
-from foreword.evaluation.scoring import check_unseen
 from foreword.examples import Entry
 
 ENTRIES = [
@@ -66,12 +65,6 @@ def test_parts_are_scored_as_if_they_stood_alone() -> None:
     assert found["plain unseen"] == score(["plain"], [""], [ENTRIES[1].references])["plain"]
     assert list(scores_by_part(["plain"], outputs, {"Food", "Artist"})) == ["plain", "plain unseen"]
     assert list(scores_by_part(["plain"], outputs)) == ["plain"]
-
-
-def test_categories_that_no_entry_has_are_named() -> None:
-    check_unseen({"Food"}, ENTRIES)
-    with pytest.raises(UsageError, match="category 'food'; the data has Artist, Food"):
-        check_unseen({"food"}, ENTRIES)
 
 
 def test_entries_with_one_source_are_generated_and_scored_apart(tiny_base: BaseModel) -> None:

@@ -278,7 +278,11 @@ def _print(found: dict[str, Evaluation], title: str) -> None:
     if first.bleu is not None:
         rows.append(("BLEU", *(f"{one.bleu:.2f}" for one in found.values())))
         rows.append(("chrF", *(f"{one.chrf:.2f}" for one in found.values())))
-    columns = [shown(one.figures) for one in found.values()]
+    # `plain` is BLEU and chrF once more; apart, its parts are not.
+    columns = [
+        shown({name: values for name, values in one.figures.items() if name != "plain"})
+        for one in found.values()
+    ]
     rows += [(cells[0][0], *(value for _, value in cells)) for cells in zip(*columns, strict=True)]
     output.table(("", title, "without prefix")[: len(found) + 1], rows)
     typer.echo(f"{first.examples} examples, {first.sources} sources, {first.tokens} target tokens")

@@ -50,7 +50,7 @@ def read_request(
     """
     from foreword.evaluation import find_task
     from foreword.evaluation.metrics import find_metrics, require
-    from foreword.evaluation.scoring import check_unseen
+    from foreword.evaluation.task_data import check_categories
     from foreword.examples import Entry
 
     found = None if task is None else find_task(task)
@@ -60,7 +60,7 @@ def read_request(
         raise UsageError("--unseen names categories, which the data of some tasks has; give --task")
     read = Reading(task, format, fields).data(data, limit=limit)
     entries = [one for one in read if isinstance(one, Entry)]
-    check_unseen(unseen, entries)
+    check_categories(unseen, entries)
     require(chosen)
     there = {entry.category for entry in entries}
     usual = () if found is None else tuple(sorted(found.unseen & there))

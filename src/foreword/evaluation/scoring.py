@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from foreword.errors import BadExamples, UsageError
+from foreword.errors import BadExamples
 from foreword.evaluation.metrics import score
 from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.examples.entry import Entry
@@ -104,16 +104,3 @@ def _is_object(text: str) -> bool:
 
 def _scores(metrics: Sequence[str], outputs: Sequence[Prediction]) -> dict[str, dict[str, float]]:
     return score(metrics, [one.text for one in outputs], [one.references for one in outputs])
-
-
-def check_unseen(unseen: Collection[str], entries: Sequence[Entry]) -> None:
-    """Refuse names that no entry has: a typing error would make a part silently empty.
-
-    Raises:
-        UsageError: names the category, and those that there are.
-    """
-    there = {entry.category for entry in entries}
-    for name in sorted(unseen):
-        if name not in there:
-            known = ", ".join(sorted(one for one in there if one is not None)) or "none at all"
-            raise UsageError(f"no entry has the category {name!r}; the data has {known}")

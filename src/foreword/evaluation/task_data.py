@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,16 +95,25 @@ def entry_of_record(task: Task, line: Line, record: dict[str, Any]) -> Entry:
     return Entry(examples[0].source, tuple(one.target for one in examples), owner=examples[0].owner)
 
 
+def check_categories(names: Collection[str], entries: Sequence[Entry]) -> None:
+    """Refuse names that no entry has: a typing error would make a part silently empty.
+
+    Raises:
+        UsageError: names the category, and those that there are.
+    """
+    there = {entry.category for entry in entries}
+    if unknown := sorted(set(names) - there):
+        known = ", ".join(sorted(name for name in there if name is not None)) or "none at all"
+        raise UsageError(f"no entry has the category {unknown[0]!r}; the data has {known}")
+
+
 def without_categories(entries: Sequence[Entry], held_out: Sequence[str]) -> tuple[list[Entry], list[Entry]]:
     """Entries of all other categories, and those of `held_out`: to train without some and test on them.
 
     Raises:
         UsageError: a category that no entry has.
     """
-    there = {entry.category for entry in entries}
-    if unknown := sorted(set(held_out) - there):
-        known = ", ".join(sorted(name for name in there if name is not None)) or "none at all"
-        raise UsageError(f"no entry has the category {unknown[0]!r}; the data has {known}")
+    check_categories(held_out, entries)
     chosen = set(held_out)
     return (
         [entry for entry in entries if entry.category not in chosen],
