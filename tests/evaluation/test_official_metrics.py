@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import official_digits
@@ -298,6 +300,50 @@ def test_a_program_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pat
     program.close()
     with pytest.raises(MetricUnavailable, match="PTB tokenizer ended with status 1"):
         score(["e2e"], ["a"], [["a"]])
+
+
+@pytest.mark.parametrize("what", ["exec sleep 60", "echo 'reading tables' >&2; read line; exec sleep 60"])
+def test_a_program_that_never_answers_is_ended(
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocoevalcap")
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{what}\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda program: str(java))
+    monkeypatch.setattr("foreword.evaluation.metrics.java.ANSWER_SECONDS", 0.5)
+    said = "reading tables" if "tables" in what else "nothing"
+    program = Meteor()
+    with pytest.raises(
+        MetricUnavailable,
+        match=rf"METEOR gave no answer within 0\.5 seconds and was ended; it said: {said}\.",
+    ):
+        program.score(["a" * 1_000_000], [["a"]])  # more than fits into a pipe that nobody reads
+    program.close()
+    with pytest.raises(MetricUnavailable, match="PTB tokenizer gave no answer within 0.5 seconds"):
+        score(["e2e"], ["a"], [["a"]])
+
+
+def test_the_limit_of_an_answer_ends_with_the_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("pycocoevalcap")
+    java = tmp_path / "java"
+    answers = 'while read line; do case "$line" in EVAL*) echo 1;; esac; echo 0.25; done'
+    java.write_text(f"#!/bin/sh\n{answers}\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda program: str(java))
+    limits: list[threading.Timer] = []
+
+    class Recorded(threading.Timer):
+        def start(self) -> None:
+            limits.append(self)
+            super().start()
+
+    monkeypatch.setattr(threading, "Timer", Recorded)
+    program = Meteor()
+    assert program.score(["a"], [["a"]]) == 0.25
+    program.close()
+    assert len(limits) == 3  # the statistics of the text, its score, the score of all
+    assert all(limit.finished.is_set() for limit in limits)
 
 
 def test_figures_are_shown_with_the_digits_of_their_scripts() -> None:
