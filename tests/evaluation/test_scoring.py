@@ -34,6 +34,37 @@ def test_lines_and_json_lines_are_read_alike(tmp_path: Path) -> None:
     ]
 
 
+MEALS = [Entry("name : A | price : less than £20", ("A.",)), Entry("name : B", ("B.",))]
+
+
+def test_outputs_of_the_e2e_challenge_are_read_as_published(tmp_path: Path) -> None:
+    path = tmp_path / "system.tsv"
+    path.write_text(
+        'MR\toutput\n"name[A], priceRange[less than £20]"\tA is cheap.\nname[B]\t"""B"", a pub."\n'
+    )
+    assert read_outputs(path, MEALS) == [
+        Prediction(MEALS[0].source, ("A.",), "A is cheap."),
+        Prediction(MEALS[1].source, ("B.",), '"B", a pub.'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("name[B]\tB.\n", "line 2: MR is 'name.B.', where the data has 'name : A .*in the data's order"),
+        ('"name[A], priceRange[less than £20]"\tA.\n', "holds 1 texts for 2 entries"),
+        ('"name[A], priceRange[less than £20]"\tA.\nname[B]\tB.\nname[C]\tC.\n', "holds 3 texts for 2"),
+    ],
+)
+def test_outputs_of_the_e2e_challenge_for_other_data_are_refused(
+    tmp_path: Path, rows: str, message: str
+) -> None:
+    path = tmp_path / "system.tsv"
+    path.write_text("MR\toutput\n" + rows)
+    with pytest.raises(BadExamples, match=message):
+        read_outputs(path, MEALS)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
