@@ -54,6 +54,19 @@ def test_texts_of_another_system_are_scored_by_the_tasks_metrics_without_a_model
         assert f"{value:.4f}" in table
 
 
+def test_lines_of_a_text_are_sentences_from_the_file_to_the_figure(run: Any) -> None:
+    pytest.importorskip("rouge_score")
+    record = {"article": "Long text.", "highlights": "a b c\nd e f"}
+    Path("cnn.jsonl").write_text(json.dumps(record) + "\n")
+    Path("lines.jsonl").write_text(json.dumps({"text": "d e f\na b c"}) + "\n")
+    done = run("evaluate", "cnn.jsonl", "--task", "cnn", "--outputs", "lines.jsonl", "--json")
+    assert done.status == 0, done.stderr
+    figures = done.json["metrics"]["rouge"]
+    assert (figures["ROUGE-Lsum"], figures["ROUGE-L"]) == (pytest.approx(100), pytest.approx(50))
+    table = run("evaluate", "cnn.jsonl", "--task", "cnn", "--outputs", "lines.jsonl").stdout
+    assert "rouge ROUGE-Lsum" in table
+
+
 def test_metrics_can_be_chosen_and_parts_are_told_apart(run: Any) -> None:
     command = (
         "evaluate",
@@ -121,6 +134,11 @@ def test_out_and_the_table_carry_categories_and_figures(run: Any, base: str) -> 
     options = ("--base", base, "--task", "webnlg", "--metrics", "plain", "--beams", 1, "--max-new-tokens", 3)
     done = run("evaluate", "dev.xml", *options, "--out", "out.jsonl")
     assert "plain unseen chrF" in done.stdout
+    assert [line.strip().split("  ")[0] for line in done.stdout.splitlines() if "BLEU" in line] == [
+        "BLEU",  # of all; `plain` is the same figure
+        "plain seen BLEU",
+        "plain unseen BLEU",
+    ]
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [row["category"] for row in rows] == ["Food", "Artist"]
     again = run(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import official_digits
 import pytest
@@ -23,6 +27,7 @@ from foreword.evaluation.tasks import TASKS
 
 TEXTS = invented_texts()
 WITH_EMPTY = with_empty_outputs(TEXTS)
+PRINTED_ROUGE = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
 
 needs_java = pytest.mark.skipif(
     shutil.which("java") is None or importlib.util.find_spec("pycocoevalcap") is None,
@@ -109,13 +114,46 @@ def test_rouge_of_every_text_is_as_rouge_155_prints_it() -> None:
     pytest.importorskip("rouge_score")
     for one, digits in zip(TEXTS, official_digits.ROUGE, strict=True):
         scores = rouge_scores([one.output], [one.references[:1]])
-        for name, printed_f in zip(("ROUGE-1", "ROUGE-2", "ROUGE-L"), digits, strict=True):
+        for name, printed_f in zip(PRINTED_ROUGE, digits, strict=True):
             # The script makes F of P and R that it has rounded, which can move F's last digit by one.
             assert scores[name] / 100 == pytest.approx(float(printed_f), abs=1.1e-5)
     means = rouge_scores([one.output for one in TEXTS], [one.references[:1] for one in TEXTS])
-    for place, mean in enumerate(means.values()):
+    for place, name in enumerate(PRINTED_ROUGE):
         by_hand = sum(float(row[place]) for row in official_digits.ROUGE) / len(TEXTS)
-        assert mean / 100 == pytest.approx(by_hand, abs=1e-5)
+        assert means[name] / 100 == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_rouge_lsum_of_an_example_computed_by_hand() -> None:
+    pytest.importorskip("rouge_score")
+    # Lin 2004, 3.2. Of the reference's 5 words its common subsequences with the two lines are w1 w3 w5 and
+    # w1 w2, together 4: recall 4/5, precision 4/10. As one sequence, 3 words come in the reference's order.
+    reference, text = "w1 w2 w3 w4 w5", "w1 w3 w8 w9 w5\nw1 w2 w6 w7 w8"
+    found = rouge_scores([text], [[reference]])
+    assert found["ROUGE-Lsum"] == pytest.approx(100 * 2 * (4 / 5) * (4 / 10) / (4 / 5 + 4 / 10))
+    assert found["ROUGE-L"] == pytest.approx(100 * 2 * (3 / 5) * (3 / 10) / (3 / 5 + 3 / 10))
+    # Every line of the reference is there, in another order.
+    found = rouge_scores(["d e f\na b c"], [["a b c\nd e f"]])
+    assert (found["ROUGE-Lsum"], found["ROUGE-L"]) == (pytest.approx(100), pytest.approx(50))
+
+
+def test_rouge_lsum_is_what_rouge_score_gives_for_texts_of_several_lines() -> None:
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeLsum"], use_stemmer=True)
+    threes = [TEXTS[place : place + 3] for place in range(0, len(TEXTS), 3)]
+    texts = ["\n".join(one.output for one in reversed(three)) for three in threes]
+    references = ["\n".join(one.references[0] for one in three) for three in threes]
+    found = rouge_scores(texts, [[one] for one in references])
+    alone = [
+        scorer.score(one, text)["rougeLsum"].fmeasure for one, text in zip(references, texts, strict=True)
+    ]
+    assert found["ROUGE-Lsum"] == pytest.approx(100 * sum(alone) / len(alone))
+    assert found["ROUGE-Lsum"] > found["ROUGE-L"] + 1
+
+
+def test_rouge_lsum_of_texts_of_one_line_is_rouge_l() -> None:
+    pytest.importorskip("rouge_score")
+    for one in TEXTS:
+        found = rouge_scores([one.output], [one.references])
+        assert found["ROUGE-Lsum"] == pytest.approx(found["ROUGE-L"])
 
 
 def test_of_several_summaries_the_one_with_the_best_rouge_1_counts_for_all_three() -> None:
@@ -227,6 +265,29 @@ def test_bleurt_without_its_checkpoint_says_where_it_is_looked_for(monkeypatch: 
         require(["bleurt"])
 
 
+@pytest.mark.parametrize(("name", "module"), [("bertscore", "bert_score"), ("moverscore", "moverscore_v2")])
+def test_only_weights_that_cant_be_had_are_called_so(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(error: Exception) -> None:
+        def work(*texts: object, **options: object) -> None:
+            raise error
+
+        stand_in = ModuleType(module)
+        stand_in.score = work  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module, stand_in)
+        if name == "moverscore":  # loads its weights when it is imported
+            monkeypatch.setattr("foreword.evaluation.metrics.learned.import_module", work)
+
+    failing(OSError("can't reach the hub"))
+    with pytest.raises(MetricUnavailable, match=r"needs the weights of .* \(can't reach the hub\)"):
+        score([name], ["a"], [["a"]])
+    for error in (RuntimeError("CUDA out of memory"), ValueError("no such tokens")):
+        failing(error)
+        with pytest.raises(type(error), match=str(error)):
+            score([name], ["a"], [["a"]])
+
+
 def test_a_program_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("pycocoevalcap")
     java = tmp_path / "java"
@@ -239,6 +300,50 @@ def test_a_program_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pat
     program.close()
     with pytest.raises(MetricUnavailable, match="PTB tokenizer ended with status 1"):
         score(["e2e"], ["a"], [["a"]])
+
+
+@pytest.mark.parametrize("what", ["exec sleep 60", "echo 'reading tables' >&2; read line; exec sleep 60"])
+def test_a_program_that_never_answers_is_ended(
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("pycocoevalcap")
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{what}\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda program: str(java))
+    monkeypatch.setattr("foreword.evaluation.metrics.java.ANSWER_SECONDS", 0.5)
+    said = "reading tables" if "tables" in what else "nothing"
+    program = Meteor()
+    with pytest.raises(
+        MetricUnavailable,
+        match=rf"METEOR gave no answer within 0\.5 seconds and was ended; it said: {said}\.",
+    ):
+        program.score(["a" * 1_000_000], [["a"]])  # more than fits into a pipe that nobody reads
+    program.close()
+    with pytest.raises(MetricUnavailable, match="PTB tokenizer gave no answer within 0.5 seconds"):
+        score(["e2e"], ["a"], [["a"]])
+
+
+def test_the_limit_of_an_answer_ends_with_the_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("pycocoevalcap")
+    java = tmp_path / "java"
+    answers = 'while read line; do case "$line" in EVAL*) echo 1;; esac; echo 0.25; done'
+    java.write_text(f"#!/bin/sh\n{answers}\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda program: str(java))
+    limits: list[threading.Timer] = []
+
+    class Recorded(threading.Timer):
+        def start(self) -> None:
+            limits.append(self)
+            super().start()
+
+    monkeypatch.setattr(threading, "Timer", Recorded)
+    program = Meteor()
+    assert program.score(["a"], [["a"]]) == 0.25
+    program.close()
+    assert len(limits) == 3  # the statistics of the text, its score, the score of all
+    assert all(limit.finished.is_set() for limit in limits)
 
 
 def test_figures_are_shown_with_the_digits_of_their_scripts() -> None:

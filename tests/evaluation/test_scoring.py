@@ -11,7 +11,6 @@ import pytest
 from foreword import BaseModel, Example
 from foreword.errors import BadExamples, CannotRead, MetricUnavailable, UsageError
 from foreword.evaluation import Prediction, evaluate, read_outputs, score, scores_by_part
-from foreword.evaluation.scoring import check_unseen
 from foreword.examples import Entry
 
 ENTRIES = [
@@ -33,6 +32,37 @@ def test_lines_and_json_lines_are_read_alike(tmp_path: Path) -> None:
     assert [(one.references, one.category) for one in plain] == [
         (one.references, one.category) for one in ENTRIES
     ]
+
+
+MEALS = [Entry("name : A | price : less than £20", ("A.",)), Entry("name : B", ("B.",))]
+
+
+def test_outputs_of_the_e2e_challenge_are_read_as_published(tmp_path: Path) -> None:
+    path = tmp_path / "system.tsv"
+    path.write_text(
+        'MR\toutput\n"name[A], priceRange[less than £20]"\tA is cheap.\nname[B]\t"""B"", a pub."\n'
+    )
+    assert read_outputs(path, MEALS) == [
+        Prediction(MEALS[0].source, ("A.",), "A is cheap."),
+        Prediction(MEALS[1].source, ("B.",), '"B", a pub.'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("name[B]\tB.\n", "line 2: MR is 'name.B.', where the data has 'name : A .*in the data's order"),
+        ('"name[A], priceRange[less than £20]"\tA.\n', "holds 1 texts for 2 entries"),
+        ('"name[A], priceRange[less than £20]"\tA.\nname[B]\tB.\nname[C]\tC.\n', "holds 3 texts for 2"),
+    ],
+)
+def test_outputs_of_the_e2e_challenge_for_other_data_are_refused(
+    tmp_path: Path, rows: str, message: str
+) -> None:
+    path = tmp_path / "system.tsv"
+    path.write_text("MR\toutput\n" + rows)
+    with pytest.raises(BadExamples, match=message):
+        read_outputs(path, MEALS)
 
 
 @pytest.mark.parametrize(
@@ -66,12 +96,6 @@ def test_parts_are_scored_as_if_they_stood_alone() -> None:
     assert found["plain unseen"] == score(["plain"], [""], [ENTRIES[1].references])["plain"]
     assert list(scores_by_part(["plain"], outputs, {"Food", "Artist"})) == ["plain", "plain unseen"]
     assert list(scores_by_part(["plain"], outputs)) == ["plain"]
-
-
-def test_categories_that_no_entry_has_are_named() -> None:
-    check_unseen({"Food"}, ENTRIES)
-    with pytest.raises(UsageError, match="category 'food'; the data has Artist, Food"):
-        check_unseen({"food"}, ENTRIES)
 
 
 def test_entries_with_one_source_are_generated_and_scored_apart(tiny_base: BaseModel) -> None:

@@ -92,6 +92,15 @@ def test_cnn_is_decoded_as_bart_was_published() -> None:
     assert (decoding["min_new_tokens"], decoding["max_new_tokens"], decoding["beams"]) == (55, 140, 4)
 
 
+def test_cnn_keeps_and_may_write_a_highlight_a_line(tmp_path: Path) -> None:
+    """ROUGE-Lsum takes lines for sentences."""
+    path = tmp_path / "cnn.jsonl"
+    path.write_text(json.dumps({"article": "Long.", "highlights": "One .\nTwo ."}) + "\n")
+    assert read_task(TASKS["cnn"], path)[0].references == ("One .\nTwo .",)
+    decoding = TASKS["cnn"].decoding
+    assert not {*decoding.get("banned", ()), *decoding.get("stop", ())}
+
+
 @pytest.mark.parametrize("given", TASKS)
 @pytest.mark.parametrize("asked", TASKS)
 def test_a_file_of_another_task_is_named(asked: str, given: str, file: Callable[[str], Path]) -> None:
@@ -127,6 +136,48 @@ def test_mails_keep_their_owners(tmp_path: Path) -> None:
     path = tmp_path / "mails.jsonl"
     path.write_text(json.dumps({"user": "ann", "source": "Hi.", "target": "Hello"}) + "\n")
     assert examples_of(read_task(TASKS["aeslc"], path))[0].owner == "ann"
+
+
+MAIL = {"user": "ann", "source": "Hi.", "target": "Hello"}
+BOTH = {"source": "Long.", "target": "Short.", "article": "Long.", "highlights": "Short."}
+
+
+@pytest.mark.parametrize(
+    ("asked", "record", "named", "found"),
+    [
+        ("xsum", MAIL, "aeslc", "'user', 'source', 'target'"),
+        ("cnn", MAIL, "aeslc", "'user', 'source', 'target'"),
+        ("xsum", BOTH, "cnn", "'source', 'target', 'article', 'highlights'"),
+        ("aeslc", BOTH, "cnn", "'source', 'target', 'article', 'highlights'"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_record_with_the_fields_of_another_task_is_refused(
+    tmp_path: Path, asked: str, record: dict[str, Any], named: str, found: str, before: int
+) -> None:
+    plain = {"source": "Long.", "target": "Short."}
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in [*[plain] * before, record]))
+    with pytest.raises(BadExamples) as caught:
+        read_task(TASKS[asked], path)
+    message = str(caught.value)
+    assert f"line {before + 1}: found the fields {found}, as {TASKS[named].title} has them" in message
+    assert f"{TASKS[asked].title} has " in message
+    assert f"give the task {named}" in message
+
+
+@pytest.mark.parametrize("name", ["xsum", "cnn", "aeslc"])
+def test_a_record_that_nothing_ties_to_another_task_is_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"source": "Long.", "target": "Short.", "id": 7}) + "\n")
+    assert read_task(TASKS[name], path) == [Entry("Long.", ("Short.",))]
+
+
+def test_the_own_names_of_a_tasks_fields_settle_it(tmp_path: Path) -> None:
+    record = {"article": "Long.", "highlights": "Short.", "document": "x", "summary": "y", **MAIL}
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    assert read_task(TASKS["cnn"], path) == [Entry("Long.", ("Short.",))]
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def evaluate(
     A source that comes several times is generated once and scored against all its targets. With --task, an
     official data set is read, decoded and scored as it is published.
     """
-    from foreword.cli.evaluate_request import decoding_of, read_request
+    from foreword.cli.evaluate_request import chosen_decoding, read_request
     from foreword.cli.loading import load_base_of, load_prefixes
     from foreword.cli.progress import Counter
     from foreword.decoding import Decoding
@@ -143,7 +143,7 @@ def evaluate(
         "banned": tuple(common.unescaped(text) for text in ban or ()),
     }
     named = {name for name, option in _OPTIONS.items() if common.typed(context, option)}
-    decoding = decoding_of(None if task is None else find_task(task), given, named)
+    decoding = chosen_decoding(None if task is None else find_task(task), given, named)
     Decoding(**decoding)  # what is wrong is said before the model is loaded
     if batch_size < 1:
         raise UsageError(f"--batch-size is {batch_size}; expected at least 1")
@@ -278,7 +278,11 @@ def _print(found: dict[str, Evaluation], title: str) -> None:
     if first.bleu is not None:
         rows.append(("BLEU", *(f"{one.bleu:.2f}" for one in found.values())))
         rows.append(("chrF", *(f"{one.chrf:.2f}" for one in found.values())))
-    columns = [shown(one.figures) for one in found.values()]
+    # `plain` is BLEU and chrF once more; apart, its parts are not.
+    columns = [
+        shown({name: values for name, values in one.figures.items() if name != "plain"})
+        for one in found.values()
+    ]
     rows += [(cells[0][0], *(value for _, value in cells)) for cells in zip(*columns, strict=True)]
     output.table(("", title, "without prefix")[: len(found) + 1], rows)
     typer.echo(f"{first.examples} examples, {first.sources} sources, {first.tokens} target tokens")

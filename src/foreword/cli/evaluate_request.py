@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foreword.cli.reading import Reading
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.evaluation import Task
     from foreword.examples import Entry, Example
-
-FROM_HUB = "hub:"
 
 
 @dataclass(frozen=True)
@@ -47,38 +46,28 @@ def read_request(
     Raises:
         UsageError: a task that does not exist, or options that exclude each other.
         MetricUnavailable: what a metric needs is not there.
-        CannotRead, BadExamples, DownloadFailed: see `read_task`, `fetch_task`, `read_examples`.
+        CannotRead, BadExamples, DownloadFailed: see `Reading`.
     """
-    from foreword.evaluation import fetch_task, find_task, read_task
+    from foreword.evaluation import find_task
     from foreword.evaluation.metrics import find_metrics, require
-    from foreword.evaluation.scoring import check_unseen
-    from foreword.examples import Entry, read_examples
+    from foreword.evaluation.task_data import check_categories
+    from foreword.examples import Entry
 
     found = None if task is None else find_task(task)
     chosen = tuple(metrics) or (() if found is None else found.metrics)
     find_metrics(chosen)
-    if found is None:
-        if unseen:
-            raise UsageError("--unseen names categories, which the data of some tasks has; give --task")
-        if str(data).startswith(FROM_HUB):
-            raise UsageError(f"{data} is a task's split at the hub; say of which task with --task")
-        examples: list[Example | Entry] = [*read_examples(data, format=format, fields=fields, limit=limit)]
-        require(chosen)
-        return Request(None, examples, chosen, ())
-    if fields or format != "auto":
-        raise UsageError("--task says how its files are read; leave --format and names of fields out")
-    if str(data).startswith(FROM_HUB):
-        entries = fetch_task(found, str(data).removeprefix(FROM_HUB), limit=limit)
-    else:
-        entries = read_task(found, data, limit=limit)
-    check_unseen(unseen, entries)
+    if found is None and unseen:
+        raise UsageError("--unseen names categories, which the data of some tasks has; give --task")
+    read = Reading(task, format, fields).data(data, limit=limit)
+    entries = [one for one in read if isinstance(one, Entry)]
+    check_categories(unseen, entries)
     require(chosen)
-    there = {entry.category for entry in entries if isinstance(entry, Entry)}
-    apart = tuple(unseen) or tuple(sorted(found.unseen & there))
-    return Request(found, [*entries], chosen, apart)
+    there = {entry.category for entry in entries}
+    usual = () if found is None else tuple(sorted(found.unseen & there))
+    return Request(found, read, chosen, tuple(unseen) or usual)
 
 
-def decoding_of(task: Task | None, given: Mapping[str, Any], named: set[str]) -> dict[str, Any]:
+def chosen_decoding(task: Task | None, given: Mapping[str, Any], named: set[str]) -> dict[str, Any]:
     """The decoding options: those that the user named, then the task's, then the command's defaults."""
     if task is None:
         return dict(given)

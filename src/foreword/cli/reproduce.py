@@ -13,6 +13,7 @@ from foreword.cli import reproduce_options as own
 from foreword.cli import train_options as its
 from foreword.cli.command_line import command_line
 from foreword.cli.commands import SectionedCommand
+from foreword.cli.reproduce_data import MAX_LENGTH
 from foreword.cli.reproduce_extrapolation import EXAMPLE as EXTRAPOLATION_EXAMPLE
 from foreword.cli.reproduce_extrapolation import EXTRAPOLATION, extrapolation
 from foreword.cli.reproduce_methods import ABLATION, FULL, LOW_DATA, command_of, example
@@ -35,7 +36,6 @@ def _experiments() -> None:
 
 
 QUICK = {"owners": 4, "steps": 20, "batch_size": 4, "dev_rows": 5, "max_length": 256}
-MAX_LENGTH = 512
 
 
 @app.command(cls=SectionedCommand, epilog=EXAMPLE)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foreword.cli import output
+from foreword.cli.reading import Reading
 from foreword.errors import BadExamples, UsageError
 
 if TYPE_CHECKING:
     from foreword.base import BaseModel
-    from foreword.examples import Entry, Example
     from foreword.experiments.material import Material
     from foreword.experiments.plan import Plan
 
@@ -35,42 +35,6 @@ INSTRUCTIONS = {
 
 USUAL = "e2e"
 """Whose instruction and decoding are taken where no task is named: those of the paper's tables."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files are read.
-
-    Attributes:
-        task: name of a task whose official files they are, or None.
-        format, fields: of `read_examples`, without a task.
-    """
-
-    task: str | None
-    format: Any
-    fields: Mapping[str, str] | None
-
-    def training(self, path: Path, *, groups: bool = False) -> list[Example]:
-        """An example for each text of the file, but for those that the task marks as unfit for training.
-
-        Args:
-            groups: take categories, where the task has any, for owners.
-        """
-        from foreword.examples import examples_of, read_examples
-
-        if self.task is None:
-            return read_examples(path, format=self.format, fields=self.fields)
-        return examples_of(self.entries(path, groups=groups))
-
-    def entries(self, path: Path, *, groups: bool = False) -> list[Entry]:
-        """The task's entries, which may have sources in common; without a task, one for each source."""
-        from foreword.evaluation import find_task, read_task
-        from foreword.examples import entries_of, read_examples
-
-        if self.task is None:
-            return entries_of(read_examples(path, format=self.format, fields=self.fields))
-        found = read_task(find_task(self.task), path)
-        return [replace(entry, owner=entry.category or entry.owner) for entry in found] if groups else found
 
 
 def read_material(

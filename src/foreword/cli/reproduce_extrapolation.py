@@ -10,7 +10,8 @@ from foreword.cli import options as common
 from foreword.cli import reproduce_options as shared
 from foreword.cli import reproduce_trial_options as own
 from foreword.cli import train_options as its
-from foreword.cli.reproduce_data import Reading, metrics_of, tell_left_out
+from foreword.cli.reading import Reading
+from foreword.cli.reproduce_data import metrics_of, tell_left_out
 from foreword.cli.reproduce_methods import LOW_DATA, MORE
 from foreword.cli.reproduce_trials import Kind, carry_out, make_plan
 

@@ -8,13 +8,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from foreword.errors import BadExamples, UsageError
+from foreword.errors import BadExamples
 from foreword.evaluation.metrics import score
 from foreword.evaluation.metrics.meteor import keeping_meteor
+from foreword.examples.e2e import linearise
 from foreword.examples.entry import Entry
 from foreword.examples.jsonl import parse_object
-from foreword.examples.lines import read_lines
+from foreword.examples.lines import Line, excerpt, read_lines
+from foreword.examples.table import find_columns, read_rows
 from foreword.template import Source
+
+OUTPUT_COLUMNS = ["MR", "output"]  # of the E2E challenge: tuetschek/e2e-eval, system_outputs
 
 SEEN, UNSEEN = "seen", "unseen"
 
@@ -64,12 +68,13 @@ def read_outputs(path: str | os.PathLike[str], entries: Sequence[Entry]) -> list
     """Texts that something else wrote, one for each entry, in their order.
 
     Args:
-        path: a text a line (an empty line is an empty text), or JSON lines with a field `text`, as
-            `foreword evaluate --out` writes them.
+        path: a text a line (an empty line is an empty text); JSON lines with a field `text`, as
+            `foreword evaluate --out` writes them; or a table with the columns MR and output, as those of the
+            E2E challenge's systems are published.
 
     Raises:
         CannotRead: absent, or not to be opened.
-        BadExamples: another number of texts than entries, or JSON without texts.
+        BadExamples: another number of texts than entries, JSON without texts, or a table of other data.
     """
     lines = list(read_lines(path))
     if Path(path).suffix in (".jsonl", ".ndjson") or (lines and _is_object(lines[0].text)):
@@ -82,6 +87,8 @@ def read_outputs(path: str | os.PathLike[str], entries: Sequence[Entry]) -> list
                         "no field 'text' with a text; expected one an object, as evaluate --out writes"
                     )
                 texts.append(text)
+    elif lines and find_columns(lines[0], OUTPUT_COLUMNS):
+        texts = _texts_of_table(lines, entries)
     else:
         texts = [line.text.strip() for line in lines]
     if len(texts) != len(entries):
@@ -95,6 +102,19 @@ def read_outputs(path: str | os.PathLike[str], entries: Sequence[Entry]) -> list
     ]
 
 
+def _texts_of_table(lines: Sequence[Line], entries: Sequence[Entry]) -> list[str]:
+    texts = []
+    for place, (line, row) in enumerate(read_rows(iter(lines), OUTPUT_COLUMNS)):
+        expected = entries[place].source if place < len(entries) else None
+        if expected is not None and linearise(line, row["MR"]) != expected:
+            raise line.fault(
+                f"MR is {excerpt(row['MR'])}, where the data has {excerpt(str(expected))}; expected a "
+                "row for each entry, in the data's order"
+            )
+        texts.append(row["output"].strip())
+    return texts
+
+
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
@@ -104,16 +124,3 @@ def _is_object(text: str) -> bool:
 
 def _scores(metrics: Sequence[str], outputs: Sequence[Prediction]) -> dict[str, dict[str, float]]:
     return score(metrics, [one.text for one in outputs], [one.references for one in outputs])
-
-
-def check_unseen(unseen: Collection[str], entries: Sequence[Entry]) -> None:
-    """Refuse names that no entry has: a typing error would make a part silently empty.
-
-    Raises:
-        UsageError: names the category, and those that there are.
-    """
-    there = {entry.category for entry in entries}
-    for name in sorted(unseen):
-        if name not in there:
-            known = ", ".join(sorted(one for one in there if one is not None)) or "none at all"
-            raise UsageError(f"no entry has the category {name!r}; the data has {known}")

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,13 +64,21 @@ def entry_of_record(task: Task, line: Line, record: dict[str, Any]) -> Entry:
     """One record of a summarisation task.
 
     Raises:
-        BadExamples: fields that the task does not have, or a value of another kind.
+        BadExamples: fields that the task does not have, fields of another task, or a value of another kind.
     """
     names = next((pair for pair in task.fields if set(pair) <= set(record)), None)
+    found = ", ".join(map(repr, list(record)[:12])) or "none"
     if names is None:
         expected = " or ".join(" and ".join(pair) for pair in task.fields)
-        found = ", ".join(map(repr, list(record)[:12])) or "none"
         raise line.fault(f"found the fields {found}; {task.title} has {expected}{_hint(task, record)}")
+    # A task's own names settle it. Source and target are any task's: what stands beside them may tell.
+    other = _task_of_record(record) if names != task.fields[0] else None
+    if other is not None and other != task.name:
+        raise line.fault(
+            f"found the fields {found}, as {TASKS[other].title} has them; {task.title} has "
+            f"{' and '.join(task.fields[0])}; give the task {other}, a file of {task.title}, or read yours "
+            "without a task (fields can be named there)"
+        )
     source, target = record[names[0]], record[names[1]]
     if task.source_is_list != isinstance(source, list):
         expected = "a list of sentences" if task.source_is_list else "text"
@@ -87,16 +95,25 @@ def entry_of_record(task: Task, line: Line, record: dict[str, Any]) -> Entry:
     return Entry(examples[0].source, tuple(one.target for one in examples), owner=examples[0].owner)
 
 
+def check_categories(names: Collection[str], entries: Sequence[Entry]) -> None:
+    """Refuse names that no entry has: a typing error would make a part silently empty.
+
+    Raises:
+        UsageError: names the category, and those that there are.
+    """
+    there = {entry.category for entry in entries}
+    if unknown := sorted(set(names) - there):
+        known = ", ".join(sorted(name for name in there if name is not None)) or "none at all"
+        raise UsageError(f"no entry has the category {unknown[0]!r}; the data has {known}")
+
+
 def without_categories(entries: Sequence[Entry], held_out: Sequence[str]) -> tuple[list[Entry], list[Entry]]:
     """Entries of all other categories, and those of `held_out`: to train without some and test on them.
 
     Raises:
         UsageError: a category that no entry has.
     """
-    there = {entry.category for entry in entries}
-    if unknown := sorted(set(held_out) - there):
-        known = ", ".join(sorted(name for name in there if name is not None)) or "none at all"
-        raise UsageError(f"no entry has the category {unknown[0]!r}; the data has {known}")
+    check_categories(held_out, entries)
     chosen = set(held_out)
     return (
         [entry for entry in entries if entry.category not in chosen],

@@ -38,8 +38,6 @@ class Task:
         source_is_list: for records: the source is a list of sentences, as SciTLDR has it, or a text.
         owner_field: for records: who wrote it, where the data says so.
         decoding: for `generate` and `evaluate`.
-        separator: text between source and target; the paper's is a beginning-of-text token in spaces,
-            which instruction-tuned models use for something else, so ours is the template's newline.
         cut_source: tokens after which sources are cut, for those longer than most windows; None: never.
         metrics: names of `foreword.evaluation.metrics`.
         unseen: categories that the official training data does not have.
@@ -54,7 +52,6 @@ class Task:
     fields: tuple[tuple[str, str], ...] = ()
     source_is_list: bool = False
     owner_field: str | None = None
-    separator: str = "\n"
     cut_source: int | None = None
     unseen: frozenset[str] = frozenset()
 

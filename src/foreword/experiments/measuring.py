@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foreword.baselines.trainee import Subject
-from foreword.evaluation import Prediction, text_scores, token_loss
+from foreword.evaluation import Prediction, token_loss
+from foreword.evaluation.metrics.plain import plain_scores
 from foreword.examples import Entry, source_key
 from foreword.experiments.material import distinct_sources, few_targets
 from foreword.generation import generate
@@ -15,21 +16,9 @@ LOSS = "loss"
 LOSS_TARGETS = 3
 """References of one entry that the loss is measured on, the first ones; texts are compared with all."""
 
-TextMetrics = Callable[[Sequence[str], Sequence[Sequence[str]]], Mapping[str, float]]
-"""Figures by name, higher is better, of texts against the references of each."""
-
-
-def corpus_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU and chrF by sacrebleu."""
-    scores = text_scores(texts, references)
-    return {"BLEU": scores.bleu, "chrF": scores.chrf}
-
 
 def measure(
-    subject: Subject,
-    entries: Sequence[Entry],
-    decoding: Mapping[str, Any],
-    metrics: TextMetrics = corpus_scores,
+    subject: Subject, entries: Sequence[Entry], decoding: Mapping[str, Any]
 ) -> tuple[dict[str, float], list[Prediction]]:
     """The figures of `subject` on `entries`, and what it wrote, in their order.
 
@@ -49,5 +38,5 @@ def measure(
         Prediction(entry.source, entry.references, written[source_key(entry.source)], entry.category)
         for entry in entries
     ]
-    compared = metrics([each.text for each in predictions], [each.references for each in predictions])
+    compared = plain_scores([each.text for each in predictions], [each.references for each in predictions])
     return {LOSS: loss.mean, **compared}, predictions

@@ -17,6 +17,9 @@ from foreword.errors import MetricUnavailable
 METEOR_JAR = "meteor/meteor-1.5.jar"
 TOKENIZER_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
 
+# Far more than any answer takes: the longest are of all texts together, on a machine that is busy.
+ANSWER_SECONDS = 600.0
+
 # What the challenge's scripts drop from the tokens (Fang & Lin's ptbtokenizer.py of coco-caption).
 DROPPED = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
@@ -59,13 +62,18 @@ def penn_tokens(texts: Sequence[str], metric: str) -> list[str]:
     """Each text in lower case, split as the Penn Treebank has it, without punctuation.
 
     Raises:
-        MetricUnavailable: no Java, no jar file, or the program failed.
+        MetricUnavailable: no Java, no jar file, or the program failed or gave no answer.
     """
     command = [require_java(metric), "-Dfile.encoding=UTF-8", "-cp"]
     command += [str(require_jar(metric, TOKENIZER_JAR)), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     written = "".join(" ".join(text.splitlines()) + "\n" for text in texts)
-    done = subprocess.run(command, input=written.encode(), capture_output=True, check=False)
+    try:
+        done = subprocess.run(
+            command, input=written.encode(), capture_output=True, check=False, timeout=ANSWER_SECONDS
+        )
+    except subprocess.TimeoutExpired as late:
+        raise silent("the PTB tokenizer", late.stderr or b"") from late
     lines = done.stdout.decode().split("\n")[:-1]
     if done.returncode or len(lines) != len(texts):
         raise failed("the PTB tokenizer", done.returncode, done.stderr)
@@ -74,8 +82,20 @@ def penn_tokens(texts: Sequence[str], metric: str) -> list[str]:
 
 def failed(program: str, status: int, complaints: bytes) -> MetricUnavailable:
     """The error for a program that gave something else than scores, with the end of what it said."""
-    said = complaints.decode(errors="replace").strip().splitlines()[-3:]
     return MetricUnavailable(
-        f"{program} ended with status {status} and said: {' / '.join(said) or 'nothing'}; expected scores. "
+        f"{program} ended with status {status} and said: {_end_of(complaints)}; expected scores. "
         "Is this Java of version 8 or later, with 2 GB of memory to spare?"
     )
+
+
+def silent(program: str, complaints: bytes) -> MetricUnavailable:
+    """The error for a program that was ended because it gave no answer in time."""
+    return MetricUnavailable(
+        f"{program} gave no answer within {ANSWER_SECONDS:g} seconds and was ended; it said: "
+        f"{_end_of(complaints)}. Expected scores: has this machine 2 GB of memory to spare? If it is "
+        "busy, try again later"
+    )
+
+
+def _end_of(complaints: bytes) -> str:
+    return " / ".join(complaints.decode(errors="replace").strip().splitlines()[-3:]) or "nothing"

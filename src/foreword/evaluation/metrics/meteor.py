@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 
-from foreword.evaluation.metrics.java import METEOR_JAR, failed, require_jar, require_java
+from foreword.evaluation.metrics import java
+from foreword.evaluation.metrics.java import METEOR_JAR, failed, require_jar, require_java, silent
 
 _kept: ContextVar[list[Meteor] | None] = ContextVar("kept", default=None)
 
@@ -33,13 +35,13 @@ class Meteor:
         """METEOR of all texts together, 0 to 1.
 
         Raises:
-            MetricUnavailable: the program failed.
+            MetricUnavailable: the program failed, or gave no answer in time.
         """
         statistics = [
-            self._ask(" ||| ".join(["SCORE", *map(_barless, meant), _barless(text)]))
+            self._answer(" ||| ".join(["SCORE", *map(_barless, meant), _barless(text)]))
             for text, meant in zip(texts, references, strict=True)
         ]
-        answer = self._ask(" ||| ".join(["EVAL", *statistics]))
+        answer = self._answer(" ||| ".join(["EVAL", *statistics]))
         for _ in texts:  # one score a text, then the score of all
             answer = self._answer()
         return float(answer)
@@ -53,21 +55,37 @@ class Meteor:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
 
-    def _ask(self, line: str) -> str:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended; _answer says why
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        return self._answer()
+    def _answer(self, question: str | None = None) -> str:
+        """The program's next line, after the question if there is one."""
+        late = threading.Event()
 
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().decode().strip()
-        if not line:
+        def end() -> None:
+            late.set()
             self._process.kill()
-            self._complaints.seek(0)
-            raise failed("METEOR", self._process.wait(), self._complaints.read())
-        return line
+
+        limit = threading.Timer(java.ANSWER_SECONDS, end)  # pipes have none, neither to write nor to read
+        limit.daemon = True
+        limit.start()
+        try:
+            line = self._exchange(question)
+        finally:
+            limit.cancel()
+        if line and not late.is_set():
+            return line
+        self._process.kill()
+        status = self._process.wait()
+        self._complaints.seek(0)
+        said = self._complaints.read()
+        raise silent("METEOR", said) if late.is_set() else failed("METEOR", status, said)
+
+    def _exchange(self, question: str | None) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if question is not None:
+            with contextlib.suppress(BrokenPipeError):  # it ended; _answer says why
+                self._process.stdin.write(question.encode() + b"\n")
+                self._process.stdin.flush()
+        return self._process.stdout.readline().decode().strip()
 
 
 @contextlib.contextmanager

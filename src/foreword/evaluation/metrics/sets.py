@@ -77,7 +77,11 @@ _ALL = (
         lambda: (require_jar("METEOR", METEOR_JAR), require_java("METEOR")),
     ),
     MetricSet(
-        "rouge", "of summaries", _figures(2, "ROUGE-1", "ROUGE-2", "ROUGE-L"), rouge_scores, require_rouge
+        "rouge",
+        "of summaries",
+        _figures(2, "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"),
+        rouge_scores,
+        require_rouge,
     ),
     MetricSet("plain", "sacrebleu's defaults", _figures(2, "BLEU", "chrF"), plain_scores),
     MetricSet(

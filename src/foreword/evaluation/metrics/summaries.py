@@ -1,4 +1,9 @@
-"""ROUGE-1, ROUGE-2 and ROUGE-L of summaries, by Google's `rouge-score`, with its stemmer."""
+"""ROUGE of summaries, by Google's `rouge-score`, with its stemmer.
+
+ROUGE-L takes a text for one sequence of words. ROUGE-Lsum takes each line for a sentence and joins, for every
+sentence of the reference, what it has in common with those of the text: ROUGE-1.5.5's ROUGE-L of texts with a
+sentence a line, which is the one published for CNN/Daily Mail.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,13 @@ from typing import Any
 
 from foreword.errors import MetricUnavailable
 
-KINDS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+KINDS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 
 
 def rouge_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Mean F scores, 0 to 100.
 
-    Of several references the one with the highest ROUGE-1 counts, for all three: SciTLDR's authors' rule.
+    Of several references the one with the highest ROUGE-1 counts, for all: SciTLDR's authors' rule.
 
     Raises:
         MetricUnavailable: the package rouge-score is not installed.
