@@ -18,7 +18,7 @@ TrainFile = Annotated[
     typer.Option(
         "--train",
         metavar="FILE",
-        help="Examples from which training subsets are drawn; see docs/data.md.",
+        help="Examples from which training subsets are drawn, or hub:train with --task; see docs/data.md.",
         show_default=False,
         rich_help_panel=DATA,
     ),
