@@ -32,7 +32,8 @@ def run(*arguments: object) -> Any:
 
 def test_a_step_is_measured_beside_peft_and_the_machine(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "figures"
-    done = run("step", "--base", tiny, "--sizes", "2,3", "--rounds", 2, "--length", 3, "--out", out, "--json")
+    # One round: of several, quartiles of the seconds are not those of their reciprocals.
+    done = run("step", "--base", tiny, "--sizes", "2,3", "--rounds", 1, "--length", 3, "--out", out, "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
     assert [(row["batch"], row["way"]) for row in told["rows"]] == [
@@ -49,14 +50,14 @@ def test_a_step_is_measured_beside_peft_and_the_machine(tiny: Path, tmp_path: Pa
     for row in told["rows"]:
         assert row["seconds"]["median"] > 0
         size = int(row["batch"].split(", ")[1])
-        assert row["examples/s"]["high"] == pytest.approx(size / row["seconds"]["low"], rel=0.5)
+        assert row["examples/s"]["median"] == pytest.approx(size / row["seconds"]["median"])
         assert (row["share of the machine's rate"] is None) == row["batch"].startswith("by source")
         assert (row["times PEFT"] is None) == (row["way"] == "PEFT")
     assert told["environment"]["dtype"] == "float32"
     assert "GFLOP/s" in told["limits"]["matrix products (2048 x 2048)"]
     page = (out / "report.md").read_text()
     assert "| random, 2 | Foreword |" in page
-    assert f"--base {tiny} --sizes 2,3 --length 3 --rounds 2`" in page
+    assert f"--base {tiny} --sizes 2,3 --length 3 --rounds 1`" in page
     assert json.loads((out / "report.json").read_text())["rows"] == told["rows"]
     assert (out / "ratios.png").read_bytes().startswith(b"\x89PNG")
 
