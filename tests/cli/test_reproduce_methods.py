@@ -349,7 +349,6 @@ def test_a_folder_at_work_is_refused(run: Any, command: tuple[object, ...]) -> N
 def test_wrong_use_is_named_before_anything_is_written(run: Any, command: tuple[object, ...]) -> None:
     for option, value, message in (
         ("--methods", "prefix,lroa", "no method is called 'lroa'"),
-        ("--methods", "adapter", "bottleneck adapters come from the package `adapters`"),
         ("--sizes", "50,many", "--sizes is '50,many'; expected whole numbers"),
         ("--sizes", "21", "21 training examples are asked for, and there are 20"),
         ("--subsets", 0, "subsets is 0"),

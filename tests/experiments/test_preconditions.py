@@ -115,7 +115,9 @@ def test_repeats_of_one_and_the_same_subset_are_refused(tiny_base: BaseModel) ->
         check(tiny_base, small_material(), plan_of("prefix", others=others, tuning_size=30))
 
 
-@pytest.mark.parametrize("name", ["lora", "ia3", "peft-prefix", "prompt-tuning", "llama-adapter", "infix"])
+@pytest.mark.parametrize(
+    "name", ["lora", "ia3", "peft-prefix", "prompt-tuning", "llama-adapter", "adapter", "infix"]
+)
 def test_what_an_encoder_decoder_can_not_have_is_refused_by_name(tiny_bart: BaseModel, name: str) -> None:
     check(tiny_bart, small_material(), plan_of("prefix", "fine-tuning"))
     with pytest.raises(UsageError, match=f"^{name}: .*"):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from foreword.base import BaseModel
 from foreword.baselines import peft_methods, prefixes, prompting, variants, weights
+from foreword.baselines.adapter import REDUCTION, adapter
 from foreword.baselines.trainee import Front, Setting, Trainee, nothing
 from foreword.errors import UsageError
 
@@ -108,6 +109,8 @@ METHODS = {
         ),
         Method("lora", "LoRA, prefix's size", peft_methods.lora(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
         Method("lora-8", "LoRA, r = 8", peft_methods.lora(8), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),
+        Method("adapter", "adapter, prefix's size", adapter(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
+        Method("adapter-16", "adapter, 1/16 wide", adapter(REDUCTION), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),
         Method("ia3", "IA3", peft_methods.ia3, rates(3e-3, 1e-2, 3e-2), {RATE: 1e-2}),
         Method(
             "llama-adapter",
@@ -191,24 +194,16 @@ VARIANTS = {
 }
 """Our prefix with one thing changed."""
 
-ABSENT = {
-    "adapter": "bottleneck adapters come from the package `adapters`, which needs transformers below 5, and "
-    "PEFT has none; take lora, ia3 or llama-adapter"
-}
-"""Methods that were looked for, and why they are not here."""
-
 
 def methods_named(names: Sequence[str]) -> list[Method]:
     """Methods by name, each once.
 
     Raises:
-        UsageError: an unknown name, or a method that this environment can't have.
+        UsageError: an unknown name.
     """
     known = METHODS | VARIANTS
     found = []
     for name in dict.fromkeys(names):
-        if name in ABSENT:
-            raise UsageError(f"the method {name!r} is not available: {ABSENT[name]}")
         if name not in known:
             raise UsageError(f"no method is called {name!r}; expected some of {', '.join(known)}")
         found.append(known[name])

@@ -9,7 +9,6 @@ Shapes: P prefix length, E embedding size.
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from torch import nn
 from foreword.base import BaseModel
 from foreword.baselines.prefixes import Prefixed
 from foreword.baselines.trainee import Setting
-from foreword.baselines.weights import Weights
+from foreword.baselines.weights import Weights, sharing_copy
 from foreword.compilation import compile_embeddings, starting_embeddings
 from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.initialization import DEFAULT_WORDS, Initialization
@@ -130,12 +129,6 @@ class PeftPrompt(nn.Module):
     def forward(self) -> Compiled:
         """Keys and values `[L, H, P, D]`."""
         return compile_embeddings(self.base, self.encoder(self.tokens_P))
-
-
-def sharing_copy(base: BaseModel) -> Any:
-    """A model with modules of its own around the base's own frozen weights, for PEFT to put its parts in."""
-    tensors = [*base.model.parameters(), *base.model.buffers()]
-    return copy.deepcopy(base.model, {id(tensor): tensor for tensor in tensors})
 
 
 def _lora_config(rank: int) -> Any:

@@ -68,6 +68,12 @@ def copy_of(base: BaseModel) -> Any:
     return copy.deepcopy(base.model)
 
 
+def sharing_copy(base: BaseModel) -> Any:
+    """A model with modules of its own around the base's own frozen weights, to put parts in."""
+    tensors = [*base.model.parameters(), *base.model.buffers()]
+    return copy.deepcopy(base.model, {id(tensor): tensor for tensor in tensors})
+
+
 def decoder_blocks(model: Any, layers: int) -> list[nn.Module]:
     """The decoder's layers, first to last, each with its attention.
 

@@ -19,8 +19,8 @@ LOW_DATA = Kind(
     "Low data: methods by the number of training examples",
     full={
         "methods": "prefix,fine-tuning,lora",
-        "others": "lora-8,top-2,ia3,llama-adapter,peft-prefix,peft-projection,prompt-tuning,none,zero-shot,"
-        "few-shot",
+        "others": "lora-8,top-2,adapter,adapter-16,ia3,llama-adapter,"
+        "peft-prefix,peft-projection,prompt-tuning,none,zero-shot,few-shot",
         "sizes": "50,100,200,500",
         "subsets": 3,
         "seeds": 1,

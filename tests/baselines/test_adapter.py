@@ -1,0 +1,114 @@
+"""Bottleneck adapters: the logits and gradients that the adapters library computed (make_adapter_fixture.py)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from baselines_settings import setting_of
+from foreword import BaseModel
+from foreword.baselines.adapter import adapter, equal_width
+from foreword.baselines.method import METHODS
+from foreword.encoding import EncodedExample
+from foreword.evaluation import token_loss
+from stand_ins import byte_tokenizer, random_examples
+
+FIXTURE = Path(__file__).parent / "fixtures" / "bottleneck_adapter.safetensors"
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, torch.Tensor]:
+    return load_file(FIXTURE)
+
+
+@pytest.fixture(scope="module")
+def base(recorded: dict[str, torch.Tensor]) -> BaseModel:
+    config = LlamaConfig(
+        vocab_size=29,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    )
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(beginning(recorded, "base."))
+    return BaseModel(model.eval(), byte_tokenizer(), name="recorded-llama")
+
+
+def beginning(tensors: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def with_numbers(base: BaseModel, numbers: dict[str, torch.Tensor]) -> Any:
+    """A trainee with the numbers that the library had."""
+    trainee = adapter(4)(setting_of(base))
+    assert len(trainee.parameters) == len(numbers)
+    with torch.no_grad():
+        for index, parameter in enumerate(trainee.parameters):
+            parameter.copy_(numbers[str(index)])
+    return trainee
+
+
+def test_logits_are_those_of_the_adapters_library(base: BaseModel, recorded: dict[str, torch.Tensor]) -> None:
+    trainee = with_numbers(base, beginning(recorded, "adapter."))
+    with torch.no_grad():
+        without = base.model(input_ids=recorded["ids"], use_cache=False).logits
+        found = trainee.base.model(input_ids=recorded["ids"], use_cache=False).logits
+    torch.testing.assert_close(without, recorded["without"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, recorded["logits"], atol=1e-5, rtol=0)
+    assert (recorded["logits"] - recorded["without"]).abs().max() > 1
+
+
+def test_gradients_are_those_of_the_adapters_library(
+    base: BaseModel, recorded: dict[str, torch.Tensor]
+) -> None:
+    trainee = with_numbers(base, beginning(recorded, "adapter."))
+    rows = [EncodedExample((ids[0],), tuple(ids[1:])) for ids in recorded["ids"].tolist()]
+    trainee.losses(rows).mean().backward()
+    gradients = beginning(recorded, "gradient.")
+    for index, parameter in enumerate(trainee.parameters):
+        torch.testing.assert_close(parameter.grad, gradients[str(index)], rtol=1e-4, atol=1e-6)
+
+
+def test_the_start_is_the_librarys(tiny_base: BaseModel) -> None:
+    wide = adapter(1)(setting_of(tiny_base, seed=3))
+    weights = torch.cat([number.detach().flatten() for number in wide.parameters if number.dim() == 2])
+    assert float(weights.std()) == pytest.approx(0.02, rel=0.05)  # init_weights="bert"
+    assert abs(float(weights.mean())) < 0.001
+    assert all(not number.any() for number in wide.parameters if number.dim() == 1)
+    again, other = (adapter(1)(setting_of(tiny_base, seed=seed)) for seed in (3, 4))
+    assert torch.equal(again.parameters[0], wide.parameters[0])
+    assert not torch.equal(other.parameters[0], wide.parameters[0])
+
+
+def test_adapters_of_the_prefixs_size_are_no_larger_and_one_more_number_would_be(
+    tiny_base: BaseModel,
+) -> None:
+    # Of the tiny model: 3 layers, 32 wide; a virtual token has 3 * 2 * 2 * 8 numbers.
+    for length in (4, 10, 40):
+        width = equal_width(tiny_base, length)
+        trainee = METHODS["adapter"].begin(setting_of(tiny_base, length=length))
+        trained = sum(parameter.numel() for parameter in trainee.parameters)
+        assert trained == 3 * (2 * 32 * width + width + 32)
+        assert trained <= length * 96 < trained + 3 * (2 * 32 + 1) or width == 1
+
+
+def test_adapters_in_a_subject_change_what_it_says_and_not_what_the_base_says(tiny_base: BaseModel) -> None:
+    dev = random_examples(4, seed=5)
+    before = token_loss(tiny_base, dev).mean
+    trainee = METHODS["adapter-16"].begin(setting_of(tiny_base))
+    with torch.no_grad():
+        for parameter in trainee.parameters:
+            parameter.add_(0.1)
+    subject = trainee.finish()
+    assert subject.trained == subject.kept == 3 * (2 * 32 * 2 + 2 + 32)
+    assert token_loss(subject.base, dev).mean != pytest.approx(before, rel=1e-3)
+    assert token_loss(tiny_base, dev).mean == before
