@@ -43,8 +43,19 @@ def test_files_come_in_pages_newest_first(gateway: Gateway) -> None:
     client = gateway.client("pages")
     ids = [client.files.create(file=FILE, purpose="fine-tune").id for _ in range(5)]
     assert [file.id for file in client.files.list(limit=2)] == ids[::-1]
+    assert [file.id for file in client.files.list(limit=2, order="asc")] == ids
     first = client.files.list(limit=2)
     assert (len(first.data), first.has_more) == (2, True)
+
+
+def test_a_field_of_an_upload_that_would_have_no_effect_is_refused(gateway: Gateway) -> None:
+    client = gateway.client("expiring")
+    with pytest.raises(openai.BadRequestError, match="'?expires_after'? is not known here") as refused:
+        client.files.create(
+            file=FILE, purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
+        )
+    assert (refused.value.code, refused.value.param) == ("unknown_field", "expires_after")
+    assert not client.files.list().data
 
 
 @pytest.mark.parametrize(

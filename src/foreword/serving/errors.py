@@ -8,7 +8,7 @@ What `foreword.errors` names by what is wrong gets its HTTP status here, in one 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -160,6 +160,24 @@ def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
         return response_of(Refused(error.status_code, message, headers=headers))
 
 
+def refuse_fields_beside(form: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a form with a field that has no meaning here, as bodies in JSON are.
+
+    Raises:
+        Refused: 400.
+    """
+    for field in form:
+        # A field with parts comes as `expires_after[seconds]`.
+        if (param := field.partition("[")[0]) not in known:
+            raise _unknown_field(param, param if param.isidentifier() else None)
+
+
+def _unknown_field(where: str, param: str | None) -> Refused:
+    return Refused(
+        400, f"the field {shown(where)} is not known here; leave it out", code="unknown_field", param=param
+    )
+
+
 def _of_validation(error: RequestValidationError) -> Refused:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
@@ -171,12 +189,7 @@ def _of_validation(error: RequestValidationError) -> Refused:
     param = ".".join(part for part in path if part.isidentifier() or part.isdigit()) or None
     where = param or "the body"
     if kind == "extra_forbidden":
-        return Refused(
-            400,
-            f"the field {shown(where)} is not known here; leave it out",
-            code="unknown_field",
-            param=param,
-        )
+        return _unknown_field(where, param)
     if kind == "missing":
         return Refused(400, f"{where} is missing", code="missing_field", param=param)
     return Refused(400, f"{where}: {first['msg']}", code="invalid_value", param=param)

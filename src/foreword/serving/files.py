@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from foreword.serving import uploads
 from foreword.serving.answers import ERRORS, Deleted, FileAnswer, FileList, seconds_of
+from foreword.serving.errors import refuse_fields_beside
 from foreword.serving.keys import owner_of, writer_of
 from foreword.serving.server import server_of, visitor_of
 
@@ -26,6 +27,7 @@ async def upload_file(
     """Keep a file of examples, after every line of it was read; a bad one is named, and nothing is kept."""
     server, visitor = server_of(request), visitor_of(request)
     owner = writer_of(visitor, "files")
+    refuse_fields_beside(await request.form(), {"file", "purpose"})
     content = await file.read()
     record = await run_in_threadpool(
         uploads.add,
@@ -45,10 +47,11 @@ def list_files(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str | None, Query(max_length=40)] = None,
     purpose: Annotated[str | None, Query(max_length=40)] = None,
+    order: Literal["asc", "desc"] = "desc",
 ) -> Any:
-    """The caller's files, newest first."""
+    """The caller's files, by the time they came; desc: newest first."""
     server, owner = server_of(request), owner_of(visitor_of(request), "files")
-    found, more = uploads.listed(server.store.catalogue, owner, limit, after)
+    found, more = uploads.listed(server.store.catalogue, owner, limit, after, newest_first=order == "desc")
     data = [_answer(record) for record in found if purpose in (None, "fine-tune")]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return FileList(data=data, first_id=first, last_id=last, has_more=more and bool(data))

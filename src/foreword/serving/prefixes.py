@@ -12,7 +12,7 @@ from foreword.errors import BadName, UnknownPrefix
 from foreword.prefix import Prefix
 from foreword.serving import uploads
 from foreword.serving.answers import ERRORS, Deleted, PrefixAnswer
-from foreword.serving.errors import unknown_model
+from foreword.serving.errors import refuse_fields_beside, unknown_model
 from foreword.serving.keys import writer_of
 from foreword.serving.models import remove
 from foreword.serving.server import Server, Visitor, server_of, visitor_of
@@ -30,6 +30,7 @@ async def upload_prefix(
     name: Annotated[str, Form(max_length=260, description="Name, or owner/name.")],
 ) -> Any:
     """Store a prefix file as the next version of a name."""
+    refuse_fields_beside(await request.form(), {"file", "name"})
     content = await file.read()
     return await run_in_threadpool(_put, server_of(request), visitor_of(request), name, content)
 

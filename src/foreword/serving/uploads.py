@@ -120,13 +120,19 @@ def check_room(connection: Connection, owner: str, more: int, limit: int | None)
         )
 
 
-def listed(catalogue: Catalogue, owner: str, limit: int, after: str | None) -> tuple[list[Upload], bool]:
-    """A page of an owner's files, newest first, and whether there are more."""
+def listed(
+    catalogue: Catalogue, owner: str, limit: int, after: str | None, *, newest_first: bool = True
+) -> tuple[list[Upload], bool]:
+    """A page of an owner's files by the time they came, and whether there are more."""
     query = select(*_FACTS).where(upload.c.owner == owner)
+    place = tuple_(upload.c.created, upload.c.id)
     if after is not None:
         there = find(catalogue, owner, after)
-        query = query.where(tuple_(upload.c.created, upload.c.id) < tuple_(there.created, there.id))
-    rows = catalogue.rows(query.order_by(upload.c.created.desc(), upload.c.id.desc()).limit(limit + 1))
+        last = tuple_(there.created, there.id)
+        query = query.where(place < last if newest_first else place > last)
+    columns = (upload.c.created, upload.c.id)
+    ordered = query.order_by(*(column.desc() if newest_first else column.asc() for column in columns))
+    rows = catalogue.rows(ordered.limit(limit + 1))
     return [Upload(**row._mapping) for row in rows[:limit]], len(rows) > limit
 
 
