@@ -17,7 +17,11 @@ def pull(
         ),
     ],
     force: Annotated[
-        bool, typer.Option("--force", help="Fetch and convert again what is there already.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Fetch and convert an alias again. Models of the hub are compared with it at every pull.",
+        ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from foreword.errors import CannotRead, DamagedCheckpoint
 from foreword.evaluation.metrics import METRICS, score
+from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.experiments.ledger import Ledger
 from foreword.experiments.measuring import LOSS
 from foreword.experiments.plan import OnProgress, Plan, Trial
@@ -37,14 +38,16 @@ def rescore(
         for trial in plan.trials()
         if "figures" in ledger.pieces.get(trial.piece, {}) and score_piece(name, trial) not in ledger.pieces
     ]
-    for number, (name, trial) in enumerate(waiting):
-        on_progress("trials scored", number, len(waiting))
-        begun = time.perf_counter()
-        figures = {
-            group: {f"{name} {figure}": value for figure, value in score([name], *pairs)[name].items()}
-            for group, pairs in _texts(folder / "outputs" / trial.outputs).items()
-        }
-        ledger.add(score_piece(name, trial), figures=figures, seconds=round(time.perf_counter() - begun, 1))
+    with keeping_meteor():
+        for number, (name, trial) in enumerate(waiting):
+            on_progress("trials scored", number, len(waiting))
+            begun = time.perf_counter()
+            figures = {
+                group: {f"{name} {figure}": value for figure, value in score([name], *pairs)[name].items()}
+                for group, pairs in _texts(folder / "outputs" / trial.outputs).items()
+            }
+            seconds = round(time.perf_counter() - begun, 1)
+            ledger.add(score_piece(name, trial), figures=figures, seconds=seconds)
     on_progress("trials scored", len(waiting), len(waiting))
 
 

@@ -28,7 +28,8 @@ def pull(name: str, *, force: bool = False, notify: Notify = silent) -> Resolved
 
     Args:
         name: an alias of the catalogue, or anything that `resolve` takes.
-        force: fetch and convert again what is there already.
+        force: fetch and convert again an alias that is there already; a hub id is compared with the hub
+            in any case.
         notify: called with one line for people at each step.
 
     Raises:
