@@ -17,21 +17,15 @@ from foreword.markdown import table
 
 
 def summary(ledger: Ledger, plan: Plan, groups: Sequence[str]) -> str:
-    """The first method against the others that are tried at every size, in words."""
-    metrics = tally.metrics(ledger)
+    """The first method against the others, in words: a line for each that is tried at every size."""
     lines = []
     for group in groups:
-        for rival in plan.methods[1:]:
-            for metric in dict.fromkeys((metrics[0], LOSS)):
-                found = tally.duel(ledger, plan, plan.methods[0], rival, group, metric)
-                if found is not None:
-                    where = metric if len(groups) == 1 else f"{metric}, {group}"
-                    by_size = {
-                        size: tally.duel(ledger, plan, plan.methods[0], rival, group, metric, size=size)
-                        for size in plan.sizes
-                    }
-                    lines.append(_sentence(plan.methods[0], rival, found, by_size, where, digits(metric)))
-    return ("\n".join(lines) or "- No two methods have been measured on the same examples yet.") + "\n"
+        for metric in dict.fromkeys((tally.metrics(ledger)[0], LOSS)):
+            what = metric if len(groups) == 1 else f"{metric}, {group}"
+            lines += [_rival(ledger, plan, rival, group, metric, what) for rival in plan.methods[1:]]
+            lines.append(_others(ledger, plan, group, metric, what))
+    told = [line for line in lines if line]
+    return ("\n".join(told) or "- No two methods have been measured on the same examples yet.") + "\n"
 
 
 def duels(ledger: Ledger, plan: Plan, groups: Sequence[str]) -> str:
@@ -78,6 +72,16 @@ def too_few(plan: Plan) -> str:
     )
 
 
+def _rival(ledger: Ledger, plan: Plan, rival: Method, group: str, metric: str, what: str) -> str:
+    """The first against one that is tried at every size; or nothing, if they have no subset in common."""
+    first = plan.methods[0]
+    found = tally.duel(ledger, plan, first, rival, group, metric)
+    if found is None:
+        return ""
+    by_size = {size: tally.duel(ledger, plan, first, rival, group, metric, size=size) for size in plan.sizes}
+    return _sentence(first, rival, found, by_size, what, digits(metric))
+
+
 def _sentence(
     first: Method,
     rival: Method,
@@ -102,6 +106,27 @@ def _sentence(
         f"- **{first.title} vs {rival.title}, {what}: {words}** (mean difference "
         f"{_difference(found, places)}; better in {found.better} of {found.pairs} subsets; p = "
         f"{found.chance:.2g}).{sizes}"
+    )
+
+
+def _others(ledger: Ledger, plan: Plan, group: str, metric: str, what: str) -> str:
+    """The first against those that are tried at one size only, the largest difference first; or nothing."""
+    first = plan.methods[0]
+    rivals = [method for method in tally.all_methods(plan) if method not in plan.methods]
+    found = [(rival, tally.duel(ledger, plan, first, rival, group, metric)) for rival in rivals]
+    made = [(rival, duel) for rival, duel in found if duel is not None]
+    if not made:
+        return ""
+    made.sort(key=lambda pair: math.inf if math.isnan(pair[1].mean) else pair[1].mean, reverse=True)
+    places = digits(metric)
+    told = [
+        f"{rival.title} {'-' if math.isnan(duel.mean) else f'{duel.mean:+.{places}f}'} "
+        f"({duel.better} of {duel.pairs})"
+        for rival, duel in made
+    ]
+    return (
+        f"- **{first.title} vs the other methods at n = {plan.tuning_size}, {what}** (mean difference, and "
+        f"the subsets in which {first.title} is better): {', '.join(told)}."
     )
 
 
