@@ -89,16 +89,21 @@ def test_the_start_is_the_librarys(tiny_base: BaseModel) -> None:
     assert not torch.equal(other.parameters[0], wide.parameters[0])
 
 
-def test_adapters_of_the_prefixs_size_are_no_larger_and_one_more_number_would_be(
-    tiny_base: BaseModel,
+@pytest.mark.parametrize(("length", "width"), [(4, 1), (10, 4), (40, 19)])
+def test_adapters_of_the_prefixs_size_are_no_larger_and_wider_ones_would_be(
+    tiny_base: BaseModel, length: int, width: int
 ) -> None:
     # Of the tiny model: 3 layers, 32 wide; a virtual token has 3 * 2 * 2 * 8 numbers.
-    for length in (4, 10, 40):
-        width = equal_width(tiny_base, length)
-        trainee = METHODS["adapter"].begin(setting_of(tiny_base, length=length))
-        trained = sum(parameter.numel() for parameter in trainee.parameters)
-        assert trained == 3 * (2 * 32 * width + width + 32)
-        assert trained <= length * 96 < trained + 3 * (2 * 32 + 1) or width == 1
+    assert equal_width(tiny_base, length) == width
+    trainee = METHODS["adapter"].begin(setting_of(tiny_base, length=length))
+    trained = sum(parameter.numel() for parameter in trainee.parameters)
+    assert trained == 3 * (2 * 32 * width + width + 32)
+    assert trained <= length * 96 < trained + 3 * (2 * 32 + 1)
+
+
+def test_adapters_have_a_width_of_at_least_one(tiny_base: BaseModel) -> None:
+    trainee = METHODS["adapter"].begin(setting_of(tiny_base, length=1))
+    assert sum(parameter.numel() for parameter in trainee.parameters) == 3 * (2 * 32 + 1 + 32) > 96
 
 
 def test_adapters_in_a_subject_change_what_it_says_and_not_what_the_base_says(tiny_base: BaseModel) -> None:

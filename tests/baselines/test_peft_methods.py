@@ -101,6 +101,6 @@ def test_lora_in_a_subject_changes_what_it_says_and_not_what_the_base_says(tiny_
     assert token_loss(tiny_base, dev).mean == before
 
 
-def test_a_method_that_can_not_be_had_says_why() -> None:
+def test_an_unknown_method_is_named_with_those_that_there_are() -> None:
     with pytest.raises(UsageError, match="no method is called 'lroa'; expected some of prefix, "):
         methods_named(["lroa"])

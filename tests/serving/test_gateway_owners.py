@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 from gateways import Gateway, running, tiny_chat_base
+from refusals import error
 
 from foreword import Prefix
 from foreword.serving.configuration import Limits
@@ -56,6 +57,21 @@ def test_a_field_of_an_upload_that_would_have_no_effect_is_refused(gateway: Gate
         )
     assert (refused.value.code, refused.value.param) == ("unknown_field", "expires_after")
     assert not client.files.list().data
+
+
+@pytest.mark.parametrize(("path", "known"), [("/v1/files", "purpose"), ("/v1/prefixes", "name")])
+@pytest.mark.parametrize("field", ["note", "{known}[deep]"])
+def test_a_form_with_an_unknown_field_is_refused(gateway: Gateway, path: str, known: str, field: str) -> None:
+    content = random_prefix(gateway.base, 3).to_bytes() if known == "name" else EXAMPLES
+    refused = httpx.post(
+        f"{gateway.url}{path}",
+        headers={"Authorization": f"Bearer {gateway.key('forms')}"},
+        data={known: "fine-tune", field.format(known=known): "x"},
+        files={"file": ("a.jsonl", content)},
+    )
+    assert error(refused, 400)["code"] == "unknown_field"
+    assert not gateway.client("forms").files.list().data
+    assert "forms/fine-tune" not in [model.id for model in gateway.client("forms").models.list()]
 
 
 @pytest.mark.parametrize(

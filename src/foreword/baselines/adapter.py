@@ -1,8 +1,9 @@
-"""Bottleneck adapters: a small network behind every layer of a copy of the model (Houlsby et al. 2019).
+"""Bottleneck adapters: a small network behind every layer of a copy of the model.
 
-The form is that of the adapters library's `SeqBnConfig` (Pfeiffer et al. 2021): with y the output of a
-layer, y + W_up relu(W_down y + b_down) + b_up. That library needs transformers below 5, so the network is
-ours; tests compare its logits and gradients with those that the library computed.
+One in each layer, as Pfeiffer et al. (2021) have it, where Houlsby et al. (2019) have two: with y the output
+of a layer, y + W_up relu(W_down y + b_down) + b_up. Where a layer's norms stand before its parts (all but a
+few old models), that is the adapters library's `SeqBnConfig`. The library needs transformers below 5, so the
+network is ours; tests compare its logits and gradients with those that the library computed.
 
 Shapes: B batch, T tokens, E embedding size, K width of the bottleneck.
 """

@@ -109,8 +109,12 @@ METHODS = {
         ),
         Method("lora", "LoRA, prefix's size", peft_methods.lora(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
         Method("lora-8", "LoRA, r = 8", peft_methods.lora(8), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),
-        Method("adapter", "adapter, prefix's size", adapter(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
-        Method("adapter-16", "adapter, 1/16 wide", adapter(REDUCTION), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),
+        Method(
+            "adapter", "adapter, at most prefix's size", adapter(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}
+        ),
+        Method(
+            "adapter-16", "adapter, reduction 16", adapter(REDUCTION), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}
+        ),
         Method("ia3", "IA3", peft_methods.ia3, rates(3e-3, 1e-2, 3e-2), {RATE: 1e-2}),
         Method(
             "llama-adapter",

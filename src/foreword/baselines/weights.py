@@ -69,7 +69,7 @@ def copy_of(base: BaseModel) -> Any:
 
 
 def sharing_copy(base: BaseModel) -> Any:
-    """A model with modules of its own around the base's own frozen weights, to put parts in."""
+    """A model with modules of its own around the base's own frozen weights, to add parameters to."""
     tensors = [*base.model.parameters(), *base.model.buffers()]
     return copy.deepcopy(base.model, {id(tensor): tensor for tensor in tensors})
 
@@ -89,5 +89,5 @@ def decoder_blocks(model: Any, layers: int) -> list[nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) == layers and all(map(has_attention, module)):
             return list(module)
     raise UnsupportedArchitecture(
-        f"{name(model)}: no list of {layers} decoder layers was found; leave fine-tuning of top layers out"
+        f"{name(model)}: no list of {layers} decoder layers was found; leave the method out"
     )

@@ -17,7 +17,11 @@ from foreword.markdown import table
 
 
 def summary(ledger: Ledger, plan: Plan, groups: Sequence[str]) -> str:
-    """The first method against the others, in words: a line for each that is tried at every size."""
+    """The first method against the others, in words.
+
+    A line, with a verdict, for each method that is tried at every size; one without for all those that are
+    tried at one size.
+    """
     lines = []
     for group in groups:
         for metric in dict.fromkeys((tally.metrics(ledger)[0], LOSS)):
@@ -97,7 +101,7 @@ def _sentence(
         "open": "no significant difference",
     }[found.verdict]
     means = [
-        f"n = {size}: {each.mean:+.{places}f}"
+        f"n = {size}: {_mean(each, places)}"
         for size, each in by_size.items()
         if each is not None and not math.isnan(each.mean)
     ]
@@ -111,27 +115,30 @@ def _sentence(
 
 def _others(ledger: Ledger, plan: Plan, group: str, metric: str, what: str) -> str:
     """The first against those that are tried at one size only, the largest difference first; or nothing."""
-    first = plan.methods[0]
-    rivals = [method for method in tally.all_methods(plan) if method not in plan.methods]
-    found = [(rival, tally.duel(ledger, plan, first, rival, group, metric)) for rival in rivals]
-    made = [(rival, duel) for rival, duel in found if duel is not None]
-    if not made:
-        return ""
-    made.sort(key=lambda pair: math.inf if math.isnan(pair[1].mean) else pair[1].mean, reverse=True)
-    places = digits(metric)
+    first, size = plan.methods[0], plan.tuning_size
+    made: list[tuple[Method, Contrast]] = []
+    without: list[tuple[Method, Contrast]] = []
+    for rival in tally.all_methods(plan):
+        found = tally.duel(ledger, plan, first, rival, group, metric, size=size)
+        if rival not in plan.methods and found is not None:
+            (without if math.isnan(found.mean) else made).append((rival, found))
+    made.sort(key=lambda pair: pair[1].mean, reverse=True)
     told = [
-        f"{rival.title} {'-' if math.isnan(duel.mean) else f'{duel.mean:+.{places}f}'} "
-        f"({duel.better} of {duel.pairs})"
-        for rival, duel in made
+        f"{rival.title}: {_mean(found, digits(metric))} ({found.better} of {found.pairs})"
+        for rival, found in made + without
     ]
+    if not told:
+        return ""
     return (
-        f"- **{first.title} vs the other methods at n = {plan.tuning_size}, {what}** (mean difference, and "
-        f"the subsets in which {first.title} is better): {', '.join(told)}."
+        f"- **{first.title} vs the other methods at n = {size}, {what}** (mean difference; subsets where "
+        f"{first.title} is ahead; {counted(plan.subsets, 'subset')} of one size, no test): {'; '.join(told)}."
     )
 
 
 def _difference(found: Contrast, places: int) -> str:
-    if math.isnan(found.mean):
-        return "-"
-    spread = f" ± {found.spread:.{places}f}" if found.pairs > 1 else ""
-    return f"{found.mean:+.{places}f}{spread}"
+    spread = f" ± {found.spread:.{places}f}" if found.pairs > 1 and not math.isnan(found.mean) else ""
+    return _mean(found, places) + spread
+
+
+def _mean(found: Contrast, places: int) -> str:
+    return "-" if math.isnan(found.mean) else f"{found.mean:+.{places}f}"

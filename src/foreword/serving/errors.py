@@ -167,8 +167,8 @@ def refuse_fields_beside(form: Iterable[str], known: Collection[str]) -> None:
         Refused: 400.
     """
     for field in form:
-        # A field with parts comes as `expires_after[seconds]`.
-        if (param := field.partition("[")[0]) not in known:
+        if field not in known:
+            param = field.partition("[")[0]  # a field with parts comes as `expires_after[seconds]`
             raise _unknown_field(param, param if param.isidentifier() else None)
 
 

@@ -25,9 +25,9 @@ async def upload_file(
     purpose: Annotated[Literal["fine-tune"], Form()],
 ) -> Any:
     """Keep a file of examples, after every line of it was read; a bad one is named, and nothing is kept."""
+    refuse_fields_beside(await request.form(), {"file", "purpose"})
     server, visitor = server_of(request), visitor_of(request)
     owner = writer_of(visitor, "files")
-    refuse_fields_beside(await request.form(), {"file", "purpose"})
     content = await file.read()
     record = await run_in_threadpool(
         uploads.add,
