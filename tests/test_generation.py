@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor
 
 from by_hand import greedy, layers_of
 from foreword import BaseModel, Template, generate
-from foreword.cache import prefixed_cache
+from foreword.cache import cache_argument, prefixed_cache
 from foreword.errors import GeometryMismatch, UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from stand_ins import VOCABULARY, random_prefix
@@ -275,3 +276,13 @@ def test_masks_of_earlier_tokens_are_not_kept(tiny_base: BaseModel) -> None:
     with attending(state), torch.no_grad():
         tiny_base.model.generate(torch.randint(1, VOCABULARY, (2, 4)), max_new_tokens=12, min_new_tokens=12)
     assert len(state.memo) <= 2
+
+
+def test_a_cache_is_given_under_the_name_that_the_model_has_for_it() -> None:
+    class Older:
+        def forward(self, input_ids: Any, past_key_values: Any = None) -> None: ...
+
+    class Newer:
+        def forward(self, input_ids: Any, cache: Any = None) -> None: ...
+
+    assert [cache_argument(model()) for model in (Older, Newer)] == ["past_key_values", "cache"]

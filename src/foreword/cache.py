@@ -12,6 +12,7 @@ Shapes: B rows (times beams), H key/value heads, S tokens held, P prefix length,
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -103,10 +104,18 @@ def takes_prefixes(model: Any, geometry: Geometry) -> bool:
         return False
     token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
     with torch.no_grad():
-        model(input_ids=token, past_key_values=cache, use_cache=True)
+        model(input_ids=token, use_cache=True, **{cache_argument(model): cache})
     g = geometry.streams["decoder"]
     shapes = [(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers]
     return shapes == [((1, g.kv_heads, 1, g.key_dim), (1, g.kv_heads, 1, g.value_dim))] * g.layers
+
+
+def cache_argument(model: Any) -> str:
+    """What forward pass and `generate` call a cache: `past_key_values`, or `cache` in transformers to come.
+
+    transformers 5.24 has both, the older with a warning; 5.40 is to be without it.
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def prefixed_cache(geometry: Geometry, prefixes: RowPrefixes | None, room: int) -> Cache:

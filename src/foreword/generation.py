@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import Cache
 
 from foreword.attention import Attending, attending
 from foreword.base import BaseModel, PrefixesArgument
-from foreword.cache import prefixed_cache
+from foreword.cache import cache_argument, prefixed_cache
 from foreword.decoding import (
     Decoding,
     EndedRows,
@@ -181,7 +182,8 @@ def _generate_batch(
     inputs: dict[str, Any] = {**_padded(base, rows, prefixes, pad_id)}
     start = 1 if base.is_encoder_decoder else inputs["input_ids"].shape[1]
     if base.cache_takes_prefixes:
-        inputs["past_key_values"] = prefixed_cache(base.geometry, prefixes, start + rows[0].room)
+        room = start + rows[0].room
+        inputs[cache_argument(base.model)] = prefixed_cache(base.geometry, prefixes, room)
     apart = base.cache_takes_prefixes and decoding.beams == 1 and on_text is None
     processors = LogitsProcessorList()
     noise = NoiseOfTheRow(decoding.seed, [row.place for row in rows])
@@ -260,8 +262,10 @@ def _of_rows(inputs: dict[str, Any], ids_BT: torch.Tensor, places: list[int]) ->
         steps_1T = torch.arange(1, new + 1, device=ids_BT.device)[None]
         positions_BT = kept["position_ids"]
         kept["position_ids"] = torch.cat([positions_BT, positions_BT[:, -1:] + steps_1T], dim=1)
-    inputs["past_key_values"].batch_select_indices(chosen)
-    return {**kept, "past_key_values": inputs["past_key_values"]}
+    caches = {name: part for name, part in inputs.items() if isinstance(part, Cache)}
+    for cache in caches.values():
+        cache.batch_select_indices(chosen)
+    return {**kept, **caches}
 
 
 def _padded(

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 import by_hand
 from foreword import BaseModel
+from foreword.cache import cache_argument
 from foreword.errors import (
     CannotWrite,
     NotExportable,
@@ -76,6 +78,10 @@ def test_every_field_of_the_config_is_one_that_peft_knows(tmp_path: Path, base: 
     assert config.num_virtual_tokens == LENGTH
 
 
+@pytest.mark.skipif(
+    cache_argument(LlamaForCausalLM) == "cache",
+    reason="PEFT 0.21.2 hands `generate` a `past_key_values`, which this transformers leaves for its own `cache`",
+)
 def test_peft_generates_with_an_exported_prefix_what_we_generate(tmp_path: Path, base: BaseModel) -> None:
     prefix = random_prefix(base, LENGTH)
     export_peft(prefix, tmp_path / "folder", base)

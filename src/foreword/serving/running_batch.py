@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from foreword.attention import Attending, attending
 from foreword.base import BaseModel
-from foreword.cache import PrefixedLayer, prefixed_cache
+from foreword.cache import PrefixedLayer, cache_argument, prefixed_cache
 from foreword.decoding import sampling_warpers
 from foreword.errors import NotFinite
 from foreword.losses import keeps_logits
@@ -107,6 +107,7 @@ class RunningBatch:
         self._cache: Cache | None = None
         self._held_BS = torch.zeros(0, 0, dtype=torch.long, device=base.device)
         self._one = {"logits_to_keep": 1} if keeps_logits(base.model) else {}
+        self._argument = cache_argument(base.model)
 
     @property
     def columns(self) -> int:
@@ -128,8 +129,8 @@ class RunningBatch:
                 input_ids=ids_1T,
                 attention_mask=torch.ones_like(ids_1T),
                 position_ids=positions_1T,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._argument: cache},
                 **self._one,
             ).logits
         new.position = length + text
@@ -150,8 +151,8 @@ class RunningBatch:
             input_ids=torch.tensor([[row.last] for row in rows], device=device),
             attention_mask=self._held_BS,
             position_ids=torch.tensor([[row.position] for row in rows], device=device),
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._argument: self._cache},
             **self._one,
         ).logits
         outcomes: list[Token | Exception] = []
