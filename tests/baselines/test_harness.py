@@ -74,6 +74,20 @@ def test_before_the_first_step_and_at_a_rate_of_nothing_weights_are_the_base(
     assert list(found.curve.values()) == pytest.approx([expected] * 5, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["fine-tuning", "lora-8", "adapter-16"])
+def test_weights_in_a_subject_change_what_it_says_and_not_what_the_base_says(
+    tiny_base: BaseModel, name: str
+) -> None:
+    before = token_loss(tiny_base, DEV).mean
+    trainee = METHODS[name].begin(setting_of(tiny_base))
+    with torch.no_grad():
+        for parameter in trainee.parameters:
+            parameter.add_(0.1)
+    subject = trainee.finish()
+    assert token_loss(subject.base, DEV).mean != pytest.approx(before, rel=1e-3)
+    assert token_loss(tiny_base, DEV).mean == before
+
+
 def test_one_step_of_fine_tuning_is_adam_by_hand(tiny_base: BaseModel) -> None:
     rate, clip = 0.01, 0.5
     trainee, rows, dev, settings = started(

@@ -118,9 +118,9 @@ def _others(ledger: Ledger, plan: Plan, group: str, metric: str, what: str) -> s
     first, size = plan.methods[0], plan.tuning_size
     made: list[tuple[Method, Contrast]] = []
     without: list[tuple[Method, Contrast]] = []
-    for rival in tally.all_methods(plan):
+    for rival in tally.all_methods(plan)[len(plan.methods) :]:
         found = tally.duel(ledger, plan, first, rival, group, metric, size=size)
-        if rival not in plan.methods and found is not None:
+        if found is not None:
             (without if math.isnan(found.mean) else made).append((rival, found))
     made.sort(key=lambda pair: pair[1].mean, reverse=True)
     told = [

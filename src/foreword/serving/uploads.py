@@ -125,12 +125,12 @@ def listed(
 ) -> tuple[list[Upload], bool]:
     """A page of an owner's files by the time they came, and whether there are more."""
     query = select(*_FACTS).where(upload.c.owner == owner)
-    place = tuple_(upload.c.created, upload.c.id)
+    columns = (upload.c.created, upload.c.id)
     if after is not None:
         there = find(catalogue, owner, after)
         last = tuple_(there.created, there.id)
+        place = tuple_(*columns)
         query = query.where(place < last if newest_first else place > last)
-    columns = (upload.c.created, upload.c.id)
     ordered = query.order_by(*(column.desc() if newest_first else column.asc() for column in columns))
     rows = catalogue.rows(ordered.limit(limit + 1))
     return [Upload(**row._mapping) for row in rows[:limit]], len(rows) > limit
