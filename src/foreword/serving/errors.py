@@ -169,7 +169,7 @@ def refuse_fields_beside(form: Iterable[str], known: Collection[str]) -> None:
     for field in form:
         if field not in known:
             param = field.partition("[")[0]  # a field with parts comes as `expires_after[seconds]`
-            raise _unknown_field(param, param if param.isidentifier() else None)
+            raise _unknown_field(field, param if param.isidentifier() else None)
 
 
 def _unknown_field(where: str, param: str | None) -> Refused:
