@@ -19,6 +19,7 @@ What stands in a recording:
 - everything else (texts, counts, names, status codes): equal everywhere.
 """
 
+# ruff: noqa: E402 (threads and the path of the code are set before the imports that they are for)
 from __future__ import annotations
 
 import os
@@ -36,6 +37,7 @@ REPOSITORY = HERE.parents[1]
 sys.path.insert(0, str(REPOSITORY / "src"))
 
 import argparse
+import functools
 import hashlib
 import json
 import platform
@@ -186,27 +188,37 @@ def tiny_t5() -> BaseModel:
     return BaseModel(fill(T5ForConditionalGeneration(config)), byte_tokenizer(), name="tiny-t5")
 
 
-def made_prefix(base: BaseModel, length: int, salt: int, halvings: int = 15) -> Prefix:
-    """A prefix that nothing was trained for."""
-    tensors = {}
-    for stream, sizes in base.geometry.streams.items():
-        # Asked of a trained prefix rather than of the geometry, whose parts are not public one by one.
-        del sizes
-        like = _shapes(base)[stream]
-        for part, (layers, heads, _, size) in zip(("key", "value"), like, strict=True):
-            salt += 1
-            tensors[f"{stream}.{part}"] = numbers((layers, heads, length, size), salt, halvings)
-    return Prefix(tensors=tensors, base=base.identity, template=base.template)
-
-
-def _shapes(base: BaseModel) -> dict[str, tuple[torch.Size, torch.Size]]:
-    prefix = train(base, [Example("a", "b")], length=1, steps=1, init="random")
-    return {stream: (prefix.key(stream).shape, prefix.value(stream).shape) for stream in prefix.streams}
+def made_prefixes(base: BaseModel, *lengths: int) -> list[Prefix]:
+    """Prefixes that nothing was trained for, all different."""
+    # A trained one says what shapes there are.
+    like = train(base, [Example("a", "b")], length=1, steps=1, init="random")
+    made = []
+    for salt, length in enumerate(lengths):
+        tensors = {}
+        for place, stream in enumerate(sorted(like.streams)):
+            for part, tensor in (("key", like.key(stream)), ("value", like.value(stream))):
+                layers, heads, _, size = tensor.shape
+                number = 100 * salt + 10 * place + (part == "value")
+                tensors[f"{stream}.{part}"] = numbers((layers, heads, length, size), number, halvings=15)
+        made.append(Prefix(tensors=tensors, base=base.identity, template=base.template))
+    return made
 
 
 # --- Examples ---------------------------------------------------------------------------------------------------------
 
-THINGS = ["mug", "lamp", "candle", "scarf", "kettle", "notebook", "teapot", "cushion", "clock", "basket", "vase"]
+THINGS = [
+    "mug",
+    "lamp",
+    "candle",
+    "scarf",
+    "kettle",
+    "notebook",
+    "teapot",
+    "cushion",
+    "clock",
+    "basket",
+    "vase",
+]
 STATES = ["chipped", "lovely", "late", "broken", "warm", "missing", "perfect"]
 WORDS = {"lovely": "PRAISE", "warm": "PRAISE", "perfect": "PRAISE", "late": "DELAY", "missing": "DELAY"}
 
@@ -228,7 +240,9 @@ def conversations(count: int) -> list[Example]:
 
 def repeated(count: int) -> list[Example]:
     """Two targets to each source."""
-    return [replace(each, target=each.target + tail) for each in examples(count // 2) for tail in ("", " again")]
+    return [
+        replace(each, target=each.target + tail) for each in examples(count // 2) for tail in ("", " again")
+    ]
 
 
 # --- How results are written down -------------------------------------------------------------------------------------
@@ -286,7 +300,11 @@ def train_tiny() -> dict[str, Any]:
         "mlp+start": {"parameterization": "mlp+start", "accumulate": 3, "warmup": 2},
         "embedding": {"parameterization": "embedding", "init": "text:some text", "weight_decay": 0.1},
         "random, infix": {"init": "random", "placement": "infix", "seed": 3},
-        "demonstrations, last layers": {"init": "demonstrations", "layers": "last:2", "reduction": "sequence"},
+        "demonstrations, last layers": {
+            "init": "demonstrations",
+            "layers": "last:2",
+            "reduction": "sequence",
+        },
         "patience": {"learning_rate": 0.5, "evaluate_every": 1, "patience": 2, "clip": 0.0},
         "checkpointing, packed": {"gradient_checkpointing": True, "packed": True, "length": 4},
         "separator": {"template": replace(base.template, separator=" -> ", end=None)},
@@ -334,9 +352,13 @@ def train_smollm2() -> dict[str, Any]:
 
 def generate_tiny() -> dict[str, Any]:
     base = tiny_llama()
-    prefixes = [made_prefix(base, 5, 1), made_prefix(base, 11, 20), None]
+    first, second = made_prefixes(base, 5, 11)
+    prefixes = [first, second, None]
     prompts = ["the mug is chipped", "lovely", "the lamp and the clock are late, order 12"]
-    rows = [Example(prompt, target) for prompt, target in zip(prompts, ("[A] mug", "yes", "[B] lamp"), strict=True)]
+    rows = [
+        Example(prompt, target)
+        for prompt, target in zip(prompts, ("[A] mug", "yes", "[B] lamp"), strict=True)
+    ]
     sampled = {"temperature": 0.9, "top_p": 0.95, "top_k": 40}
     ways: dict[str, dict[str, Any]] = {
         "greedy": {},
@@ -348,44 +370,42 @@ def generate_tiny() -> dict[str, Any]:
         "raw": {"raw": True, **sampled, "seed": 2},
     }
     found: dict[str, Any] = {
-        name: generate(base, prompts, prefixes=prefixes, max_new_tokens=32, **way) for name, way in ways.items()
+        name: generate(base, prompts, prefixes=prefixes, max_new_tokens=32, **way)
+        for name, way in ways.items()
     }
     pieces: list[Any] = []
     streamed = {**sampled, "seed": 7, "max_new_tokens": 12}
-    generate(base, prompts, prefixes=prefixes, on_text=lambda row, text: pieces.append([row, text]), **streamed)
+    generate(
+        base, prompts, prefixes=prefixes, on_text=lambda row, text: pieces.append([row, text]), **streamed
+    )
     found["streamed"] = pieces
     for layout in ("flat", "left", "right"):
         found[f"token losses, {layout}"] = losses_of(base, rows, prefixes=prefixes, layout=layout)
-    first, second = prefixes[0], prefixes[1]
-    assert first is not None
-    assert second is not None
     joined = Prefix.join([first.slice(1, 4), second])
     found["joined"] = {
         "tensors": digests(joined),
         "losses": losses_of(base, rows, prefixes=joined),
-        "in bfloat16": digests_of_bytes(joined.to(torch.bfloat16)),
+        # Back in float32, since numpy has no bfloat16; nothing is lost by it.
+        "through bfloat16": digests(joined.to(torch.bfloat16).to(torch.float32)),
     }
     found["saved and loaded"] = digests(Prefix.from_bytes(joined.to_bytes()))
     for name, other in (("sliding window", tiny_mistral()), ("bart", tiny_bart()), ("t5", tiny_t5())):
-        own = [made_prefix(other, 4, 3), made_prefix(other, 7, 40), None]
+        own = [*made_prefixes(other, 4, 7), None]
         found[name] = {
             "greedy": generate(other, prompts, prefixes=own, max_new_tokens=40),
             "sampled": generate(other, prompts, prefixes=own, max_new_tokens=40, **sampled, seed=5),
             "token losses": losses_of(other, rows, prefixes=own),
         }
     with tempfile.TemporaryDirectory() as folder:
-        coarse = BaseModel.load(save(base, Path(folder) / "tiny"), device="cpu", dtype="float32", quantization="int8")
-        own = [made_prefix(coarse, 5, 1), None, made_prefix(coarse, 11, 20)]
+        coarse = BaseModel.load(
+            save(base, Path(folder) / "tiny"), device="cpu", dtype="float32", quantization="int8"
+        )
+        own = [*made_prefixes(coarse, 5, 11), None]
         found["int8"] = {
             "greedy": generate(coarse, prompts, prefixes=own, max_new_tokens=24),
             "token losses": losses_of(coarse, rows, prefixes=own),
         }
     return found
-
-
-def digests_of_bytes(prefix: Prefix) -> dict[str, Any]:
-    """As `digests`, of numbers that numpy does not have: they are exact in float32, too."""
-    return digests(prefix.to(torch.float32))
 
 
 def generate_smollm2() -> dict[str, Any]:
@@ -406,6 +426,7 @@ def generate_smollm2() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def smollm2() -> BaseModel:
     return BaseModel.load(SMOLLM2, device="cpu", dtype="float32")
 
@@ -423,14 +444,14 @@ class Conversation:
     """Requests to one server, and what it answered, with what differs from run to run replaced.
 
     - identifiers (`ftjob-...`) by their kind and number in order of appearance: `<ftjob 1>`;
-    - fields that are times (`created`, `created_at`, `finished_at`) by `<time>`, unless they are null;
-    - a version of the library by `<version>`, digests of prefix files and their sizes by `<digest>`, `<bytes>`;
+    - fields that are times (`created`, `created_at`, `finished_at`, `made`) by `<time>`, unless they are null;
+    - digests of prefix files and their sizes by `<digest>` and `<bytes>`;
     - the folder of the run by `<folder>`.
     """
 
     _IDENTIFIER = re.compile(r"\b([a-z]+)-([0-9a-f]{16,})\b")
     _EVENT = re.compile(r"\b(ftevent)-([0-9]+)\b")
-    _TIMES = ("created", "created_at", "finished_at")
+    _TIMES = ("created", "created_at", "finished_at", "made")
 
     def __init__(self, url: str, folder: Path) -> None:
         self._http = httpx.Client(base_url=url, timeout=SLOWEST, trust_env=False)
@@ -455,6 +476,9 @@ class Conversation:
             self.found.append({"asked": asked, "status": status, "type": kind, "answer": body_kept})
         return content
 
+    def close(self) -> None:
+        self._http.close()
+
     def note(self, what: str, content: Any) -> None:
         """Keep what is no answer as it came."""
         self.found.append({"asked": what, "answer": content})
@@ -467,7 +491,7 @@ class Conversation:
         if isinstance(value, dict):
             of_prefix = value.get("object") == "prefix"
             return {
-                key: "<bytes>" if of_prefix and key == "bytes" else self._stable(each, key)
+                key: "<bytes>" if of_prefix and key == "size" else self._stable(each, key)
                 for key, each in value.items()
             }
         if isinstance(value, list):
@@ -475,7 +499,7 @@ class Conversation:
         if isinstance(value, bytes):
             return "sha256:" + hashlib.sha256(value).hexdigest()
         if isinstance(value, str):
-            value = value.replace(str(self._folder), "<folder>").replace(foreword.__version__, "<version>")
+            value = value.replace(str(self._folder), "<folder>")
             return self._EVENT.sub(self._named, self._IDENTIFIER.sub(self._named, value))
         return plain(value)
 
@@ -491,13 +515,18 @@ def command(*arguments: str) -> list[str]:
     """`foreword ARGUMENTS`, of this checkout."""
     entry = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]["foreword"]
     module, function = entry.split(":")
-    return [sys.executable, "-c", f"import sys; from {module} import {function}; sys.exit({function}())", *arguments]
+    return [
+        sys.executable,
+        "-c",
+        f"import sys; from {module} import {function}; sys.exit({function}())",
+        *arguments,
+    ]
 
 
 @contextmanager
 def served(folder: Path, base: Path) -> Iterator[str]:
     """URL of a server, without /v1."""
-    settings = ["--set", "trainer_threads=1", "--set", "idle_seconds=5", "--set", "drain_seconds=5"]
+    settings = ["--set", "trainer_threads=1", "--set", "idle_seconds=5", "--set", "drain_seconds=0.5"]
     store = ["--store", str(folder / "store")]
     arguments = ["serve", "--json", "--no-keys", "--port", "0", "--base", str(base), *store, *settings]
     paths = [str(REPOSITORY / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -525,11 +554,12 @@ def served(folder: Path, base: Path) -> Iterator[str]:
 
 def server() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = Path(name).resolve()
         base = tiny_llama()
         with served(folder, save(base, folder / "tiny")) as url:
             conversation = Conversation(url, folder)
             _converse(conversation, base)
+            conversation.close()
         return {"conversation": conversation.found}
 
 
@@ -537,7 +567,14 @@ def _converse(c: Conversation, base: BaseModel) -> None:
     for path in ("/healthz", "/readyz", "/v1/models", "/v1/models/tiny"):
         c.ask("GET", path)
     completion = {"model": "tiny", "prompt": "the mug is", "max_tokens": 12, "temperature": 0}
-    sampled = {**completion, "prompt": ["the mug", "a lamp"], "temperature": 0.9, "top_p": 0.9, "seed": 5, "n": 2}
+    sampled = {
+        **completion,
+        "prompt": ["the mug", "a lamp"],
+        "temperature": 0.9,
+        "top_p": 0.9,
+        "seed": 5,
+        "n": 2,
+    }
     messages = [{"role": "user", "content": "the mug is chipped"}]
     chat = {"model": "tiny", "messages": messages, "max_tokens": 12, "temperature": 0}
     usage = {"stream": True, "stream_options": {"include_usage": True}}
@@ -551,7 +588,11 @@ def _converse(c: Conversation, base: BaseModel) -> None:
 
     write("tiny")
     c.ask("POST", "/v1/completions", json=sampled)
-    c.ask("POST", "/v1/chat/completions", json={**chat, "temperature": 0.8, "seed": 1, "stop": ["a"], "raw": False})
+    c.ask(
+        "POST",
+        "/v1/chat/completions",
+        json={**chat, "temperature": 0.8, "seed": 1, "stop": ["H"], "raw": False},
+    )
 
     def lines(rows: Sequence[Example]) -> bytes:
         return "".join(json.dumps({"source": e.source, "target": e.target}) + "\n" for e in rows).encode()
@@ -560,7 +601,10 @@ def _converse(c: Conversation, base: BaseModel) -> None:
         form = {"data": {"purpose": "fine-tune"}, "files": {"file": (file_name, content)}}
         return c.ask("POST", "/v1/files", **form).get("id")
 
-    training, validation = upload("mine.jsonl", lines(examples(16))), upload("dev.jsonl", lines(examples(4, 40)))
+    training, validation = (
+        upload("mine.jsonl", lines(examples(16))),
+        upload("dev.jsonl", lines(examples(4, 40))),
+    )
     c.ask("GET", "/v1/files?order=asc")
     c.ask("GET", f"/v1/files/{training}/content")
     order: dict[str, Any] = {
@@ -571,7 +615,9 @@ def _converse(c: Conversation, base: BaseModel) -> None:
         "seed": 3,
         "method": {
             "type": "supervised",
-            "supervised": {"hyperparameters": {"steps": 8, "length": 4, "batch_size": 4, "evaluate_every": 4}},
+            "supervised": {
+                "hyperparameters": {"steps": 8, "length": 4, "batch_size": 4, "evaluate_every": 4}
+            },
         },
         "metadata": {"for": "a recording"},
     }
@@ -591,7 +637,7 @@ def _converse(c: Conversation, base: BaseModel) -> None:
     finish(c, second)
     c.ask("GET", f"/v1/fine_tuning/jobs/{second}/events?limit=100")
     c.ask("POST", "/v1/completions", json={**completion, "model": "local/mine@2"})
-    made = made_prefix(base, 3, 9).to_bytes()
+    made = made_prefixes(base, 3)[0].to_bytes()
     answer = {"data": {"name": "made"}, "files": {"file": ("made.prefix", made)}}
     c.ask("POST", "/v1/prefixes", **answer)
     c.ask("POST", "/v1/completions", json={**completion, "model": "local/made"})
@@ -614,8 +660,15 @@ def _converse(c: Conversation, base: BaseModel) -> None:
     upload("bad.jsonl", b'{"source": "a", "target": "b"}\n{"source": "a"}\n')
     c.ask("POST", "/v1/fine_tuning/jobs", json={**order, "training_file": "file-nothing"})
     c.ask("POST", "/v1/fine_tuning/jobs", json={**order, "hyperparameters": {"length": 0}, "method": None})
-    c.ask("POST", "/v1/prefixes", data={"name": "bad"}, files={"file": ("bad.prefix", b"nothing of the kind")})
-    for path in ("/v1/fine_tuning/jobs/ftjob-nothing", "/v1/files/file-nothing", "/v1/prefixes/local/none", "/v1/no"):
+    c.ask(
+        "POST", "/v1/prefixes", data={"name": "bad"}, files={"file": ("bad.prefix", b"nothing of the kind")}
+    )
+    for path in (
+        "/v1/fine_tuning/jobs/ftjob-nothing",
+        "/v1/files/file-nothing",
+        "/v1/prefixes/local/none",
+        "/v1/no",
+    ):
         c.ask("GET", path)
     c.ask("PUT", "/v1/models", json={})
     c.ask("DELETE", "/v1/models/tiny")
@@ -734,7 +787,11 @@ def check(name: str) -> bool:
         print(f"{NOT_COMPARABLE} {name}: of base model {kept['weights']}, here it is {weights}", flush=True)
         return True
     here = environment()
-    changed = [f"{key} {kept['environment'].get(key)} / {here[key]}" for key in here if kept["environment"].get(key) != here[key]]
+    changed = [
+        f"{key} {kept['environment'].get(key)} / {here[key]}"
+        for key in here
+        if kept["environment"].get(key) != here[key]
+    ]
     how = "to the bit"
     if changed:
         how = f"floats within {TOLERANCE:g}, digests not compared: recorded elsewhere ({'; '.join(changed)})"
@@ -753,9 +810,13 @@ def check(name: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check the recorded runs, or make them anew.")
     way = parser.add_mutually_exclusive_group()
-    way.add_argument("--check", action="store_true", help="compare with the recordings (what is done by default)")
+    way.add_argument(
+        "--check", action="store_true", help="compare with the recordings (what is done by default)"
+    )
     way.add_argument("--write", action="store_true", help="make the recordings anew")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which; all by default: {', '.join(RECORDINGS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which; all by default: {', '.join(RECORDINGS)}"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in RECORDINGS]
     if unknown:
