@@ -238,12 +238,9 @@ def root_command() -> Any:
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Every command with its path, such as `store put`."""
-    import click
-
     group = root_command() if group is None else group
-    context = click.Context(click.Command("foreword"))
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
         if hasattr(command, "list_commands"):
             yield from commands(command, (*path, name))
         else:
@@ -262,7 +259,6 @@ def options_of(command: Any) -> list[dict[str, Any]]:
             "nargs": parameter.nargs,
             "required": parameter.required,
             "variable": parameter.envvar,
-            "choices": [str(c) for c in getattr(parameter.type, "choices", ())],
         }
         for parameter in command.params
     ]
