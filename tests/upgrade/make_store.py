@@ -1,0 +1,82 @@
+"""Fill an empty store with the code that is on the path, today's or an older release's, and tell what is in it.
+
+    python make_store.py FOLDER
+
+A process of its own, so that `make_fixtures.py` can run it with the code of another commit.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foreword.prefix import BaseIdentity, Origin, Prefix
+from foreword.store import PrefixStore
+from foreword.template import Template
+
+
+def prefix(first: int, **changes: Any) -> Prefix:
+    """A prefix of whole numbers."""
+    shape = (2, 2, 3, 4)
+    count = 2 * 2 * 3 * 4
+    return Prefix(
+        tensors={
+            "decoder.key": (torch.arange(count) + first).reshape(shape).float() / 64,
+            "decoder.value": (torch.arange(count) - first).reshape(shape).float() / 32,
+        },
+        base=BaseIdentity("tiny", None, "ab" * 32),
+        template=Template(end="<end>"),
+        origin=Origin("direct", "words", 3, "cd" * 32, 12, 40, 1.25),
+        created="2026-01-02T03:04:05+00:00",
+        **changes,
+    )
+
+
+def fill(store: PrefixStore) -> dict[str, Any]:
+    """Everything that a store of the time can hold; returns what a reader has to find."""
+    store.put("alice/reviews", prefix(1))
+    store.put("alice/reviews", prefix(2, labels={"note": "größer"}, licence="CC0-1.0"))
+    store.put("alice/reviews", prefix(3))
+    store.put("alice/notes", prefix(4))
+    store.put("bob/reviews", prefix(1))  # the same file as one of alice's
+    store.put("bob/open", prefix(5))
+    store.put("carol/gone", prefix(6))
+    store.put("carol/kept", prefix(7))
+    store.delete("carol/gone@1")
+    store.delete("alice/reviews@3")
+    store.label("alice/reviews@1", "stable")
+    store.label("alice/reviews@2", "trial")
+    store.share("alice/reviews", "bob")
+    store.publish("bob/open")
+    keys = {
+        "alice": store.create_key("alice", "owner", note="of the fixtures"),
+        "bob": store.create_key("bob", "reader"),
+        "administrator": store.create_key(None, "admin"),
+        "revoked": store.create_key("alice", "owner"),
+    }
+    store.revoke_key(keys["revoked"].record.id)
+    return {"secrets": {name: key.secret for name, key in keys.items()}}
+
+
+def contents(store: PrefixStore) -> dict[str, Any]:
+    """All that a store says of what is in it."""
+    return {
+        "versions": [version.to_json() for version in store.each()],
+        "described": {
+            name: store.describe(name).to_json()
+            for name in ("alice/reviews", "alice/reviews@stable", "bob/open", "carol/kept")
+        },
+        "keys": [key.to_json() for key in store.list_keys()],
+        "audit": [entry.to_json() for entry in store.audit()],
+        "seen by bob": [version.reference for version in store.as_owner("bob").each()],
+    }
+
+
+if __name__ == "__main__":
+    with PrefixStore(sys.argv[1]) as opened:
+        told = fill(opened) | contents(opened)
+    Path(sys.argv[1], "expected.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
