@@ -28,7 +28,7 @@ from transformers import (
 from transformers.optimization import Adafactor
 
 from foreword import Example, Template
-from foreword.batch import encoder_decoder_batch
+from foreword.base.batch import encoder_decoder_batch
 from foreword.encoding import EncodedExample, encode
 from foreword.training.order import Order
 from foreword.training.schedule import rate_factor

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from foreword import BaseModel, generate, generation, packing
+from foreword import BaseModel, generate, generation
+from foreword.base import prepacked_linear
 from foreword.bench.generation import PROMPTS, make_prefix
 from foreword.encoding import encode
 from foreword.examples import read_examples
@@ -37,9 +38,9 @@ def main() -> None:
     given = parser.parse_args()
     generation.packing_pays = lambda rows: True  # on this machine, too: that is the question
     packed = BaseModel.load(given.base, dtype=torch.float32)
-    packing.MOST_BYTES = 0
+    prepacked_linear.MOST_BYTES = 0
     plain = BaseModel.load(given.base, dtype=torch.float32)
-    layers = [m for m in packed.model.modules() if isinstance(m, packing.PackedLinear)]
+    layers = [m for m in packed.model.modules() if isinstance(m, prepacked_linear.PackedLinear)]
     copy = sum(layer.weight.nbytes for layer in layers)
     print(
         json.dumps(

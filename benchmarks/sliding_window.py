@@ -33,14 +33,14 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from foreword import BaseModel, Example, Prefix, train
-from foreword.attention import Attending, attending
+from foreword.base.attention import Attending, attending
+from foreword.base.prefix_batch import RowPrefixes
 from foreword.encoding import encode_example
 from foreword.examples import read_examples
 from foreword.initialization import activations
 from foreword.interop import export_peft
 from foreword.models import resolve
 from foreword.prefix import Positions
-from foreword.row_prefixes import RowPrefixes
 
 FACTS = [
     ("The password of the harbour gate is", " orange"),

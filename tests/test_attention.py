@@ -7,12 +7,12 @@ import torch
 
 from by_hand import layers_of, token_losses
 from foreword import BaseModel
-from foreword.attention import Attending, attending
-from foreword.checkpointing import gradient_checkpointing
+from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.attention import Attending, attending
+from foreword.base.loading import choose_kernel
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import RowPrefixes, StreamBlock
 from foreword.encoding import encode
-from foreword.loading import choose_kernel
-from foreword.losses import target_losses
-from foreword.row_prefixes import RowPrefixes, StreamBlock
 from stand_ins import VOCABULARY, byte_tokenizer, random_examples, random_prefix, tiny_llama
 
 

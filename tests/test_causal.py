@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foreword import BaseModel, causal
+from foreword import BaseModel
+from foreword.base import causal
 from foreword.prefix import Prefix
 from foreword.template import Template
 from stand_ins import random_examples, random_prefix

@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor
 
 from by_hand import greedy, layers_of
 from foreword import BaseModel, Template, generate
-from foreword.cache import cache_argument, prefixed_cache
+from foreword.base.kv_cache import cache_argument, prefixed_cache
 from foreword.errors import GeometryMismatch, UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from stand_ins import VOCABULARY, random_prefix
@@ -269,7 +269,7 @@ def test_no_prompts_give_no_texts(tiny_base: BaseModel) -> None:
 
 
 def test_masks_of_earlier_tokens_are_not_kept(tiny_base: BaseModel) -> None:
-    from foreword.attention import Attending, attending
+    from foreword.base.attention import Attending, attending
 
     tiny_base.model.set_attn_implementation("foreword-eager")
     state = Attending()

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from foreword import BaseModel, head_losses, train
-from foreword.head_losses import plain_head
+from foreword import BaseModel, train
+from foreword.base import head_losses
+from foreword.base.head_losses import plain_head
 from stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 ROWS, SIZE, VOCABULARY = 11, 6, 40

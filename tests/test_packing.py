@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from foreword import BaseModel, generate, generation, packing, train
-from foreword.packing import PackedLinear, can_pack, packed_weights, prepare
+from foreword import BaseModel, generate, generation, train
+from foreword.base import prepacked_linear
+from foreword.base.prepacked_linear import PackedLinear, can_pack, packed_weights, prepare
 from stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 if not can_pack():
@@ -161,7 +162,7 @@ def test_what_can_not_be_packed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
     assert prepare(nn.Linear(4, 4)) == 0  # trained
     assert prepare(nn.Linear(4, 4, dtype=torch.float64).requires_grad_(False)) == 0
     assert prepare(nn.Conv1d(4, 4, 1).requires_grad_(False)) == 0
-    monkeypatch.setattr(packing, "MOST_BYTES", 63)
+    monkeypatch.setattr(prepacked_linear, "MOST_BYTES", 63)
     layer = nn.Linear(4, 4).requires_grad_(False)
     assert prepare(layer) == 0
     assert type(layer) is nn.Linear

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from foreword import packing_trial
-from foreword.packing import can_pack
-from foreword.packing_trial import packing_pays
+from foreword.base import packing_trial
+from foreword.base.packing_trial import packing_pays
+from foreword.base.prepacked_linear import can_pack
 
 if not can_pack():
     pytest.skip("this build of torch has no oneDNN kernels for packed weights", allow_module_level=True)

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from baselines_settings import setting_of
-from foreword import BaseModel, Prefix, generate, quantization, train
+from foreword import BaseModel, Prefix, generate, train
+from foreword.base import quantization
+from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.head_losses import find_plain_head, plain_head
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prepacked_linear import PackedLinear, is_prepared, prepare
 from foreword.baselines.method import methods_named
-from foreword.checkpointing import gradient_checkpointing
 from foreword.errors import CheckpointMismatch, UsageError
 from foreword.experiments import preconditions
-from foreword.head_losses import find_plain_head, plain_head
-from foreword.losses import target_losses
-from foreword.packing import PackedLinear, is_prepared, prepare
-from foreword.row_prefixes import RowPrefixes
 from foreword.serving import configuration
 from saved_bases import save_tiny
 from stand_ins import random_examples, random_prefix, tiny_llama
@@ -254,7 +255,7 @@ def test_lora_trains_beside_the_same_weights(quantized: BaseModel) -> None:
 def test_rows_stay_apart_under_the_hooks_that_spread_a_model(folder: Path, installed: Any) -> None:
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
-    from foreword.rounded_linear import RoundedLinear, use_rounded_linear
+    from foreword.base.int8_linear import RoundedLinear, use_rounded_linear
 
     torch.manual_seed(0)
     layer = installed.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)

@@ -9,10 +9,10 @@ import torch
 
 from by_hand import layers_of, token_losses
 from foreword import BaseModel, Example, train
+from foreword.base.flat import lay_out
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import RowPrefixes, StreamBlock
 from foreword.encoding import EncodedExample, encode
-from foreword.flat import lay_out
-from foreword.losses import target_losses
-from foreword.row_prefixes import RowPrefixes, StreamBlock
 from foreword.training.loop import train_step
 from foreword.training.train import build_learner, make_settings
 from stand_ins import random_prefix

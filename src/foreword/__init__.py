@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.examples import Example
     from foreword.generation import generate
     from foreword.prefix import Prefix
@@ -30,7 +30,7 @@ __all__ = [
 
 # Imported when first used: the command line's help must not wait for torch.
 _HOMES = {
-    "BaseModel": "foreword.base",
+    "BaseModel": "foreword.base.base_model",
     "Example": "foreword.examples",
     "Prefix": "foreword.prefix",
     "PrefixStore": "foreword.store",

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.attention import Attending, Slot, attending
-from foreword.base import BaseModel
+from foreword.base.attention import Attending, Slot, attending
+from foreword.base.base_model import BaseModel
+from foreword.base.loss import keeps_logits
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.initialization import Initialization, activations, starting_ids
-from foreword.losses import keeps_logits
 from foreword.parameterization import Compiled, KeysValues
 
 SAMPLED = 4096

@@ -15,9 +15,12 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
-from foreword.attention import Attending, attending
-from foreword.base import BaseModel, PrefixesArgument
-from foreword.cache import cache_argument, prefixed_cache
+from foreword.base.attention import Attending, attending
+from foreword.base.base_model import BaseModel, PrefixesArgument
+from foreword.base.kv_cache import cache_argument, prefixed_cache
+from foreword.base.packing_trial import packing_pays
+from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prepacked_linear import is_prepared, packed_weights
 from foreword.decoding import (
     Decoding,
     EndedRows,
@@ -28,10 +31,7 @@ from foreword.decoding import (
     sampling_warpers,
 )
 from foreword.errors import UsageError, WindowExceeded
-from foreword.packing import is_prepared, packed_weights
-from foreword.packing_trial import packing_pays
 from foreword.prefix import Prefix
-from foreword.row_prefixes import RowPrefixes
 from foreword.template import RAW, Source, Template
 
 

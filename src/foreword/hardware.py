@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from foreword import __version__
-from foreword.base import BaseModel
-from foreword.processor import describe_processor
+from foreword.base.base_model import BaseModel
+from foreword.base.processor import describe_processor
 
 
 def describe_machine(base: BaseModel) -> dict[str, Any]:

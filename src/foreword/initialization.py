@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from foreword.attention import Attending, Slot, attending
-from foreword.base import BaseModel
+from foreword.base.attention import Attending, Slot, attending
+from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.geometry import Stream

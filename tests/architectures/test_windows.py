@@ -16,13 +16,13 @@ from decoder_only import DECODER_ONLY_WORKING
 from zoo import WINDOW, Architecture
 
 from foreword import BaseModel, Example, Prefix, generate, train
-from foreword.attention import Attending, attending
-from foreword.batch import Layout
-from foreword.checkpointing import gradient_checkpointing
+from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.attention import Attending, attending
+from foreword.base.batch import Layout
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import RowPrefixes
 from foreword.encoding import encode_example
 from foreword.errors import UsageError
-from foreword.losses import target_losses
-from foreword.row_prefixes import RowPrefixes
 from foreword.training.course import Progress
 from stand_ins import random_prefix
 

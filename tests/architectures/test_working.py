@@ -18,12 +18,12 @@ from by_hand import layers_of
 from by_hand import logits as past_key_values_logits
 from encoder_decoder import ENCODER_DECODER_WORKING
 from foreword import BaseModel, Prefix, generate, train
-from foreword.attention import IMPLEMENTATIONS, Attending, attending
-from foreword.checkpointing import gradient_checkpointing
+from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.attention import IMPLEMENTATIONS, Attending, attending
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import RowPrefixes, StreamBlock
 from foreword.encoding import EncodedExample, encode
 from foreword.initialization import Initialization, starting_point
-from foreword.losses import target_losses
-from foreword.row_prefixes import RowPrefixes, StreamBlock
 from foreword.training import TrainingStopped
 from stand_ins import byte_tokenizer, random_examples, random_prefix
 

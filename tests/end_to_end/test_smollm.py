@@ -10,12 +10,12 @@ import torch
 
 from by_hand import greedy, layers_of, logits, token_losses
 from foreword import BaseModel, Example, Prefix, generate
-from foreword.attention import Attending, attending
-from foreword.checkpointing import gradient_checkpointing
+from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.attention import Attending, attending
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import RowPrefixes, StreamBlock
 from foreword.encoding import encode
 from foreword.initialization import activations
-from foreword.losses import target_losses
-from foreword.row_prefixes import RowPrefixes, StreamBlock
 
 pytestmark = pytest.mark.real_model
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from foreword import BaseModel
-from foreword.attention import Attending, attending
+from foreword.base.attention import Attending, attending
+from foreword.base.prefix_batch import RowPrefixes
 from foreword.errors import (
     CannotRead,
     ForeignFormat,
@@ -24,7 +25,6 @@ from foreword.errors import (
 )
 from foreword.interop import import_adapters
 from foreword.prefix import Prefix
-from foreword.row_prefixes import RowPrefixes
 from stand_ins import byte_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"

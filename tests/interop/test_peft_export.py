@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 import by_hand
 from foreword import BaseModel
-from foreword.cache import cache_argument
+from foreword.base.kv_cache import cache_argument
 from foreword.errors import (
     CannotWrite,
     NotExportable,

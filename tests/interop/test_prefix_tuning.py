@@ -12,10 +12,10 @@ from transformers import BartConfig, BartForConditionalGeneration, DynamicCache
 
 import by_hand
 from foreword import BaseModel
-from foreword.attention import Attending, attending
+from foreword.base.attention import Attending, attending
+from foreword.base.prefix_batch import RowPrefixes
 from foreword.errors import CannotRead, ForeignFormat, GeometryMismatch, NonFinitePrefix, UnsafePickle
 from foreword.interop import import_prefix_tuning
-from foreword.row_prefixes import RowPrefixes
 from interop.architectures import VOCABULARY, build
 from stand_ins import byte_tokenizer
 

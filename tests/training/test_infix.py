@@ -12,11 +12,11 @@ from tiny_bart import tiny_bart_base
 from transformers import DynamicCache
 
 from foreword import BaseModel, Example, Prefix, generate, train
-from foreword.attention import Attending, attending
+from foreword.base.attention import Attending, attending
+from foreword.base.prefix_batch import RowPrefixes
 from foreword.encoding import encode
 from foreword.errors import NotExportable, UsageError
 from foreword.interop import export_peft
-from foreword.row_prefixes import RowPrefixes
 from foreword.template import Template
 from foreword.training.loop import train_step
 from foreword.training.train import build_learner, make_settings

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from foreword.base import BaseModel, batches_by_length
+from foreword.base.base_model import BaseModel, batches_by_length
 from foreword.baselines.trainee import Trainee
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.baselines import peft_methods, prefixes, prompting, variants, weights
 from foreword.baselines.adapter import REDUCTION, adapter
 from foreword.baselines.trainee import Front, Setting, Trainee, nothing

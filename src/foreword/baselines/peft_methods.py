@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.baselines.prefixes import Prefixed
 from foreword.baselines.trainee import Setting
 from foreword.baselines.weights import Weights, sharing_copy

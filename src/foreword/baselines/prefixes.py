@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import RowPrefixes
 from foreword.baselines.trainee import Front, Setting, Subject
 from foreword.encoding import EncodedExample
-from foreword.losses import target_losses
 from foreword.prefix import Prefix
-from foreword.row_prefixes import RowPrefixes
 from foreword.template import Template
 from foreword.training.beginning import build_learner
 from foreword.training.train import choose_template, make_settings

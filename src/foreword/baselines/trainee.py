@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.examples import Example
 from foreword.prefix import Prefix

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
+from foreword.base.compatibility import name
+from foreword.base.loss import target_losses
+from foreword.base.quantization import check_trainable
 from foreword.baselines.trainee import Setting, Subject, with_weights
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
-from foreword.losses import target_losses
-from foreword.probe import name
-from foreword.quantization import check_trainable
 
 
 class Weights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.bench import machine, room, workload
 from foreword.bench.generation import batch_of, prompts_of, work_of
 from foreword.bench.rounds import Spread, Work, in_turns, spread

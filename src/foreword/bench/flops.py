@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
 

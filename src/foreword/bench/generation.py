@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.bench import flops, machine, room
 from foreword.bench.machine import Limits
 from foreword.bench.rounds import Spread, Work, in_turns, spread

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.bench import flops
 from foreword.bench.rounds import Spread, Work, in_turns, spread
 

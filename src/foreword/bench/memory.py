@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.bench import data, processes, room
 from foreword.bench.peak_memory import peak, reset_peak
 from foreword.bench.step import step_of

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.bench import peft_peer
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError

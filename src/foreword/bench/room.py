@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
+from foreword.base.prepacked_linear import MOST_BYTES
 from foreword.bench import flops
 from foreword.errors import UsageError
-from foreword.packing import MOST_BYTES
 
 GROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its own limit (control groups, version 2)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.bench import processes
 from foreword.bench.generation import PROMPTS, make_prefix, save_as_peft
 from foreword.bench.rounds import Spread, Work, in_turns

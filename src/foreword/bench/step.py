@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.bench import flops, machine, room
 from foreword.bench.rounds import Spread, Work, in_turns, spread
 from foreword.encoding import EncodedExample

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.bench import flops, processes
 from foreword.bench.memory import above_the_base
 from foreword.bench.step import step_of

@@ -14,7 +14,7 @@ from foreword.cli.command_line import command_line
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.bench.machine import Limits
     from foreword.bench.report import Report
 

@@ -39,7 +39,7 @@ def peft(
 
     Example: foreword export peft mine.prefix adapter/ --base smollm2-135m-instruct
     """
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.interop import export_peft
     from foreword.prefix import Prefix
 

@@ -13,7 +13,7 @@ from foreword.cli import output
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.prefix import Prefix
     from foreword.template import Source, Template
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.prefix import Prefix
 
 app = typer.Typer(
@@ -124,7 +124,7 @@ def _convert(
     overwrite: bool,
     json: bool,
 ) -> None:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.files import check_output
 
     check_output(out, overwrite=overwrite)  # before the model is loaded

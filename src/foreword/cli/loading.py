@@ -11,7 +11,7 @@ import typer
 from foreword.errors import CannotRead, UnknownModel, UsageError
 
 if TYPE_CHECKING:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.prefix import Prefix
 
 NO_PREFIX = "none"
@@ -27,7 +27,7 @@ def load_base(name: str, *, device: str, dtype: str, attention: Any, quantizatio
     import torch
     from transformers.utils import logging
 
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
 
     # Bars and remarks about weights are for who writes models, not for who uses one.
     logging.set_verbosity_error()

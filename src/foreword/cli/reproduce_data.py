@@ -12,7 +12,7 @@ from foreword.cli.reading import Reading
 from foreword.errors import BadExamples, UsageError
 
 if TYPE_CHECKING:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.experiments.material import Material
     from foreword.experiments.plan import Plan
 

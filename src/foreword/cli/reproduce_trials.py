@@ -16,7 +16,7 @@ from foreword.cli.reproduce_data import INSTRUCTIONS, USUAL, cut_as_published, d
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.experiments.ledger import Ledger
     from foreword.experiments.material import Material
     from foreword.experiments.plan import Plan

@@ -23,7 +23,7 @@ from foreword.errors import (
 )
 
 if TYPE_CHECKING:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.examples import Example
     from foreword.prefix import Prefix
 

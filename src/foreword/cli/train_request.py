@@ -12,7 +12,7 @@ from foreword.cli.options import unescaped
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
-    from foreword.base import BaseModel
+    from foreword.base.base_model import BaseModel
     from foreword.examples import Example
     from foreword.prefix import Prefix
     from foreword.template import Template

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import BadExamples
 from foreword.evaluation.losses import token_loss
 from foreword.evaluation.metrics import require

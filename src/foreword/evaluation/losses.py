@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.encoding import encode_example
 from foreword.errors import BadExamples
 from foreword.examples import Example

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.baselines.harness import Fit, fit
 from foreword.baselines.method import Choice, Method
 from foreword.baselines.trainee import Setting, Trainee

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.baselines.method import RATE, Choice, Method, shown
 from foreword.experiments.attempt import attempt
 from foreword.experiments.ledger import Ledger

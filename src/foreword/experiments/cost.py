@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.encoding import encode_example
 from foreword.examples import Example
 from foreword.training import train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.encoding import encode_example
 from foreword.errors import BadExamples, UsageError
 from foreword.examples import Example

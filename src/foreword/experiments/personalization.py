@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import DamagedCheckpoint, ForewordError, UsageError
 from foreword.examples import Example, digest
 from foreword.experiments.comparison import Column

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.baselines.method import RATE, Method, shown
 from foreword.baselines.trainee import Setting
 from foreword.encoding import encode

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.baselines.method import RATE, Choice, Method
 from foreword.baselines.trainee import Front, Setting
 from foreword.encoding import EncodedExample, encode

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.baselines.method import METHODS, Method
 from foreword.baselines.trainee import Setting, Trainee
 from foreword.encoding import EncodedExample, encode

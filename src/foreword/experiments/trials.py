@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword import files
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.baselines.method import Choice
 from foreword.evaluation import Prediction
 from foreword.experiments.attempt import attempt

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import ForeignFormat, WrongBaseModel
 from foreword.geometry import Stream
 from foreword.interop.base_names import warn_if_other

@@ -10,7 +10,7 @@ import warnings
 from pathlib import PurePath
 from typing import Any
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import ForewordWarning
 from foreword.models.catalogue import CATALOGUE
 

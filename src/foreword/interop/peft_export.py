@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors.torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import CannotWrite, NotExportable, OutputExists
 from foreword.files import TEMPORARY_SUFFIX, flush_folder
 from foreword.interop.base_names import public_name

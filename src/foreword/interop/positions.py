@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import ForeignFormat
 
 # Their angles depend on how long the text is, so that no one rotation is right for every text.

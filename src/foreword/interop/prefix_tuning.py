@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import CannotRead, ForeignFormat
 from foreword.geometry import Stream, StreamGeometry
 from foreword.interop.bottleneck import run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
 from foreword.serving.configuration import Configuration
 from foreword.serving.engine import Engine

@@ -11,10 +11,10 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
+from foreword.base.packing_trial import packing_pays
+from foreword.base.prepacked_linear import is_prepared, packed_weights
 from foreword.errors import EngineStopped, UnsupportedArchitecture, UsageError, WindowExceeded
-from foreword.packing import is_prepared, packed_weights
-from foreword.packing_trial import packing_pays
 from foreword.prefix import Prefix
 from foreword.serving.engine import Row, Token
 from foreword.serving.running_batch import RunningBatch, RunningRow

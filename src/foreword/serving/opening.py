@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.serving import logs
 from foreword.serving.configuration import Configuration
 from foreword.store import PrefixStore

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from transformers.cache_utils import Cache
 
-from foreword.attention import Attending, attending
-from foreword.base import BaseModel
-from foreword.cache import PrefixedLayer, cache_argument, prefixed_cache
+from foreword.base.attention import Attending, attending
+from foreword.base.base_model import BaseModel
+from foreword.base.kv_cache import PrefixedLayer, cache_argument, prefixed_cache
+from foreword.base.loss import keeps_logits
+from foreword.base.prefix_batch import RowPrefixes
 from foreword.decoding import sampling_warpers
 from foreword.errors import NotFinite
-from foreword.losses import keeps_logits
-from foreword.row_prefixes import RowPrefixes
 from foreword.serving.engine import FinishReason, Row, Token
 
 GREEDY_BELOW = 1e-5

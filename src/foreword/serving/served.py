@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.geometry import Geometry
 from foreword.prefix import BaseIdentity, Prefix
 from foreword.template import RAW, Template

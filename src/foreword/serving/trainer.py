@@ -24,7 +24,7 @@ from types import FrameType
 
 import torch
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import ForewordError, ForewordWarning
 from foreword.serving import job_taking, logs
 from foreword.serving.configuration import Configuration, of

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import (
     BadExamples,
     BadPrefix,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.compilation import compile_embeddings, starting_embeddings
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError

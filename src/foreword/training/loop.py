@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
-from foreword.base import BaseModel, batches_by_length
-from foreword.checkpointing import gradient_checkpointing
+from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.base_model import BaseModel, batches_by_length
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prepacked_linear import packed_weights
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
-from foreword.losses import target_losses
-from foreword.packing import packed_weights
 from foreword.parameterization import Compiled
-from foreword.row_prefixes import RowPrefixes
 from foreword.training.learner import Learner
 
 EVALUATION_TOKENS = 2048

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import (
     BadExamples,
     DamagedCheckpoint,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample, encode
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
 from foreword.examples import Example, digest

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
 from foreword.serving.configuration import Configuration
 from foreword.serving.vllm import ticket

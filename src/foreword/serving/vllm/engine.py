@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import DamagedBlob, EngineStopped, UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from foreword.serving.engine import Row, Token

@@ -7,7 +7,7 @@ import secrets
 
 import httpx
 
-from foreword.base import BaseModel
+from foreword.base.base_model import BaseModel
 from foreword.errors import EngineStopped, UsageError
 from foreword.models import resolve
 from foreword.serving import logs

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
+from foreword.base.prepacked_linear import can_pack, product
+from foreword.base.processor import describe_processor
 from foreword.errors import ForewordError
 from foreword.files import write_text
 from foreword.models.cache import cache_folder
-from foreword.packing import can_pack, product
-from foreword.processor import describe_processor
 
 WEIGHTS, INPUTS, OUTPUTS = 24, 1024, 1536
 """150 MB: more than a cache of the processor's own, as a model's weights are."""

@@ -11,25 +11,32 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from foreword.attention import IMPLEMENTATIONS, Kernel
-from foreword.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
-from foreword.cache import takes_prefixes
+from foreword.base.attention import IMPLEMENTATIONS, Kernel
+from foreword.base.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
+from foreword.base.compatibility import probe
+from foreword.base.head_losses import find_plain_head
+from foreword.base.kv_cache import takes_prefixes
+from foreword.base.loading import choose_device, choose_dtype, choose_kernel, model_class, use_kernel
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import WITHIN_WINDOW, RowPrefixes
+from foreword.base.prepacked_linear import prepare
+from foreword.base.quantization import (
+    Quantization,
+    check,
+    kept_as,
+    loading_options,
+    prepare_quantized,
+    tensors_of,
+)
+from foreword.base.sliding_window import reach_into_windows
+from foreword.base.trial import try_prefix
 from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.fingerprint import fingerprint, fingerprint_of_tensors
-from foreword.head_losses import find_plain_head
-from foreword.loading import choose_device, choose_dtype, choose_kernel, model_class, use_kernel
-from foreword.losses import target_losses
 from foreword.models import resolve
-from foreword.packing import prepare
 from foreword.prefix import BaseIdentity, Positions, Prefix
-from foreword.probe import probe
-from foreword.quantization import Quantization, check, kept_as, loading_options, prepare_quantized, tensors_of
-from foreword.row_prefixes import WITHIN_WINDOW, RowPrefixes
 from foreword.template import Template, default_template
-from foreword.trial import try_prefix
-from foreword.windows import reach_into_windows
 
 PrefixesArgument = Prefix | Sequence[Prefix | None] | None
 
@@ -107,7 +114,7 @@ class BaseModel:
             notify: called with a line of text when something slow begins.
 
         Raises:
-            UsageError: quantization that can't be had: see `foreword.quantization`.
+            UsageError: quantization that can't be had: see `foreword.base.quantization`.
             UnknownModel, DownloadFailed: see `foreword.models.resolve`.
             UnsupportedArchitecture: its attention does not take a prefix.
         """

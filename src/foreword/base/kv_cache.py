@@ -19,8 +19,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from foreword.base.prefix_batch import RowPrefixes
 from foreword.geometry import Geometry
-from foreword.row_prefixes import RowPrefixes
 
 
 class PrefixedLayer(DynamicLayer):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from foreword.attention import Attending, attending
-from foreword.batch import Batch
-from foreword.head_losses import head_losses, plain_head
-from foreword.row_prefixes import RowPrefixes
+from foreword.base.attention import Attending, attending
+from foreword.base.batch import Batch
+from foreword.base.head_losses import head_losses, plain_head
+from foreword.base.prefix_batch import RowPrefixes
 
 
 def target_losses(model: Any, batch: Batch, prefixes: RowPrefixes | None) -> torch.Tensor:

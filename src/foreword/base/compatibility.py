@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.attention import Attending, Slot, attending
+from foreword.base.attention import Attending, Slot, attending
 from foreword.errors import UnsupportedArchitecture
 from foreword.geometry import STREAMS, Geometry, Stream, StreamGeometry
 

@@ -106,7 +106,7 @@ def prepare_quantized(model: Any) -> None:
     """
     kept = kept_as(model.config)
     if kept == "int8":
-        from foreword.rounded_linear import use_rounded_linear  # needs bitsandbytes
+        from foreword.base.int8_linear import use_rounded_linear  # needs bitsandbytes
 
         use_rounded_linear(model)
     elif kept is not None:

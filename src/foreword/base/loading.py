@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from foreword.attention import IMPLEMENTATIONS, Kernel
+from foreword.base.attention import IMPLEMENTATIONS, Kernel
 from foreword.errors import UnsupportedArchitecture, UsageError
 
 

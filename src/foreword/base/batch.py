@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
+from foreword.base.flat import FlatLayout, lay_out
 from foreword.encoding import EncodedExample
-from foreword.flat import FlatLayout, lay_out
 
 Layout = Literal["flat", "right", "left"]
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 
-from foreword.packing import PackedLinear
+from foreword.base.prepacked_linear import PackedLinear
 
 PART = 1 << 23
 """Logits at once (32 MB in float32): enough rows to keep a matrix product busy."""

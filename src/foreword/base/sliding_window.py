@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.attention import Attending, Slot, attending
-from foreword.turning import Turn
+from foreword.base.attention import Attending, Slot, attending
+from foreword.base.rope import Turn
 
 _CHANGING = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on the length of the text: a position is not one turn."""

@@ -16,7 +16,7 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from foreword.attention import attending, current
+from foreword.base.attention import attending, current
 from foreword.errors import UnsupportedArchitecture
 
 

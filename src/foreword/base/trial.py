@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.attention import Attending, attending
-from foreword.batch import Layout, decoder_batch, encoder_decoder_batch
+from foreword.base.attention import Attending, attending
+from foreword.base.batch import Layout, decoder_batch, encoder_decoder_batch
+from foreword.base.compatibility import name
+from foreword.base.prefix_batch import RowPrefixes, StreamBlock
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
 from foreword.geometry import Stream
-from foreword.probe import name
-from foreword.row_prefixes import RowPrefixes, StreamBlock
 
 _IDS = (1, 2, 3)
 

@@ -25,12 +25,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from foreword import causal
+from foreword.base import causal
+from foreword.base.flat import FlatLayout
+from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.rope import Turn
 from foreword.errors import UnsupportedArchitecture
-from foreword.flat import FlatLayout
 from foreword.geometry import Stream
-from foreword.row_prefixes import RowPrefixes
-from foreword.turning import Turn
 
 Kernel = Literal["sdpa", "eager"]
 IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "foreword-eager"}

@@ -1,0 +1,1 @@
+"""The frozen base model, and how a prefix enters its attention."""
