@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreword.markdown import table
+from foreword.reporting.markdown import table
 
 
 def test_words_stand_left_and_figures_right() -> None:

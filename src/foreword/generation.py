@@ -21,7 +21,9 @@ from foreword.base.kv_cache import cache_argument, prefixed_cache
 from foreword.base.packing_trial import packing_pays
 from foreword.base.prefix_batch import RowPrefixes
 from foreword.base.prepacked_linear import is_prepared, packed_weights
-from foreword.decoding import (
+from foreword.errors import UsageError, WindowExceeded
+from foreword.prefix import Prefix
+from foreword.sampling import (
     Decoding,
     EndedRows,
     NoiseOfTheRow,
@@ -30,8 +32,6 @@ from foreword.decoding import (
     banned_token_ids,
     sampling_warpers,
 )
-from foreword.errors import UsageError, WindowExceeded
-from foreword.prefix import Prefix
 from foreword.template import RAW, Source, Template
 
 

@@ -21,8 +21,8 @@ import torch
 from foreword import prefix_file
 from foreword.errors import GeometryMismatch, NonFinitePrefix, UsageError, WrongBaseModel
 from foreword.geometry import STREAMS, Geometry, Stream, StreamGeometry
-from foreword.plain import check_fields, is_text_mapping
 from foreword.template import RAW, Template
+from foreword.validation import check_fields, is_text_mapping
 
 Positions = Literal["text-after-prefix", "text-after-prefix-within-window"]
 

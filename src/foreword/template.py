@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from foreword.errors import UsageError
-from foreword.plain import check_fields
+from foreword.validation import check_fields
 
 Message = dict[str, str]
 Source = str | tuple[Message, ...]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from foreword import BaseModel, Prefix, Template, generate
-from foreword.decoding import Decoding
+from foreword.sampling import Decoding
 from saved_bases import save_tiny
 from stand_ins import random_prefix
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from foreword.decoding import Decoding
 from foreword.errors import BadExamples, CannotRead, UsageError
 from foreword.evaluation import TASKS, cut_sources, find_task, read_task, without_categories
 from foreword.evaluation.metrics import METRICS
 from foreword.evaluation.task_data import looks_like
 from foreword.examples import Entry, examples_of, read_examples
+from foreword.sampling import Decoding
 from stand_ins import byte_tokenizer
 
 XML = (

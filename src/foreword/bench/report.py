@@ -13,7 +13,7 @@ from foreword.bench import picture
 from foreword.bench.picture import Panel
 from foreword.bench.rounds import Spread
 from foreword.errors import CannotWrite
-from foreword.markdown import table
+from foreword.reporting.markdown import table
 
 
 @dataclass(frozen=True)

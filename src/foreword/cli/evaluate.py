@@ -116,11 +116,11 @@ def evaluate(
     from foreword.cli.evaluate_request import chosen_decoding, read_request
     from foreword.cli.loading import load_base_of, load_prefixes
     from foreword.cli.progress import Counter
-    from foreword.decoding import Decoding
     from foreword.errors import UsageError
     from foreword.evaluation import evaluate as measure
     from foreword.evaluation import find_task
     from foreword.files import check_output
+    from foreword.sampling import Decoding
 
     if no_text and (out is not None or metrics):
         wanted = "--metrics" if metrics else "--out"

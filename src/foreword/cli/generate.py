@@ -116,9 +116,9 @@ def generate(
         raise UsageError(f"--stream shows one text as it grows; there are {len(sources)}")
 
     from foreword.cli.loading import load_base_of, load_prefixes
-    from foreword.decoding import Decoding
     from foreword.files import check_output
     from foreword.generation import generate as generate_texts
+    from foreword.sampling import Decoding
 
     if out is not None:
         check_output(out, overwrite=overwrite)

@@ -13,7 +13,7 @@ from foreword.experiments.measuring import LOSS
 from foreword.experiments.plan import Plan
 from foreword.experiments.report import counted
 from foreword.experiments.rescoring import digits
-from foreword.markdown import table
+from foreword.reporting.markdown import table
 
 
 def summary(ledger: Ledger, plan: Plan, groups: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from foreword.experiments.ledger import Ledger
 from foreword.experiments.owners import OwnersData
 from foreword.experiments.personalization import SHARED
 from foreword.experiments.picture import Matrix
-from foreword.markdown import table
+from foreword.reporting.markdown import table
 
 RIVALS: dict[Rival, str] = {
     "none": "no prefix",

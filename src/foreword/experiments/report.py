@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from foreword.markdown import table
+from foreword.reporting.markdown import table
 
 
 def conditions(

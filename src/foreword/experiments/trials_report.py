@@ -15,7 +15,7 @@ from foreword.experiments.measuring import LOSS, LOSS_TARGETS
 from foreword.experiments.plan import Plan
 from foreword.experiments.rescoring import digits, lower_is_better
 from foreword.experiments.tally import Cell
-from foreword.markdown import table
+from foreword.reporting.markdown import table
 
 
 def make_report(

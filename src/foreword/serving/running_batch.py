@@ -21,8 +21,8 @@ from foreword.base.base_model import BaseModel
 from foreword.base.kv_cache import PrefixedLayer, cache_argument, prefixed_cache
 from foreword.base.loss import keeps_logits
 from foreword.base.prefix_batch import RowPrefixes
-from foreword.decoding import sampling_warpers
 from foreword.errors import NotFinite
+from foreword.sampling import sampling_warpers
 from foreword.serving.engine import FinishReason, Row, Token
 
 GREEDY_BELOW = 1e-5
