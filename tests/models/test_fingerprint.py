@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foreword import fingerprint as module
 from foreword.errors import CannotRead
-from foreword.fingerprint import fingerprint, fingerprint_of_tensors, short
+from foreword.models import fingerprint as module
+from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors, short
 
 TENSORS = {
     "b.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),

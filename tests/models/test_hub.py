@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from foreword.errors import ChecksumMismatch, DownloadFailed, UnknownModel
-from foreword.fingerprint import fingerprint
 from foreword.models import resolve
+from foreword.models.fingerprint import fingerprint
 from foreword.models.pulling import pull_known
 
 

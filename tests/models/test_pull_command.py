@@ -10,8 +10,9 @@ import typer
 from typer.testing import CliRunner
 
 from foreword.cli.pull import pull
-from foreword.fingerprint import fingerprint
-from foreword.models import conversion, pulling
+from foreword.models import gguf as conversion
+from foreword.models import pulling
+from foreword.models.fingerprint import fingerprint
 
 application = typer.Typer()
 application.command()(pull)

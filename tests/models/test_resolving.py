@@ -9,7 +9,7 @@ import pytest
 
 from foreword.errors import CannotRead, DownloadFailed, UnknownModel
 from foreword.models import CATALOGUE, resolve
-from foreword.models.cache import cache_folder
+from foreword.models.cache_dir import cache_folder
 
 
 def test_folder_is_itself(model_folder_of_user: Path) -> None:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreword.errors import CannotRead, UnsupportedArchitecture
-from foreword.models import conversion
-from foreword.models.cache import model_folder
+from foreword.models import gguf
+from foreword.models.cache_dir import model_folder
 from foreword.models.record import read_record
 from foreword.models.tokenizer import merges_from_scores, tokenizer_from_gguf
 
@@ -137,7 +137,7 @@ def sentencepiece_fields() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def byte_level(tiny_gguf) -> Any:
-    return tokenizer_from_gguf(conversion.read_fields(tiny_gguf.path))
+    return tokenizer_from_gguf(gguf.read_fields(tiny_gguf.path))
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_unknown_kind_is_refused(change: dict[str, str]) -> None:
 def test_file_that_is_no_gguf_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
     with pytest.raises(CannotRead, match=r"x\.gguf"):
-        conversion.read_fields(tmp_path / "x.gguf")
+        gguf.read_fields(tmp_path / "x.gguf")
 
 
 # -- the real ones ---------------------------------------------------------------------------------

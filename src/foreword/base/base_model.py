@@ -33,8 +33,8 @@ from foreword.base.trial import try_prefix
 from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
-from foreword.fingerprint import fingerprint, fingerprint_of_tensors
 from foreword.models import resolve
+from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors
 from foreword.prefix import BaseIdentity, Positions, Prefix
 from foreword.template import Template, default_template
 

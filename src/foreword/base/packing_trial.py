@@ -23,7 +23,7 @@ from foreword.base.prepacked_linear import can_pack, product
 from foreword.base.processor import describe_processor
 from foreword.errors import ForewordError
 from foreword.files import write_text
-from foreword.models.cache import cache_folder
+from foreword.models.cache_dir import cache_folder
 
 WEIGHTS, INPUTS, OUTPUTS = 24, 1024, 1536
 """150 MB: more than a cache of the processor's own, as a model's weights are."""

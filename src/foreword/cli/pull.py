@@ -33,8 +33,8 @@ def pull(
 
     Example: foreword pull smollm2-135m-instruct
     """
-    from foreword.fingerprint import fingerprint, short
     from foreword.models import pull as pull_model
+    from foreword.models.fingerprint import fingerprint, short
 
     model = pull_model(name, force=force, notify=lambda message: typer.echo(message, err=True))
     size = sum(file.stat().st_size for file in model.path.iterdir() if file.is_file())

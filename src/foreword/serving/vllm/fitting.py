@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
-from foreword.fingerprint import fingerprint, short
+from foreword.models.fingerprint import fingerprint, short
 from foreword.prefix import Prefix
 from foreword.serving.vllm.pages import Share
 

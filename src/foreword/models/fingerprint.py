@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from foreword.errors import CannotRead, CannotWrite
 from foreword.files import write_text
-from foreword.models.cache import cache_folder
+from foreword.models.cache_dir import cache_folder
 
 if TYPE_CHECKING:
     import torch

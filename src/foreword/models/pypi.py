@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from foreword.errors import CannotWrite, ChecksumMismatch, DownloadFailed
 from foreword.files import TEMPORARY_SUFFIX
-from foreword.models.cache import Notify
+from foreword.models.cache_dir import Notify
 from foreword.models.catalogue import WheelMember
 from foreword.models.digest import check_sha256, mismatch, sha256_of
 

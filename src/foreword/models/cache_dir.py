@@ -3,7 +3,7 @@
 models/<alias>/        a finished model; appears whole, by a rename
 downloads/<alias>/     wheels and GGUF files of a pull that is not finished yet
 locks/<alias>.lock     held by the process that pulls
-fingerprints/          digests of model folders, see `foreword.fingerprint`
+fingerprints/          digests of model folders, see `foreword.models.fingerprint`
 """
 
 from __future__ import annotations

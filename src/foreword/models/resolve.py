@@ -9,7 +9,7 @@ from pathlib import Path
 
 from foreword.errors import CannotRead, DownloadFailed, UnknownModel
 from foreword.models import hub
-from foreword.models.cache import Notify, model_folder, silent
+from foreword.models.cache_dir import Notify, model_folder, silent
 from foreword.models.catalogue import CATALOGUE
 from foreword.models.pulling import pull_known
 from foreword.models.record import ResolvedModel, read_record
