@@ -7,7 +7,7 @@ import pytest
 
 from foreword.errors import UsageError
 from foreword.store import leases
-from foreword.store.garbage import Collected
+from foreword.store.maintenance import Collected
 
 
 def files(place):

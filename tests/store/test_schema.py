@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store import PrefixStore
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.opening import open_catalogue
 from foreword.store.schema import REVISIONS, migrate, revision
 from foreword.store.tables import metadata

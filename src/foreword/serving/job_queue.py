@@ -12,7 +12,7 @@ from foreword.serving.job_record import LIVE, Job, add_event
 from foreword.serving.limits import too_many
 from foreword.store import audit
 from foreword.store.access import Caller
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.tables import job, job_event, now
 
 

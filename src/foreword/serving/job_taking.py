@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, func, select
 
 from foreword.serving.job_record import LIVE, Job, add_event
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.tables import job, now
 
 MOST_ATTEMPTS = 3

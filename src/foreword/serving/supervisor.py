@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from foreword.errors import ForewordError
 from foreword.serving import job_taking, logs
 from foreword.serving.configuration import Configuration
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 
 POLL_SECONDS = 0.5
 LONGEST_PAUSE = 60.0

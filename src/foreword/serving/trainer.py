@@ -32,7 +32,7 @@ from foreword.serving.job_record import Job
 from foreword.serving.opening import open_base, open_store
 from foreword.serving.training_run import TrainingRun
 from foreword.serving.watch import Watch
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.training.train import TrainingStopped
 
 LOWEST_PRIORITY = 19

@@ -20,7 +20,7 @@ from foreword.serving.errors import Refused, shown
 from foreword.serving.job_record import LIVE
 from foreword.store import audit
 from foreword.store.access import Caller
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.tables import blob, job, now, upload, version
 
 _FACTS = tuple(column for column in upload.c if column.name != "content")

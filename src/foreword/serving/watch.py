@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from foreword.errors import ForewordError
 from foreword.serving import job_taking, logs
 from foreword.serving.configuration import Configuration
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 
 BEATS_PER_LEASE = 5
 LONGEST_PAUSE = 2.0

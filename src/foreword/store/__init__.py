@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foreword.store.access import Caller, Role
+    from foreword.store.api_keys import KeyRecord, NewKey
     from foreword.store.audit import AuditEntry
     from foreword.store.forget import Forgotten
-    from foreword.store.garbage import Collected
-    from foreword.store.keys import KeyRecord, NewKey
     from foreword.store.listing import Page
+    from foreword.store.maintenance import Collected
     from foreword.store.record import Description, Version
     from foreword.store.store import PrefixStore
     from foreword.store.transfer import Exported, Imported
@@ -44,13 +44,13 @@ __all__ = [
 _HOMES = {
     "AuditEntry": "audit",
     "Caller": "access",
-    "Collected": "garbage",
+    "Collected": "maintenance",
     "Description": "record",
     "Exported": "transfer",
     "Forgotten": "forget",
     "Imported": "transfer",
-    "KeyRecord": "keys",
-    "NewKey": "keys",
+    "KeyRecord": "api_keys",
+    "NewKey": "api_keys",
     "Page": "listing",
     "PrefixStore": "store",
     "Problem": "verify",

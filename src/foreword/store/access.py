@@ -14,7 +14,7 @@ from sqlalchemy import select as sql_select
 
 from foreword.errors import NotAllowed, UnknownPrefix
 from foreword.store import audit
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.names import check_owner
 from foreword.store.tables import prefix, share
 

@@ -9,13 +9,13 @@ import dataclasses
 from pathlib import Path
 
 from foreword.errors import UsageError
-from foreword.store import access, audit, forget, garbage, keys, names, transfer, verify
+from foreword.store import access, api_keys, audit, forget, maintenance, names, transfer, verify
 from foreword.store.access import Caller, Role
+from foreword.store.api_keys import KeyRecord, NewKey
 from foreword.store.audit import AuditEntry
 from foreword.store.blobs import Blobs
 from foreword.store.cache import Cache
-from foreword.store.catalogue import Catalogue
-from foreword.store.keys import KeyRecord, NewKey
+from foreword.store.database import Catalogue
 
 
 class Administration:
@@ -48,15 +48,15 @@ class Administration:
             NotAllowed: the caller is no administrator.
             UsageError: an unknown role, or role and owner that do not go together.
         """
-        return keys.create(self._catalogue, self._caller, owner, role, note)
+        return api_keys.create(self._catalogue, self._caller, owner, role, note)
 
     def list_keys(self, owner: str | None = None) -> tuple[KeyRecord, ...]:
         """API keys, without their secrets. Raises NotAllowed for other owners' keys."""
-        return self._catalogue.read(lambda connection: keys.listed(connection, self._caller, owner))
+        return self._catalogue.read(lambda connection: api_keys.listed(connection, self._caller, owner))
 
     def revoke_key(self, identifier: str) -> KeyRecord:
         """Refuse a key from now on. Raises UnknownKey, NotAllowed."""
-        return keys.revoke(self._catalogue, self._caller, identifier)
+        return api_keys.revoke(self._catalogue, self._caller, identifier)
 
     def audit(
         self, owner: str | None = None, *, limit: int = 100, before: int | None = None
@@ -104,11 +104,11 @@ class Administration:
         return verify.verify(self._catalogue, self._blobs, owner)
 
     def collect_garbage(
-        self, *, grace: float = garbage.GRACE_SECONDS, dry_run: bool = False
-    ) -> garbage.Collected:
+        self, *, grace: float = maintenance.GRACE_SECONDS, dry_run: bool = False
+    ) -> maintenance.Collected:
         """Remove files that no version has named for `grace` seconds. Raises NotAllowed, StoreUnavailable."""
         access.check_administrates(self._caller, "collect garbage")
-        return garbage.collect(self._catalogue, self._blobs, grace, dry_run=dry_run)
+        return maintenance.collect(self._catalogue, self._blobs, grace, dry_run=dry_run)
 
     def checkpoint_folder(self, owner: str) -> Path:
         """Where training keeps the checkpoints of an owner's prefixes, so that `forget` finds them.

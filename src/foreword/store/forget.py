@@ -17,8 +17,8 @@ from foreword.errors import CannotWrite
 from foreword.store import audit
 from foreword.store.access import Caller
 from foreword.store.blobs import Blobs
-from foreword.store.catalogue import Catalogue
-from foreword.store.garbage import remove_unnamed
+from foreword.store.database import Catalogue
+from foreword.store.maintenance import remove_unnamed
 from foreword.store.names import folder_name
 from foreword.store.tables import api_key, job, now, prefix, setting, share, upload, version
 

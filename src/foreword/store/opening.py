@@ -10,7 +10,7 @@ import sqlalchemy
 from foreword.errors import CannotWrite, MissingBlob, UnknownStore, UsageError
 from foreword.store import schema
 from foreword.store.blobs import MARKER, Blobs
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 
 CATALOGUE_FILE = "catalogue.sqlite"
 

@@ -6,7 +6,7 @@ import sqlalchemy
 from sqlalchemy import Connection
 
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 
 REVISIONS = ("0001", "0002", "0003")
 """Every revision in migrations/versions, oldest first; here so that opening a store needs no Alembic."""

@@ -11,20 +11,12 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy
 
 from foreword.errors import MissingBlob, UsageError
-from foreword.store import (
-    access,
-    audit,
-    keys,
-    listing,
-    names,
-    schema,
-    versions,
-)
+from foreword.store import access, api_keys, audit, listing, names, schema, versions
 from foreword.store.access import ADMINISTRATOR, Caller, Role
 from foreword.store.administration import Administration
 from foreword.store.blobs import Blobs, open_blobs, read_checked
 from foreword.store.cache import Cache, DiskCache, MemoryCache
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.leases import deposit
 from foreword.store.listing import Page
 from foreword.store.opening import cache_folder, check_marker, places
@@ -122,7 +114,7 @@ class PrefixStore(Administration):
         Raises:
             UnknownKey: malformed, never made, or revoked.
         """
-        return self._view(self._catalogue.read(lambda connection: keys.caller_of(connection, secret)))
+        return self._view(self._catalogue.read(lambda connection: api_keys.caller_of(connection, secret)))
 
     def as_caller(self, caller: Caller) -> PrefixStore:
         """This store as a caller sees it whom somebody else has identified."""

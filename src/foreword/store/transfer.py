@@ -23,7 +23,7 @@ from foreword.errors import BadArchive, BadName, BadPrefix, CannotRead, PrefixEx
 from foreword.store import audit
 from foreword.store.access import Caller, check_owns, check_writes
 from foreword.store.blobs import Blobs, read_checked
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.leases import deposit
 from foreword.store.names import check_label, check_owner, parse_name
 from foreword.store.record import columns_of

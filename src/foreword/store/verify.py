@@ -10,7 +10,7 @@ from sqlalchemy import select, tuple_
 
 from foreword.errors import DamagedBlob, MissingBlob
 from foreword.store.blobs import Blobs, read_checked
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.tables import blob, version
 
 BATCH = 500

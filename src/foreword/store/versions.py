@@ -13,7 +13,7 @@ from sqlalchemy.dialects.sqlite import Insert
 from foreword.errors import UsageError
 from foreword.store import audit
 from foreword.store.access import Caller, check_writes, lock, unknown, visible
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.names import Reference, parse
 from foreword.store.record import Description, Version
 from foreword.store.tables import blob, label, now, prefix, setting, share, version

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, select
 from foreword.errors import NotAllowed, UnknownKey, UsageError
 from foreword.store import audit
 from foreword.store.access import ROLES, Caller, Role, check_administrates
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.names import check_owner
 from foreword.store.tables import api_key, now
 

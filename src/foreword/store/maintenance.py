@@ -18,7 +18,7 @@ from sqlalchemy import Connection, exists, select
 from foreword.errors import UsageError
 from foreword.files import TEMPORARY_SUFFIX
 from foreword.store.blobs import Blobs, Stored
-from foreword.store.catalogue import Catalogue
+from foreword.store.database import Catalogue
 from foreword.store.tables import blob, now, version
 
 GRACE_SECONDS = 3600.0
