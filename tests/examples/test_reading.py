@@ -102,7 +102,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path, content, words):
 
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("foreword.examples.lines.LONGEST_LINE_BYTES", 1024**2)
+    monkeypatch.setattr("foreword.examples.records.LONGEST_LINE_BYTES", 1024**2)
     path = tmp_path / "data"
     path.write_bytes(b"{" + b" " * 2 * 1024**2)
     with pytest.raises(BadExamples, match="line 1: longer than 1 MB"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from foreword.errors import BadExamples, UsageError
 
 if TYPE_CHECKING:
-    from foreword.examples.lines import Line
+    from foreword.examples.records import Line
     from foreword.template import Source
 
 STANDARD_INPUT = "-"
@@ -36,7 +36,7 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[Source]:
 
 
 def _lines(file: Path) -> Iterator[Line]:
-    from foreword.examples.lines import Line, read_lines
+    from foreword.examples.records import Line, read_lines
 
     if str(file) != STANDARD_INPUT:
         yield from read_lines(file)

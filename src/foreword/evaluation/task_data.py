@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 from foreword.errors import BadExamples, UsageError
 from foreword.evaluation.tasks import TASKS, Task
+from foreword.examples.csv_table import find_columns
 from foreword.examples.e2e import BETWEEN, COLUMNS
 from foreword.examples.entry import Entry, entries_of
 from foreword.examples.example import Example, kind
 from foreword.examples.jsonl import parse_object
-from foreword.examples.lines import Line, excerpt, read_lines
-from foreword.examples.reading import read_examples
-from foreword.examples.table import find_columns
+from foreword.examples.readers import read_examples
+from foreword.examples.records import Line, excerpt, read_lines
 from foreword.examples.triples import GOOD, first_text, read_dart, read_webnlg
 
 One = TypeVar("One", Entry, Example)

@@ -11,7 +11,7 @@ from foreword.evaluation.task_data import entry_of_record
 from foreword.evaluation.tasks import Task
 from foreword.examples.e2e import linearise
 from foreword.examples.entry import Entry, entries_of, examples_of
-from foreword.examples.lines import Line
+from foreword.examples.records import Line
 from foreword.examples.triples import Triple, dart_source, webnlg_source
 
 Record = dict[str, Any]

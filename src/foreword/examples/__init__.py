@@ -4,7 +4,7 @@ from foreword.examples.digest import digest
 from foreword.examples.entry import Entry, entries_of, examples_of, references
 from foreword.examples.example import Example
 from foreword.examples.grouping import source_key
-from foreword.examples.reading import read_examples
+from foreword.examples.readers import read_examples
 
 __all__ = [
     "Entry",

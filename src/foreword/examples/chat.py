@@ -13,7 +13,7 @@ from foreword.errors import BadExamples
 from foreword.examples.example import Example, kind
 from foreword.examples.fields import Fields, missing_field
 from foreword.examples.jsonl import parse_object, read_owner
-from foreword.examples.lines import Line
+from foreword.examples.records import Line
 from foreword.template import Message
 
 ROLES = ("system", "user", "assistant")

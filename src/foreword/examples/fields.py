@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from foreword.errors import BadExamples, UsageError
-from foreword.examples.lines import Line
+from foreword.examples.records import Line
 
 
 @dataclass(frozen=True)

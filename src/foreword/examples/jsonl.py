@@ -8,7 +8,7 @@ from typing import Any
 
 from foreword.examples.example import Example, kind
 from foreword.examples.fields import Fields, missing_field
-from foreword.examples.lines import Line, excerpt
+from foreword.examples.records import Line, excerpt
 
 
 def read_jsonl(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:

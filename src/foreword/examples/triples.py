@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from foreword.errors import BadExamples, CannotRead
 from foreword.examples.entry import Entry
 from foreword.examples.example import Example, kind
-from foreword.examples.lines import excerpt, read_lines
+from foreword.examples.records import excerpt, read_lines
 
 Triple = tuple[str, str, str]
 GOOD = "good"  # what WebNLG's annotators say of a text that tells its triples

@@ -11,12 +11,12 @@ from typing import Literal, get_args
 
 from foreword.errors import BadExamples, UsageError
 from foreword.examples.chat import read_chat
+from foreword.examples.csv_table import find_columns, read_table
 from foreword.examples.e2e import BETWEEN, COLUMNS, read_e2e
 from foreword.examples.example import Example
 from foreword.examples.fields import Fields, make_fields
 from foreword.examples.jsonl import read_jsonl
-from foreword.examples.lines import Line, excerpt, read_lines
-from foreword.examples.table import find_columns, read_table
+from foreword.examples.records import Line, excerpt, read_lines
 
 Format = Literal["auto", "jsonl", "csv", "e2e", "chat"]
 Reader = Callable[[Iterator[Line], Fields], Iterator[Example]]
