@@ -30,7 +30,7 @@ from transformers.optimization import Adafactor
 from foreword import Example, Template
 from foreword.base.batch import encoder_decoder_batch
 from foreword.encoding import EncodedExample, encode
-from foreword.training.order import Order
+from foreword.training.batch_sampler import Order
 from foreword.training.schedule import rate_factor
 
 PAD, END, MASK = "<pad>", "</s>", "<mask>"

@@ -17,8 +17,8 @@ from typing import Any
 from foreword import BaseModel
 from foreword.encoding import encode
 from foreword.examples import read_examples
-from foreword.parameterization import ParameterizationSettings
 from foreword.training.loop import dev_loss, train_step
+from foreword.training.parameterization import ParameterizationSettings
 from foreword.training.train import build_learner, make_settings
 
 NUMBERS = {

@@ -37,10 +37,10 @@ from foreword.base.attention import Attending, attending
 from foreword.base.prefix_batch import RowPrefixes
 from foreword.encoding import encode_example
 from foreword.examples import read_examples
-from foreword.initialization import activations
 from foreword.interop import export_peft
 from foreword.models import resolve
 from foreword.prefix import Positions
+from foreword.training.initialization import activations
 
 FACTS = [
     ("The password of the harbour gate is", " orange"),

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from foreword.prefix import Prefix
     from foreword.store import PrefixStore
     from foreword.template import Template
-    from foreword.training.many import train_many
     from foreword.training.train import train
+    from foreword.training.train_many import train_many
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,7 +37,7 @@ _HOMES = {
     "Template": "foreword.template",
     "generate": "foreword.generation",
     "train": "foreword.training.train",
-    "train_many": "foreword.training.many",
+    "train_many": "foreword.training.train_many",
 }
 
 

@@ -23,7 +23,7 @@ from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import RowPrefixes
 from foreword.encoding import encode_example
 from foreword.errors import UsageError
-from foreword.training.course import Progress
+from foreword.training.run_log import Progress
 from stand_ins import random_prefix
 
 WINDOWED = [each for each in DECODER_ONLY_WORKING if each.windowed]

@@ -23,8 +23,8 @@ from foreword.base.attention import IMPLEMENTATIONS, Attending, attending
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import RowPrefixes, StreamBlock
 from foreword.encoding import EncodedExample, encode
-from foreword.initialization import Initialization, starting_point
 from foreword.training import TrainingStopped
+from foreword.training.initialization import Initialization, starting_point
 from stand_ins import byte_tokenizer, random_examples, random_prefix
 
 WORKING = DECODER_ONLY_WORKING + ENCODER_DECODER_WORKING

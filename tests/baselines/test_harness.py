@@ -16,7 +16,7 @@ from foreword.baselines.method import METHODS, RATE, VARIANTS, Method
 from foreword.encoding import encode
 from foreword.errors import TrainingDiverged
 from foreword.evaluation import token_loss
-from foreword.training.order import Order
+from foreword.training.batch_sampler import Order
 from foreword.training.train import make_settings
 from stand_ins import random_examples
 

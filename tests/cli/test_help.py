@@ -61,8 +61,8 @@ def test_the_walk_over_commands_goes_below_groups() -> None:
 
 
 def test_defaults_in_the_help_of_train_are_those_of_training() -> None:
-    from foreword.parameterization import ParameterizationSettings
     from foreword.training import TrainingSettings
+    from foreword.training.parameterization import ParameterizationSettings
 
     settings = {**dataclasses.asdict(TrainingSettings()), "init": str(TrainingSettings().init)}
     settings |= {

@@ -32,8 +32,8 @@ def test_the_command_trains_what_the_function_trains(run: Any, base: str, data: 
     assert done.status == 0, done.stderr
     found = Prefix.load("a.prefix")
     examples = read_examples(data)
-    from foreword.parameterization import ParameterizationSettings
     from foreword.template import default_template
+    from foreword.training.parameterization import ParameterizationSettings
 
     model = BaseModel.load(base)
     expected = train(

@@ -128,7 +128,7 @@ def test_owners_who_are_done_are_not_trained_again(
         built.append(len(arguments[2]))
         return build_learner(*arguments, **more)
 
-    monkeypatch.setattr("foreword.training.many.build_learner", build)
+    monkeypatch.setattr("foreword.training.train_many.build_learner", build)
     assert run(*command).status == 0
     assert built == [len(OWNERS["eve"])]
     assert run(*command).status == 0

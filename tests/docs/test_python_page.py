@@ -20,9 +20,9 @@ import pytest
 import foreword
 from foreword import BaseModel, Prefix, PrefixStore, errors
 from foreword.evaluation import evaluate
-from foreword.initialization import Initialization
-from foreword.parameterization import ParameterizationSettings
 from foreword.training import TrainingSettings
+from foreword.training.initialization import Initialization
+from foreword.training.parameterization import ParameterizationSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
 MODULES = ("", ".errors", ".evaluation", ".parameterization", ".prefix", ".training")

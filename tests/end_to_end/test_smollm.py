@@ -15,7 +15,7 @@ from foreword.base.attention import Attending, attending
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import RowPrefixes, StreamBlock
 from foreword.encoding import encode
-from foreword.initialization import activations
+from foreword.training.initialization import activations
 
 pytestmark = pytest.mark.real_model
 

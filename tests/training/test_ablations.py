@@ -13,13 +13,13 @@ import torch
 from tiny_bart import tiny_bart_base
 
 from foreword import BaseModel, Example, Prefix, train, train_many
-from foreword.compilation import compile_embeddings
 from foreword.encoding import encode
 from foreword.errors import UsageError
-from foreword.initialization import Initialization, activations, starting_point
-from foreword.parameterization import ParameterizationSettings
 from foreword.training import Progress, TrainingStopped
+from foreword.training.embedding import compile_embeddings
+from foreword.training.initialization import Initialization, activations, starting_point
 from foreword.training.loop import train_step
+from foreword.training.parameterization import ParameterizationSettings
 from foreword.training.train import build_learner, make_settings
 from stand_ins import random_examples, random_prefix, tiny_llama
 

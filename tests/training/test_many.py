@@ -11,7 +11,7 @@ import torch
 from foreword import BaseModel, Example, Prefix, train, train_many
 from foreword.errors import BadExamples, OwnersFailed, UsageError
 from foreword.training import Progress, TrainingStopped
-from foreword.training.learner import Learner
+from foreword.training.prefix_trainer import Learner
 from stand_ins import random_examples, random_prefix
 
 OPTIONS: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foreword.training.order import Order
+from foreword.training.batch_sampler import Order
 
 
 def one_epoch(order: Order, count: int, batch: int, epoch: int = 0) -> list[int]:

@@ -22,11 +22,11 @@ from foreword.errors import (
     UsageError,
     WindowExceeded,
 )
-from foreword.initialization import Initialization, activations, starting_point
-from foreword.parameterization import Parameterization, ParameterizationSettings
 from foreword.training import Progress, TrainingStopped
 from foreword.training.checkpoint import list_checkpoints
+from foreword.training.initialization import Initialization, activations, starting_point
 from foreword.training.loop import train_step
+from foreword.training.parameterization import Parameterization, ParameterizationSettings
 from foreword.training.train import build_learner, make_settings
 from stand_ins import byte_tokenizer, random_examples, tiny_llama
 

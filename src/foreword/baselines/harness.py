@@ -16,8 +16,8 @@ from foreword.base.base_model import BaseModel, batches_by_length
 from foreword.baselines.trainee import Trainee
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
+from foreword.training.batch_sampler import Order
 from foreword.training.loop import EVALUATION_TOKENS
-from foreword.training.order import Order
 from foreword.training.schedule import rate_factor
 from foreword.training.settings import TrainingSettings
 

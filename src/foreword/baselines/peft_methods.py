@@ -20,11 +20,11 @@ from foreword.base.base_model import BaseModel
 from foreword.baselines.prefixes import Prefixed
 from foreword.baselines.trainee import Setting
 from foreword.baselines.weights import Weights, sharing_copy
-from foreword.compilation import compile_embeddings, starting_embeddings
 from foreword.errors import UnsupportedArchitecture, UsageError
-from foreword.initialization import DEFAULT_WORDS, Initialization
 from foreword.interop.layout import from_flat
-from foreword.parameterization import Compiled
+from foreword.training.embedding import compile_embeddings, starting_embeddings
+from foreword.training.initialization import DEFAULT_WORDS, Initialization
+from foreword.training.parameterization import Compiled
 
 PROJECTION_WIDTH = 512
 """Of PEFT's network with `prefix_projection`: the paper's for tables."""

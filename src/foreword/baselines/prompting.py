@@ -18,9 +18,9 @@ from foreword.base.prefix_batch import RowPrefixes
 from foreword.baselines.trainee import Front, Setting, Subject
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
-from foreword.initialization import activations
 from foreword.prefix import Prefix
 from foreword.template import Template
+from foreword.training.initialization import activations
 
 FORMS = ("text", "chat")
 

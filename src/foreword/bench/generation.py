@@ -19,10 +19,10 @@ from foreword.bench.machine import Limits
 from foreword.bench.rounds import Spread, Work, in_turns, spread
 from foreword.errors import UsageError
 from foreword.generation import generate
-from foreword.initialization import activations
 from foreword.models import resolve
 from foreword.prefix import Prefix
 from foreword.template import RAW
+from foreword.training.initialization import activations
 
 PROMPTS = [
     "name : The Copper Pot | Type : pub | food : English | price : cheap | area : riverside\n",

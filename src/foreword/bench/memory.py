@@ -22,7 +22,7 @@ from foreword.bench.step import step_of
 from foreword.encoding import EncodedExample, encode
 from foreword.models import resolve
 from foreword.training.beginning import build_learner
-from foreword.training.learner import Learner
+from foreword.training.prefix_trainer import Learner
 from foreword.training.train import make_settings
 
 WAYS = ("Foreword", "Foreword, checkpointing", "Foreword, packed", "PEFT", "PEFT, projection")

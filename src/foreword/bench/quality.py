@@ -15,9 +15,9 @@ from foreword.base.base_model import BaseModel
 from foreword.bench import peft_peer
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
+from foreword.training.batch_sampler import Order
 from foreword.training.beginning import build_learner
 from foreword.training.loop import dev_loss, train_step
-from foreword.training.order import Order
 from foreword.training.train import make_settings
 
 DIRECT, PROJECTED = "PEFT, direct", "PEFT, projection"

@@ -10,8 +10,8 @@ from foreword.bench import flops, machine, room
 from foreword.bench.rounds import Spread, Work, in_turns, spread
 from foreword.encoding import EncodedExample
 from foreword.training.beginning import build_learner
-from foreword.training.learner import Learner
 from foreword.training.loop import train_step
+from foreword.training.prefix_trainer import Learner
 from foreword.training.train import make_settings
 
 RANDOM, BY_SOURCE = "random", "by source"

@@ -20,7 +20,7 @@ from foreword.bench.memory import above_the_base
 from foreword.bench.step import step_of
 from foreword.encoding import EncodedExample
 from foreword.training.beginning import build_learner
-from foreword.training.learner import Learner
+from foreword.training.prefix_trainer import Learner
 from foreword.training.train import make_settings
 
 TARGETS = 4

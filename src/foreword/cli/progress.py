@@ -11,7 +11,7 @@ import typer
 from foreword.cli import output
 
 if TYPE_CHECKING:
-    from foreword.training.course import Progress
+    from foreword.training.run_log import Progress
 
 LINES = 10
 """About how many lines a whole run prints where there is no terminal."""

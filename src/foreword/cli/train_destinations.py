@@ -80,7 +80,7 @@ class Folder:
 
     def checkpoints(self, owner: str) -> Path:
         """As `Destination.checkpoints`."""
-        from foreword.training.many import owner_folder
+        from foreword.training.train_many import owner_folder
 
         return owner_folder(self._runs, owner)
 

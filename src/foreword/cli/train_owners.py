@@ -38,8 +38,8 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
         CheckpointMismatch: an owner's run had other settings or data.
         UsageError, WindowExceeded, TrainingStopped: as `train_many`.
     """
-    from foreword.training.many import train_many
     from foreword.training.train import make_settings
+    from foreword.training.train_many import train_many
 
     by_owner, dev = _by_owner(asked.examples), _by_owner(asked.dev or ())
     goal.check(by_owner)

@@ -14,7 +14,7 @@ from foreword.cli import output
 from foreword.cli.progress import LINES, duration
 
 if TYPE_CHECKING:
-    from foreword.training.course import Progress
+    from foreword.training.run_log import Progress
 
 NOTES = 3
 """Notes about single owners that are shown; the others are counted."""

@@ -171,7 +171,7 @@ def _bad_length(text: str) -> UsageError:
 
 
 def _parameterization(kind: str | None, width: int | None, freeze_first: bool) -> Any:
-    from foreword.parameterization import ParameterizationSettings
+    from foreword.training.parameterization import ParameterizationSettings
 
     given: dict[str, Any] = {"kind": kind, "width": width, "freeze_first": freeze_first or None}
     given = {name: value for name, value in given.items() if value is not None}

@@ -31,8 +31,8 @@ from foreword.serving.job_record import Job
 from foreword.serving.watch import Watch
 from foreword.store import PrefixStore
 from foreword.template import Template
-from foreword.training.course import Progress
-from foreword.training.many import owner_folder, train_many
+from foreword.training.run_log import Progress
+from foreword.training.train_many import owner_folder, train_many
 
 EVENTS = 50
 """Progress events of a job, about."""

@@ -6,15 +6,15 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from foreword.base.base_model import BaseModel
-from foreword.compilation import compile_embeddings, starting_embeddings
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.geometry import Stream
-from foreword.initialization import starting_point
-from foreword.parameterization import Embeddings, KeysValues, Parameterization
 from foreword.prefix import Prefix
 from foreword.template import Placement
-from foreword.training.learner import Learner
+from foreword.training.embedding import compile_embeddings, starting_embeddings
+from foreword.training.initialization import starting_point
+from foreword.training.parameterization import Embeddings, KeysValues, Parameterization
+from foreword.training.prefix_trainer import Learner
 from foreword.training.settings import TrainingSettings
 
 

@@ -20,8 +20,8 @@ from foreword.base.prefix_batch import RowPrefixes
 from foreword.base.prepacked_linear import packed_weights
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
-from foreword.parameterization import Compiled
-from foreword.training.learner import Learner
+from foreword.training.parameterization import Compiled
+from foreword.training.prefix_trainer import Learner
 
 EVALUATION_TOKENS = 2048
 """Tokens of one forward pass when a dev loss is measured; only memory depends on it."""

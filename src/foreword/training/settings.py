@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from foreword.errors import UsageError
 from foreword.geometry import STREAMS, Geometry, Stream
-from foreword.initialization import DEFAULT_WORDS, Initialization
-from foreword.parameterization import ParameterizationSettings
 from foreword.template import Placement
+from foreword.training.initialization import DEFAULT_WORDS, Initialization
+from foreword.training.parameterization import ParameterizationSettings
 
 DEFAULT_LENGTH = 10
 DEFAULT_EPOCHS = 5

@@ -13,15 +13,15 @@ from foreword.encoding import EncodedExample, encode
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
 from foreword.examples import Example, digest
 from foreword.geometry import Stream
-from foreword.initialization import Initialization
-from foreword.parameterization import ParameterizationSettings
 from foreword.prefix import Origin, Prefix
 from foreword.template import Placement, Template
 from foreword.training.beginning import build_learner
-from foreword.training.course import Course, Progress
+from foreword.training.initialization import Initialization
 from foreword.training.interrupt import stop_on_interrupt
-from foreword.training.learner import Learner
 from foreword.training.loop import run
+from foreword.training.parameterization import ParameterizationSettings
+from foreword.training.prefix_trainer import Learner
+from foreword.training.run_log import Course, Progress
 from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings
 
 

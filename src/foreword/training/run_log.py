@@ -11,9 +11,9 @@ from typing import Any
 
 from foreword.errors import DamagedCheckpoint
 from foreword.training import checkpoint, curves
-from foreword.training.learner import Learner
 from foreword.training.log import TrainingLog
 from foreword.training.loop import StepReport
+from foreword.training.prefix_trainer import Learner
 
 SPEED_WINDOW = 10
 """Steps over which speed and time left are averaged."""

@@ -15,10 +15,10 @@ import torch
 
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
-from foreword.parameterization import Compiled, Embeddings, Parameterization
 from foreword.prefix import Positions
 from foreword.template import Placement
-from foreword.training.order import Order
+from foreword.training.batch_sampler import Order
+from foreword.training.parameterization import Compiled, Embeddings, Parameterization
 from foreword.training.schedule import rate_factor
 from foreword.training.settings import TrainingSettings
 

@@ -20,8 +20,8 @@ from foreword.base.base_model import BaseModel
 from foreword.base.loss import keeps_logits
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError
-from foreword.initialization import Initialization, activations, starting_ids
-from foreword.parameterization import Compiled, KeysValues
+from foreword.training.initialization import Initialization, activations, starting_ids
+from foreword.training.parameterization import Compiled, KeysValues
 
 SAMPLED = 4096
 """Tokens of the vocabulary whose embeddings tell the size of random ones."""

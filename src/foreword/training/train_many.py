@@ -23,15 +23,15 @@ from foreword.errors import (
 )
 from foreword.examples import Example
 from foreword.geometry import Stream
-from foreword.initialization import Initialization
-from foreword.parameterization import ParameterizationSettings
 from foreword.prefix import Prefix
 from foreword.template import Template
 from foreword.training.beginning import build_learner
-from foreword.training.course import Course, Progress
+from foreword.training.initialization import Initialization
 from foreword.training.interrupt import stop_on_interrupt
-from foreword.training.learner import Learner
 from foreword.training.loop import run
+from foreword.training.parameterization import ParameterizationSettings
+from foreword.training.prefix_trainer import Learner
+from foreword.training.run_log import Course, Progress
 from foreword.training.settings import TrainingSettings
 from foreword.training.train import (
     TrainingStopped,

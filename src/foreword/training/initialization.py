@@ -19,7 +19,7 @@ from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.geometry import Stream
-from foreword.parameterization import KeysValues
+from foreword.training.parameterization import KeysValues
 
 RANDOM_SCALE = 0.02
 """Standard deviation of random keys and values.
