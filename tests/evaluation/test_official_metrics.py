@@ -21,8 +21,8 @@ from foreword.evaluation.metrics import METRICS, require, shown
 from foreword.evaluation.metrics.e2e import mteval_scores
 from foreword.evaluation.metrics.meteor import Meteor, keeping_meteor
 from foreword.evaluation.metrics.nist import nist
-from foreword.evaluation.metrics.summaries import rouge_scores
-from foreword.evaluation.metrics.triples import multi_bleu
+from foreword.evaluation.metrics.rouge import rouge_scores
+from foreword.evaluation.metrics.webnlg import multi_bleu
 from foreword.evaluation.tasks import TASKS
 
 TEXTS = invented_texts()

@@ -7,7 +7,7 @@ from typing import Any
 
 from foreword.baselines.trainee import Subject
 from foreword.evaluation import Prediction, token_loss
-from foreword.evaluation.metrics.plain import plain_scores
+from foreword.evaluation.metrics.bleu_chrf import plain_scores
 from foreword.examples import Entry, source_key
 from foreword.experiments.material import distinct_sources, few_targets
 from foreword.generation import generate

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from foreword.errors import UsageError
+from foreword.evaluation.metrics.bleu_chrf import plain_scores
 from foreword.evaluation.metrics.columns import check_pairs
 from foreword.evaluation.metrics.e2e import e2e_scores
 from foreword.evaluation.metrics.java import METEOR_JAR, require_jar, require_java
@@ -18,9 +19,8 @@ from foreword.evaluation.metrics.learned import (
     require_bleurt,
     require_moverscore,
 )
-from foreword.evaluation.metrics.plain import plain_scores
-from foreword.evaluation.metrics.summaries import require_rouge, rouge_scores
-from foreword.evaluation.metrics.triples import dart_scores, require_folding, webnlg_scores
+from foreword.evaluation.metrics.rouge import require_rouge, rouge_scores
+from foreword.evaluation.metrics.webnlg import dart_scores, require_folding, webnlg_scores
 
 Compute = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 Ready = Callable[[], object]
