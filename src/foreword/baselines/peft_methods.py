@@ -21,7 +21,7 @@ from foreword.baselines.prefixes import Prefixed
 from foreword.baselines.trainee import Setting
 from foreword.baselines.weights import Weights, sharing_copy
 from foreword.errors import UnsupportedArchitecture, UsageError
-from foreword.interop.layout import from_flat
+from foreword.interop.conversion import from_flat
 from foreword.training.embedding import compile_embeddings, starting_embeddings
 from foreword.training.initialization import DEFAULT_WORDS, Initialization
 from foreword.training.parameterization import Compiled

@@ -16,8 +16,8 @@ from foreword.errors import CannotWrite, NotExportable, OutputExists
 from foreword.files import TEMPORARY_SUFFIX, flush_folder
 from foreword.interop.base_names import public_name
 from foreword.interop.card import peft_card
-from foreword.interop.layout import to_flat
-from foreword.interop.peft_import import CONFIG, SAFETENSORS, TENSOR
+from foreword.interop.conversion import to_flat
+from foreword.interop.peft import CONFIG, SAFETENSORS, TENSOR
 from foreword.prefix import Prefix
 
 CARD = "README.md"

@@ -15,8 +15,8 @@ from foreword.base.base_model import BaseModel
 from foreword.errors import ForeignFormat, GeometryMismatch
 from foreword.geometry import StreamGeometry
 from foreword.interop.base_names import warn_if_other
+from foreword.interop.conversion import from_flat
 from foreword.interop.foreign_files import find_file, naming, read_json, read_tensors
-from foreword.interop.layout import from_flat
 from foreword.prefix import Origin, Prefix
 from foreword.template import RAW
 

@@ -16,8 +16,8 @@ from foreword.base.base_model import BaseModel
 from foreword.errors import CannotRead, ForeignFormat
 from foreword.geometry import Stream, StreamGeometry
 from foreword.interop.bottleneck import run
+from foreword.interop.conversion import from_flat
 from foreword.interop.foreign_files import find_file, naming, read_tensors
-from foreword.interop.layout import from_flat
 from foreword.prefix import Origin, Prefix
 from foreword.template import RAW
 
