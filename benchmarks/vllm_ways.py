@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from foreword import BaseModel, Prefix
-from foreword.serving.engine import Row, Sampling
+from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.vllm.engine import SERVED_NAME, VllmEngine
 
 SECRET = "of this benchmark alone, and no secret"

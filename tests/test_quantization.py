@@ -21,7 +21,7 @@ from foreword.base.prepacked_linear import PackedLinear, is_prepared, prepare
 from foreword.baselines.method import methods_named
 from foreword.errors import CheckpointMismatch, UsageError
 from foreword.experiments import preconditions
-from foreword.serving import configuration
+from foreword.serving import config as configuration
 from saved_bases import save_tiny
 from stand_ins import random_examples, random_prefix, tiny_llama
 from trials import small_material, small_plan

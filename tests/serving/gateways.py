@@ -14,12 +14,12 @@ import uvicorn
 from plain_engine import PlainEngine
 
 from foreword import BaseModel
-from foreword.serving.app import make_app
-from foreword.serving.configuration import Configuration, of
-from foreword.serving.measuring import add_readings
+from foreword.serving.api.app import make_app
+from foreword.serving.api.state import Server
+from foreword.serving.config import Configuration, of
 from foreword.serving.metrics import Metrics
-from foreword.serving.served import served_of
-from foreword.serving.server import Server
+from foreword.serving.metrics_readings import add_readings
+from foreword.serving.served_model import served_of
 from foreword.store import PrefixStore
 from foreword.template import Template
 from saved_bases import CHAT_TEMPLATE

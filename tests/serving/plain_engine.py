@@ -13,7 +13,7 @@ import torch
 from by_hand import layers_of, logits
 from foreword import BaseModel
 from foreword.errors import EngineStopped
-from foreword.serving.engine import Row, Token
+from foreword.serving.engine.protocol import Row, Token
 
 
 class PlainEngine:

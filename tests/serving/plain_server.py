@@ -10,8 +10,8 @@ from plain_engine import PlainEngine
 
 from foreword import BaseModel
 from foreword.cli import main
-from foreword.serving import running
-from foreword.serving.configuration import Configuration
+from foreword.serving import serve
+from foreword.serving.config import Configuration
 
 torch.set_num_threads(1)
 
@@ -22,6 +22,6 @@ def make_engine(configuration: Configuration, base: BaseModel) -> PlainEngine:
     return engine
 
 
-running.make_engine = make_engine
+serve.make_engine = make_engine
 sys.argv[0] = "foreword"
 main()

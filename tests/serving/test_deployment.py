@@ -14,7 +14,7 @@ import pytest
 import yaml
 from gateways import Gateway, running, tiny_chat_base
 
-from foreword.serving.configuration import read
+from foreword.serving.config import read
 from foreword.serving.vllm import command, ticket
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

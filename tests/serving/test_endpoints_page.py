@@ -12,7 +12,7 @@ import httpx2
 import openai
 from starlette.routing import Route
 
-from foreword.serving.app import make_app
+from foreword.serving.api.app import make_app
 
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 SECTION = PAGE.read_text(encoding="utf-8").split("\n## Endpoints\n")[1].split("\n## ")[0]

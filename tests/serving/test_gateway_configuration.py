@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from foreword.errors import BadName, CannotRead, UsageError
-from foreword.serving.configuration import Configuration, Limits, of, read
+from foreword.serving.config import Configuration, Limits, of, read
 
 
 @pytest.fixture

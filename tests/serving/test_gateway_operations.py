@@ -21,7 +21,7 @@ import pytest
 from gateways import Gateway, running, tiny_chat_base
 
 from foreword.serving import logs
-from foreword.serving.app import make_app
+from foreword.serving.api.app import make_app
 from stand_ins import random_prefix
 
 

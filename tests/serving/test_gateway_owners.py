@@ -12,9 +12,9 @@ from gateways import Gateway, running, tiny_chat_base
 from refusals import error
 
 from foreword import Prefix
-from foreword.serving.configuration import Limits
+from foreword.serving.config import Limits
 from foreword.serving.errors import Refused
-from foreword.serving.limits import Limiter
+from foreword.serving.rate_limits import Limiter
 from stand_ins import random_prefix
 
 EXAMPLES = b'{"source": "a", "target": "b"}\n' * 3

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from foreword.serving import job_queue, job_taking
 from foreword.serving.errors import Refused
-from foreword.serving.job_record import Job
+from foreword.serving.jobs import job_queue, job_taking
+from foreword.serving.jobs.queue import Job
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
 from foreword.store.tables import job as table

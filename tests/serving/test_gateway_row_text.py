@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from foreword.serving.engine import Token
-from foreword.serving.row_text import Piece, RowText
+from foreword.serving.engine.detokenizer import Piece, RowText
+from foreword.serving.engine.protocol import Token
 
 END = 0
 

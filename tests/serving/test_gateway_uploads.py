@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from foreword.errors import BadExamples
-from foreword.serving import uploads
 from foreword.serving.errors import Refused
+from foreword.serving.jobs import uploads
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
 from store.conftest import make_prefix, postgres_place, postgres_server, sqlite_place  # noqa: F401

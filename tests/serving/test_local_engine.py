@@ -20,10 +20,10 @@ from foreword.errors import (
     UsageError,
     WindowExceeded,
 )
-from foreword.serving.engine import Row, Sampling, Token
-from foreword.serving.local_engine import LocalEngine
-from foreword.serving.running_batch import RunningBatch, RunningRow
-from foreword.serving.waiting import Waiting
+from foreword.serving.engine.continuous_batch import RunningBatch, RunningRow
+from foreword.serving.engine.local import LocalEngine
+from foreword.serving.engine.protocol import Row, Sampling, Token
+from foreword.serving.engine.scheduler import Waiting
 from stand_ins import byte_tokenizer, random_prefix, tiny_llama
 from training.tiny_bart import tiny_bart_base
 

@@ -20,12 +20,12 @@ from foreword.errors import (
     WindowExceeded,
     WrongBaseModel,
 )
-from foreword.serving.configuration import of
-from foreword.serving.engine import Row, Sampling, Token
-from foreword.serving.engines import make_engine
+from foreword.serving.config import of
+from foreword.serving.engine.protocol import Row, Sampling, Token
+from foreword.serving.engine_factory import make_engine
 from foreword.serving.vllm import answer, door, ticket
+from foreword.serving.vllm.checks import check_base
 from foreword.serving.vllm.engine import VllmEngine
-from foreword.serving.vllm.fitting import check_base
 from saved_bases import save_tiny
 from stand_ins import VOCABULARY, byte_tokenizer, random_prefix, tiny_llama
 from training.tiny_bart import tiny_bart_base

@@ -19,11 +19,11 @@ from foreword.errors import (
     UsageError,
 )
 from foreword.serving.vllm import plan, ticket
-from foreword.serving.vllm.fitting import check_settings
+from foreword.serving.vllm.checks import check_settings
 from foreword.serving.vllm.memory import PagesMemory
 from foreword.serving.vllm.pages import Pages, Share, blocks_between, pages_of, slots
+from foreword.serving.vllm.prefix_source import BLOBS, STORE, FolderSource, StoreSource, open_source
 from foreword.serving.vllm.salts import Salts
-from foreword.serving.vllm.sources import BLOBS, STORE, FolderSource, StoreSource, open_source
 from stand_ins import random_prefix
 
 SECRET = "0123456789abcdef" * 4

@@ -20,11 +20,11 @@ from foreword import BaseModel
 from foreword.errors import (
     UsageError,
 )
-from foreword.serving.configuration import of
+from foreword.serving.config import of
 from foreword.serving.vllm import command, ticket
 from foreword.serving.vllm.engine import VllmEngine
+from foreword.serving.vllm.prefix_source import STORE
 from foreword.serving.vllm.pulse import Pulse, answers
-from foreword.serving.vllm.sources import STORE
 
 SECRET = "0123456789abcdef" * 4
 
@@ -119,7 +119,7 @@ def test_settings_of_vllm_without_vllm_are_refused() -> None:
 
 # -- the keeper ---------------------------------------------------------------------------------------
 
-KEEPER = Path(command.__file__).with_name("keeper.py")
+KEEPER = Path(command.__file__).with_name("process_guard.py")
 
 
 def test_what_the_keeper_runs_ends_with_whoever_started_it(tmp_path: Path) -> None:

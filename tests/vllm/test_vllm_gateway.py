@@ -16,7 +16,7 @@ import pytest
 from vllm_servers import CPU, SECRET, local
 
 from foreword import BaseModel, Prefix, PrefixStore, generate
-from foreword.serving.engine import Row, Sampling
+from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.process import VllmProcess, free_port
 from foreword.serving.vllm.pulse import answers

@@ -10,7 +10,7 @@ from vllm_servers import LOADED, LOCAL_HITS, SECRET, VllmServer, ask, local, row
 
 from foreword import BaseModel, Prefix
 from foreword.errors import DamagedBlob
-from foreword.serving.engine import Row
+from foreword.serving.engine.protocol import Row
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.command import BLOCK_SIZE
 from stand_ins import byte_tokenizer, random_prefix, tiny_llama

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 
 from foreword import BaseModel, Prefix
-from foreword.serving.engine import Row, Sampling, Token
-from foreword.serving.local_engine import LocalEngine
+from foreword.serving.engine.local import LocalEngine
+from foreword.serving.engine.protocol import Row, Sampling, Token
 from foreword.serving.vllm import command, ticket
 from foreword.serving.vllm.door import HEADER, signature_of
 from foreword.serving.vllm.engine import VllmEngine

@@ -128,7 +128,7 @@ def serve(
     Settings come from the file, then FOREWORD_SERVE_... in the environment, then these options; the
     later wins. SIGTERM or Ctrl-C finishes what runs and writes checkpoints; a second one ends at once.
     """
-    from foreword.serving import configuration as settings
+    from foreword.serving import config as settings
 
     flags = {
         **common.pairs(setting, "--set"),
@@ -154,7 +154,7 @@ def serve(
     chosen = settings.read(config, os.environ, flags)
     # What is wrong with the settings is said before the slow part.
     try:
-        from foreword.serving.running import serve as run
+        from foreword.serving.serve import serve as run
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "uvicorn", "prometheus_client", "sqlalchemy"):
             raise
@@ -163,7 +163,7 @@ def serve(
         ) from error
 
     if vllm_line:
-        from foreword.serving.vllm.starting import vllm_line as line_of
+        from foreword.serving.vllm.launch import vllm_line as line_of
 
         typer.echo(line_of(chosen))
         return

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from foreword.serving.engine import Row, Token
+from foreword.serving.engine.protocol import Row, Token
 
 DATA, DONE = "data: ", "[DONE]"
 TOKEN = "token_id:"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
-from foreword.serving.configuration import Configuration
+from foreword.serving.config import Configuration
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.engine import SERVED_NAME
-from foreword.serving.vllm.sources import BLOBS, STORE
+from foreword.serving.vllm.prefix_source import BLOBS, STORE
 
 CONNECTOR = {
     "kv_connector": "PrefixConnector",

@@ -24,7 +24,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from foreword.errors import GeometryMismatch
 from foreword.serving.vllm import plan
-from foreword.serving.vllm.fitting import (
+from foreword.serving.vllm.checks import (
     attention_layers,
     check_base,
     check_settings,
@@ -33,8 +33,8 @@ from foreword.serving.vllm.fitting import (
 )
 from foreword.serving.vllm.memory import PagesMemory
 from foreword.serving.vllm.pages import Pages, pages_of
+from foreword.serving.vllm.prefix_source import open_source
 from foreword.serving.vllm.salts import Salts
-from foreword.serving.vllm.sources import open_source
 from foreword.serving.vllm.ticket import secret_of
 
 LOGGER = logging.getLogger("vllm.foreword")

@@ -13,7 +13,7 @@ import httpx
 from foreword.base.base_model import BaseModel
 from foreword.errors import DamagedBlob, EngineStopped, UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.prefix import Prefix
-from foreword.serving.engine import Row, Token
+from foreword.serving.engine.protocol import Row, Token
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.answer import Broken, tokens
 from foreword.serving.vllm.door import HEADER, signature_of

@@ -39,7 +39,7 @@ class VllmProcess:
         """
         self.url = f"http://127.0.0.1:{port}"
         self.started = 0
-        self._command = [sys.executable, str(Path(__file__).with_name("keeper.py")), *command]
+        self._command = [sys.executable, str(Path(__file__).with_name("process_guard.py")), *command]
         self._environment = {**os.environ, **environment}
         self._closing = threading.Event()
         self._process = self._start()

@@ -1,0 +1,96 @@
+"""/v1/files: files of examples."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from foreword.serving.api.auth import owner_of, writer_of
+from foreword.serving.api.schemas import ERRORS, Deleted, FileAnswer, FileList, seconds_of
+from foreword.serving.api.state import server_of, visitor_of
+from foreword.serving.errors import refuse_fields_beside
+from foreword.serving.jobs import uploads
+
+router = APIRouter(tags=["files"])
+FileId = Annotated[str, Path(max_length=40)]
+
+
+@router.post("/v1/files", response_model=FileAnswer, responses=ERRORS)
+async def upload_file(
+    request: Request,
+    file: Annotated[UploadFile, File(description="JSON lines: source and target, or messages.")],
+    purpose: Annotated[Literal["fine-tune"], Form()],
+) -> Any:
+    """Keep a file of examples, after every line of it was read; a bad one is named, and nothing is kept."""
+    refuse_fields_beside(await request.form(), {"file", "purpose"})
+    server, visitor = server_of(request), visitor_of(request)
+    owner = writer_of(visitor, "files")
+    content = await file.read()
+    record = await run_in_threadpool(
+        uploads.add,
+        server.store.catalogue,
+        visitor.caller,
+        owner,
+        file.filename or "upload.jsonl",
+        content,
+        limit=visitor.limits.stored_bytes,
+    )
+    return _answer(record)
+
+
+@router.get("/v1/files", response_model=FileList, responses=ERRORS)
+def list_files(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[str | None, Query(max_length=40)] = None,
+    purpose: Annotated[str | None, Query(max_length=40)] = None,
+    order: Literal["asc", "desc"] = "desc",
+) -> Any:
+    """The caller's files, by the time they came; desc: newest first."""
+    server, owner = server_of(request), owner_of(visitor_of(request), "files")
+    found, more = uploads.listed(server.store.catalogue, owner, limit, after, newest_first=order == "desc")
+    data = [_answer(record) for record in found if purpose in (None, "fine-tune")]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return FileList(data=data, first_id=first, last_id=last, has_more=more and bool(data))
+
+
+@router.get("/v1/files/{file_id}", response_model=FileAnswer, responses=ERRORS)
+def retrieve_file(request: Request, file_id: FileId) -> Any:
+    """What is known of a file."""
+    server, owner = server_of(request), owner_of(visitor_of(request), "files")
+    return _answer(uploads.find(server.store.catalogue, owner, file_id))
+
+
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}, **ERRORS},
+)
+def file_content(request: Request, file_id: FileId) -> Response:
+    """A file's bytes, as they were sent."""
+    server, owner = server_of(request), owner_of(visitor_of(request), "files")
+    # Never with the uploader's name or type: a browser is not to open it as anything.
+    headers = {"content-disposition": f'attachment; filename="{file_id}.jsonl"'}
+    content = uploads.content(server.store.catalogue, owner, file_id)
+    return Response(content, headers=headers, media_type="application/octet-stream")
+
+
+@router.delete("/v1/files/{file_id}", response_model=Deleted, responses=ERRORS)
+def delete_file(request: Request, file_id: FileId) -> Any:
+    """Delete a file that no unfinished job needs."""
+    server, visitor = server_of(request), visitor_of(request)
+    uploads.remove(server.store.catalogue, visitor.caller, writer_of(visitor, "files"), file_id)
+    return Deleted(id=file_id, object="file")
+
+
+def _answer(record: uploads.Upload) -> FileAnswer:
+    return FileAnswer(
+        id=record.id,
+        bytes=record.size,
+        created_at=seconds_of(record.created),
+        filename=record.filename,
+        examples=record.examples,
+    )

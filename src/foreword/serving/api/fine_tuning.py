@@ -1,0 +1,179 @@
+"""/v1/fine_tuning/jobs: training, whose result is a prefix that is served at once."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+
+from foreword.serving.api.auth import owner_of, writer_of
+from foreword.serving.api.models import describe
+from foreword.serving.api.prompts import find_model
+from foreword.serving.api.schemas import (
+    ERRORS,
+    JobAnswer,
+    JobCheckpoint,
+    JobCheckpoints,
+    JobError,
+    JobEvent,
+    JobEvents,
+    JobList,
+    seconds_of,
+)
+from foreword.serving.api.state import server_of, visitor_of
+from foreword.serving.errors import Refused
+from foreword.serving.jobs import job_queue, uploads
+from foreword.serving.jobs import settings as job_settings
+from foreword.serving.jobs.queue import Job
+from foreword.serving.jobs.settings import JobBody
+from foreword.store.names import parse_name
+from foreword.store.tables import now
+
+router = APIRouter(tags=["fine-tuning"], prefix="/v1/fine_tuning/jobs")
+JobId = Annotated[str, Path(max_length=40)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+After = Annotated[str | None, Query(max_length=40)]
+
+
+@router.post("", response_model=JobAnswer, responses=ERRORS)
+def create_job(request: Request, body: JobBody) -> Any:
+    """Train a prefix on an uploaded file; it will be called by its owner's name and `suffix`."""
+    server, visitor = server_of(request), visitor_of(request)
+    catalogue = server.store.catalogue
+    owner = writer_of(visitor, "jobs")
+    identifier = f"ftjob-{secrets.token_hex(12)}"
+    _, name = parse_name(f"{owner}/{body.suffix or identifier}")
+    start = find_model(server, visitor.view, body.model).prefix
+    # The version, not a name that may mean another one when the job's turn comes.
+    reference = None if start is None else describe(visitor.view, body.model).reference
+    files = [uploads.find(catalogue, owner, body.training_file, param="training_file")]
+    if body.validation_file is not None:
+        files.append(uploads.find(catalogue, owner, body.validation_file, param="validation_file"))
+    if len({file.style for file in files}) > 1:
+        raise Refused(
+            400,
+            "one file has conversations, the other source and target; give two of a kind",
+            param="validation_file",
+        )
+    settings = job_settings.choose(server.served, body, files[0].style, start, reference)
+    record = Job(
+        id=identifier,
+        owner=owner,
+        created=now(),
+        state="queued",
+        model=reference or server.served.name,
+        name=name,
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        settings=settings,
+        alike=job_settings.alike(settings),
+        asked={
+            "hyperparameters": body.chosen.model_dump(exclude_none=True),
+            "metadata": body.metadata,
+        },
+    )
+    job_queue.add(catalogue, visitor.caller, record, limit=visitor.limits.jobs)
+    return _answer(record)
+
+
+@router.get("", response_model=JobList, responses=ERRORS)
+def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
+    """The caller's jobs, newest first."""
+    server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
+    found, more = job_queue.listed(server.store.catalogue, owner, limit, after)
+    return JobList(data=[_answer(record) for record in found], has_more=more)
+
+
+@router.get("/{job_id}", response_model=JobAnswer, responses=ERRORS)
+def retrieve_job(request: Request, job_id: JobId) -> Any:
+    """One job."""
+    server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
+    return _answer(job_queue.find(server.store.catalogue, owner, job_id))
+
+
+@router.post("/{job_id}/cancel", response_model=JobAnswer, responses=ERRORS)
+def cancel_job(request: Request, job_id: JobId) -> Any:
+    """Stop a job that has not ended; nothing of it is kept."""
+    server, visitor = server_of(request), visitor_of(request)
+    owner = writer_of(visitor, "jobs")
+    return _answer(job_queue.cancel(server.store.catalogue, visitor.caller, owner, job_id))
+
+
+@router.get("/{job_id}/events", response_model=JobEvents, responses=ERRORS)
+def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After = None) -> Any:
+    """What has happened to a job, newest first."""
+    server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
+    job_queue.find(server.store.catalogue, owner, job_id)
+    before = None
+    if after is not None:
+        number = after.removeprefix("ftevent-")
+        if not (number.isascii() and number.isdigit() and len(number) < 18):
+            raise Refused(
+                400, "after is no event; expected the id of the last one on the page before", param="after"
+            )
+        before = int(number)
+    found, more = job_queue.events(server.store.catalogue, job_id, limit, before)
+    data = [
+        JobEvent(
+            id=f"ftevent-{row['id']}",
+            created_at=seconds_of(row["at"]),
+            level=row["level"],
+            message=row["message"],
+            type="message" if row["data"] is None else "metrics",
+            data=row["data"],
+        )
+        for row in found
+    ]
+    return JobEvents(data=data, has_more=more)
+
+
+@router.get("/{job_id}/checkpoints", response_model=JobCheckpoints, responses=ERRORS)
+def list_checkpoints(
+    request: Request,
+    job_id: JobId,
+    limit: Limit = 10,
+    after: Annotated[str | None, Query(max_length=60)] = None,
+) -> Any:
+    """The step whose keys and values became the prefix; none before the job is done."""
+    server, visitor = server_of(request), visitor_of(request)
+    record = job_queue.find(server.store.catalogue, owner_of(visitor, "jobs"), job_id)
+    data = []
+    if record.result is not None and after is None:
+        origin = describe(visitor.view, record.result).facts["origin"]
+        measured = {"step": float(origin["steps"])}
+        if origin["dev_loss"] is not None:
+            measured["full_valid_loss"] = origin["dev_loss"]
+        data.append(
+            JobCheckpoint(
+                id=f"ftckpt-{record.id.removeprefix('ftjob-')}",
+                created_at=seconds_of(record.finished or record.created),
+                fine_tuned_model_checkpoint=record.result,
+                fine_tuning_job_id=record.id,
+                metrics=measured,
+                step_number=origin["steps"],
+            )
+        )
+    only = data[0].id if data else None
+    return JobCheckpoints(data=data, first_id=only, last_id=only)
+
+
+def _answer(record: Job) -> JobAnswer:
+    hyperparameters = job_settings.shown(record.asked["hyperparameters"])
+    return JobAnswer(
+        id=record.id,
+        created_at=seconds_of(record.created),
+        error=None if record.error is None else JobError(**record.error),
+        fine_tuned_model=record.result,
+        finished_at=None if record.finished is None else seconds_of(record.finished),
+        hyperparameters=hyperparameters,
+        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        model=record.model,
+        organization_id=record.owner,
+        seed=record.settings["seed"],
+        status=record.state,  # type: ignore[arg-type]
+        trained_tokens=record.trained_tokens,
+        training_file=record.training_file,
+        validation_file=record.validation_file,
+        metadata=record.asked["metadata"],
+    )

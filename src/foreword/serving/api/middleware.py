@@ -1,0 +1,180 @@
+"""Gate: what every request passes before its route and every answer behind it.
+
+Request id, drain, key, limits, size and pace of the body, pace of the client who reads, one line in
+the log, and the last resort for a fault of ours. Plain ASGI: a streamed answer passes untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from foreword.errors import ForewordError
+from foreword.serving import logs
+from foreword.serving.api.answering import ClientGone
+from foreword.serving.api.auth import visitor
+from foreword.serving.api.state import Server
+from foreword.serving.errors import Refused, refused, response_of
+
+OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+"""Paths that need no key and are answered while the server drains."""
+UPLOADS = ("/v1/files", "/v1/prefixes")
+SLOWEST_BYTES_PER_SECOND = 64_000
+"""Of an upload, beyond the seconds that every body has."""
+CLIENT_GONE = 499
+"""What logs and metrics say of a request whose client went away; nobody gets to read it."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Gate:
+    """Wraps the app."""
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app = app
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        passage = _Passage(self._server, scope, receive, send)
+        self._count(+1, passage)
+        try:
+            await self._pass(passage)
+        finally:
+            self._count(-1, passage)
+            passage.tell()
+
+    def _count(self, change: int, passage: _Passage) -> None:
+        if not passage.is_open:
+            self._server.running += change
+            self._server.metrics.running.set(self._server.running)
+
+    async def _pass(self, passage: _Passage) -> None:
+        try:
+            await passage.enter()
+            await self._app(passage.scope, passage.receive, passage.send)
+        except ClientGone:
+            passage.status = passage.status or CLIENT_GONE
+        except Refused as error:
+            await passage.answer(error)
+        except ForewordError as error:
+            passage.fault = error
+            await passage.answer(refused(error))
+        except TimeoutError as error:  # of `send`: the client does not read
+            passage.fault = error
+            passage.status = CLIENT_GONE
+        except Exception as error:
+            passage.fault = error
+            await passage.answer(Refused(500, "the server failed to answer; its log says more", code="fault"))
+
+
+class _Passage:
+    """One request on its way."""
+
+    def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.status = 0
+        self.fault: BaseException | None = None
+        self.is_open = scope["path"] in OPEN
+        self._server = server
+        self._receive = receive
+        self._send = send
+        self._headers = Headers(scope=scope)
+        given = self._headers.get("x-request-id", "")
+        self._id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(10)}"
+        self._state: dict[str, Any] = scope.setdefault("state", {})
+        self._state["request_id"] = self._id
+        self._begun = time.perf_counter()
+        self._received = 0
+        self._whole = False
+        is_upload = scope["method"] == "POST" and scope["path"] in UPLOADS
+        self._limit = server.configuration.upload_bytes if is_upload else server.configuration.body_bytes
+
+    async def enter(self) -> None:
+        """Ask for the key, and whether there is room.
+
+        Raises:
+            Refused: 503 while the server drains, 401, 429, 413.
+        """
+        if self.is_open:
+            return
+        if self._server.draining:
+            raise Refused(
+                503,
+                "the server is stopping and takes no new requests; try again in a moment",
+                headers={"retry-after": "5", "connection": "close"},
+            )
+        configuration = self._server.configuration
+        found = await run_in_threadpool(visitor, configuration, self._server.store, self._headers)
+        self._state["visitor"] = found
+        self._server.limiter.admit(found.name, found.limits)
+        declared = self._headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > self._limit:
+            raise Refused(413, self._too_large())
+
+    async def receive(self) -> Message:
+        """The next part of the request's body, which comes in time and does not grow without end."""
+        if self._whole:
+            return await self._receive()
+        allowed = self._server.configuration.body_seconds + self._received / SLOWEST_BYTES_PER_SECOND
+        left = allowed - (time.perf_counter() - self._begun)
+        try:
+            message = await asyncio.wait_for(self._receive(), max(left, 0))
+        except TimeoutError as error:
+            raise HTTPException(
+                408, f"the request's body did not come within {allowed:.0f} s; send it again"
+            ) from error
+        self._received += len(message.get("body", b""))
+        if self._received > self._limit:
+            raise HTTPException(413, self._too_large())
+        self._whole = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """A part of the answer; a client who does not take it loses its rows."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self._id
+        await asyncio.wait_for(self._send(message), self._server.configuration.write_seconds)
+
+    async def answer(self, error: Refused) -> None:
+        """Answer with an error, if nothing was answered yet."""
+        if self.status == 0:
+            self._server.metrics.refused.labels(error.code or "").inc()
+            await response_of(error)(self.scope, self.receive, self.send)
+
+    def tell(self) -> None:
+        """One line in the log, and the counters."""
+        seconds = time.perf_counter() - self._begun
+        route = getattr(self.scope.get("route"), "path", "unmatched")
+        fault = self.fault or self._state.get("fault")
+        metrics = self._server.metrics
+        metrics.requests.labels(route, str(self.status)).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        found = self._state.get("visitor")
+        fields = {
+            "request": self._id,
+            "method": self.scope["method"],
+            "route": route,
+            "status": self.status,
+            "seconds": round(seconds, 4),
+            "owner": found and found.caller.owner,
+            "key": found and found.caller.key,
+        }
+        if fault is not None:
+            logs.failure("request failed", fault, **fields)
+        elif not self.is_open:
+            logs.event("request", **fields)
+
+    def _too_large(self) -> str:
+        return f"the request is larger than {self._limit} bytes; send less at once"

@@ -1,0 +1,184 @@
+"""Prompts: from the model's name and the text of a request to rows for the engine."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+
+from foreword.errors import BadName, GeometryMismatch, UnknownPrefix, WrongBaseModel
+from foreword.prefix import Prefix
+from foreword.serving.api.bodies import ChatMessage, Sampled
+from foreword.serving.api.state import Server
+from foreword.serving.engine.protocol import Row, Sampling
+from foreword.serving.errors import Refused, unknown_model
+from foreword.store import PrefixStore
+from foreword.store.access import Caller
+from foreword.template import Source
+
+SMALLEST_TOP_P = 1e-6
+"""What a `top_p` of 0 means: the likeliest token alone."""
+SEEDS = 2**63
+SEED_STEP = 0x9E3779B97F4A7C15
+"""Odd, so that no two texts of one request get the same seed (2^64 divided by the golden ratio)."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a request asked for.
+
+    Attributes:
+        name: as it was asked for.
+        prefix: None for the base model alone.
+    """
+
+    name: str
+    prefix: Prefix | None
+
+
+def find_model(server: Server, view: PrefixStore, name: str) -> Model:
+    """The base or a prefix that the caller may use.
+
+    Raises:
+        Refused: 404 for what is absent or somebody else's; 400 for a prefix of another base.
+    """
+    if name == server.served.name:
+        return Model(name, None)
+    begun = time.perf_counter()
+    try:
+        prefix = view.get(name)
+    except (BadName, UnknownPrefix) as error:
+        raise unknown_model(name) from error
+    server.metrics.prefix_load.observe(time.perf_counter() - begun)
+    try:
+        server.served.check(prefix)
+    except (GeometryMismatch, WrongBaseModel) as error:
+        raise Refused(400, str(error), code="wrong_base_model", param="model") from error
+    return Model(name, prefix)
+
+
+def conversation(server: Server, model: Model, messages: Sequence[ChatMessage], *, raw: bool) -> Source:
+    """Chat messages as the source that the model's template takes.
+
+    Raises:
+        Refused: a prefix that was trained on single texts, and more than one message.
+    """
+    style = server.served.template_of(model.prefix, chat=True, raw=raw).style
+    if style == "chat":
+        roles = {"developer": "system"}
+        return tuple({"role": roles.get(m.role, m.role), "content": m.text} for m in messages)
+    if len(messages) > 1 or messages[0].role != "user":
+        what = "raw text was asked for" if raw else f"{model.name} was trained on single texts"
+        raise Refused(
+            400,
+            f"{what}: expected one message of the user, found {len(messages)} "
+            f"({', '.join(m.role for m in messages[:4])}). Send one alone, or train on conversations",
+            code="single_message_expected",
+            param="messages",
+        )
+    return messages[0].text
+
+
+def prompt_ids(
+    server: Server, model: Model, source: Source | Sequence[int], *, chat: bool, raw: bool, param: str
+) -> tuple[int, ...]:
+    """Token ids of a prompt, template applied; ids that were sent are taken as they are.
+
+    Raises:
+        Refused: empty, too long, no token of this model, or nothing that its template can write.
+    """
+    served = server.served
+    if isinstance(source, list):
+        ids = source
+        if (highest := max(ids)) >= len(served.tokenizer):
+            raise Refused(
+                400, f"{highest} is no token of {served.name}; it has {len(served.tokenizer)}", param=param
+            )
+    else:
+        template = served.template_of(model.prefix, chat=chat, raw=raw)
+        if template.style == "chat" and not served.chats:
+            raise Refused(
+                400,
+                f"{served.name} has no chat template; use /v1/completions, or a model that was trained on "
+                "single texts",
+                code="no_chat_template",
+                param="model",
+            )
+        try:
+            ids = template.source_ids(served.tokenizer, source)  # type: ignore[arg-type]
+        except TemplateError as error:
+            raise Refused(
+                400, f"the model's chat template refuses these messages: {error}", param=param
+            ) from error
+    if not ids:
+        raise Refused(400, "the prompt is empty; give at least one token of text", param=param)
+    length = 0 if model.prefix is None else model.prefix.length
+    limit = served.text_limit(length)
+    if limit is not None and len(ids) >= limit:
+        raise Refused(
+            400,
+            f"the prompt has {len(ids)} tokens; {limit} fit behind this model's {length} virtual tokens, new "
+            "tokens among them. Shorten it",
+            code="context_length_exceeded",
+            param=param,
+        )
+    return tuple(ids)
+
+
+def make_rows(
+    server: Server,
+    caller: Caller,
+    model: Model,
+    prompts: Sequence[tuple[int, ...]],
+    body: Sampled,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+) -> list[Row]:
+    """`n` rows for every prompt, each with a seed of its own.
+
+    Raises:
+        Refused: more rows than one request may have, or a shortest length above the longest.
+    """
+    min_tokens = body.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise Refused(
+            400,
+            f"min_tokens is {min_tokens}, and a text here has at most {max_tokens}; give more max_tokens, or "
+            "fewer min_tokens",
+            param="min_tokens",
+        )
+    each = body.n or 1
+    if len(prompts) * each > server.configuration.rows:
+        raise Refused(
+            400,
+            f"{len(prompts)} prompts with n = {each} are {len(prompts) * each} texts; expected at most "
+            f"{server.configuration.rows} in one request",
+            param="n",
+        )
+    seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
+    ends = server.served.ends_of(model.prefix)
+    temperature = 1.0 if body.temperature is None else body.temperature
+    top_p = 1.0 if body.top_p is None else max(body.top_p, SMALLEST_TOP_P)
+    numbered = [ids for ids in prompts for _ in range(each)]
+    return [
+        Row(
+            prompt_ids=ids,
+            prefix=model.prefix,
+            # An administrator's key has no owner; no owner's name has a space.
+            owner=caller.owner or f"key {caller.key}",
+            sampling=Sampling(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=(seed + index * SEED_STEP) % SEEDS,
+                logprobs=logprobs,
+                min_tokens=min_tokens,
+            ),
+            end_ids=ends,
+        )
+        for index, ids in enumerate(numbered)
+    ]

@@ -1,0 +1,1 @@
+"""Fine-tuning jobs: their queue, the worker that runs them, uploaded files."""

@@ -1,0 +1,182 @@
+"""Job settings: what a caller asks of a job, as the arguments of `train_many`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from foreword.errors import WindowExceeded
+from foreword.prefix import Prefix
+from foreword.serving.api.bodies import LONGEST_NAME, Body
+from foreword.serving.errors import Refused
+from foreword.serving.served_model import Served
+from foreword.template import Template
+from foreword.training.settings import DEFAULT_LEARNING_RATE
+from foreword.training.train import make_settings
+
+Auto = Literal["auto"]
+
+
+class Hyperparameters(Body):
+    """OpenAI's three, and Foreword's own; see docs/defaults.md. None and "auto" stand for the defaults."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto | None = None
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None
+    learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto | None = None
+    length: Annotated[int, Field(ge=1, le=1024)] | None = None
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    parameterization: Literal["direct", "mlp", "mlp+start", "embedding"] | None = None
+    init: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    layers: Annotated[str, Field(max_length=20)] | None = None
+    warmup: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
+    weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
+    clip: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
+    evaluate_every: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    patience: Annotated[int, Field(ge=1, le=1000)] | None = None
+    max_length: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
+
+
+class Supervised(Body):
+    """Of `method`."""
+
+    hyperparameters: Hyperparameters | None = None
+
+
+class Method(Body):
+    """Supervised fine-tuning is the only one."""
+
+    type: Literal["supervised"]
+    supervised: Supervised | None = None
+
+
+class TemplateChoice(Body):
+    """How a source becomes the text in front of its target; see docs/data.md."""
+
+    style: Literal["separator", "chat", "raw"] | None = None
+    separator: Annotated[str, Field(max_length=1000)] | None = None
+    system: Annotated[str, Field(max_length=100_000)] | None = None
+
+
+class JobBody(Body):
+    """POST /v1/fine_tuning/jobs."""
+
+    model: Annotated[
+        str, Field(min_length=1, max_length=LONGEST_NAME, description="The base, or a prefix to start from.")
+    ]
+    training_file: Annotated[str, Field(min_length=1, max_length=40)]
+    validation_file: Annotated[str, Field(min_length=1, max_length=40)] | None = None
+    hyperparameters: Hyperparameters | None = None
+    method: Method | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    suffix: (
+        Annotated[
+            str,
+            Field(
+                min_length=1,
+                max_length=128,
+                description="Name of the prefix; the owner's name goes in front.",
+            ),
+        ]
+        | None
+    ) = None
+    metadata: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+            Field(max_length=16),
+        ]
+        | None
+    ) = None
+    template: TemplateChoice | None = None
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @property
+    def chosen(self) -> Hyperparameters:
+        """Hyperparameters, wherever they were given.
+
+        Raises:
+            Refused: in both places.
+        """
+        inner = self.method.supervised.hyperparameters if self.method and self.method.supervised else None
+        if inner is not None and self.hyperparameters is not None:
+            raise Refused(
+                400, "hyperparameters are given twice; give them in method alone", param="hyperparameters"
+            )
+        return inner or self.hyperparameters or Hyperparameters()
+
+
+def choose(
+    served: Served, body: JobBody, style: str, start: Prefix | None, reference: str | None
+) -> dict[str, Any]:
+    """Plain data: arguments of `train_many`, with the template, and the version that it starts from.
+
+    Raises:
+        UsageError, WindowExceeded: settings that do not go together, or do not fit the base.
+        Refused: a template that can't write the examples.
+    """
+    asked = body.chosen
+    given = asked.model_dump(exclude_none=True)
+    for ours, theirs in (("epochs", "n_epochs"), ("batch_size", "batch_size")):
+        value = given.pop(theirs, "auto")
+        if value != "auto":
+            given[ours] = value
+    multiplier = given.pop("learning_rate_multiplier", "auto")
+    if multiplier != "auto":
+        if "learning_rate" in given:
+            raise Refused(
+                400,
+                "learning_rate and learning_rate_multiplier are both given; give one",
+                param="learning_rate_multiplier",
+            )
+        given["learning_rate"] = DEFAULT_LEARNING_RATE[given.get("parameterization", "direct")] * multiplier
+    if start is not None:
+        given.setdefault("length", start.length)
+    given["seed"] = body.seed or 0
+    settings = make_settings(**given)
+    settings.lengths(served.geometry)
+    settings.trained_layers(served.geometry)
+    limit = served.text_limit(settings.lengths(served.geometry).get("decoder", 0))
+    if limit is not None and settings.max_length is not None and settings.max_length > limit:
+        raise WindowExceeded(f"max_length is {settings.max_length}; {limit} tokens fit behind this prefix")
+    template = _template(served, body.template, style, start)
+    return {**given, "template": template.to_json(), "start": reference}
+
+
+def alike(settings: Mapping[str, Any]) -> str:
+    """The same for jobs that one run can train."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def shown(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as an answer shows them: OpenAI's three always, the others where they were given."""
+    return {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto", **asked}
+
+
+def _template(served: Served, choice: TemplateChoice | None, style: str, start: Prefix | None) -> Template:
+    given = {} if choice is None else choice.model_dump(exclude_none=True)
+    template = served.template if start is None else start.template
+    if style == "chat" and start is None:
+        given.setdefault("style", "chat")
+    if given.get("style") == "chat":
+        given["begin"] = False  # a chat template writes its own beginning
+    template = dataclasses.replace(template, **given)
+    if style == "chat" and template.style != "chat":
+        raise Refused(
+            400,
+            f"the examples are conversations, which the template style {template.style!r} can't write; "
+            "take chat, or examples with source and target",
+            param="template.style",
+        )
+    if template.style == "chat" and not served.chats:
+        raise Refused(
+            400,
+            f"{served.name} has no chat template; train on source and target",
+            code="no_chat_template",
+            param="training_file",
+        )
+    return template

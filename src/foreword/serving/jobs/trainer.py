@@ -1,0 +1,143 @@
+"""Trainer: a process of its own that takes jobs from the queue and trains them, beside serving and below it.
+
+    python -m foreword.serving.jobs.trainer < configuration
+
+It has the lowest priority that the system knows, so that serving goes first wherever both want the same
+cores. It stops, with a checkpoint, when it is told to (SIGTERM) and when its standard input ends: a
+server that was killed leaves no training behind. The configuration comes on the first line of standard
+input, where no list of processes shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from foreword.base.base_model import BaseModel
+from foreword.errors import ForewordError, ForewordWarning
+from foreword.serving import logs
+from foreword.serving.config import Configuration, of
+from foreword.serving.jobs import job_taking
+from foreword.serving.jobs.queue import Job
+from foreword.serving.jobs.watch import Watch
+from foreword.serving.jobs.worker import TrainingRun
+from foreword.serving.loading import open_base, open_store
+from foreword.store.database import Catalogue
+from foreword.training.train import TrainingStopped
+
+LOWEST_PRIORITY = 19
+POLL_SECONDS = 0.5
+
+
+class Trainer:
+    """One worker.
+
+    Attributes:
+        stopping: take no more jobs.
+    """
+
+    def __init__(self, configuration: Configuration, worker: str) -> None:
+        self._configuration = configuration
+        self._worker = worker
+        self._store = open_store(configuration)
+        self._base: BaseModel | None = None
+        self.stopping = False
+
+    def work(self) -> None:
+        """Train whatever comes, until there has been nothing for a while or somebody says stop."""
+        self._base = open_base(self._configuration)
+        idle_since = time.monotonic()
+        while not self.stopping and time.monotonic() - idle_since < self._configuration.idle_seconds:
+            self._sweep()
+            jobs = job_taking.take(self._catalogue, self._worker, self._configuration.jobs_together)
+            if not jobs:
+                time.sleep(POLL_SECONDS)
+                continue
+            logs.event("training begins", worker=self._worker, jobs=[job.id for job in jobs])
+            self._train(jobs)
+            idle_since = time.monotonic()
+
+    @property
+    def _catalogue(self) -> Catalogue:
+        return self._store.catalogue
+
+    @property
+    def _folder(self) -> Path:
+        return self._store.job_folder()
+
+    def _train(self, jobs: Sequence[Job]) -> None:
+        watch = Watch(self._catalogue, self._worker, [job.id for job in jobs], self._configuration)
+        watch.start()
+        run = TrainingRun(self._configuration, self._store, self._worker, self._folder, watch)
+        assert self._base is not None
+        try:
+            run.train(self._base, jobs)
+        except TrainingStopped:
+            self.stopping = self.stopping or not watch.asked
+        except KeyboardInterrupt:  # asked for twice: without a last checkpoint
+            self.stopping = True
+        except ForewordError as error:
+            logs.failure("training failed", error, worker=self._worker)
+            run.failed(jobs, error)
+        finally:
+            watch.stop()
+        job_taking.give_back(self._catalogue, self._worker, orderly=True)
+
+    def _sweep(self) -> None:
+        """Remove the checkpoints of jobs that have ended or are forgotten."""
+        if not self._folder.is_dir():
+            return
+        live = job_taking.live(self._catalogue)
+        for folder in self._folder.iterdir():
+            if folder.name.removeprefix("@") not in live:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):  # not through the buffer, whose lock would outlive the interpreter
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """The process."""
+    given = json.loads(sys.stdin.buffer.readline())
+    configuration = of(given["configuration"])
+    logs.install()
+    warnings.simplefilter("ignore", ForewordWarning)  # the same is among the job's events
+    if hasattr(os, "nice"):
+        os.nice(LOWEST_PRIORITY)
+    if configuration.trainer_threads is not None:
+        torch.set_num_threads(configuration.trainer_threads)
+    try:
+        _work(configuration, given["worker"])
+    except Exception as error:  # the interpreter would print its message, which may quote examples
+        logs.failure("trainer broke off", error, worker=given["worker"])
+        sys.exit(1)
+
+
+def _work(configuration: Configuration, worker: str) -> None:
+    trainer = Trainer(configuration, worker)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        trainer.stopping = trainer.stopping or number == signal.SIGTERM
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    trainer.work()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Uploads: files of examples in the catalogue's database, each an owner's.
+
+In the database, so that a file is there wholly or not at all, every server on the store sees it,
+and forgetting an owner finds it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, func, or_, select, tuple_
+
+from foreword.errors import BadExamples
+from foreword.examples import Example, read_examples
+from foreword.serving.errors import Refused, shown
+from foreword.serving.jobs.queue import LIVE
+from foreword.store import audit
+from foreword.store.access import Caller
+from foreword.store.database import Catalogue
+from foreword.store.tables import blob, job, now, upload, version
+
+_FACTS = tuple(column for column in upload.c if column.name != "content")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What is known of an uploaded file.
+
+    Attributes:
+        filename: as its owner called it; used for nothing but showing it.
+        style: `chat` for conversations, else `text`.
+        size: bytes.
+        examples: how many it holds.
+    """
+
+    id: str
+    owner: str
+    created: str
+    filename: str
+    style: str
+    size: int
+    examples: int
+
+
+def parse(content: bytes, filename: str) -> list[Example]:
+    """The examples of a file.
+
+    Raises:
+        BadExamples: names the line that is wrong, and why.
+    """
+    with tempfile.TemporaryDirectory(prefix="foreword-") as folder:
+        path = Path(folder) / "upload.jsonl"  # never a name that came from outside
+        path.write_bytes(content)
+        try:
+            return read_examples(path)
+        except BadExamples as error:
+            raise BadExamples(str(error).replace(str(path), shown(filename), 1)) from error
+
+
+def style_of(examples: Sequence[Example]) -> str:
+    """`chat` when there are conversations among them."""
+    return "text" if all(isinstance(example.source, str) for example in examples) else "chat"
+
+
+def add(
+    catalogue: Catalogue, caller: Caller, owner: str, filename: str, content: bytes, *, limit: int | None
+) -> Upload:
+    """Keep a file of examples.
+
+    Raises:
+        BadExamples: names the line that is wrong; nothing is kept.
+        Refused: 429, more bytes than an owner may store.
+    """
+    examples = parse(content, filename)
+    record = Upload(
+        id=f"file-{secrets.token_hex(12)}",
+        owner=owner,
+        created=now(),
+        filename=filename[:256],
+        style=style_of(examples),
+        size=len(content),
+        examples=len(examples),
+    )
+
+    def work(connection: Connection) -> None:
+        check_room(connection, owner, len(content), limit)
+        connection.execute(upload.insert().values(**vars(record), content=content))
+        audit.note(connection, caller, "upload", owner, record.id)
+
+    catalogue.write(work)
+    return record
+
+
+def check_room(connection: Connection, owner: str, more: int, limit: int | None) -> None:
+    """Refuse what would bring an owner's files and prefixes over the limit.
+
+    Raises:
+        Refused: 429.
+    """
+    if limit is None:
+        return
+    mine = select(version.c.digest).where(version.c.owner == owner).distinct().subquery()
+    used = 0
+    for query in (
+        select(func.sum(upload.c.size)).where(upload.c.owner == owner),
+        select(func.sum(blob.c.size)).join(mine, mine.c.digest == blob.c.digest),
+    ):
+        used += connection.execute(query).scalar() or 0
+    if used + more > limit:
+        raise Refused(
+            429,
+            f"{owner} stores {used} bytes, and {more} more would pass the limit of {limit}; delete files or "
+            "prefixes first",
+            code="storage_limit_exceeded",
+            headers={"retry-after": "3600"},
+        )
+
+
+def listed(
+    catalogue: Catalogue, owner: str, limit: int, after: str | None, *, newest_first: bool = True
+) -> tuple[list[Upload], bool]:
+    """A page of an owner's files by the time they came, and whether there are more."""
+    query = select(*_FACTS).where(upload.c.owner == owner)
+    columns = (upload.c.created, upload.c.id)
+    if after is not None:
+        there = find(catalogue, owner, after)
+        last = tuple_(there.created, there.id)
+        place = tuple_(*columns)
+        query = query.where(place < last if newest_first else place > last)
+    ordered = query.order_by(*(column.desc() if newest_first else column.asc() for column in columns))
+    rows = catalogue.rows(ordered.limit(limit + 1))
+    return [Upload(**row._mapping) for row in rows[:limit]], len(rows) > limit
+
+
+def find(catalogue: Catalogue, owner: str, identifier: str, *, param: str | None = None) -> Upload:
+    """A file of an owner.
+
+    Raises:
+        Refused: 404, absent or somebody else's.
+    """
+    rows = catalogue.rows(select(*_FACTS).where(upload.c.id == identifier, upload.c.owner == owner))
+    if not rows:
+        raise unknown_file(identifier, param)
+    return Upload(**rows[0]._mapping)
+
+
+def content(catalogue: Catalogue, owner: str, identifier: str) -> bytes:
+    """The bytes as they were sent. Raises as `find`."""
+    rows = catalogue.rows(select(upload.c.content).where(upload.c.id == identifier, upload.c.owner == owner))
+    if not rows:
+        raise unknown_file(identifier, None)
+    return bytes(rows[0].content)
+
+
+def remove(catalogue: Catalogue, caller: Caller, owner: str, identifier: str) -> None:
+    """Delete a file.
+
+    Raises:
+        Refused: 404 as `find`; 409 while a job needs it.
+    """
+
+    def work(connection: Connection) -> None:
+        needs = or_(job.c.training_file == identifier, job.c.validation_file == identifier)
+        using = select(job.c.id).where(job.c.owner == owner, job.c.state.in_(LIVE), needs)
+        if (found := connection.execute(using).scalar()) is not None:
+            raise Refused(
+                409, f"job {found} needs this file; wait for it, or cancel it first", code="file_in_use"
+            )
+        gone = upload.delete().where(upload.c.id == identifier, upload.c.owner == owner)
+        if connection.execute(gone).rowcount == 0:
+            raise unknown_file(identifier, None)
+        audit.note(connection, caller, "delete upload", owner, identifier)
+
+    catalogue.write(work)
+
+
+def unknown_file(identifier: str, param: str | None) -> Refused:
+    """The same for a file that is absent and for one that is somebody else's."""
+    return Refused(404, f"there is no file {shown(identifier)} of yours", code="file_not_found", param=param)

@@ -1,0 +1,182 @@
+"""Training run: some jobs of one kind, trained together, their progress told and their prefixes stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foreword.base.base_model import BaseModel
+from foreword.errors import (
+    BadExamples,
+    BadPrefix,
+    CheckpointMismatch,
+    DamagedCheckpoint,
+    ForewordError,
+    OwnersFailed,
+    TrainingDiverged,
+    UnknownPrefix,
+    UsageError,
+    WindowExceeded,
+)
+from foreword.examples import Example
+from foreword.prefix import Prefix
+from foreword.serving import logs
+from foreword.serving.config import Configuration
+from foreword.serving.errors import Refused
+from foreword.serving.jobs import job_taking, uploads
+from foreword.serving.jobs.queue import Job
+from foreword.serving.jobs.watch import Watch
+from foreword.store import PrefixStore
+from foreword.template import Template
+from foreword.training.run_log import Progress
+from foreword.training.train_many import owner_folder, train_many
+
+EVENTS = 50
+"""Progress events of a job, about."""
+ADVANCED = 0.1
+"""Share of a job's steps that a worker must have done for earlier accidents to be forgotten; a checkpoint
+is written as often."""
+
+_TELLABLE = (BadExamples, BadPrefix, TrainingDiverged, UnknownPrefix, UsageError, WindowExceeded, Refused)
+"""Errors whose messages are about the caller's data and settings; those of files and databases are not
+theirs to read."""
+
+
+class TrainingRun:
+    """Some jobs that are trained together."""
+
+    def __init__(
+        self, configuration: Configuration, store: PrefixStore, worker: str, folder: Path, watch: Watch
+    ) -> None:
+        self._configuration = configuration
+        self._store = store
+        self._catalogue = store.catalogue
+        self._worker = worker
+        self._folder = folder
+        self._watch = watch
+        self._jobs: dict[str, Job] = {}
+        self._first_steps: dict[str, int] = {}
+        self._dev_losses: dict[str, float | None] = {}
+
+    def train(self, base: BaseModel, jobs: Sequence[Job]) -> None:
+        """Train them all. Raises as `train_many`, but for what concerns single jobs."""
+        examples: dict[str, list[Example]] = {}
+        dev: dict[str, list[Example]] = {}
+        for job in jobs:
+            try:
+                examples[job.id] = self._examples(job, job.training_file)
+                if job.validation_file is not None:
+                    dev[job.id] = self._examples(job, job.validation_file)
+            except (BadExamples, Refused) as error:
+                examples.pop(job.id, None)
+                self._fail(job.id, error)
+                continue
+            self._jobs[job.id] = job
+        if not self._jobs:
+            return
+        settings: dict[str, Any] = dict(jobs[0].settings)
+        template = Template.from_json(settings.pop("template"))
+        reference = settings.pop("start")
+        # Each job's owner could read it when the job was made; the version never changes.
+        start = None if reference is None else self._store.get(reference)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            train_many(
+                base,
+                examples,
+                dev=dev,
+                template=template,
+                start=start,
+                checkpoint_dir=self._folder,
+                isolated=self._configuration.isolated,
+                into=self._finish,
+                on_failure=self._failed_one,
+                on_progress=self._progress,
+                **settings,
+            )
+        except OwnersFailed as failures:  # each was told to `_failed_one` already
+            logs.event("jobs failed", worker=self._worker, jobs=list(failures.errors))
+
+    def failed(self, jobs: Sequence[Job], error: ForewordError) -> None:
+        """What befell the run as a whole: each of its jobs is tried again, alone, and not for ever."""
+        if len(jobs) == 1 and isinstance(error, _TELLABLE):
+            self._fail(jobs[0].id, error)
+            return
+        if len(jobs) == 1 and isinstance(error, CheckpointMismatch):
+            self._drop_checkpoints(jobs[0].id)
+        job_taking.give_back(self._catalogue, self._worker, orderly=False)
+
+    def _failed_one(self, identifier: str, error: ForewordError) -> None:
+        if isinstance(error, DamagedCheckpoint):
+            self._drop_checkpoints(identifier)  # and back into the queue when the run is over
+        else:
+            self._fail(identifier, error)
+
+    def _drop_checkpoints(self, identifier: str) -> None:
+        shutil.rmtree(owner_folder(self._folder, identifier), ignore_errors=True)
+        message = "the checkpoint can't be used; training begins anew"
+        job_taking.note(self._catalogue, identifier, "warn", message)
+
+    def _examples(self, job: Job, identifier: str) -> list[Example]:
+        record = uploads.find(self._catalogue, job.owner, identifier)
+        return uploads.parse(uploads.content(self._catalogue, job.owner, identifier), record.filename)
+
+    def _finish(self, identifier: str, prefix: Prefix) -> None:
+        job = self._jobs[identifier]
+        if identifier not in job_taking.beat(self._catalogue, self._worker, [identifier]):
+            self._watch.let_go(identifier)
+            return
+        # The same bytes however often the job was begun, so that putting them twice is no second version.
+        final = dataclasses.replace(prefix, created=job.created, labels={**prefix.labels, "job": job.id})
+        view = self._store.as_owner(job.owner)
+        version = view.put(f"{job.owner}/{job.name}", final)
+        self._watch.let_go(identifier)
+        tokens = _tokens(owner_folder(self._folder, identifier) / "log.jsonl")
+        if not job_taking.succeed(self._catalogue, self._worker, identifier, version.reference, tokens):
+            view.delete(version.reference)  # cancelled or forgotten in the last moment
+            return
+        logs.event("job succeeded", job=identifier, steps=prefix.origin.steps)
+
+    def _fail(self, identifier: str, error: Exception) -> None:
+        self._watch.let_go(identifier)
+        tellable = isinstance(error, _TELLABLE)
+        message = str(error) if tellable else "the server could not go on with this job; its log says why"
+        kind = type(error).__name__ if tellable else "server_error"
+        job_taking.fail(self._catalogue, self._worker, identifier, kind, message)
+        logs.failure("job failed", error, job=identifier)
+
+    def _progress(self, progress: Progress) -> None:
+        identifier = progress.owner or ""
+        if progress.note is not None:
+            # A note of going on names the file, which is nothing to an owner.
+            note = progress.note.split(": ", 1)[0] if progress.note.startswith("going on") else progress.note
+            job_taking.note(self._catalogue, identifier, "info", note)
+            return
+        self._watch.training = True
+        first = self._first_steps.setdefault(identifier, progress.step)
+        if progress.step - first == int(progress.steps * ADVANCED) + 1:
+            job_taking.advanced(self._catalogue, self._worker, identifier)
+        evaluated = progress.dev_loss != self._dev_losses.get(identifier)
+        due = progress.step % max(1, progress.steps // EVENTS) == 0 or progress.step == progress.steps
+        if not (due or evaluated):
+            return
+        self._dev_losses[identifier] = progress.dev_loss
+        data = {
+            "step": progress.step,
+            "total_steps": progress.steps,
+            "train_loss": progress.loss,
+            "full_valid_loss": progress.dev_loss,
+        }
+        losses = {"training loss": progress.loss, "validation loss": progress.dev_loss if evaluated else None}
+        told = ", ".join(f"{name}={loss:.4f}" for name, loss in losses.items() if loss is not None)
+        message = f"step {progress.step} of {progress.steps}: {told}"
+        job_taking.note(self._catalogue, identifier, "info", message, data)
+
+
+def _tokens(log: Path) -> int:
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    return sum(row.get("tokens", 0) for row in rows)

@@ -1,0 +1,153 @@
+"""Running: one server from its start to its last answer.
+
+SIGTERM (and Ctrl-C) drains: new requests get 503, those under way are finished, training writes its
+checkpoints, then the process ends with status 0. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from foreword.errors import ForewordError, UsageError
+from foreword.serving import logs
+from foreword.serving.api.app import make_app
+from foreword.serving.api.state import Server
+from foreword.serving.config import Configuration
+from foreword.serving.engine.protocol import Engine
+from foreword.serving.engine_factory import make_engine
+from foreword.serving.jobs.supervisor import Supervisor
+from foreword.serving.loading import open_base, open_store
+from foreword.serving.metrics import Metrics
+from foreword.serving.metrics_readings import add_readings
+from foreword.serving.served_model import served_of
+
+POLL_SECONDS = 0.05
+BACKLOG = 2048
+"""Connections that wait to be accepted; uvicorn's own number."""
+LAST_SECONDS = 3
+"""For requests that a drain did not see the end of: then they are cut off."""
+
+
+def serve(configuration: Configuration, *, announce: Callable[[str, str], None]) -> None:
+    """Serve until a signal says stop.
+
+    Args:
+        announce: called with the URL and the base's name when requests are taken.
+
+    Raises:
+        UsageError: no folder for the checkpoints of jobs, or the address is taken.
+        Whatever `PrefixStore` and `BaseModel.load` raise.
+    """
+    listening = _listen(configuration)
+    logs.install()
+    with listening, open_store(configuration) as store:
+        if configuration.training:
+            store.job_folder()  # says now, not at the first job, that there is no place for checkpoints
+        base = open_base(configuration)
+        engine = make_engine(configuration, base)
+        server = Server(configuration, store, served_of(base, configuration.name), engine, Metrics())
+        supervisor = Supervisor(configuration, store.catalogue) if configuration.training else None
+        add_readings(server, supervisor)
+        app = make_app(server)
+        app.router.lifespan_context = _lifespan(server, supervisor, engine)
+        settings = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=LAST_SECONDS,
+        )
+        _Runner(settings, server, supervisor, announce).run([listening])
+
+
+def _listen(configuration: Configuration) -> socket.socket:
+    """A socket that takes connections from now on, though nobody answers before all is loaded."""
+    host, port = configuration.host, configuration.port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise UsageError(
+            f"can't listen on {host} port {port}: {error.strerror or error}; choose another --host or --port"
+        ) from error
+
+
+class _Runner(uvicorn.Server):
+    """uvicorn, but for what a signal does."""
+
+    def __init__(
+        self,
+        settings: uvicorn.Config,
+        server: Server,
+        supervisor: Supervisor | None,
+        announce: Callable[[str, str], None],
+    ) -> None:
+        super().__init__(settings)
+        self._supervisor = supervisor
+        self._server = server
+        self._announce = announce
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer, and say where."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            self._announce(url, self._server.served.name)
+            logs.event("listening", url=url, base=self._server.served.name)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second ends."""
+        if self._server.draining or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        self._server.draining = True
+        self._loop.call_soon_threadsafe(self._drain, signal.Signals(sig).name)
+
+    def _drain(self, why: str) -> None:
+        self._draining = asyncio.create_task(self._finish(why))
+
+    async def _finish(self, why: str) -> None:
+        logs.event("draining", why=why, running=self._server.running)
+        # Training writes its checkpoints while requests are finished.
+        await asyncio.gather(self._finish_training(), self._finish_requests())
+        logs.event("drained", left=self._server.running)
+        self.should_exit = True
+
+    async def _finish_training(self) -> None:
+        if self._supervisor is None:
+            return
+        try:
+            await self._supervisor.close()
+        except ForewordError as error:  # the database is away: its lease gives the jobs back
+            logs.failure("jobs not given back", error)
+
+    async def _finish_requests(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._server.configuration.drain_seconds):
+                while self._server.running:
+                    await asyncio.sleep(POLL_SECONDS)
+
+
+def _lifespan(
+    server: Server, supervisor: Supervisor | None, engine: Engine
+) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if supervisor is not None:
+            supervisor.start()
+        yield
+        await engine.close()
+
+    return lifespan
