@@ -19,9 +19,9 @@ import torch
 
 from foreword import BaseModel, generate, generation
 from foreword.base import prepacked_linear
-from foreword.bench.generation import PROMPTS, make_prefix
 from foreword.encoding import encode
 from foreword.examples import read_examples
+from foreword.research.bench.generation import PROMPTS, make_prefix
 from foreword.training.loop import train_step
 from foreword.training.train import build_learner, make_settings
 

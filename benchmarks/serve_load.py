@@ -28,7 +28,7 @@ import openai
 import torch
 
 from foreword import BaseModel, Prefix, generate
-from foreword.bench.generation import PROMPTS, make_prefix
+from foreword.research.bench.generation import PROMPTS, make_prefix
 from foreword.store import PrefixStore
 
 TOKENS = (8, 16, 24, 32)

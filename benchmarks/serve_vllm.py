@@ -41,11 +41,11 @@ from benchmarks.vllm_ways import (
     save_adapter,
 )
 from foreword import BaseModel
-from foreword.bench import report
-from foreword.bench.generation import make_prefix
-from foreword.bench.rounds import Spread, spread
-from foreword.hardware import describe_machine
 from foreword.models import resolve
+from foreword.research.bench import report
+from foreword.research.bench.generation import make_prefix
+from foreword.research.bench.timing import Spread, spread
+from foreword.research.environment import describe_machine
 from foreword.serving.vllm import command, ticket
 from foreword.serving.vllm.door import HEADER, signature_of
 from foreword.serving.vllm.process import VllmProcess, free_port

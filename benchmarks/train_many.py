@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from foreword import BaseModel, Example, Prefix, train, train_many
-from foreword.bench.peak_memory import peak, reset_peak
 from foreword.examples import read_examples
+from foreword.research.bench.peak_memory import peak, reset_peak
 
 FIELDS = {"owner": "user"}
 ByOwner = Mapping[str, Sequence[Example]]

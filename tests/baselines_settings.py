@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from foreword import BaseModel, Example
-from foreword.baselines.trainee import Setting
 from foreword.encoding import EncodedExample, encode
+from foreword.research.baselines.protocol import Setting
 from stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 INSTRUCTION = "Say it."

@@ -18,9 +18,9 @@ from foreword.base.head_losses import find_plain_head, plain_head
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import RowPrefixes
 from foreword.base.prepacked_linear import PackedLinear, is_prepared, prepare
-from foreword.baselines.method import methods_named
 from foreword.errors import CheckpointMismatch, UsageError
-from foreword.experiments import preconditions
+from foreword.research.baselines.registry import methods_named
+from foreword.research.experiments import preconditions
 from foreword.serving import config as configuration
 from saved_bases import save_tiny
 from stand_ins import random_examples, random_prefix, tiny_llama

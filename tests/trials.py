@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from foreword.baselines.method import methods_named
 from foreword.examples import entries_of
-from foreword.experiments.material import Material
-from foreword.experiments.plan import Plan
+from foreword.research.baselines.registry import methods_named
+from foreword.research.experiments.plan import Plan
+from foreword.research.experiments.splits import Material
 from stand_ins import random_examples
 
 

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines_settings import setting_of
 from foreword import BaseModel
-from foreword.baselines.adapter import adapter, equal_width
-from foreword.baselines.method import METHODS
 from foreword.encoding import EncodedExample
+from foreword.research.baselines.adapter import adapter, equal_width
+from foreword.research.baselines.registry import METHODS
 from stand_ins import byte_tokenizer
 
 FIXTURE = Path(__file__).parent / "fixtures" / "bottleneck_adapter.safetensors"

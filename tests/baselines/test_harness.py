@@ -11,11 +11,11 @@ import torch
 import by_hand
 from baselines_settings import roomy_base, setting_of
 from foreword import BaseModel, train
-from foreword.baselines.harness import fit, mean_loss
-from foreword.baselines.method import METHODS, RATE, VARIANTS, Method
 from foreword.encoding import encode
 from foreword.errors import TrainingDiverged
 from foreword.evaluation import token_loss
+from foreword.research.baselines.fit import fit, mean_loss
+from foreword.research.baselines.registry import METHODS, RATE, VARIANTS, Method
 from foreword.training.batch_sampler import Order
 from foreword.training.train import make_settings
 from stand_ins import random_examples

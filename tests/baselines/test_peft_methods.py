@@ -11,10 +11,10 @@ import torch
 
 from baselines_settings import rows_of, setting_of
 from foreword import BaseModel
-from foreword.baselines.method import METHODS, VARIANTS, methods_named
-from foreword.baselines.peft_methods import equal_rank
-from foreword.bench.peft_peer import padded
 from foreword.errors import UsageError
+from foreword.research.baselines.peft import equal_rank
+from foreword.research.baselines.registry import METHODS, VARIANTS, methods_named
+from foreword.research.bench.peft import padded
 from stand_ins import random_examples
 
 CONFIGS = {

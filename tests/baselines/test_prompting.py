@@ -8,8 +8,8 @@ import torch
 import by_hand
 from baselines_settings import INSTRUCTION, roomy_base, rows_of, setting_of
 from foreword import Example, generate
-from foreword.baselines.method import METHODS
 from foreword.errors import UsageError, WindowExceeded
+from foreword.research.baselines.registry import METHODS
 from stand_ins import END, random_examples
 
 ASKED = random_examples(3, seed=9)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from foreword.bench import data, machine, memory, room, start
 from foreword.cli import app
+from foreword.research.bench import data, memory, roofline, room, startup
 from saved_bases import save_tiny
 
 PEERED = ("step", "memory", "generate", "start")
@@ -103,12 +103,12 @@ def test_start_up_is_that_of_whole_processes(tiny: Path) -> None:
     done = run("start", "--base", tiny, "--length", 3, "--rounds", 1, "--threads", 1, "--json")
     assert done.exit_code == 0, done.stderr
     rows = {row["way"]: row for row in json.loads(done.stdout)["rows"]}
-    assert list(rows) == [start.PYTHON, start.HELP, start.LIBRARIES, start.FIRST, start.PEFT]
+    assert list(rows) == [startup.PYTHON, startup.HELP, startup.LIBRARIES, startup.FIRST, startup.PEFT]
     seconds = {way: row["seconds"]["median"] for way, row in rows.items()}
-    for way, limit in ((start.HELP, start.PYTHON), (start.FIRST, start.LIBRARIES)):
+    for way, limit in ((startup.HELP, startup.PYTHON), (startup.FIRST, startup.LIBRARIES)):
         assert rows[way]["limit / own time"]["median"] == pytest.approx(seconds[limit] / seconds[way])
-    faster = rows[start.FIRST]["times as fast as PEFT"]["median"]
-    assert faster == pytest.approx(seconds[start.PEFT] / seconds[start.FIRST])
+    faster = rows[startup.FIRST]["times as fast as PEFT"]["median"]
+    assert faster == pytest.approx(seconds[startup.PEFT] / seconds[startup.FIRST])
 
 
 def test_curves_grow_beside_their_operations(tiny: Path, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_machine_that_is_too_small_says_so_before_it_starts(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], what: str
 ) -> None:
     monkeypatch.setattr(room, "available", lambda device: 1000)
-    monkeypatch.setattr(machine, "measure", lambda *_: pytest.fail("measures before it has looked"))
+    monkeypatch.setattr(roofline, "measure", lambda *_: pytest.fail("measures before it has looked"))
     done = run(*arguments, "--base", tiny, "--no-peft" if arguments[0] in PEERED else "--json")
     assert done.exit_code == 2
     assert f"{what} needs at least 0.0 GB, and 0.0 GB are free" in done.stderr + done.stdout

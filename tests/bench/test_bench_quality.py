@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from foreword.bench.quality import DIRECT, PROJECTED, Run, best, race
 from foreword.cli import app
+from foreword.research.bench.time_to_quality import DIRECT, PROJECTED, Run, best, race
 from saved_bases import save_tiny
 
 

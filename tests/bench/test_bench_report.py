@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from foreword.bench.picture import Panel
-from foreword.bench.report import FILES, Report, check_folder, write
-from foreword.bench.rounds import Spread
 from foreword.errors import CannotWrite, OutputExists
+from foreword.research.bench.picture import Panel
+from foreword.research.bench.report import FILES, Report, check_folder, write
+from foreword.research.bench.timing import Spread
 
 REPORT = Report(
     title="Digging",

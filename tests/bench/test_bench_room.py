@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from foreword import BaseModel
-from foreword.bench import processes, room, workload
-from foreword.bench.step import step_of
-from foreword.bench.workload import Workload
 from foreword.errors import UsageError
+from foreword.research.bench import processes, room, workload
+from foreword.research.bench.train_step import step_of
+from foreword.research.bench.workload import Workload
 from stand_ins import byte_tokenizer, tiny_llama
 
 

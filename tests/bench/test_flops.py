@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from foreword import BaseModel
-from foreword.bench import flops
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
+from foreword.research.bench import flops
 from stand_ins import byte_tokenizer, tiny_llama
 
 ROW = EncodedExample((5, 6, 7, 8, 9), (1, 2, 3))

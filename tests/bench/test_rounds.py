@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foreword.bench.rounds import Spread, in_turns, spread
+from foreword.research.bench.timing import Spread, in_turns, spread
 
 
 def test_ways_take_turns_after_one_round_to_warm_up() -> None:

@@ -13,7 +13,7 @@ from foreword.cli.reproduce_data import max_length_of
 from foreword.cli.reproduce_extrapolation import EXTRAPOLATION
 from foreword.cli.reproduce_methods import ABLATION, FULL, LOW_DATA
 from foreword.cli.reproduce_trials import Kind, make_plan
-from foreword.experiments.run_folder import alone
+from foreword.research.experiments.run_folder import alone
 from stand_ins import random_examples
 
 SMALL = (
@@ -366,7 +366,7 @@ def test_wrong_use_is_named_before_anything_is_written(run: Any, command: tuple[
 
 
 def test_defaults_name_methods_that_there_are() -> None:
-    from foreword.baselines.method import methods_named
+    from foreword.research.baselines.registry import methods_named
 
     for kind in (LOW_DATA, FULL, ABLATION, EXTRAPOLATION):
         for chosen in (kind.full, kind.quick):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foreword.errors import CannotWrite, CheckpointMismatch, DamagedCheckpoint, OutputExists
-from foreword.experiments.ledger import Ledger
+from foreword.research.experiments.results import Ledger
 
 SETTINGS = {"steps": 3, "seed": 0, "owners": ["alice"]}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from foreword import BaseModel
-from foreword.baselines.trainee import Subject
 from foreword.evaluation import evaluate
 from foreword.examples import Entry, Example
-from foreword.experiments import measuring
-from foreword.experiments.measuring import measure
+from foreword.research.baselines.protocol import Subject
+from foreword.research.experiments import measure as measuring
+from foreword.research.experiments.measure import measure
 from stand_ins import random_prefix
 
 ENTRIES = [

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from foreword import BaseModel
-from foreword.baselines.method import methods_named
 from foreword.errors import CannotRead, CheckpointMismatch, OutputInUse, UsageError
-from foreword.experiments.ledger import Ledger
-from foreword.experiments.merging import take_over
-from foreword.experiments.plan import Plan, method_of
-from foreword.experiments.run_folder import alone
-from foreword.experiments.trials import run, settings_of
+from foreword.research.baselines.registry import methods_named
+from foreword.research.experiments.merge_runs import take_over
+from foreword.research.experiments.plan import Plan, method_of
+from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.run_folder import alone
+from foreword.research.experiments.trials import run, settings_of
 from trials import small_material, small_plan
 
 

@@ -11,12 +11,12 @@ import pytest
 from foreword import BaseModel, Prefix, train, train_many
 from foreword.errors import DamagedCheckpoint, UsageError
 from foreword.evaluation import token_loss
-from foreword.experiments import personalization as experiment
-from foreword.experiments.comparison import Column, contrast_own
-from foreword.experiments.cost import Rates, Work
-from foreword.experiments.ledger import Ledger
-from foreword.experiments.owners import OwnersData, choose_owners
-from foreword.experiments.personalization import Recipe, remaining, run, settings_of
+from foreword.research.experiments import personalization as experiment
+from foreword.research.experiments.comparison import Column, contrast_own
+from foreword.research.experiments.cost import Rates, Work
+from foreword.research.experiments.owners import OwnersData, choose_owners
+from foreword.research.experiments.personalization import Recipe, remaining, run, settings_of
+from foreword.research.experiments.results import Ledger
 from personal_data import owners_examples
 
 RECIPE = Recipe(length=2, steps=12, batch_size=3, learning_rate=0.1)

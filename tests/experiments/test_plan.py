@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from foreword import BaseModel
-from foreword.baselines.method import METHODS, Method
-from foreword.baselines.trainee import Setting, Trainee
 from foreword.errors import UsageError
-from foreword.experiments.ledger import Ledger
-from foreword.experiments.plan import Plan
-from foreword.experiments.trials import run, settings_of
+from foreword.research.baselines.protocol import Setting, Trainee
+from foreword.research.baselines.registry import METHODS, Method
+from foreword.research.experiments.plan import Plan
+from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.trials import run, settings_of
 from trials import small_material, small_plan
 
 

@@ -11,15 +11,15 @@ import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from foreword import BaseModel, Example
-from foreword.baselines.method import METHODS, VARIANTS, methods_named
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Entry
-from foreword.experiments.ledger import Ledger
-from foreword.experiments.material import Material
-from foreword.experiments.preconditions import check, check_chosen, without_unsupported
-from foreword.experiments.room import choices
-from foreword.experiments.trial_cost import left
-from foreword.experiments.trials import run, settings_of
+from foreword.research.baselines.registry import METHODS, VARIANTS, methods_named
+from foreword.research.experiments.checks import choices
+from foreword.research.experiments.preconditions import check, check_chosen, without_unsupported
+from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.splits import Material
+from foreword.research.experiments.trial_cost import left
+from foreword.research.experiments.trials import run, settings_of
 from stand_ins import VOCABULARY, byte_tokenizer, random_examples
 from training.tiny_bart import tiny_bart_base
 from trials import small_material, small_plan

@@ -7,9 +7,9 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from foreword.experiments import picture
-from foreword.experiments.comparison import Column
-from foreword.experiments.personalization_report import make_matrix, summary
+from foreword.research.experiments import plots
+from foreword.research.experiments.comparison import Column
+from foreword.research.experiments.report_personalization import make_matrix, summary
 
 
 def columns(own: float, other: float, count: int = 8) -> list[Column]:
@@ -60,8 +60,8 @@ def test_rows_of_the_matrix_are_prefixes_and_columns_are_examples() -> None:
 def test_a_cell_is_red_where_it_is_worse_than_own_and_blue_where_better(tmp_path: Path) -> None:
     def colours(value: float) -> tuple[int, int]:
         values = [[0.0, value], [value, 0.0]]
-        picture.draw(
-            picture.Matrix(values, ["a", "b"], ["a", "b"], "title", "row", "column", "scale", "caption"),
+        plots.draw(
+            plots.Matrix(values, ["a", "b"], ["a", "b"], "title", "row", "column", "scale", "caption"),
             tmp_path / "matrix.png",
         )
         pixels = matplotlib.image.imread(tmp_path / "matrix.png")[:, : 3 * 140]  # without the colour bar
@@ -76,22 +76,22 @@ def test_a_cell_is_red_where_it_is_worse_than_own_and_blue_where_better(tmp_path
 
 @pytest.mark.parametrize("count", [2, 31])
 def test_the_picture_is_drawn_for_few_and_many(tmp_path: Path, count: int) -> None:
-    picture.draw(make_matrix(columns(own=3.0, other=3.5, count=count)), tmp_path / "matrix.png")
+    plots.draw(make_matrix(columns(own=3.0, other=3.5, count=count)), tmp_path / "matrix.png")
     assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path: Path) -> None:
     names = [r"$\frac{$", "x" * 300]
-    matrix = picture.Matrix(
+    matrix = plots.Matrix(
         [[0.0, 1.0], [1.0, 0.0]], names, names, "title", "row", "column", "scale", "caption"
     )
-    picture.draw(matrix, tmp_path / "matrix.png")
+    plots.draw(matrix, tmp_path / "matrix.png")
     height, width, _ = matplotlib.image.imread(tmp_path / "matrix.png").shape
     assert height < 2000
     assert width < 2000
 
 
 def test_one_value_far_off_does_not_pale_the_others() -> None:
-    assert picture._limit([1.0] * 99 + [50.0]) == 1.0
-    assert picture._limit([0.0] * 99 + [50.0]) == 50.0
-    assert picture._limit([0.0]) > 0
+    assert plots._limit([1.0] * 99 + [50.0]) == 1.0
+    assert plots._limit([0.0] * 99 + [50.0]) == 50.0
+    assert plots._limit([0.0]) > 0

@@ -10,9 +10,9 @@ from foreword import files
 from foreword.errors import DamagedCheckpoint
 from foreword.evaluation import Prediction, score
 from foreword.evaluation.metrics import meteor
-from foreword.experiments import trials
-from foreword.experiments.ledger import Ledger
-from foreword.experiments.rescoring import rescore, score_piece
+from foreword.research.experiments import trials
+from foreword.research.experiments.rescoring import rescore, score_piece
+from foreword.research.experiments.results import Ledger
 from trials import small_plan
 
 ODD = ["a\u2028b c", "d\u2029e", "f\x85g h", "i\x0bj\x0ck\x1cl", "plain words"]

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from foreword import BaseModel, generate, train
-from foreword.baselines.method import METHODS, MOST_TRIED, RATE, Method, methods_named, rates
-from foreword.baselines.trainee import Setting, Trainee
 from foreword.errors import CheckpointMismatch
 from foreword.evaluation import text_scores, token_loss
 from foreword.examples import examples_of
-from foreword.experiments import tally
-from foreword.experiments.choosing import choice_piece, choose
-from foreword.experiments.ledger import Ledger
-from foreword.experiments.measuring import measure
-from foreword.experiments.plan import TUNING, Plan, Trial
-from foreword.experiments.trial_cost import left
-from foreword.experiments.trials import run, settings_of
-from foreword.experiments.trials_report import make_report
+from foreword.research.baselines.protocol import Setting, Trainee
+from foreword.research.baselines.registry import METHODS, MOST_TRIED, RATE, Method, methods_named, rates
+from foreword.research.experiments import statistics
+from foreword.research.experiments.measure import measure
+from foreword.research.experiments.plan import TUNING, Plan, Trial
+from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.trial_cost import left
+from foreword.research.experiments.trials import run, settings_of
+from foreword.research.experiments.trials_report import make_report
+from foreword.research.experiments.tuning import choice_piece, choose
 from trials import small_material, small_plan
 
 
@@ -170,12 +170,12 @@ def test_a_rate_that_diverges_is_not_chosen_and_a_trial_that_diverges_is_noted(
     wild = few(METHODS["fine-tuning"], 1e35)
     untuned = small_plan(methods=(wild,), sizes=(4,), subsets=1)
     ledger = do(tiny_base, untuned, tmp_path / "wild")
-    assert tally.cell(ledger, untuned, wild, 4, "measured", "BLEU") == tally.Cell((), 1, 1)
+    assert statistics.cell(ledger, untuned, wild, 4, "measured", "BLEU") == statistics.Cell((), 1, 1)
     all_wild = few(METHODS["fine-tuning"], 1e34, 1e35, 1e36)
     plan = small_plan(tuned=True, methods=(all_wild,), sizes=(4,), subsets=1)
     ledger = do(tiny_base, plan, tmp_path / "all")
     assert len(grid(ledger)) == MOST_TRIED
-    assert tally.cell(ledger, plan, all_wild, 4, "measured", "BLEU") == tally.Cell((), 1, 1)
+    assert statistics.cell(ledger, plan, all_wild, 4, "measured", "BLEU") == statistics.Cell((), 1, 1)
     do(tiny_base, plan, tmp_path / "all", on_trial=lambda: pytest.fail("it was made before"))
 
 
@@ -197,10 +197,10 @@ def test_losing_trials_count_against_the_first_method(tmp_path: Path) -> None:
         ledger.add(trial.piece, figures={"measured": {"BLEU": 10.0 + ahead, "loss": 2.0 - ahead}})
     prefix, lora = plan.methods
     for metric in ("BLEU", "loss"):
-        found = tally.duel(ledger, plan, prefix, lora, "measured", metric)
+        found = statistics.duel(ledger, plan, prefix, lora, "measured", metric)
         assert found is not None
         assert (found.mean, found.better, found.worse, found.ties) == (-0.5, 0, 2, 2)
-    assert tally.cell(ledger, plan, prefix, 4, "measured", "BLEU").values == (11.0, 10.0)
+    assert statistics.cell(ledger, plan, prefix, 4, "measured", "BLEU").values == (11.0, 10.0)
     assert TUNING not in {str(trial.subset) for trial in plan.trials()}
 
 
@@ -224,13 +224,13 @@ def test_losses_that_are_not_finite_are_noted_and_end_no_run(
 
     wild = Method("wild", "wild", begin, rates(0.05), {RATE: 0.05})
     plan = small_plan(methods=(wild,), sizes=(4,), subsets=1)
-    monkeypatch.setattr("foreword.experiments.trials.measure", without_a_loss)
+    monkeypatch.setattr("foreword.research.experiments.trials.measure", without_a_loss)
     do(tiny_base, plan, tmp_path)
     ledger = do(tiny_base, plan, tmp_path, on_trial=lambda: pytest.fail("it was made before"))
     (piece,) = ledger.pieces.values()
     assert piece["curve"]["0"] is None
     assert piece["dev_loss"] == min(loss for loss in piece["curve"].values() if loss is not None)
-    assert tally.cell(ledger, plan, wild, 4, "measured", "loss") == tally.Cell((), 1, 0, 1)
-    assert len(tally.cell(ledger, plan, wild, 4, "measured", "BLEU").values) == 1
+    assert statistics.cell(ledger, plan, wild, 4, "measured", "loss") == statistics.Cell((), 1, 0, 1)
+    assert len(statistics.cell(ledger, plan, wild, 4, "measured", "BLEU").values) == 1
     page = make_report("Trials", "command", ledger, plan, ["measured"], "tiny", 1000, "figures.png")
     assert "| wild | 1 not finite |" in page

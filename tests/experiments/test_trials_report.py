@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from foreword.baselines.method import RATE, methods_named
-from foreword.experiments import tally
-from foreword.experiments.choosing import choice_piece
-from foreword.experiments.ledger import Ledger
-from foreword.experiments.plan import Plan, Trial
-from foreword.experiments.trials_report import make_report
+from foreword.research.baselines.registry import RATE, methods_named
+from foreword.research.experiments import statistics
+from foreword.research.experiments.plan import Plan, Trial
+from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.trials_report import make_report
+from foreword.research.experiments.tuning import choice_piece
 from trials import small_plan
 
 COSTS = {"trained": 1000, "kept": 50}
@@ -83,7 +83,7 @@ def test_seeds_of_a_subset_count_as_one(tmp_path: Path) -> None:
         return {"BLEU": float(trial.seed) if trial.method == prefix else -1.0, "loss": 1.0}
 
     ledger = filled(tmp_path, plan, figures)
-    found = tally.duel(ledger, plan, prefix, lora, "measured", "BLEU")
+    found = statistics.duel(ledger, plan, prefix, lora, "measured", "BLEU")
     assert found is not None
     assert (found.mean, found.pairs, found.chance, found.verdict) == (4.5, 1, 1.0, "open")
     text = page(ledger, plan)
@@ -152,7 +152,7 @@ def test_a_mean_of_what_is_left_is_not_the_best_and_a_diverged_subset_is_lost(tm
         ["prefix", "10.00 ± 0.00"],
         ["LoRA, prefix's size", "11.00 (1 of 6 trials, 5 diverged)"],
     ]
-    found = tally.duel(ledger, plan, prefix, lora, "measured", "BLEU")
+    found = statistics.duel(ledger, plan, prefix, lora, "measured", "BLEU")
     assert found is not None
     assert (found.mean, found.better, found.worse, found.pairs) == (-1.0, 5, 1, 6)
     del ledger.pieces[Trial(lora, 4, 5, 0).piece]
@@ -175,7 +175,7 @@ def test_a_method_that_sees_no_training_examples_is_tried_once_and_compared_with
     ledger = filled(
         tmp_path, plan, lambda t: {"BLEU": 9.0 if t.method == none else 8.0 + t.subset, "loss": 1.0}
     )
-    found = tally.duel(ledger, plan, prefix, none, "measured", "BLEU")
+    found = statistics.duel(ledger, plan, prefix, none, "measured", "BLEU")
     assert found is not None
     assert (found.mean, found.better, found.worse, found.ties) == (0.0, 2, 2, 2)
     text = page(ledger, plan)

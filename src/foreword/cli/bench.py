@@ -44,10 +44,10 @@ def step(
     """
     asked = its.numbers("--sizes", sizes)
     model = its.loaded(base, threads, out, peft=not no_peft)
-    from foreword.bench import data as examples_of
-    from foreword.bench import step as measured
     from foreword.encoding import encode
     from foreword.models import resolve
+    from foreword.research.bench import data as examples_of
+    from foreword.research.bench import train_step as measured
 
     count = max(asked) * (rounds + 1)
     rows, _ = encode(examples_of.examples(data, count), model.tokenizer, model.template)
@@ -101,10 +101,10 @@ def memory(
     Above the loaded base model, on the CPU, each way in a process of its own.
     """
     model = its.loaded(base, threads, out, peft=not no_peft, device="cpu")
-    from foreword.bench import data as examples_of
-    from foreword.bench import memory as measured
-    from foreword.bench.rounds import spread
     from foreword.encoding import encode
+    from foreword.research.bench import data as examples_of
+    from foreword.research.bench import memory as measured
+    from foreword.research.bench.timing import spread
 
     rows, _ = encode(examples_of.examples(data, measured.STEPS * size), model.tokenizer, model.template)
     measured.check(model, rows, size)
@@ -162,7 +162,7 @@ def generate(
     Against the same batch without any, and against PEFT, adapter after adapter.
     """
     model = its.loaded(base, threads, out, peft=not no_peft)
-    from foreword.bench import generation as measured
+    from foreword.research.bench import generation as measured
 
     measured.check(model, owners, length, new_tokens, peft=not no_peft)
     rates = its.rates_of(model)

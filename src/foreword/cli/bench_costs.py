@@ -44,8 +44,8 @@ def machine(
     memory.
     """
     model = its.loaded(base, threads, out, peft=False)
-    from foreword.bench import machine as measured
-    from foreword.bench import room
+    from foreword.research.bench import roofline as measured
+    from foreword.research.bench import room
 
     room.check(room.states(model, tokens), model.device, f"a product with {tokens} tokens")
     found = measured.at_shapes(model, tokens, rounds, on_round=its.told(rounds))
@@ -101,8 +101,8 @@ def start(
     Each in a process of its own, with files and caches warm, against PEFT in a script of six lines.
     """
     model = its.loaded(base, threads, out, peft=not no_peft)
-    from foreword.bench import room
-    from foreword.bench import start as measured
+    from foreword.research.bench import room
+    from foreword.research.bench import startup as measured
 
     room.check(room.weights(model), model.device, "another copy of the base")
     rates = its.rates_of(model)
@@ -157,8 +157,8 @@ def curves(
     if given is not None and len(names) != 1:
         raise UsageError(f"--points are of one curve, and --of is {of!r}; name one")
     model = its.loaded(base, threads, out, peft=False, device="cpu" if memory else "auto")
-    from foreword.bench import curves as measured
-    from foreword.bench.picture import Panel
+    from foreword.research.bench import scaling as measured
+    from foreword.research.bench.picture import Panel
 
     if unknown := [name for name in names if name not in measured.AXES]:
         raise UsageError(f"--of has {unknown[0]!r}; expected some of {', '.join(measured.AXES)}")

@@ -15,8 +15,8 @@ from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
-    from foreword.bench.machine import Limits
-    from foreword.bench.report import Report
+    from foreword.research.bench.report import Report
+    from foreword.research.bench.roofline import Limits
 
 Data = Annotated[
     Path | None,
@@ -81,9 +81,9 @@ def loaded(
         raise UsageError("PEFT is not installed; pip install 'foreword[peft]', or measure with --no-peft")
     import torch
 
-    from foreword.bench import flops
-    from foreword.bench.report import check_folder
     from foreword.cli.loading import load_base
+    from foreword.research.bench import flops
+    from foreword.research.bench.report import check_folder
 
     if out is not None:
         check_folder(out)
@@ -105,9 +105,9 @@ def rates_of(model: BaseModel) -> Limits:
     """What the machine can do, with the threads that were asked for."""
     import torch
 
-    from foreword.bench import machine
+    from foreword.research.bench import roofline
 
-    return machine.measure(torch.float32, model.device)
+    return roofline.measure(torch.float32, model.device)
 
 
 def told(rounds: int, before: str = "") -> Callable[[int], None]:
@@ -119,8 +119,8 @@ def report_of(
     context: typer.Context, model: BaseModel, rates: Limits | None, title: str, **more: Any
 ) -> Report:
     """A report with command, environment and, where they are not its subject, the machine's limits."""
-    from foreword.bench.report import Report
-    from foreword.hardware import describe_machine
+    from foreword.research.bench.report import Report
+    from foreword.research.environment import describe_machine
 
     environment = {name: str(value) for name, value in describe_machine(model).items()}
     environment |= {"base": model.name, "dtype": "float32"}
@@ -140,7 +140,7 @@ def tell(report: Report, out: Path | None, json: bool) -> None:
     Raises:
         CannotWrite: no right, or no such folder.
     """
-    from foreword.bench.report import as_json, cell, write
+    from foreword.research.bench.report import as_json, cell, write
 
     if json:
         written = [] if out is None else write(report, out)

@@ -63,11 +63,11 @@ def quality(
     rates = {"--direct-rates": _rates("--direct-rates", direct)}
     rates["--projected-rates"] = _rates("--projected-rates", projected)
     model = its.loaded(base, threads, out, peft=True)
-    from foreword.bench import quality as measured
-    from foreword.bench import room
     from foreword.encoding import encode
     from foreword.examples import read_examples
     from foreword.models import resolve
+    from foreword.research.bench import room
+    from foreword.research.bench import time_to_quality as measured
 
     copies = sum(len(each) for each in rates.values())
     room.check(copies * room.weights(model), model.device, f"{copies} copies of the base for PEFT")

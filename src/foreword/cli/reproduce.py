@@ -73,15 +73,15 @@ def personalization(
     from foreword.cli.loading import load_base
     from foreword.cli.progress import Counter, duration
     from foreword.examples import read_examples
-    from foreword.experiments import personalization as experiment
-    from foreword.experiments import personalization_report as report
-    from foreword.experiments import picture
-    from foreword.experiments.cost import measure_rates
-    from foreword.experiments.ledger import Ledger
-    from foreword.experiments.owners import choose_owners
-    from foreword.experiments.run_folder import alone
     from foreword.files import write_text
-    from foreword.hardware import describe_machine
+    from foreword.research.environment import describe_machine
+    from foreword.research.experiments import personalization as experiment
+    from foreword.research.experiments import plots
+    from foreword.research.experiments import report_personalization as report
+    from foreword.research.experiments.cost import measure_rates
+    from foreword.research.experiments.owners import choose_owners
+    from foreword.research.experiments.results import Ledger
+    from foreword.research.experiments.run_folder import alone
 
     given = {
         "owners": owners,
@@ -134,7 +134,7 @@ def personalization(
         )
         ledger.begin_session(command=command_line(context), **describe_machine(model))
     columns = experiment.run(model, data, recipe, out, ledger, Counter())
-    picture.draw(report.make_matrix(columns), out / "matrix.png")
+    plots.draw(report.make_matrix(columns), out / "matrix.png")
     page = report.make_report(ledger, data, columns, model.name, "matrix.png")
     write_text(out / "report.md", page, overwrite=True)
     if json:

@@ -13,8 +13,8 @@ from foreword.errors import BadExamples, UsageError
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
-    from foreword.experiments.material import Material
-    from foreword.experiments.plan import Plan
+    from foreword.research.experiments.plan import Plan
+    from foreword.research.experiments.splits import Material
 
 MAX_LENGTH = 512
 """Most tokens of an example."""
@@ -41,7 +41,7 @@ def read_material(
     train: Path, dev: Path, test: Path | None, reading: Reading, chosen: Mapping[str, Any], seed: int
 ) -> Material:
     """Examples to train on, to choose by, and to measure on."""
-    from foreword.experiments.material import apart, divide, draw_dev, draw_measured, without_sources
+    from foreword.research.experiments.splits import apart, divide, draw_dev, draw_measured, without_sources
 
     dev_rows, sources = chosen["dev_rows"], chosen["measured_sources"]
     train_examples, dev_entries = reading.training(train), reading.entries(dev)

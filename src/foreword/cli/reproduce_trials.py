@@ -17,9 +17,9 @@ from foreword.errors import UsageError
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
-    from foreword.experiments.ledger import Ledger
-    from foreword.experiments.material import Material
-    from foreword.experiments.plan import Plan
+    from foreword.research.experiments.plan import Plan
+    from foreword.research.experiments.results import Ledger
+    from foreword.research.experiments.splits import Material
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:
     Raises:
         UsageError: an option out of range, an unknown method, more examples than there are.
     """
-    from foreword.baselines.method import methods_named
-    from foreword.experiments.plan import Plan
+    from foreword.research.baselines.registry import methods_named
+    from foreword.research.experiments.plan import Plan
 
     methods = methods_named(own.names(chosen["methods"]))
     others = methods_named(own.names(chosen["others"]))
@@ -96,14 +96,14 @@ def carry_out(
         more: settings that make the run this one, beside those of the plan.
     """
     from foreword.cli.progress import Counter, duration
-    from foreword.experiments import duels, trial_cost, trials, trials_picture, trials_report
-    from foreword.experiments.ledger import Ledger
-    from foreword.experiments.merging import take_over
-    from foreword.experiments.preconditions import check, check_chosen, without_unsupported
-    from foreword.experiments.rescoring import rescore
-    from foreword.experiments.run_folder import alone
     from foreword.files import write_text
-    from foreword.hardware import describe_machine, package_versions
+    from foreword.research.environment import describe_machine, package_versions
+    from foreword.research.experiments import report_trials, trial_cost, trials, trials_picture, trials_report
+    from foreword.research.experiments.merge_runs import take_over
+    from foreword.research.experiments.preconditions import check, check_chosen, without_unsupported
+    from foreword.research.experiments.rescoring import rescore
+    from foreword.research.experiments.results import Ledger
+    from foreword.research.experiments.run_folder import alone
 
     material = cut_as_published(material, context.params["task"], plan, model)
     if context.params["others"] is None:  # nobody has asked for them by name
@@ -134,8 +134,8 @@ def carry_out(
             f"{duration(left.seconds)}, told from a short trial",
             err=True,
         )
-        if not context.params["quick"] and duels.is_too_small(plan):
-            output.note(duels.too_few(plan))
+        if not context.params["quick"] and report_trials.is_too_small(plan):
+            output.note(report_trials.too_few(plan))
         scorers = package_versions("sacrebleu", "rouge-score", "pycocoevalcap")
         ledger.begin_session(command=command, **describe_machine(model), metrics=scorers)
     count = Counter()
@@ -155,13 +155,13 @@ def carry_out(
                 "figures": _figures(ledger, plan, groups),
             }
         )
-    typer.echo(duels.summary(ledger, plan, groups))
+    typer.echo(report_trials.summary(ledger, plan, groups))
     typer.echo(f"report   {out / 'report.md'}\npicture  {out / 'figures.png'}")
 
 
 def _figures(ledger: Ledger, plan: Plan, groups: list[str]) -> list[dict[str, Any]]:
     """Every cell of the report's tables."""
-    from foreword.experiments import tally
+    from foreword.research.experiments import statistics
 
     return [
         {
@@ -174,8 +174,8 @@ def _figures(ledger: Ledger, plan: Plan, groups: list[str]) -> list[dict[str, An
             "trials": len(found.values),
         }
         for group in groups
-        for method in tally.all_methods(plan)
-        for size in tally.sizes(plan)
-        for metric in tally.metrics(ledger)
-        if (found := tally.cell(ledger, plan, method, size, group, metric)).values
+        for method in statistics.all_methods(plan)
+        for size in statistics.sizes(plan)
+        for metric in statistics.metrics(ledger)
+        if (found := statistics.cell(ledger, plan, method, size, group, metric)).values
     ]

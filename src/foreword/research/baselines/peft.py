@@ -1,0 +1,188 @@
+"""PEFT's methods: LoRA, IA3 and LLaMA-Adapter in a copy of the model, prefix and prompt tuning as prefixes.
+
+PEFT makes the modules and their beginnings. The pass, the batches and the decoding are those of the other
+methods; losses and gradients are those of PEFT's own forward pass (tested).
+
+Shapes: P prefix length, E embedding size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from foreword.base.base_model import BaseModel
+from foreword.errors import UnsupportedArchitecture, UsageError
+from foreword.interop.conversion import from_flat
+from foreword.research.baselines.fine_tuning import Weights, sharing_copy
+from foreword.research.baselines.prefix import Prefixed
+from foreword.research.baselines.protocol import Setting
+from foreword.training.embedding import compile_embeddings, starting_embeddings
+from foreword.training.initialization import DEFAULT_WORDS, Initialization
+from foreword.training.parameterization import Compiled
+
+PROJECTION_WIDTH = 512
+"""Of PEFT's network with `prefix_projection`: the paper's for tables."""
+
+SCALE = 2
+"""LoRA's alpha over its rank."""
+
+
+def lora(rank: int | None) -> Callable[[Setting], Weights]:
+    """LoRA in the modules that PEFT chooses for the architecture; rank None: as many numbers as a prefix."""
+
+    def begin(setting: Setting) -> Weights:
+        chosen = rank or equal_rank(setting.base, setting.length)
+        return _injected(setting, _lora_config(chosen))
+
+    return begin
+
+
+def equal_rank(base: BaseModel, length: int) -> int:
+    """The largest rank at which LoRA trains no more numbers than a prefix of `length` has; at least 1."""
+    from peft import inject_adapter_in_model
+
+    with _seeded(0), _refusals(base):
+        model = inject_adapter_in_model(_lora_config(1), sharing_copy(base))
+    per_rank: int = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    return max(1, int(base.geometry.parameters(length)) // per_rank)
+
+
+def ia3(setting: Setting) -> Weights:
+    """IA3: keys, values and hidden units of the feed-forward layers are scaled."""
+    from peft import IA3Config
+
+    return _injected(setting, IA3Config(task_type="CAUSAL_LM"))
+
+
+def llama_adapter(setting: Setting) -> Weights:
+    """LLaMA-Adapter (PEFT's adaption prompts), in all layers: prompts behind a gate that begins closed."""
+    from peft import AdaptionPromptConfig
+
+    layers = setting.base.geometry.streams["decoder"].layers
+    return _injected(
+        setting,
+        AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=setting.length, adapter_layers=layers),
+    )
+
+
+def peft_prefix(*, projection: bool) -> Callable[[Setting], Prefixed]:
+    """PEFT's prefix tuning, as PEFT begins it: directly from N(0, 1), or through its network."""
+
+    def begin(setting: Setting) -> Prefixed:
+        from peft import PrefixTuningConfig
+
+        config = PrefixTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=setting.length,
+            prefix_projection=projection,
+            encoder_hidden_size=PROJECTION_WIDTH if projection else None,
+        )
+        encoder = PeftPrefix(setting.base, *_prompt_encoder(setting, config))
+        return Prefixed(setting.base, encoder, setting.base.template)
+
+    return begin
+
+
+def prompt_tuning(setting: Setting) -> Prefixed:
+    """PEFT's prompt tuning: input embeddings, from the same words that our prefixes begin with."""
+    from peft import PromptTuningConfig
+
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=setting.length)
+    encoder, tokens_P = _prompt_encoder(setting, config)
+    words = Initialization("words", DEFAULT_WORDS)
+    with torch.no_grad():  # what PEFT's own TEXT does, which reads the tokenizer from a folder again
+        encoder.embedding.weight.copy_(
+            starting_embeddings(setting.base, words, setting.length, setting.rows, setting.seed)
+        )
+    return Prefixed(setting.base, PeftPrompt(setting.base, encoder, tokens_P), setting.base.template)
+
+
+class PeftPrefix(nn.Module):
+    """PEFT's encoder, whose numbers are taken for keys and values as its cache would take them."""
+
+    def __init__(self, base: BaseModel, encoder: nn.Module, tokens_P: torch.Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.sizes = base.geometry.streams["decoder"]
+        self.register_buffer("tokens_P", tokens_P)
+
+    def forward(self) -> Compiled:
+        """Keys and values `[L, H, P, D]`."""
+        return {"decoder": from_flat(self.encoder(self.tokens_P), self.sizes, where="PEFT's encoder")}
+
+
+class PeftPrompt(nn.Module):
+    """PEFT's embeddings `[P, E]`, of which one pass of the base model makes keys and values."""
+
+    def __init__(self, base: BaseModel, encoder: nn.Module, tokens_P: torch.Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.base = base
+        self.register_buffer("tokens_P", tokens_P)
+
+    def forward(self) -> Compiled:
+        """Keys and values `[L, H, P, D]`."""
+        return compile_embeddings(self.base, self.encoder(self.tokens_P))
+
+
+def _lora_config(rank: int) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0)
+
+
+def _injected(setting: Setting, config: Any) -> Weights:
+    from peft import get_peft_model
+
+    _check(setting.base)
+    with _seeded(setting.seed), _refusals(setting.base):
+        model = get_peft_model(sharing_copy(setting.base), config).get_base_model()
+    model.eval()
+    return Weights(setting.base, model, [weight for weight in model.parameters() if weight.requires_grad])
+
+
+def _prompt_encoder(setting: Setting, config: Any) -> tuple[Any, torch.Tensor]:
+    from peft import get_peft_model
+
+    _check(setting.base)
+    with _seeded(setting.seed), _refusals(setting.base):
+        model = get_peft_model(sharing_copy(setting.base), config)
+    return model.prompt_encoder["default"], model.prompt_tokens["default"]
+
+
+def _check(base: BaseModel) -> None:
+    if base.is_encoder_decoder:
+        raise UsageError(
+            f"{base.name} is an encoder-decoder: PEFT's methods are compared on decoder-only models here; "
+            "leave them out"
+        )
+
+
+@contextlib.contextmanager
+def _refusals(base: BaseModel) -> Iterator[None]:
+    """What PEFT does not know of an architecture, as an error of ours.
+
+    Raises:
+        UnsupportedArchitecture: with PEFT's own words.
+    """
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        raise UnsupportedArchitecture(
+            f"PEFT has no such method for {base.name}: {error}. Leave the method out"
+        ) from error
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """PEFT draws from torch's global generator: seeded here, and left as it was for everybody else."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        yield

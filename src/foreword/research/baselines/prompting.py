@@ -1,0 +1,108 @@
+"""Prompting: no training at all; the base model alone, with an instruction, or with demonstrations.
+
+A text in front of every source is the prefix that the base model itself makes of its tokens: the same
+numbers as if each row began with it (tested), computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from foreword.base.base_model import BaseModel
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import RowPrefixes
+from foreword.encoding import EncodedExample
+from foreword.errors import UsageError
+from foreword.prefix import Prefix
+from foreword.research.baselines.protocol import Front, Setting, Subject
+from foreword.template import Template
+from foreword.training.initialization import activations
+
+FORMS = ("text", "chat")
+
+
+class Prompted:
+    """A base model behind a text, or with a template of its own; nothing to train."""
+
+    def __init__(self, base: BaseModel, prefix: Prefix | None, template: Template) -> None:
+        self.base = base
+        self.prefix = prefix
+        self.template = template
+        self.parameters: list[nn.Parameter] = []
+
+    def losses(self, rows: Sequence[EncodedExample]) -> torch.Tensor:
+        """The loss of each target token, `[M]`."""
+        prefixes = RowPrefixes.stack([self.prefix] * len(rows), self.base.device)
+        return target_losses(self.base.model, self.base.batch(rows, prefixes, "flat"), prefixes)
+
+    def finish(self) -> Subject:
+        """What there was from the beginning."""
+        return Subject(self.base, self.prefix, self.template)
+
+
+def alone(setting: Setting) -> Prompted:
+    """The base model with nothing but the source."""
+    return Prompted(setting.base, None, setting.base.template)
+
+
+def zero_shot(setting: Setting) -> Prompted:
+    """An instruction: as text in front, or as the system message of the base's chat template."""
+    base = setting.base
+    form = setting.choice["form"]
+    if form == "text":
+        return Prompted(base, behind(base, _ids(base, f"{setting.instruction}\n")), base.template)
+    if form != "chat":
+        raise UsageError(f"form is {form!r}; expected {' or '.join(FORMS)}")
+    return Prompted(base, None, _as_chat(setting))
+
+
+def has_form(base: BaseModel, choice: dict[str, Any]) -> bool:
+    """Whether the base can be asked in this form: many have no chat template."""
+    return choice["form"] != "chat" or bool(getattr(base.tokenizer, "chat_template", None))
+
+
+def few_shot(setting: Setting) -> Prompted:
+    """The instruction, and the first training examples as demonstrations, written as every row is."""
+    base = setting.base
+    return Prompted(base, behind(base, _demonstrations(setting)), base.template)
+
+
+def front(setting: Setting) -> Front:
+    """The room that the choice takes: an instruction, and demonstrations."""
+    base = setting.base
+    if setting.choice.get("form") == "chat":
+        return Front(0, _as_chat(setting))
+    return Front(len(_demonstrations(setting)), base.template)
+
+
+def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
+    """The prefix that stands for these tokens in front of every text."""
+    base.text_limit(len(ids))
+    found = activations(base, ids, ids, len(ids))
+    tensors = {
+        f"{stream}.{part}": tensor.contiguous()
+        for stream, pair in found.items()
+        for part, tensor in zip(("key", "value"), pair, strict=True)
+    }
+    return Prefix(tensors=tensors, base=base.identity, template=base.template, positions=base.positions)
+
+
+def _demonstrations(setting: Setting) -> list[int]:
+    """The instruction, and so many of the first examples as the choice has shots."""
+    ids = _ids(setting.base, f"{setting.instruction}\n")
+    for row in setting.rows[: setting.choice.get("shots", 0)]:
+        ids += [*row.source_ids, *row.target_ids]
+    return ids
+
+
+def _as_chat(setting: Setting) -> Template:
+    return Template(style="chat", end=setting.base.template.end, system=setting.instruction)
+
+
+def _ids(base: BaseModel, text: str) -> list[int]:
+    ids: list[int] = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [base.tokenizer.bos_token_id, *ids] if base.template.begin else ids

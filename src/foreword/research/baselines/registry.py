@@ -1,0 +1,218 @@
+"""Method: a way to adapt the base model, by name, with the grid from which dev examples choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from foreword.base.base_model import BaseModel
+from foreword.errors import UsageError
+from foreword.research.baselines import fine_tuning, peft, prefix, prompting, variants
+from foreword.research.baselines.adapter import REDUCTION, adapter
+from foreword.research.baselines.protocol import Front, Setting, Trainee, nothing
+
+Choice = dict[str, Any]
+
+RATE = "learning_rate"
+
+MOST_TRIED = 6
+"""Choices in all, where the best of a grid lies at its edge and the grid is made wider."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to adapt the base model.
+
+    Attributes:
+        name: on the command line and in the ledger.
+        title: in tables and pictures.
+        begin: makes the trainee.
+        grid: what is tried on dev examples, rates in ascending order.
+        usual: what is taken where nothing is tried.
+        fits: whether a choice can be had of a base model; None: all can.
+        front: what a choice puts in front of every text.
+        work: what a training step computes: gradients of activations only (`frozen`), of weights too
+            (`weights`), or nothing (`none`).
+        sees_training: whether training examples change what it does; if not, one trial tells all.
+    """
+
+    name: str
+    title: str
+    begin: Callable[[Setting], Trainee]
+    grid: tuple[Choice, ...]
+    usual: Choice
+    work: Literal["frozen", "weights", "none"] = "frozen"
+    fits: Callable[[BaseModel, Choice], bool] | None = None
+    front: Callable[[Setting], Front] = nothing
+    sees_training: bool = True
+
+    def choices(self, base: BaseModel) -> list[Choice]:
+        """The grid, without what can't be had of `base`."""
+        return [choice for choice in self.grid if self.fits is None or self.fits(base, choice)]
+
+    def wider(self, tried: Mapping[float, float]) -> Choice | None:
+        """The next rate beyond the grid if the best of those tried is at its edge.
+
+        Args:
+            tried: dev loss by learning rate; infinite where it diverged.
+        """
+        if len(tried) < 2 or len(tried) >= MOST_TRIED:
+            return None
+        rates = sorted(tried)
+        best = min(rates, key=lambda rate: tried[rate])
+        if best == rates[0]:
+            return {RATE: _rounded(rates[0] ** 2 / rates[1])}
+        return {RATE: _rounded(rates[-1] ** 2 / rates[-2])} if best == rates[-1] else None
+
+
+def rates(*values: float) -> tuple[Choice, ...]:
+    """A grid of learning rates."""
+    return tuple({RATE: value} for value in values)
+
+
+def shown(choice: Choice) -> str:
+    """A choice in words, as tables and the ledger have it."""
+    if not choice:
+        return "-"
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in choice.items()
+    )
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            "prefix",
+            "prefix",
+            prefix.ours(),
+            rates(0.02, 0.05, 0.1),
+            {RATE: 0.05},
+            front=prefix.front(),
+        ),
+        Method(
+            "fine-tuning",
+            "fine-tuning",
+            fine_tuning.all_weights,
+            rates(2e-5, 5e-5, 1.2e-4),
+            {RATE: 5e-5},
+            "weights",
+        ),
+        Method(
+            "top-2",
+            "fine-tuning, top 2 layers",
+            fine_tuning.top_layers(2),
+            rates(1e-4, 3e-4, 1e-3),
+            {RATE: 3e-4},
+        ),
+        Method("lora", "LoRA, prefix's size", peft.lora(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
+        Method("lora-8", "LoRA, r = 8", peft.lora(8), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),
+        Method(
+            "adapter", "adapter, at most prefix's size", adapter(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}
+        ),
+        Method(
+            "adapter-16", "adapter, reduction 16", adapter(REDUCTION), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}
+        ),
+        Method("ia3", "IA3", peft.ia3, rates(3e-3, 1e-2, 3e-2), {RATE: 1e-2}),
+        Method(
+            "llama-adapter",
+            "LLaMA-Adapter",
+            peft.llama_adapter,
+            rates(3e-3, 1e-2, 3e-2),
+            {RATE: 1e-2},
+        ),
+        Method(
+            "peft-prefix",
+            "PEFT prefix, direct",
+            peft.peft_prefix(projection=False),
+            rates(1e-2, 3e-2, 1e-1),
+            {RATE: 3e-2},
+            front=prefix.front(),
+        ),
+        Method(
+            "peft-projection",
+            "PEFT prefix, projected",
+            peft.peft_prefix(projection=True),
+            rates(3e-4, 1e-3, 3e-3),
+            {RATE: 1e-3},
+            front=prefix.front(),
+        ),
+        Method(
+            "prompt-tuning",
+            "prompt tuning",
+            peft.prompt_tuning,
+            rates(1e-3, 1e-2, 1e-1),
+            {RATE: 1e-2},
+            front=prefix.front(),
+        ),
+        Method("none", "base model alone", prompting.alone, ({},), {}, "none", sees_training=False),
+        Method(
+            "zero-shot",
+            "zero-shot prompt",
+            prompting.zero_shot,
+            tuple({"form": form} for form in prompting.FORMS),
+            {"form": "text"},
+            "none",
+            fits=prompting.has_form,
+            front=prompting.front,
+            sees_training=False,
+        ),
+        Method(
+            "few-shot",
+            "few-shot prompt",
+            prompting.few_shot,
+            ({"shots": 2}, {"shots": 4}, {"shots": 8}),
+            {"shots": 4},
+            "none",
+            front=prompting.front,
+        ),
+    )
+}
+"""All of them, in the order of tables."""
+
+VARIANTS = {
+    **{
+        name: Method(
+            name,
+            title,
+            prefix.ours(**options),
+            rates(*tried),
+            {RATE: tried[1]},
+            front=prefix.front(**options),
+        )
+        for name, (title, options, tried) in variants.OPTIONS.items()
+    },
+    **{
+        f"{end}-half": Method(
+            f"{end}-half",
+            f"{end} half of the layers",
+            variants.half_of_layers(end),
+            rates(*variants.DIRECT_RATES),
+            {RATE: variants.DIRECT_RATES[1]},
+            front=prefix.front(),
+        )
+        for end in ("first", "last")
+    },
+}
+"""Our prefix with one thing changed."""
+
+
+def methods_named(names: Sequence[str]) -> list[Method]:
+    """Methods by name, each once.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    known = METHODS | VARIANTS
+    found = []
+    for name in dict.fromkeys(names):
+        if name not in known:
+            raise UsageError(f"no method is called {name!r}; expected some of {', '.join(known)}")
+        found.append(known[name])
+    return found
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")

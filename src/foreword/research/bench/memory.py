@@ -1,0 +1,135 @@
+"""Peak memory of a training step above the loaded base model, each way in a process of its own.
+
+Run as `python -m foreword.research.bench.memory`, it measures one way and prints a number of bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foreword.base.base_model import BaseModel
+from foreword.encoding import EncodedExample, encode
+from foreword.models import resolve
+from foreword.research.bench import data, processes, room
+from foreword.research.bench.peak_memory import peak, reset_peak
+from foreword.research.bench.train_step import step_of
+from foreword.training.beginning import build_learner
+from foreword.training.prefix_trainer import Learner
+from foreword.training.train import make_settings
+
+WAYS = ("Foreword", "Foreword, checkpointing", "Foreword, packed", "PEFT", "PEFT, projection")
+STEPS = 4
+
+
+def check(base: BaseModel, rows: Sequence[EncodedExample], size: int) -> None:
+    """See that a copy of the base and a step fit into this machine's memory, beside the base that is loaded.
+
+    Raises:
+        UsageError: they do not.
+    """
+    some = sorted(rows, key=lambda row: row.tokens)[:size]
+    needed = room.step(base, sum(row.tokens for row in some), sum(len(row.target_ids) for row in some))
+    needed += room.weights(base) + room.packed_copies(base)
+    room.check(needed, base.device, f"a step of {size} examples")
+
+
+def measure(
+    base: str,
+    path: Path | None,
+    size: int,
+    length: int,
+    *,
+    peft: bool,
+    rounds: int,
+    on_round: Callable[[int], None] = lambda number: None,
+) -> dict[str, list[int]]:
+    """Bytes by way, round by round, the ways in turns.
+
+    Raises:
+        MeasurementFailed: a process that ended otherwise.
+    """
+    found: dict[str, list[int]] = {way: [] for way in WAYS if peft or not way.startswith("PEFT")}
+    for number in range(rounds):
+        for way, measured in found.items():
+            measured.append(_in_a_process(way, base, path, size, length))
+        on_round(number + 1)
+    return found
+
+
+def above_the_base(model: Any, step: Callable[[int], object], steps: int) -> int:
+    """Bytes that `steps` steps need at most above what the process has when they begin.
+
+    Weights come from a memory-mapped file, of which a page counts from its first use on: all are read first.
+    """
+    for parameter in model.parameters():
+        parameter.detach().sum()
+    gc.collect()
+    before = reset_peak()
+    for number in range(steps):
+        step(number)
+    return (peak() - before) * 1024
+
+
+def _in_a_process(way: str, base: str, path: Path | None, size: int, length: int) -> int:
+    threads = torch.get_num_threads()
+    command = [sys.executable, "-m", "foreword.research.bench.memory", "--way", way, "--base", base]
+    command += ["--size", str(size), "--length", str(length), "--threads", str(threads)]
+    command += [] if path is None else ["--data", str(path)]
+    return int(json.loads(processes.run(way, command, threads))["bytes"])
+
+
+def _measure_here(way: str, name: str, path: Path | None, size: int, length: int) -> int:
+    base = BaseModel.load(name, dtype=torch.float32, device="cpu")
+    rows, _ = encode(data.examples(path, STEPS * size), base.tokenizer, base.template)
+    settings = make_settings(
+        length=length,
+        batch_size=size,
+        steps=STEPS,
+        gradient_checkpointing=way.endswith("checkpointing"),
+        packed=way.endswith("packed"),
+    )
+    learner = build_learner(base, settings, rows, [])
+    if not way.startswith("PEFT"):
+        return above_the_base(base.model, step_of(base, [learner]), STEPS)
+    del base
+    gc.collect()
+    return _peft(way, name, length, [_batch(learner, number) for number in range(STEPS)])
+
+
+def _batch(learner: Learner, number: int) -> list[EncodedExample]:
+    learner.step = number
+    return learner.batch()
+
+
+def _peft(way: str, name: str, length: int, batches: Sequence[Sequence[EncodedExample]]) -> int:
+    from foreword.research.bench import peft as peft_peer
+
+    model = peft_peer.load(str(resolve(name).path), length=length, projection=way.endswith("projection"))
+    step = peft_peer.trainer(model, learning_rate=1e-3, warmup=0, steps=STEPS)
+    return above_the_base(model, lambda number: step(batches[number]), STEPS)
+
+
+def _main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--way", choices=WAYS, required=True)
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--length", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    found = _measure_here(given.way, given.base, given.data, given.size, given.length)
+    print(json.dumps({"bytes": found}))
+
+
+if __name__ == "__main__":
+    _main()

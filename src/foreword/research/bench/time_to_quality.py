@@ -1,0 +1,142 @@
+"""Time to quality: after what part of PEFT's time Foreword's defaults reach the dev loss that PEFT ends with.
+
+All runs take their steps in turns, each on the same examples in the same order and with the same warm-up,
+decay and clipping; the time of a run is that of its own steps. PEFT runs in both its forms at several
+learning rates, and the better one of each counts. Foreword's rate is its default, whatever the data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from foreword.base.base_model import BaseModel
+from foreword.encoding import EncodedExample
+from foreword.errors import UsageError
+from foreword.research.bench import peft
+from foreword.training.batch_sampler import Order
+from foreword.training.beginning import build_learner
+from foreword.training.loop import dev_loss, train_step
+from foreword.training.train import make_settings
+
+DIRECT, PROJECTED = "PEFT, direct", "PEFT, projection"
+FOREWORD = "Foreword"
+
+
+@dataclass
+class Run:
+    """One run in the race.
+
+    Attributes:
+        step: makes a step, of this number from 0.
+        loss: its dev loss now.
+        steps: how many it has.
+        watched: steps between two looks at its dev loss; the last step is always looked at.
+        seconds: of its steps so far.
+        course: dev loss and seconds after so many steps.
+    """
+
+    step: Callable[[int], object]
+    loss: Callable[[], float]
+    steps: int
+    watched: int
+    seconds: float = 0.0
+    course: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def end(self) -> tuple[float, float]:
+        """Dev loss and seconds after the last step."""
+        return self.course[self.steps]
+
+    def reached(self, loss: float) -> tuple[int, float] | None:
+        """Steps and seconds after which it was first seen at `loss` or below; None: never."""
+        for steps, (own, seconds) in sorted(self.course.items()):
+            if own <= loss:
+                return steps, seconds
+        return None
+
+
+def race(runs: Mapping[str, Run], on_step: Callable[[int], None] = lambda number: None) -> None:
+    """Let all runs take their steps in turns."""
+    for number in range(max(run.steps for run in runs.values())):
+        for run in runs.values():
+            if number >= run.steps:
+                continue
+            begun = time.perf_counter()
+            run.step(number)
+            run.seconds += time.perf_counter() - begun
+            done = number + 1
+            if done == run.steps or done % run.watched == 0:
+                run.course[done] = (run.loss(), run.seconds)
+        on_step(number + 1)
+
+
+def entrants(
+    base: BaseModel,
+    rows: Sequence[EncodedExample],
+    dev: Sequence[EncodedExample],
+    *,
+    length: int,
+    size: int,
+    steps: int,
+    own_steps: int,
+    watched: int,
+    rates: Mapping[str, Sequence[float]],
+    peft_folder: str,
+    seed: int = 0,
+) -> dict[str, Run]:
+    """Foreword's run, and one of PEFT for each form and learning rate.
+
+    Args:
+        steps, own_steps: of PEFT's runs and of Foreword's.
+        watched: steps between two looks at Foreword's dev loss.
+        rates: learning rates of `DIRECT` and of `PROJECTED`.
+
+    Raises:
+        UsageError: fewer examples than a batch has.
+    """
+    if len(rows) < size or not dev:
+        raise UsageError(f"{len(rows)} examples and {len(dev)} dev examples; expected {size} and 1 at least")
+    runs = {FOREWORD: _own(base, rows, dev, length, size, own_steps, watched, seed)}
+    warmup = make_settings().warmup_steps(steps)
+    order = Order([row.tokens for row in rows], size, seed, by_length=False)
+    for form, tried in rates.items():
+        for rate in tried:
+            model = peft.load(peft_folder, length=length, projection=form == PROJECTED, seed=seed)
+            trainer = peft.trainer(model, learning_rate=rate, warmup=warmup, steps=steps)
+
+            def step(number: int, trainer: Callable[[Sequence[EncodedExample]], float] = trainer) -> None:
+                trainer([rows[index] for index in order.batch(number)])
+
+            def loss(model: object = model) -> float:
+                return peft.dev_loss(model, dev)
+
+            runs[f"{form}, {rate:g}"] = Run(step, loss, steps, watched=steps)
+    return runs
+
+
+def _own(
+    base: BaseModel,
+    rows: Sequence[EncodedExample],
+    dev: Sequence[EncodedExample],
+    length: int,
+    size: int,
+    steps: int,
+    watched: int,
+    seed: int,
+) -> Run:
+    settings = make_settings(length=length, steps=steps, batch_size=size, seed=seed)
+    learner = build_learner(base, settings, list(rows), list(dev))
+
+    def step(number: int) -> None:
+        for report in train_step(base, [learner]):
+            if isinstance(report, Exception):
+                raise report
+
+    return Run(step, lambda: dev_loss(base, learner), steps, watched)
+
+
+def best(runs: Mapping[str, Run], form: str) -> str:
+    """The name of the run of a form that ended lowest."""
+    return min((name for name in runs if name.startswith(f"{form},")), key=lambda name: runs[name].end[0])

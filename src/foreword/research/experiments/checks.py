@@ -1,0 +1,96 @@
+"""Room: whether every text fits into the base's window behind what a method puts in front of it.
+
+Virtual tokens and demonstrations take part of the window (`Method.front`). What is left has to do for all
+that is trained on, chooses or is measured: found out before the first training, not after hours of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from foreword.base.base_model import BaseModel
+from foreword.encoding import EncodedExample, encode
+from foreword.errors import WindowExceeded
+from foreword.examples import Example
+from foreword.research.baselines.protocol import Front, Setting
+from foreword.research.baselines.registry import RATE, Choice, Method
+from foreword.research.experiments.measure import LOSS_TARGETS
+from foreword.research.experiments.plan import TUNING, Plan
+from foreword.research.experiments.splits import Material, few_targets
+from foreword.template import Template
+
+
+def choices(base: BaseModel, method: Method, material: Material, plan: Plan) -> list[Choice]:
+    """What may be tried: the method's grid, without prompts that do not fit; rates all need the same room."""
+    possible = method.choices(base)
+    if any(RATE in choice for choice in possible):
+        return possible
+    return [choice for choice in possible if misfit(base, method, choice, material, plan) is None]
+
+
+def misfit(base: BaseModel, method: Method, choice: Choice, material: Material, plan: Plan) -> str | None:
+    """The first text that does not fit behind this choice, and what to do, in words; None if all do."""
+    if base.window is None:
+        return None
+    fronts = {front(base, method, choice, examples, plan) for examples in _subsets(material, plan, method)}
+    largest = max(each.tokens for each in fronts)
+    (template,) = {each.template for each in fronts}
+    try:
+        limit = base.text_limit(largest)
+    except WindowExceeded as error:
+        return str(error)
+    assert limit is not None
+    for what, tokens, remedy in _texts(base, method, material, plan, template, limit):
+        if tokens > limit:
+            return (
+                f"{what} has {tokens} tokens; {limit} fit behind the {largest} that stand in front of it in "
+                f"the {base.window} positions of {base.name}. {remedy}"
+            )
+    return None
+
+
+def front(base: BaseModel, method: Method, choice: Choice, examples: Sequence[Example], plan: Plan) -> Front:
+    """What the method puts in front of every text, trained on `examples`."""
+    shown = examples[: choice.get("shots", 0)]
+    rows = _encoded(base, shown, base.template, plan)
+    return method.front(Setting(base, shown, rows, plan.length, plan.seed, choice, plan.instruction))
+
+
+def _subsets(material: Material, plan: Plan, method: Method) -> list[list[Example]]:
+    """What the method is trained on, or has demonstrations from."""
+    trials = {(trial.size, trial.subset) for trial in plan.trials() if trial.method == method}
+    drawn = [material.subset(size, plan.seed, str(subset)) for size, subset in sorted(trials)]
+    return [*drawn, material.subset(plan.tuning_size, plan.seed, TUNING)] if plan.tuned else drawn
+
+
+def _texts(
+    base: BaseModel, method: Method, material: Material, plan: Plan, template: Template, limit: int
+) -> Iterator[tuple[str, int, str]]:
+    """What is read: its name, how many tokens of the window it takes, and what helps if they are too many."""
+    for name, entries in material.measured.items():
+        examples = few_targets(entries, LOSS_TARGETS)
+        rows, _ = encode(examples, base.tokenizer, template)
+        for number, (row, example) in enumerate(zip(rows, examples, strict=True)):
+            what = f"example {number} of those measured ({name}), {str(example.source)[:40]!r},"
+            # One more than the source: a token is written.
+            written = 0 if base.is_encoder_decoder else len(row.source_ids) + 1
+            yield what, max(_tokens(base, row), written), "Shorten it, or leave it out"
+    if plan.max_length <= limit:
+        return  # what is longer is cut
+    rows = _encoded(base, material.dev, template, plan)
+    if method.work != "none":
+        rows += [
+            row for each in _subsets(material, plan, method) for row in _encoded(base, each, template, plan)
+        ]
+    for row in rows:
+        yield "a training or dev example", _tokens(base, row), f"Cut them with --max-length {limit}"
+
+
+def _tokens(base: BaseModel, row: EncodedExample) -> int:
+    return max(len(row.source_ids), len(row.target_ids)) if base.is_encoder_decoder else row.tokens
+
+
+def _encoded(
+    base: BaseModel, examples: Sequence[Example], template: Template, plan: Plan
+) -> list[EncodedExample]:
+    return encode(examples, base.tokenizer, template, plan.max_length, apart=base.is_encoder_decoder)[0]

@@ -1,0 +1,268 @@
+"""Personalization: does an owner's own prefix do better on their examples than the alternatives?
+
+Compared on every owner's dev examples: no prefix, one prefix trained on the pooled examples of all owners,
+the owner's own, and each other owner's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from foreword.base.base_model import BaseModel
+from foreword.errors import DamagedCheckpoint, ForewordError, UsageError
+from foreword.examples import Example, digest
+from foreword.prefix import Prefix
+from foreword.research.experiments.comparison import Column
+from foreword.research.experiments.cost import Work
+from foreword.research.experiments.owners import OwnersData
+from foreword.research.experiments.results import Ledger
+from foreword.training import Progress, train, train_many
+from foreword.training.train import make_settings
+
+EXPERIMENT = "personalization"
+SHARED = "shared prefix"
+
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every prefix of the experiment is trained.
+
+    Attributes:
+        length: P, number of virtual tokens.
+        steps: optimiser steps for each owner; None: the default of training, which follows their number of
+            examples.
+        batch_size, learning_rate: None: the defaults of training.
+        seed: of starting points and order.
+        shared_steps: optimiser steps of the shared prefix; None: as many as all owners' together.
+    """
+
+    length: int = 10
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    shared_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shared_steps is not None and self.shared_steps < 1:
+            raise UsageError(f"shared_steps is {self.shared_steps}; expected at least 1")
+        make_settings(**self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As keywords of `train` and `train_many`."""
+        options = dataclasses.asdict(self)
+        del options["shared_steps"]
+        return options
+
+    @property
+    def batch(self) -> int:
+        """Examples of a step."""
+        return make_settings(**self.options).batch_size
+
+    def steps_of(self, data: OwnersData) -> dict[str, int]:
+        """Optimiser steps of each owner."""
+        settings = make_settings(**self.options)
+        return {owner: settings.steps_for(len(examples)) for owner, examples in data.train.items()}
+
+    def steps_of_shared(self, data: OwnersData) -> int:
+        """Optimiser steps of the shared prefix."""
+        return self.shared_steps or sum(self.steps_of(data).values())
+
+
+def settings_of(base: BaseModel, data: OwnersData, recipe: Recipe, max_length: int) -> dict[str, Any]:
+    """What makes a run this run and no other, as its ledger keeps it."""
+    training = make_settings(**recipe.options)
+    return {
+        "owners": len(data.owners),
+        "train examples": sum(map(len, data.train.values())),
+        "dev examples": sum(map(len, data.dev.values())),
+        "train digest": digest(example for examples in data.train.values() for example in examples),
+        "dev digest": digest(example for examples in data.dev.values() for example in examples),
+        "base fingerprint": base.fingerprint,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        **({} if base.quantization is None else {"quantization": base.quantization}),
+        "max_length": max_length,
+        "length": recipe.length,
+        "steps": recipe.steps,
+        "shared_steps": recipe.steps_of_shared(data),
+        "batch_size": recipe.batch,
+        "learning_rate": training.learning_rate,
+        "parameterization": str(training.parameterization),
+        "init": str(training.init),
+        "seed": recipe.seed,
+    }
+
+
+def remaining(data: OwnersData, recipe: Recipe, ledger: Ledger) -> Work:
+    """Rows and tokens of the pieces that the ledger does not have; steps of a piece begun count in full."""
+    work, steps = Work(), recipe.steps_of(data)
+    if SHARED not in ledger.pieces:
+        rows = recipe.steps_of_shared(data) * recipe.batch
+        counts = {owner: len(examples) for owner, examples in data.train.items()}
+        tokens = sum(data.tokens[owner][0] * count for owner, count in counts.items())
+        work += Work(train_rows=rows, train_tokens=rows * tokens / sum(counts.values()))
+    for owner in data.owners:
+        if _prefix_piece(owner) not in ledger.pieces:
+            rows = steps[owner] * recipe.batch
+            work += Work(train_rows=rows, train_tokens=rows * data.tokens[owner][0])
+        if _column_piece(owner) not in ledger.pieces:
+            rows = (len(data.owners) + 2) * len(data.dev[owner])
+            work += Work(score_rows=rows, score_tokens=rows * data.tokens[owner][1])
+    return work
+
+
+def run(
+    base: BaseModel, data: OwnersData, recipe: Recipe, folder: Path, ledger: Ledger, on_progress: OnProgress
+) -> list[Column]:
+    """Do the pieces that the ledger does not have, and return a column for every owner.
+
+    Prefixes go to `folder`/prefixes, checkpoints of training to `folder`/training. Training sees no dev
+    example: the prefix of the last step is kept, not of the best.
+
+    Args:
+        on_progress: called with what is being done, how much of it is, and how much there is.
+
+    Raises:
+        OwnersFailed, TrainingDiverged: a learning rate that is too high.
+        TrainingStopped: Ctrl-C; run again to go on.
+        DamagedCheckpoint: a prefix file that is not the one the ledger names.
+        CannotWrite: no right or no space.
+    """
+    prefixes, training = folder / "prefixes", folder / "training"
+    prefixes.mkdir(exist_ok=True)
+    shared = _shared(base, data, recipe, prefixes, training, ledger, on_progress)
+    own = _own(base, data, recipe, prefixes, training, ledger, on_progress)
+    for number, owner in enumerate(data.owners):
+        on_progress("owners scored", number, len(data.owners))
+        if _column_piece(owner) not in ledger.pieces:
+            begun = time.perf_counter()
+            column = score_column(base, owner, data.dev[owner], shared, own)
+            figures = {name: value for name, value in dataclasses.asdict(column).items() if name != "owner"}
+            ledger.add(_column_piece(owner), seconds=_since(begun), **figures)
+    on_progress("owners scored", len(data.owners), len(data.owners))
+    return [_read_column(ledger, owner) for owner in data.owners]
+
+
+def score_column(
+    base: BaseModel, owner: str, dev: Sequence[Example], shared: Prefix, own: Mapping[str, Prefix]
+) -> Column:
+    """One owner's dev examples without a prefix, under the shared one, and under every owner's.
+
+    Rows of all prefixes share the passes of the base model.
+
+    Raises:
+        ForewordError: a loss that is not finite.
+    """
+    conditions: list[Prefix | None] = [None, shared, *own.values()]
+    losses = base.token_losses(
+        list(dev) * len(conditions), [prefix for prefix in conditions for _ in range(len(dev))]
+    )
+    means = []
+    for place in range(len(conditions)):
+        rows = losses[place * len(dev) : (place + 1) * len(dev)]
+        tokens = sum(row.numel() for row in rows)
+        means.append(sum(float(row.double().sum()) for row in rows) / tokens)
+    if not all(map(math.isfinite, means)):
+        raise ForewordError(f"a loss on the dev examples of {owner!r} is not finite; take --dtype float32")
+    return Column(owner, len(dev), tokens, means[0], means[1], dict(zip(own, means[2:], strict=True)))
+
+
+def _shared(
+    base: BaseModel,
+    data: OwnersData,
+    recipe: Recipe,
+    prefixes: Path,
+    training: Path,
+    ledger: Ledger,
+    on_progress: OnProgress,
+) -> Prefix:
+    path = prefixes / "shared.prefix"
+    if SHARED in ledger.pieces:
+        return _load(path, ledger.pieces[SHARED]["digest"])
+    begun = time.perf_counter()
+    prefix = train(
+        base,
+        [example for examples in data.train.values() for example in examples],
+        checkpoint_dir=training / "shared",
+        on_progress=lambda progress: on_progress("steps of the shared prefix", progress.step, progress.steps),
+        **{**recipe.options, "steps": recipe.steps_of_shared(data)},
+    )
+    prefix.save(path, overwrite=True)
+    ledger.add(SHARED, seconds=_since(begun), digest=prefix.digest, steps=recipe.steps_of_shared(data))
+    return prefix
+
+
+def _own(
+    base: BaseModel,
+    data: OwnersData,
+    recipe: Recipe,
+    prefixes: Path,
+    training: Path,
+    ledger: Ledger,
+    on_progress: OnProgress,
+) -> dict[str, Prefix]:
+    # Quoted, so that no name can point elsewhere; the sign in front keeps it apart from the shared one.
+    paths = {owner: prefixes / f"@{quote(owner, safe='')}.prefix" for owner in data.owners}
+    steps, begun = recipe.steps_of(data), time.perf_counter()
+    left = [owner for owner in data.owners if _prefix_piece(owner) not in ledger.pieces]
+    done = dict.fromkeys(left, 0)
+
+    def keep(owner: str, prefix: Prefix) -> None:
+        prefix.save(paths[owner], overwrite=True)
+        ledger.add(_prefix_piece(owner), seconds=_since(begun), digest=prefix.digest, steps=steps[owner])
+
+    def report(progress: Progress) -> None:
+        done[progress.owner or ""] = progress.step
+        on_progress("steps of owners' prefixes", sum(done.values()), sum(steps[owner] for owner in left))
+
+    if left:
+        train_many(
+            base,
+            {owner: data.train[owner] for owner in left},
+            checkpoint_dir=training / "owners",
+            into=keep,
+            on_progress=report,
+            **recipe.options,
+        )
+    return {
+        owner: _load(paths[owner], ledger.pieces[_prefix_piece(owner)]["digest"]) for owner in data.owners
+    }
+
+
+def _load(path: Path, expected: str) -> Prefix:
+    prefix = Prefix.load(path)
+    if prefix.digest != expected:
+        raise DamagedCheckpoint(
+            f"{path} has the digest {prefix.digest[:12]}, but the run's results name {expected[:12]}; the "
+            "file was replaced. Bring the old one back, or begin anew in another folder"
+        )
+    return prefix
+
+
+def _read_column(ledger: Ledger, owner: str) -> Column:
+    figures = {
+        name: value for name, value in ledger.pieces[_column_piece(owner)].items() if name != "seconds"
+    }
+    return Column(owner=owner, **figures)
+
+
+def _prefix_piece(owner: str) -> str:
+    return f"prefix of {owner}"
+
+
+def _column_piece(owner: str) -> str:
+    return f"losses on {owner}"
+
+
+def _since(begun: float) -> float:
+    return round(time.perf_counter() - begun, 1)
