@@ -88,7 +88,7 @@ def test_the_shortest_length_reaches_the_decoder(run: Any, model: BaseModel) -> 
 
 
 def test_defaults_are_those_of_decoding(run: Any) -> None:
-    from foreword.cli.commands import load
+    from foreword.cli.app import load
 
     shown = {option.name: option.default for option in load("generate").params}
     for name in (

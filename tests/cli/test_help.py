@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from foreword.cli.commands import COMMANDS, load
+from foreword.cli.app import COMMANDS, load
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "sqlalchemy", "fastapi", "numpy", "sacrebleu", "matplotlib")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from foreword import __version__
-from foreword.cli.commands import Commands
+from foreword.cli.app import Commands
 
 app = typer.Typer(
     name="foreword",

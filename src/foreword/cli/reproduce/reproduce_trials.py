@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from foreword.cli import output
-from foreword.cli import reproduce_trial_options as own
 from foreword.cli.command_line import command_line
-from foreword.cli.reproduce_data import INSTRUCTIONS, USUAL, cut_as_published, decoding_of, max_length_of
+from foreword.cli.reproduce import reproduce_trial_options as own
+from foreword.cli.reproduce.reproduce_data import (
+    INSTRUCTIONS,
+    USUAL,
+    cut_as_published,
+    decoding_of,
+    max_length_of,
+)
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from foreword.cli import options as common
-from foreword.cli import reproduce_options as shared
-from foreword.cli import reproduce_trial_options as own
 from foreword.cli import train_options as its
 from foreword.cli.reading import Reading
-from foreword.cli.reproduce_data import metrics_of, tell_left_out
-from foreword.cli.reproduce_methods import LOW_DATA, MORE
-from foreword.cli.reproduce_trials import Kind, carry_out, make_plan
+from foreword.cli.reproduce import reproduce_options as shared
+from foreword.cli.reproduce import reproduce_trial_options as own
+from foreword.cli.reproduce.reproduce_data import metrics_of, tell_left_out
+from foreword.cli.reproduce.reproduce_methods import LOW_DATA, MORE
+from foreword.cli.reproduce.reproduce_trials import Kind, carry_out, make_plan
 
 EXTRAPOLATION = Kind(
     "extrapolation",

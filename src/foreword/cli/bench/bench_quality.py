@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import bench_options as its
 from foreword.cli import options as common
 from foreword.cli import output
 from foreword.cli import train_options as training
-from foreword.cli.commands import SectionedCommand
+from foreword.cli.app import SectionedCommand
+from foreword.cli.bench import bench_options as its
 from foreword.errors import UsageError
 
 EXAMPLE = "  foreword bench quality --train trainset.csv --dev devset.csv --out quality"

@@ -9,14 +9,14 @@ import typer
 
 from foreword.cli import options as common
 from foreword.cli import output
-from foreword.cli import reproduce_options as own
 from foreword.cli import train_options as its
+from foreword.cli.app import SectionedCommand
 from foreword.cli.command_line import command_line
-from foreword.cli.commands import SectionedCommand
-from foreword.cli.reproduce_data import MAX_LENGTH
-from foreword.cli.reproduce_extrapolation import EXAMPLE as EXTRAPOLATION_EXAMPLE
-from foreword.cli.reproduce_extrapolation import EXTRAPOLATION, extrapolation
-from foreword.cli.reproduce_methods import ABLATION, FULL, LOW_DATA, command_of, example
+from foreword.cli.reproduce import reproduce_options as own
+from foreword.cli.reproduce.reproduce_data import MAX_LENGTH
+from foreword.cli.reproduce.reproduce_extrapolation import EXAMPLE as EXTRAPOLATION_EXAMPLE
+from foreword.cli.reproduce.reproduce_extrapolation import EXTRAPOLATION, extrapolation
+from foreword.cli.reproduce.reproduce_methods import ABLATION, FULL, LOW_DATA, command_of, example
 from foreword.errors import UsageError
 
 EXAMPLE = (

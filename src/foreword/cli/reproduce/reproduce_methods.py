@@ -7,12 +7,12 @@ from collections.abc import Callable
 import typer
 
 from foreword.cli import options as common
-from foreword.cli import reproduce_options as shared
-from foreword.cli import reproduce_trial_options as own
 from foreword.cli import train_options as its
 from foreword.cli.reading import Reading
-from foreword.cli.reproduce_data import metrics_of, read_material
-from foreword.cli.reproduce_trials import Kind, carry_out, make_plan
+from foreword.cli.reproduce import reproduce_options as shared
+from foreword.cli.reproduce import reproduce_trial_options as own
+from foreword.cli.reproduce.reproduce_data import metrics_of, read_material
+from foreword.cli.reproduce.reproduce_trials import Kind, carry_out, make_plan
 
 LOW_DATA = Kind(
     "low-data",

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from foreword.cli import bench_costs, bench_quality
-from foreword.cli import bench_options as its
 from foreword.cli import options as common
 from foreword.cli import train_options as training
-from foreword.cli.commands import SectionedCommand
+from foreword.cli.app import SectionedCommand
+from foreword.cli.bench import bench_costs, bench_quality
+from foreword.cli.bench import bench_options as its
 
 STEP = "  foreword bench step --data trainset.csv --out step-figures"
 MEMORY = "  foreword bench memory --data trainset.csv --size 16"
