@@ -27,7 +27,7 @@ from benchmarks.encoder_decoder_base import RECIPES, report, train_base
 from foreword import BaseModel, Example, Prefix, generate
 from foreword.encoding import EncodedExample, encode
 from foreword.examples import read_examples
-from foreword.geometry import Stream
+from foreword.prefix import Stream
 from foreword.training.loop import dev_loss, train_step
 from foreword.training.train import build_learner, make_settings
 

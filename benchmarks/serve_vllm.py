@@ -46,7 +46,7 @@ from foreword.research.bench import report
 from foreword.research.bench.generation import make_prefix
 from foreword.research.bench.timing import Spread, spread
 from foreword.research.environment import describe_machine
-from foreword.serving.vllm import command, ticket
+from foreword.serving.vllm import launch, ticket
 from foreword.serving.vllm.door import HEADER, signature_of
 from foreword.serving.vllm.process import VllmProcess, free_port
 
@@ -114,14 +114,14 @@ def main() -> None:
 
 def _commands(given: Any, folder: str, adapters: Sequence[Path]) -> dict[str, list[str]]:
     """Arguments of each vLLM, the same but for what it is measured for."""
-    common = command.arguments(host="127.0.0.1", port=0, dtype="float32")
+    common = launch.arguments(host="127.0.0.1", port=0, dtype="float32")
     at = common.index("--middleware")
     plain = common[:at]
     extra = {"kv_connector_extra_config": {"folder": folder}}
     lora = ["--enable-lora", "--max-loras", str(given.owners), "--max-lora-rank", str(RANK)]
     lora += ["--lora-modules", *(f"{path.name}={path}" for path in adapters)]
     return {
-        PREFIXES: [*common, "--kv-transfer-config", json.dumps({**command.CONNECTOR, **extra})],
+        PREFIXES: [*common, "--kv-transfer-config", json.dumps({**launch.CONNECTOR, **extra})],
         PLAIN: plain,
         LORA: [*plain, *lora],
         LARGE_BLOCKS: [*plain, "--block-size", "128"],
@@ -146,7 +146,7 @@ def _running(commands: Mapping[str, list[str]], given: Any) -> Iterator[dict[str
     try:
         for name, arguments in commands.items():
             port = free_port()
-            whole = [*command.program(path), *arguments, "--port", str(port), *more]
+            whole = [*launch.program(path), *arguments, "--port", str(port), *more]
             processes[name] = VllmProcess(whole, environment, port)
         for process in processes.values():
             process.wait(900)

@@ -30,7 +30,7 @@ import store_places
 from foreword.errors import UnknownPrefix
 from foreword.prefix import BaseIdentity, Prefix
 from foreword.store import PrefixStore
-from foreword.store.tables import blob, version
+from foreword.store.schema import blob, version
 
 NAMES = [f"{owner}/{name}" for owner in ("ada", "ben", "cleo") for name in ("mail", "notes", "code", "chat")]
 LABELS = ("production", "candidate", "old")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foreword import BaseModel
-from foreword.base import causal
+from foreword.base import attention
 from foreword.prefix import Prefix
 from foreword.template import Template
 from stand_ins import random_examples, random_prefix
@@ -16,14 +16,14 @@ from stand_ins import random_examples, random_prefix
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(queries, keys) of every call; the way for GPUs is open on the CPU meanwhile."""
     seen: list[tuple[int, int]] = []
-    plain = causal.attend_causally
+    plain = attention.attend_causally
 
     def counted(query: torch.Tensor, key: torch.Tensor, *rest: object) -> torch.Tensor:
         seen.append((query.shape[2], key.shape[2]))
         return plain(query, key, *rest)
 
-    monkeypatch.setattr(causal, "attend_causally", counted)
-    monkeypatch.setattr(causal, "DEVICES", {"cpu"})
+    monkeypatch.setattr(attention, "attend_causally", counted)
+    monkeypatch.setattr(attention, "DEVICES", {"cpu"})
     return seen
 
 
@@ -40,7 +40,7 @@ def test_rows_with_prefixes_of_one_length_need_no_mask(
     layers = tiny_base.geometry.streams["decoder"].layers
     assert len(calls) == layers
     assert all(keys == queries + lengths[0] for queries, keys in calls)
-    monkeypatch.setattr(causal, "DEVICES", set())
+    monkeypatch.setattr(attention, "DEVICES", set())
     torch.testing.assert_close(found, losses(tiny_base, prefixes, "flat"), rtol=1e-5, atol=1e-6)
     assert len(calls) == layers
 
@@ -59,7 +59,7 @@ def test_other_rows_keep_their_mask(
     prefixes = [random_prefix(tiny_base, n, seed=n) if n else None for n in lengths]
     found = losses(tiny_base, prefixes, layout)
     assert not calls
-    monkeypatch.setattr(causal, "DEVICES", set())
+    monkeypatch.setattr(attention, "DEVICES", set())
     torch.testing.assert_close(found, losses(tiny_base, prefixes, layout), rtol=1e-5, atol=1e-6)
 
 
@@ -82,7 +82,7 @@ def test_output_and_gradients_are_those_computed_by_hand_with_a_mask() -> None:
             weights = (query @ both[0].repeat_interleave(2, 1).mT * 0.3).masked_fill(~mask, -torch.inf)
             output = (weights.softmax(-1) @ both[1].repeat_interleave(2, 1)).transpose(1, 2)
         else:
-            output = causal.attend_causally(query, both[0], both[1], 0.3)
+            output = attention.attend_causally(query, both[0], both[1], 0.3)
         (gradient,) = torch.autograd.grad((output * output.cos()).sum(), both)
         found.append((output.detach(), gradient))
     for one, other in zip(*found, strict=True):

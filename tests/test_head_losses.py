@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from foreword import BaseModel, train
-from foreword.base import head_losses
-from foreword.base.head_losses import plain_head
+from foreword.base import loss
+from foreword.base.loss import plain_head
 from stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 ROWS, SIZE, VOCABULARY = 11, 6, 40
@@ -28,25 +28,25 @@ def head_and_states(dtype: torch.dtype) -> tuple[nn.Linear, torch.Tensor, torch.
 def test_losses_and_gradients_are_those_of_all_logits_at_once(
     monkeypatch: pytest.MonkeyPatch, at_once: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    monkeypatch.setattr(head_losses, "PART", at_once)
+    monkeypatch.setattr(loss, "PART", at_once)
     head, states, targets = head_and_states(dtype)
     weights = torch.rand(ROWS)  # owners of a batch weigh their losses apart
-    found = head_losses.head_losses(head, states, targets)
+    found = loss.head_losses(head, states, targets)
     (gradient,) = torch.autograd.grad((found * weights).sum(), states)
     expected = cross_entropy(head(states).float(), targets, reduction="none")
     (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), states)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient, expected_gradient, rtol=tolerance, atol=tolerance)
     with torch.no_grad():
-        torch.testing.assert_close(head_losses.head_losses(head, states, targets), expected)
+        torch.testing.assert_close(loss.head_losses(head, states, targets), expected)
 
 
 def test_no_more_logits_at_once_than_a_part_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_losses, "PART", 3 * VOCABULARY)
+    monkeypatch.setattr(loss, "PART", 3 * VOCABULARY)
     head, states, targets = head_and_states(torch.float32)
     rows: list[int] = []
     head.register_forward_hook(lambda module, given, made: rows.append(len(made)))
-    head_losses.head_losses(head, states, targets)
+    loss.head_losses(head, states, targets)
     assert rows == [3, 3, 3, 2]
 
 
@@ -86,7 +86,7 @@ def test_capped_logits_are_left_to_their_model() -> None:
 def test_training_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     prefixes = []
     for part in (1 << 23, 300):
-        monkeypatch.setattr(head_losses, "PART", part)
+        monkeypatch.setattr(loss, "PART", part)
         base = BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama")
         prefixes.append(train(base, random_examples(6), length=3, steps=3, batch_size=3, seed=1))
     one, two = prefixes

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from foreword.base import packing_trial
-from foreword.base.packing_trial import packing_pays
-from foreword.base.prepacked_linear import can_pack
+from foreword.base import prepacked_linear
+from foreword.base.prepacked_linear import can_pack, packing_pays
 
 if not can_pack():
     pytest.skip("this build of torch has no oneDNN kernels for packed weights", allow_module_level=True)
@@ -26,10 +25,10 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[int]
         return 1.5 if rows > 1 else 0.7
 
     monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path))
-    monkeypatch.setattr(packing_trial, "_times_as_fast", times_as_fast)
-    packing_trial._remembered.cache_clear()
+    monkeypatch.setattr(prepacked_linear, "_times_as_fast", times_as_fast)
+    prepacked_linear._remembered.cache_clear()
     yield rows_tried
-    packing_trial._remembered.cache_clear()
+    prepacked_linear._remembered.cache_clear()
 
 
 def test_few_and_many_rows_are_told_apart(tried: list[int]) -> None:
@@ -39,7 +38,7 @@ def test_few_and_many_rows_are_told_apart(tried: list[int]) -> None:
 
 def test_another_process_remembers(tried: list[int], tmp_path: Path) -> None:
     assert packing_pays(8)
-    packing_trial._remembered.cache_clear()  # as a new process begins
+    prepacked_linear._remembered.cache_clear()  # as a new process begins
     assert packing_pays(8)
     assert not packing_pays(1)
     assert tried == [1, 8]
@@ -64,4 +63,4 @@ def test_a_cache_that_can_not_be_written_is_done_without(
 
 
 def test_the_trial_times_real_products() -> None:
-    assert 0.05 < packing_trial._times_as_fast(2) < 20
+    assert 0.05 < prepacked_linear._times_as_fast(2) < 20

@@ -33,8 +33,7 @@ from foreword.errors import (
     UsageError,
     WrongBaseModel,
 )
-from foreword.geometry import Geometry, StreamGeometry
-from foreword.prefix import BaseIdentity
+from foreword.prefix import BaseIdentity, Geometry, StreamGeometry
 
 
 def header_of(content: bytes) -> dict:

@@ -12,15 +12,14 @@ from torch import nn
 
 from baselines_settings import setting_of
 from foreword import BaseModel, Prefix, generate, train
-from foreword.base import quantization
+from foreword.base import loading
 from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.head_losses import find_plain_head, plain_head
-from foreword.base.loss import target_losses
+from foreword.base.loss import find_plain_head, plain_head, target_losses
 from foreword.base.prefix_batch import RowPrefixes
 from foreword.base.prepacked_linear import PackedLinear, is_prepared, prepare
 from foreword.errors import CheckpointMismatch, UsageError
 from foreword.research.baselines.registry import methods_named
-from foreword.research.experiments import preconditions
+from foreword.research.experiments import checks
 from foreword.serving import config as configuration
 from saved_bases import save_tiny
 from stand_ins import random_examples, random_prefix, tiny_llama
@@ -49,8 +48,8 @@ def quantized(request: pytest.FixtureRequest, folder: Path, installed: Any) -> B
 
 
 def test_settings_are_those_of_the_name() -> None:
-    assert quantization.settings_of("int8", torch.bfloat16) == {"load_in_8bit": True}
-    nf4 = quantization.settings_of("nf4", torch.bfloat16)
+    assert loading.settings_of("int8", torch.bfloat16) == {"load_in_8bit": True}
+    nf4 = loading.settings_of("nf4", torch.bfloat16)
     assert nf4["load_in_4bit"] is True
     assert nf4["bnb_4bit_quant_type"] == "nf4"
     assert nf4["bnb_4bit_compute_dtype"] == torch.bfloat16
@@ -69,7 +68,7 @@ def test_settings_are_those_of_the_name() -> None:
 def test_what_can_not_work_is_said_before_the_model_is_looked_for(
     monkeypatch: pytest.MonkeyPatch, name: Any, device: Any, said: str
 ) -> None:
-    monkeypatch.setattr(quantization, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
     with pytest.raises(UsageError) as caught:
         BaseModel.load("no-such-model", device=device, quantization=name)
     assert said in str(caught.value)
@@ -87,16 +86,16 @@ def test_files_that_are_quantised_are_placed_while_read_and_not_quantised_again(
     said: dict[str, Any], kept: str
 ) -> None:
     config = SimpleNamespace(quantization_config=said)
-    assert quantization.kept_as(config) == kept
-    assert quantization.loading_options(None, config, "cuda:1", torch.float32) == {"device_map": "cuda:1"}
+    assert loading.kept_as(config) == kept
+    assert loading.loading_options(None, config, "cuda:1", torch.float32) == {"device_map": "cuda:1"}
     with pytest.raises(UsageError, match=f"quantised already \\({kept}\\)"):
-        quantization.loading_options("int8", config, "cpu", torch.float32)
+        loading.loading_options("int8", config, "cpu", torch.float32)
 
 
 def test_a_plain_model_is_loaded_and_counted_as_ever(tiny_base: BaseModel) -> None:
-    assert quantization.loading_options(None, tiny_base.model.config, "cuda", torch.float32) == {}
+    assert loading.loading_options(None, tiny_base.model.config, "cuda", torch.float32) == {}
     assert tiny_base.quantization is None
-    names = [name for name, _ in quantization.tensors_of(tiny_base.model)]
+    names = [name for name, _ in loading.tensors_of(tiny_base.model)]
     assert names == [name for name, _ in tiny_base.model.named_parameters()]
 
 
@@ -236,7 +235,7 @@ def test_fine_tuning_is_refused(quantized: BaseModel, name: str) -> None:
     with pytest.raises(UsageError, match="quantised"):
         method.begin(setting_of(quantized))
     with pytest.raises(UsageError, match=f"{name}: .*quantised"):
-        preconditions.check(quantized, small_material(), small_plan(methods=(method,)))
+        checks.check(quantized, small_material(), small_plan(methods=(method,)))
 
 
 def test_lora_trains_beside_the_same_weights(quantized: BaseModel) -> None:

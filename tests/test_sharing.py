@@ -9,7 +9,7 @@ import torch
 
 from by_hand import layers_of, token_losses
 from foreword import BaseModel, Example, train
-from foreword.base.flat import lay_out
+from foreword.base.batch import lay_out
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import RowPrefixes, StreamBlock
 from foreword.encoding import EncodedExample, encode

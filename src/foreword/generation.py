@@ -18,9 +18,8 @@ from transformers.cache_utils import Cache
 from foreword.base.attention import Attending, attending
 from foreword.base.base_model import BaseModel, PrefixesArgument
 from foreword.base.kv_cache import cache_argument, prefixed_cache
-from foreword.base.packing_trial import packing_pays
 from foreword.base.prefix_batch import RowPrefixes
-from foreword.base.prepacked_linear import is_prepared, packed_weights
+from foreword.base.prepacked_linear import is_prepared, packed_weights, packing_pays
 from foreword.errors import UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from foreword.sampling import (

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from foreword.errors import CannotWrite, OutputExists
-from foreword.research.bench.picture import Panel
-from foreword.research.bench.report import FILES, Report, check_folder, write
+from foreword.research.bench.report import FILES, Panel, Report, check_folder, write
 from foreword.research.bench.timing import Spread
 
 REPORT = Report(

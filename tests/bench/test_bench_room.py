@@ -11,7 +11,7 @@ import torch
 
 from foreword import BaseModel
 from foreword.errors import UsageError
-from foreword.research.bench import processes, room, workload
+from foreword.research.bench import memory, room, workload
 from foreword.research.bench.train_step import step_of
 from foreword.research.bench.workload import Workload
 from stand_ins import byte_tokenizer, tiny_llama
@@ -78,7 +78,7 @@ def test_a_workload_has_the_sizes_that_were_asked_for(base: BaseModel) -> None:
 
 def test_a_process_that_fails_tells_its_last_words() -> None:
     program = "import sys; print('first', file=sys.stderr); sys.exit('no spade')"
-    with pytest.raises(processes.MeasurementFailed, match="measuring a hole ended with status 1: no spade"):
-        processes.run("a hole", [sys.executable, "-c", program], 1)
+    with pytest.raises(memory.MeasurementFailed, match="measuring a hole ended with status 1: no spade"):
+        memory.run("a hole", [sys.executable, "-c", program], 1)
     told = "import json, os; print(json.dumps(os.environ['OMP_NUM_THREADS']))"
-    assert json.loads(processes.run("a hole", [sys.executable, "-c", told], 3)) == "3"
+    assert json.loads(memory.run("a hole", [sys.executable, "-c", told], 3)) == "3"

@@ -10,7 +10,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, MixtralConfi
 from foreword import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
-from foreword.research.bench import flops
+from foreword.research.bench import roofline
 from stand_ins import byte_tokenizer, tiny_llama
 
 ROW = EncodedExample((5, 6, 7, 8, 9), (1, 2, 3))
@@ -35,7 +35,7 @@ def test_products_are_those_that_torch_counts() -> None:
     # Nothing needs the gradient of the first layer's inputs: its queries, keys and values end there.
     hidden, heads, kv_heads, size = 32, 4, 2, 8
     unneeded = 2 * tokens * hidden * (heads + 2 * kv_heads) * size
-    assert counted == 2 * flops._products(base, tokens, tokens) - unneeded
+    assert counted == 2 * roofline._products(base, tokens, tokens) - unneeded
 
 
 def test_attention_is_counted_pair_by_pair() -> None:
@@ -46,16 +46,16 @@ def test_attention_is_counted_pair_by_pair() -> None:
             for token in range(ROW.tokens):
                 for _key in range(2 + token + 1):  # the prefix, the tokens before, itself
                     operations += 2 * 8 + 2 * 8  # query by key; weight by value
-    assert flops._attention(base, [ROW.tokens], 2) == operations
-    products = flops._products(base, ROW.tokens, len(ROW.target_ids))
-    assert flops.training_step(base, [ROW, ROW], 2) == 2 * (3 * operations + 2 * products)
+    assert roofline._attention(base, [ROW.tokens], 2) == operations
+    products = roofline._products(base, ROW.tokens, len(ROW.target_ids))
+    assert roofline.training_step(base, [ROW, ROW], 2) == 2 * (3 * operations + 2 * products)
 
 
 def test_logits_are_counted_where_there_is_a_target() -> None:
     base = BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama")
     longer = EncodedExample(ROW.source_ids[:-1], (4, *ROW.target_ids))
     assert longer.tokens == ROW.tokens
-    more = flops.training_step(base, [longer], 2) - flops.training_step(base, [ROW], 2)
+    more = roofline.training_step(base, [longer], 2) - roofline.training_step(base, [ROW], 2)
     assert more == 2 * (2 * 32 * 97)
 
 
@@ -81,14 +81,17 @@ def test_generation_reads_each_token_once_and_predicts_the_new_ones() -> None:
             ids = logits.argmax(-1)
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
     base = BaseModel(model, byte_tokenizer(), name="tiny-llama")
-    assert flops.generation(base, [prompt], 0, new) - flops._attention(base, [prompt + new - 1], 0) == counted
+    assert (
+        roofline.generation(base, [prompt], 0, new) - roofline._attention(base, [prompt + new - 1], 0)
+        == counted
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_pass_reads_every_weight_of_a_product_once(tied: bool) -> None:
     base = BaseModel(tiny_llama(tie_word_embeddings=tied), byte_tokenizer(), name="tiny-llama")
     linear = sum(m.weight.numel() for m in base.model.model.modules() if isinstance(m, torch.nn.Linear))
-    assert flops.weight_bytes(base) == 4 * (linear + 97 * 32)
+    assert roofline.weight_bytes(base) == 4 * (linear + 97 * 32)
 
 
 def test_the_layers_of_gpt2_are_counted_though_they_are_no_linear_ones() -> None:
@@ -100,8 +103,8 @@ def test_the_layers_of_gpt2_are_counted_though_they_are_no_linear_ones() -> None
         n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op) and "bmm" not in str(op)
     )
     base = BaseModel(model, byte_tokenizer(), name="tiny-gpt2")
-    flops.check_countable(base)
-    assert flops._products(base, 7, 7) == counted
+    roofline.check_countable(base)
+    assert roofline._products(base, 7, 7) == counted
 
 
 def test_weights_that_only_some_tokens_meet_are_refused() -> None:
@@ -110,5 +113,5 @@ def test_weights_that_only_some_tokens_meet_are_refused() -> None:
     model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, eos_token_id=0, bos_token_id=None))
     base = BaseModel(model, byte_tokenizer(), name="tiny-mixtral")
     with pytest.raises(UnsupportedArchitecture, match="belong to no linear layer"):
-        flops.check_countable(base)
-    flops.check_countable(BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama"))
+        roofline.check_countable(base)
+    roofline.check_countable(BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama"))

@@ -13,7 +13,7 @@ from foreword.cli.reproduce.reproduce_data import max_length_of
 from foreword.cli.reproduce.reproduce_extrapolation import EXTRAPOLATION
 from foreword.cli.reproduce.reproduce_methods import ABLATION, FULL, LOW_DATA
 from foreword.cli.reproduce.reproduce_trials import Kind, make_plan
-from foreword.research.experiments.run_folder import alone
+from foreword.research.experiments.results import alone
 from stand_ins import random_examples
 
 SMALL = (

@@ -18,9 +18,8 @@ from sacrebleu.metrics import CHRF
 from foreword.errors import MetricUnavailable, UsageError
 from foreword.evaluation import Prediction, score, scores_by_part
 from foreword.evaluation.metrics import METRICS, require, shown
-from foreword.evaluation.metrics.e2e import mteval_scores
+from foreword.evaluation.metrics.e2e import mteval_scores, nist
 from foreword.evaluation.metrics.meteor import Meteor, keeping_meteor
-from foreword.evaluation.metrics.nist import nist
 from foreword.evaluation.metrics.rouge import rouge_scores
 from foreword.evaluation.metrics.webnlg import multi_bleu
 from foreword.evaluation.tasks import TASKS
@@ -311,7 +310,7 @@ def test_a_program_that_never_answers_is_ended(
     java.write_text(f"#!/bin/sh\n{what}\n")
     java.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda program: str(java))
-    monkeypatch.setattr("foreword.evaluation.metrics.java.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("foreword.evaluation.metrics.meteor.ANSWER_SECONDS", 0.5)
     said = "reading tables" if "tables" in what else "nothing"
     program = Meteor()
     with pytest.raises(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foreword.research.experiments.comparison import Column, contrast, contrast_own, sign_test
+from foreword.research.experiments.statistics import Column, contrast, contrast_own, sign_test
 
 
 def column(owner: str, own: float, *, none: float = 9.0, shared: float = 9.0, **others: float) -> Column:

@@ -10,8 +10,15 @@ from foreword import Example
 from foreword.errors import BadExamples, UsageError
 from foreword.evaluation import find_task, read_task
 from foreword.examples import Entry, digest, entries_of, examples_of
-from foreword.research.experiments.held_out import hold_out
-from foreword.research.experiments.splits import Material, apart, divide, draw_dev, draw_measured, few_targets
+from foreword.research.experiments.splits import (
+    Material,
+    apart,
+    divide,
+    draw_dev,
+    draw_measured,
+    few_targets,
+    hold_out,
+)
 from trials import small_material
 
 

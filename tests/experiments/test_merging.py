@@ -11,8 +11,7 @@ from foreword.errors import CannotRead, CheckpointMismatch, OutputInUse, UsageEr
 from foreword.research.baselines.registry import methods_named
 from foreword.research.experiments.merge_runs import take_over
 from foreword.research.experiments.plan import Plan, method_of
-from foreword.research.experiments.results import Ledger
-from foreword.research.experiments.run_folder import alone
+from foreword.research.experiments.results import Ledger, alone
 from foreword.research.experiments.trials import run, settings_of
 from trials import small_material, small_plan
 

@@ -8,7 +8,7 @@ import pytest
 
 from foreword import BaseModel, Example
 from foreword.errors import BadExamples, UsageError
-from foreword.research.experiments.owners import choose_owners
+from foreword.research.experiments.personalization import choose_owners
 from personal_data import owners_examples
 
 OPTIONS: dict[str, Any] = {"owners": None, "dev_rows": None, "max_length": 100}

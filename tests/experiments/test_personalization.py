@@ -12,11 +12,17 @@ from foreword import BaseModel, Prefix, train, train_many
 from foreword.errors import DamagedCheckpoint, UsageError
 from foreword.evaluation import token_loss
 from foreword.research.experiments import personalization as experiment
-from foreword.research.experiments.comparison import Column, contrast_own
 from foreword.research.experiments.cost import Rates, Work
-from foreword.research.experiments.owners import OwnersData, choose_owners
-from foreword.research.experiments.personalization import Recipe, remaining, run, settings_of
+from foreword.research.experiments.personalization import (
+    OwnersData,
+    Recipe,
+    choose_owners,
+    remaining,
+    run,
+    settings_of,
+)
 from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.statistics import Column, contrast_own
 from personal_data import owners_examples
 
 RECIPE = Recipe(length=2, steps=12, batch_size=3, learning_rate=0.1)

@@ -14,8 +14,7 @@ from foreword import BaseModel, Example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Entry
 from foreword.research.baselines.registry import METHODS, VARIANTS, methods_named
-from foreword.research.experiments.checks import choices
-from foreword.research.experiments.preconditions import check, check_chosen, without_unsupported
+from foreword.research.experiments.checks import check, check_chosen, choices, without_unsupported
 from foreword.research.experiments.results import Ledger
 from foreword.research.experiments.splits import Material
 from foreword.research.experiments.trial_cost import left

@@ -8,8 +8,8 @@ import matplotlib.image
 import pytest
 
 from foreword.research.experiments import plots
-from foreword.research.experiments.comparison import Column
 from foreword.research.experiments.report_personalization import make_matrix, summary
+from foreword.research.experiments.statistics import Column
 
 
 def columns(own: float, other: float, count: int = 8) -> list[Column]:

@@ -11,7 +11,7 @@ from foreword.errors import DamagedCheckpoint
 from foreword.evaluation import Prediction, score
 from foreword.evaluation.metrics import meteor
 from foreword.research.experiments import trials
-from foreword.research.experiments.rescoring import rescore, score_piece
+from foreword.research.experiments.measure import rescore, score_piece
 from foreword.research.experiments.results import Ledger
 from trials import small_plan
 

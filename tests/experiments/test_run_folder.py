@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from foreword.errors import CannotWrite, OutputExists, OutputInUse
-from foreword.research.experiments.results import Ledger
-from foreword.research.experiments.run_folder import alone
+from foreword.research.experiments.results import Ledger, alone
 
 HOLDING = """
 import sys
 from pathlib import Path
-from foreword.research.experiments.run_folder import alone
+from foreword.research.experiments.results import alone
 with alone(Path("run")):
     print("held", flush=True)
     sys.stdin.read()

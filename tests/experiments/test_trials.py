@@ -19,10 +19,10 @@ from foreword.research.baselines.registry import METHODS, MOST_TRIED, RATE, Meth
 from foreword.research.experiments import statistics
 from foreword.research.experiments.measure import measure
 from foreword.research.experiments.plan import TUNING, Plan, Trial
+from foreword.research.experiments.report_trials import make_report
 from foreword.research.experiments.results import Ledger
 from foreword.research.experiments.trial_cost import left
 from foreword.research.experiments.trials import run, settings_of
-from foreword.research.experiments.trials_report import make_report
 from foreword.research.experiments.tuning import choice_piece, choose
 from trials import small_material, small_plan
 

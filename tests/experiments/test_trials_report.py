@@ -12,9 +12,8 @@ import pytest
 from foreword.research.baselines.registry import RATE, methods_named
 from foreword.research.experiments import statistics
 from foreword.research.experiments.plan import Plan, Trial
-from foreword.research.experiments.results import Ledger
-from foreword.research.experiments.trials_report import make_report
-from foreword.research.experiments.tuning import choice_piece
+from foreword.research.experiments.report_trials import make_report
+from foreword.research.experiments.results import Ledger, choice_piece
 from trials import small_plan
 
 COSTS = {"trained": 1000, "kept": 50}

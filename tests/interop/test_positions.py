@@ -11,7 +11,7 @@ from transformers.models.llama import modeling_llama
 
 from foreword import BaseModel
 from foreword.errors import ForeignFormat
-from foreword.interop.positions import text_from_zero_to_after
+from foreword.interop.conversion import text_from_zero_to_after
 from interop.architectures import CONFIGS, build
 from stand_ins import byte_tokenizer, tiny_llama
 

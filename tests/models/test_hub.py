@@ -10,7 +10,7 @@ import pytest
 from foreword.errors import ChecksumMismatch, DownloadFailed, UnknownModel
 from foreword.models import resolve
 from foreword.models.fingerprint import fingerprint
-from foreword.models.pulling import pull_known
+from foreword.models.resolve import pull_known
 
 
 def test_a_hub_id_becomes_a_folder_with_the_same_weights(hub, model_folder_of_user: Path) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from foreword.cli.pull import pull
 from foreword.models import gguf as conversion
-from foreword.models import pulling
+from foreword.models import resolve
 from foreword.models.fingerprint import fingerprint
 
 application = typer.Typer()
@@ -24,7 +24,7 @@ def tiny_alias(index, monkeypatch: pytest.MonkeyPatch, model_folder_of_user: Pat
         for file in model_folder_of_user.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
 
-    monkeypatch.setattr(pulling, "CATALOGUE", {"tiny": index.known})
+    monkeypatch.setattr(resolve, "CATALOGUE", {"tiny": index.known})
     monkeypatch.setattr(conversion, "convert", copy)
 
 

@@ -20,8 +20,7 @@ from foreword.models import gguf as conversion
 from foreword.models import pypi
 from foreword.models.cache_dir import downloads_folder, model_folder
 from foreword.models.fingerprint import fingerprint
-from foreword.models.pulling import pull_known
-from foreword.models.record import read_record
+from foreword.models.resolve import pull_known, read_record
 
 
 def leftovers(cache: Path) -> list[Path]:
@@ -95,7 +94,7 @@ def test_finished_model_is_recognised_without_heavy_imports(index, quick_convers
     pull_known(index.known)
     program = (
         "import sys, foreword.models, foreword.models.fingerprint\n"
-        "from foreword.models.record import read_record\n"
+        "from foreword.models.resolve import read_record\n"
         "from foreword.models.cache_dir import model_folder\n"
         "assert read_record(model_folder('tiny'))\n"
         "print(*{'torch', 'transformers', 'huggingface_hub', 'gguf', 'numpy'} & set(sys.modules))"
@@ -248,7 +247,7 @@ PULLING = """
 import time
 from pathlib import Path
 from foreword.models import conversion
-from foreword.models.pulling import pull_known
+from foreword.models.resolve import pull_known
 from {catalogue} import KnownModel, WheelMember
 
 def slow(gguf, folder):

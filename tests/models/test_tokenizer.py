@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from foreword.errors import CannotRead, UnsupportedArchitecture
 from foreword.models import gguf
 from foreword.models.cache_dir import model_folder
-from foreword.models.record import read_record
-from foreword.models.tokenizer import merges_from_scores, tokenizer_from_gguf
+from foreword.models.gguf import merges_from_scores, tokenizer_from_gguf
+from foreword.models.resolve import read_record
 
 TEXTS = [
     "The capital of France is",

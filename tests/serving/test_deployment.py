@@ -15,7 +15,7 @@ import yaml
 from gateways import Gateway, running, tiny_chat_base
 
 from foreword.serving.config import read
-from foreword.serving.vllm import command, ticket
+from foreword.serving.vllm import launch, ticket
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -68,7 +68,7 @@ def test_compose_starts_vllm_as_the_server_would(tmp_path: Path) -> None:
     (script,) = services["vllm"]["command"]
     words = shlex.split(script.replace("\\\n", " ").split("exec ")[1])
     folder = f"/var/cache/foreword/models/{configuration.base}"
-    started = command.arguments(host="0.0.0.0", port=8001, dtype=configuration.dtype)
+    started = launch.arguments(host="0.0.0.0", port=8001, dtype=configuration.dtype)
     assert words == ["vllm", "serve", folder, *started]
     assert configuration.engine_url == "http://vllm:8001"
     assert services["pull"]["command"] == ["pull", configuration.base]

@@ -9,8 +9,7 @@ import openai
 import pytest
 from gateways import Gateway, running, tiny_chat_base
 
-from foreword.serving.jobs.job_queue import find
-from foreword.serving.jobs.job_taking import waits
+from foreword.serving.jobs.queue import find, waits
 from foreword.template import Template
 from foreword.training.settings import DEFAULT_LEARNING_RATE
 from stand_ins import END, random_prefix

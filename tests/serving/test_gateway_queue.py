@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from foreword.serving.errors import Refused
-from foreword.serving.jobs import job_queue, job_taking
+from foreword.serving.jobs import queue
 from foreword.serving.jobs.queue import Job
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
-from foreword.store.tables import job as table
+from foreword.store.schema import job as table
 from store.conftest import postgres_place, postgres_server, sqlite_place  # noqa: F401
 
 BLANK = Job(
@@ -39,17 +39,17 @@ class Jobs:
         identifier = f"{owner}-{self.number}"
         created = f"2026-01-01T00:00:{self.number:02}.000000+00:00"
         record = dataclasses.replace(BLANK, id=identifier, owner=owner, created=created, **changes)
-        job_queue.add(self.catalogue, Caller(owner, "owner"), record, limit=None)
+        queue.add(self.catalogue, Caller(owner, "owner"), record, limit=None)
         return identifier
 
     def take(self, worker: str = "w", most: int = 8) -> list[str]:
-        return [job.id for job in job_taking.take(self.catalogue, worker, most)]
+        return [job.id for job in queue.take(self.catalogue, worker, most)]
 
     def state(self, identifier: str) -> str:
-        return job_queue.find(self.catalogue, identifier.split("-")[0], identifier).state
+        return queue.find(self.catalogue, identifier.split("-")[0], identifier).state
 
     def events(self, identifier: str) -> list[str]:
-        return [e["message"] for e in job_queue.events(self.catalogue, identifier, 100, None)[0]][::-1]
+        return [e["message"] for e in queue.events(self.catalogue, identifier, 100, None)[0]][::-1]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_owner_who_waited_longest_comes_first(jobs: Jobs) -> None:
     order = []
     while taken := jobs.take(most=1):
         order += taken
-        assert job_taking.succeed(jobs.catalogue, "w", taken[0], "x@1", 5)
+        assert queue.succeed(jobs.catalogue, "w", taken[0], "x@1", 5)
     assert order == ["alice-1", "bob-4", "carol-5", "alice-2", "alice-3"]
     jobs.add("alice")
     jobs.add("bob")
@@ -103,15 +103,15 @@ def test_what_a_dead_worker_held_goes_on_alone_and_not_for_ever(jobs: Jobs) -> N
     first, second = jobs.add("alice"), jobs.add("bob")
     assert jobs.take() == [first, second]
     for _ in range(2):
-        assert job_taking.give_back(jobs.catalogue, "w", orderly=False) > 0
+        assert queue.give_back(jobs.catalogue, "w", orderly=False) > 0
         assert len(jobs.take()) == 1
-    assert job_taking.give_back(jobs.catalogue, "w", orderly=False) == 1
+    assert queue.give_back(jobs.catalogue, "w", orderly=False) == 1
     states = {}
     for _ in range(6):
         taken = jobs.take()
         if not taken:
             break
-        job_taking.give_back(jobs.catalogue, "w", orderly=False)
+        queue.give_back(jobs.catalogue, "w", orderly=False)
     states = {jobs.state(first), jobs.state(second)}
     assert states == {"failed"}
     assert jobs.events(first)[-1] == "training broke off 3 times without coming to an end"
@@ -121,7 +121,7 @@ def test_a_worker_that_stops_in_order_costs_no_attempt(jobs: Jobs) -> None:
     identifier = jobs.add("alice")
     for _ in range(10):
         assert jobs.take() == [identifier]
-        job_taking.give_back(jobs.catalogue, "w", orderly=True)
+        queue.give_back(jobs.catalogue, "w", orderly=True)
     assert jobs.state(identifier) == "queued"
 
 
@@ -129,24 +129,24 @@ def test_a_job_that_advances_may_break_off_often(jobs: Jobs) -> None:
     identifier = jobs.add("alice")
     for _ in range(10):
         assert jobs.take() == [identifier]
-        job_taking.advanced(jobs.catalogue, "w", identifier)
-        job_taking.give_back(jobs.catalogue, "w", orderly=False)
+        queue.advanced(jobs.catalogue, "w", identifier)
+        queue.give_back(jobs.catalogue, "w", orderly=False)
     assert jobs.state(identifier) == "queued"
 
 
 def test_a_silent_workers_jobs_are_collected_and_it_can_no_longer_end_them(jobs: Jobs) -> None:
     identifier = jobs.add("alice")
     jobs.take("old")
-    assert job_taking.collect_lost(jobs.catalogue, 60) == 0
+    assert queue.collect_lost(jobs.catalogue, 60) == 0
     jobs.catalogue.write(lambda c: c.execute(table.update().values(beat="2020-01-01T00:00:00")))
-    assert job_taking.collect_lost(jobs.catalogue, 60) == 1
+    assert queue.collect_lost(jobs.catalogue, 60) == 1
     assert jobs.take("new") == [identifier]
-    assert job_taking.beat(jobs.catalogue, "old", [identifier]) == []
-    assert job_taking.beat(jobs.catalogue, "new", [identifier]) == [identifier]
-    assert not job_taking.succeed(jobs.catalogue, "old", identifier, "x@1", 1)
-    assert not job_taking.fail(jobs.catalogue, "old", identifier, "c", "m")
-    assert job_taking.give_back(jobs.catalogue, "old", orderly=False) == 0
-    assert job_taking.succeed(jobs.catalogue, "new", identifier, "x@2", 1)
+    assert queue.beat(jobs.catalogue, "old", [identifier]) == []
+    assert queue.beat(jobs.catalogue, "new", [identifier]) == [identifier]
+    assert not queue.succeed(jobs.catalogue, "old", identifier, "x@1", 1)
+    assert not queue.fail(jobs.catalogue, "old", identifier, "c", "m")
+    assert queue.give_back(jobs.catalogue, "old", orderly=False) == 0
+    assert queue.succeed(jobs.catalogue, "new", identifier, "x@2", 1)
     assert jobs.state(identifier) == "succeeded"
 
 
@@ -154,33 +154,33 @@ def test_cancelling_takes_a_job_from_its_worker(jobs: Jobs) -> None:
     identifier, waiting = jobs.add("alice"), jobs.add("alice")
     jobs.take(most=1)
     for each in (identifier, waiting):
-        assert job_queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", each).state == "cancelled"
-    assert job_taking.beat(jobs.catalogue, "w", [identifier]) == []
-    assert not job_taking.succeed(jobs.catalogue, "w", identifier, "x@1", 1)
+        assert queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", each).state == "cancelled"
+    assert queue.beat(jobs.catalogue, "w", [identifier]) == []
+    assert not queue.succeed(jobs.catalogue, "w", identifier, "x@1", 1)
     assert jobs.take() == []
     with pytest.raises(Refused, match="ended already: cancelled"):
-        job_queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", identifier)
+        queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", identifier)
     with pytest.raises(Refused, match="no job"):
-        job_queue.cancel(jobs.catalogue, Caller("bob", "owner"), "bob", identifier)
+        queue.cancel(jobs.catalogue, Caller("bob", "owner"), "bob", identifier)
 
 
 def test_a_limit_counts_unfinished_jobs_only(jobs: Jobs) -> None:
     def add(number: int) -> None:
         record = dataclasses.replace(BLANK, id=f"alice-{number}", owner="alice", created=f"{number}")
-        job_queue.add(jobs.catalogue, Caller("alice", "owner"), record, limit=2)
+        queue.add(jobs.catalogue, Caller("alice", "owner"), record, limit=2)
 
     add(1)
     add(2)
     with pytest.raises(Refused, match="2 unfinished jobs"):
         add(3)
     taken = jobs.take(most=1)
-    job_taking.fail(jobs.catalogue, "w", taken[0], "c", "m")
+    queue.fail(jobs.catalogue, "w", taken[0], "c", "m")
     add(3)
 
 
 def test_within_an_owner_a_job_that_had_a_turn_comes_behind_the_others(jobs: Jobs) -> None:
     long, short = jobs.add("alice"), jobs.add("alice")
     assert jobs.take(most=1) == [long]
-    job_taking.give_back(jobs.catalogue, "w", orderly=True)
+    queue.give_back(jobs.catalogue, "w", orderly=True)
     assert jobs.take(most=1) == [short]
     assert jobs.take(most=1) == [long]

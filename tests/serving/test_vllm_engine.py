@@ -23,7 +23,8 @@ from foreword.errors import (
 from foreword.serving.config import of
 from foreword.serving.engine.protocol import Row, Sampling, Token
 from foreword.serving.engine_factory import make_engine
-from foreword.serving.vllm import answer, door, ticket
+from foreword.serving.vllm import door, ticket
+from foreword.serving.vllm import engine as answer
 from foreword.serving.vllm.checks import check_base
 from foreword.serving.vllm.engine import VllmEngine
 from saved_bases import save_tiny

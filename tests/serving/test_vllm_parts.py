@@ -20,10 +20,9 @@ from foreword.errors import (
 )
 from foreword.serving.vllm import plan, ticket
 from foreword.serving.vllm.checks import check_settings
-from foreword.serving.vllm.memory import PagesMemory
-from foreword.serving.vllm.pages import Pages, Share, blocks_between, pages_of, slots
+from foreword.serving.vllm.pages import Pages, PagesMemory, Share, blocks_between, pages_of, slots
+from foreword.serving.vllm.plan import Salts
 from foreword.serving.vllm.prefix_source import BLOBS, STORE, FolderSource, StoreSource, open_source
-from foreword.serving.vllm.salts import Salts
 from stand_ins import random_prefix
 
 SECRET = "0123456789abcdef" * 4

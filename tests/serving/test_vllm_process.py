@@ -21,10 +21,10 @@ from foreword.errors import (
     UsageError,
 )
 from foreword.serving.config import of
-from foreword.serving.vllm import command, ticket
+from foreword.serving.vllm import launch, ticket
 from foreword.serving.vllm.engine import VllmEngine
 from foreword.serving.vllm.prefix_source import STORE
-from foreword.serving.vllm.pulse import Pulse, answers
+from foreword.serving.vllm.process import Pulse, answers
 
 SECRET = "0123456789abcdef" * 4
 
@@ -75,7 +75,7 @@ def test_an_engine_is_ready_while_its_vllm_answers(tiny_base: BaseModel) -> None
 
 def test_the_line_holds_all_that_a_vllm_needs_but_no_secret() -> None:
     configuration = of({"engine": "vllm", "store": "postgresql://u:pass@db/f", "blobs": "s3://b/f"})
-    line = command.line(configuration, "/models/base one", "float32")
+    line = launch.shell_line(configuration, "/models/base one", "float32")
     assert "'/models/base one'" in line
     assert all(part in line for part in ("vllm serve", "PrefixConnector", "Door", "--dtype float32"))
     assert "FOREWORD_STORE=postgresql://u:pass@db/f" in line
@@ -84,8 +84,8 @@ def test_the_line_holds_all_that_a_vllm_needs_but_no_secret() -> None:
     ended = subprocess.run(["sh", "-c", line], env=alone, capture_output=True, text=True)
     assert ended.returncode != 0
     assert "vllm" not in ended.stderr.replace("foreword.serving.vllm", "")  # it was not even tried
-    started = command.arguments(host="127.0.0.1", port=1, dtype="float32")
-    environment = command.environment(configuration, SECRET)
+    started = launch.arguments(host="127.0.0.1", port=1, dtype="float32")
+    environment = launch.environment(configuration, SECRET)
     assert environment[STORE] not in " ".join(started)
     assert SECRET not in " ".join(started)
     assert environment["VLLM_API_KEY"] == ticket.api_key(SECRET) != SECRET
@@ -114,12 +114,12 @@ def test_settings_of_vllm_without_vllm_are_refused() -> None:
         with pytest.raises(UsageError, match=message):
             of(settings)
     with pytest.raises(UsageError, match="engine_arguments"):
-        command.more_arguments(of({"engine": "vllm", "engine_arguments": "--a 'b"}))
+        launch.more_arguments(of({"engine": "vllm", "engine_arguments": "--a 'b"}))
 
 
 # -- the keeper ---------------------------------------------------------------------------------------
 
-KEEPER = Path(command.__file__).with_name("process_guard.py")
+KEEPER = Path(launch.__file__).with_name("process_guard.py")
 
 
 def test_what_the_keeper_runs_ends_with_whoever_started_it(tmp_path: Path) -> None:

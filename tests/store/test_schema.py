@@ -14,9 +14,8 @@ from alembic.script import ScriptDirectory
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store import PrefixStore
 from foreword.store.database import Catalogue
-from foreword.store.opening import open_catalogue
-from foreword.store.schema import REVISIONS, migrate, revision
-from foreword.store.tables import metadata
+from foreword.store.schema import REVISIONS, metadata, migrate, revision
+from foreword.store.store import open_catalogue
 
 
 def at_revision(catalogue, target):

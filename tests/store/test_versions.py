@@ -180,13 +180,13 @@ def test_blob_opens_as_a_prefix_file_without_the_store(store, place, prefixes):
 
 
 def test_digits_that_fit_two_versions_are_refused(sqlite_store):
-    from foreword.store.tables import blob, version
+    from foreword.store.schema import blob, version
 
     store = sqlite_store
     digests = ["ab" * 32, "ab" * 31 + "cd"]
 
     def work(connection):
-        from foreword.store.tables import prefix
+        from foreword.store.schema import prefix
 
         connection.execute(prefix.insert().values(owner="a", name="x", public=False, counter=2, latest=2))
         for number, digest in enumerate(digests, 1):

@@ -415,7 +415,7 @@ def test_fingerprint_follows_every_weight() -> None:
 
 
 def test_schedule_rises_and_falls_linearly() -> None:
-    from foreword.training.schedule import rate_factor
+    from foreword.training.prefix_trainer import rate_factor
 
     factors = [rate_factor(step, warmup=4, steps=12) for step in range(12)]
     assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])

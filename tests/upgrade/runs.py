@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from foreword.parameterization import ParameterizationSettings
 from surface import FIXTURES, examples
 
 from foreword import BaseModel, Prefix, train, train_many
-from foreword.parameterization import ParameterizationSettings
 
 COMMON: dict[str, Any] = {"length": 4, "steps": 20, "batch_size": 4, "seed": 3, "checkpoint_every": 4}
 

@@ -18,8 +18,7 @@ from vllm_servers import CPU, SECRET, local
 from foreword import BaseModel, Prefix, PrefixStore, generate
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.vllm import ticket
-from foreword.serving.vllm.process import VllmProcess, free_port
-from foreword.serving.vllm.pulse import answers
+from foreword.serving.vllm.process import VllmProcess, answers, free_port
 from serving.served_processes import ServedProcess, served, wait_for
 from stand_ins import random_prefix
 

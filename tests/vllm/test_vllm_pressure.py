@@ -9,7 +9,7 @@ from vllm_servers import LOADED, LOCAL_HITS, PREEMPTIONS, VllmServer, local, row
 
 from foreword import BaseModel
 from foreword.errors import DamagedBlob
-from foreword.serving.vllm.command import BLOCK_SIZE
+from foreword.serving.vllm.launch import BLOCK_SIZE
 from stand_ins import random_prefix
 
 

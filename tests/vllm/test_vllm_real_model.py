@@ -8,7 +8,7 @@ import pytest
 from vllm_servers import local, row, serving
 
 from foreword import BaseModel
-from foreword.serving.vllm.command import BLOCK_SIZE
+from foreword.serving.vllm.launch import BLOCK_SIZE
 from stand_ins import random_prefix
 
 PROMPTS = ["The capital of France is", "Once upon a time", "def add(a, b):"]

@@ -13,7 +13,7 @@ from vllm_servers import SECRET
 
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.connector import PrefixConnector
-from foreword.serving.vllm.salts import Salts
+from foreword.serving.vllm.plan import Salts
 
 BLOCK, LENGTH = 4, 6
 DIGEST = "ab" * 32

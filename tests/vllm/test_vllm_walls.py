@@ -12,7 +12,7 @@ from foreword import BaseModel, Prefix
 from foreword.errors import DamagedBlob
 from foreword.serving.engine.protocol import Row
 from foreword.serving.vllm import ticket
-from foreword.serving.vllm.command import BLOCK_SIZE
+from foreword.serving.vllm.launch import BLOCK_SIZE
 from stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
 LONG = "a prompt that fills several blocks of the cache by itself, whatever stands in front of it"

@@ -17,7 +17,7 @@ import httpx
 from foreword import BaseModel, Prefix
 from foreword.serving.engine.local import LocalEngine
 from foreword.serving.engine.protocol import Row, Sampling, Token
-from foreword.serving.vllm import command, ticket
+from foreword.serving.vllm import launch, ticket
 from foreword.serving.vllm.door import HEADER, signature_of
 from foreword.serving.vllm.engine import VllmEngine
 from foreword.serving.vllm.process import VllmProcess, free_port
@@ -84,15 +84,15 @@ class VllmServer:
 def serving(model: Path, folder: Path, *more: str, door: bool = True, **extra: Any) -> Iterator[VllmServer]:
     """Serve prefixes of a folder until the block ends."""
     port = free_port()
-    connector = {**command.CONNECTOR, "kv_connector_extra_config": {"folder": str(folder), **extra}}
-    arguments = command.arguments(host="127.0.0.1", port=port, dtype="float32")
+    connector = {**launch.CONNECTOR, "kv_connector_extra_config": {"folder": str(folder), **extra}}
+    arguments = launch.arguments(host="127.0.0.1", port=port, dtype="float32")
     arguments += ["--enforce-eager", "--enable-prompt-tokens-details", "--max-num-seqs", "32"]
     arguments += ["--kv-transfer-config", json.dumps(connector), *more]
     if not door:
         at = arguments.index("--middleware")
         del arguments[at : at + 2]
     environment = {**CPU, ticket.SECRET: SECRET, "VLLM_API_KEY": ticket.api_key(SECRET)}
-    process = VllmProcess([*command.program(str(model)), *arguments], environment, port)
+    process = VllmProcess([*launch.program(str(model)), *arguments], environment, port)
     try:
         process.wait(START_SECONDS)
         yield VllmServer(process.url, folder, process)

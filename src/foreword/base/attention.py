@@ -8,6 +8,15 @@ the model's forward pass; outside of it the base model computes what it always c
 
 Shapes: B rows, T text tokens (queries), S text keys, N tokens of a flat batch, P prefix length,
 H key/value heads, D head size.
+
+Causal attention behind a prefix, for kernels that take no mask.
+
+Flash attention on GPUs knows one pattern: every query sees the keys up to its own, counted from the last
+ones. With P columns in front that is what rows see whose prefixes are all P long and whose padding, if any,
+stands behind the text. Rows of other kinds (prefixes of several lengths, padding in front, windows, infixes)
+need a mask, and the kernels that take one.
+
+Shapes: B rows, T queries, S = P + T keys, H key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -21,16 +30,53 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from foreword.base import causal
-from foreword.base.flat import FlatLayout
+from foreword.base.batch import FlatLayout
 from foreword.base.prefix_batch import RowPrefixes
 from foreword.base.rope import Turn
 from foreword.errors import UnsupportedArchitecture
-from foreword.geometry import Stream
+from foreword.prefix import Stream
+
+DEVICES = {"cuda"}
+"""Where kernels gain by it. The CPU's kernel would make the mask anew for every layer."""
+
+
+def is_causal(mask_B1TS: torch.Tensor, valid_BT: torch.Tensor | None) -> bool:
+    """Whether the mask is the pattern for every query of a row's text; one transfer from the device.
+
+    Args:
+        mask_B1TS: boolean, true where a query sees a key.
+        valid_BT: which queries are text; None: all.
+    """
+    queries, keys = mask_B1TS.shape[2:]
+    if mask_B1TS.dtype != torch.bool or mask_B1TS.shape[1] != 1 or keys < queries:
+        return False
+    pattern_TS = torch.ones(queries, keys, dtype=torch.bool, device=mask_B1TS.device).tril(keys - queries)
+    agrees_BT = (mask_B1TS[:, 0] == pattern_TS).all(dim=-1)
+    return bool((agrees_BT if valid_BT is None else agrees_BT | ~valid_BT).all())
+
+
+def attend_causally(
+    query_BQTD: torch.Tensor, key_BHSD: torch.Tensor, value_BHSD: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention of Q query heads that share H key/value heads, `[B, T, Q, D]`."""
+    output_BQTD = nn.functional.scaled_dot_product_attention(
+        query_BQTD,
+        key_BHSD,
+        value_BHSD,
+        attn_mask=causal_lower_right(query_BQTD.shape[2], key_BHSD.shape[2]),
+        scale=scaling,
+        enable_gqa=query_BQTD.shape[1] != key_BHSD.shape[1],
+    )
+    return output_BQTD.transpose(1, 2)
+
+
+# -- How per-row prefixes enter the base model's attention: one place for every architecture -------
+
 
 Kernel = Literal["sdpa", "eager"]
 IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "foreword-eager"}
@@ -131,7 +177,7 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
         if kernel == "sdpa" and query.shape[2] == 1 and kwargs.get("position_bias") is None:
             output, weights = _one_query(query, key, value, mask, kwargs.get("scaling")), None
         elif kernel == "sdpa" and slot is not None and _serves_causally(state, slot, query, mask, kwargs):
-            output, weights = causal.attend_causally(query, key, value, kwargs.get("scaling")), None
+            output, weights = attend_causally(query, key, value, kwargs.get("scaling")), None
         elif kernel == "sdpa" and mask is not None and _is_grouped_on_cpu(query, key, kwargs):
             output, weights = _grouped(query, key, value, mask, kwargs.get("scaling")), None
         else:
@@ -165,13 +211,13 @@ def _one_query(
 def _serves_causally(
     state: Attending, slot: Slot, query: torch.Tensor, mask: torch.Tensor | None, kwargs: Mapping[str, Any]
 ) -> bool:
-    if query.device.type not in causal.DEVICES or mask is None:
+    if query.device.type not in DEVICES or mask is None:
         return False
     if kwargs.get("position_bias") is not None or kwargs.get("dropout"):
         return False
     valid_BT = None if state.layout is None else state.layout.valid_BT
     name = (slot.stream, "causal", id(mask))
-    return bool(_once(state, name, mask, lambda m: causal.is_causal(m, valid_BT)))
+    return bool(_once(state, name, mask, lambda m: is_causal(m, valid_BT)))
 
 
 def _is_grouped_on_cpu(query: torch.Tensor, key: torch.Tensor, kwargs: Mapping[str, Any]) -> bool:

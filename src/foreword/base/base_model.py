@@ -13,23 +13,25 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
 from foreword.base.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
-from foreword.base.compatibility import probe
-from foreword.base.head_losses import find_plain_head
+from foreword.base.compatibility import probe, try_prefix
 from foreword.base.kv_cache import takes_prefixes
-from foreword.base.loading import choose_device, choose_dtype, choose_kernel, model_class, use_kernel
-from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import WITHIN_WINDOW, RowPrefixes
-from foreword.base.prepacked_linear import prepare
-from foreword.base.quantization import (
+from foreword.base.loading import (
     Quantization,
     check,
+    choose_device,
+    choose_dtype,
+    choose_kernel,
     kept_as,
     loading_options,
+    model_class,
     prepare_quantized,
     tensors_of,
+    use_kernel,
 )
+from foreword.base.loss import find_plain_head, target_losses
+from foreword.base.prefix_batch import WITHIN_WINDOW, RowPrefixes
+from foreword.base.prepacked_linear import prepare
 from foreword.base.sliding_window import reach_into_windows
-from foreword.base.trial import try_prefix
 from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
@@ -114,7 +116,7 @@ class BaseModel:
             notify: called with a line of text when something slow begins.
 
         Raises:
-            UsageError: quantization that can't be had: see `foreword.base.quantization`.
+            UsageError: quantization that can't be had: see `foreword.base.loading`.
             UnknownModel, DownloadFailed: see `foreword.models.resolve`.
             UnsupportedArchitecture: its attention does not take a prefix.
         """

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from foreword.base.prefix_batch import RowPrefixes
-from foreword.geometry import Geometry
+from foreword.prefix import Geometry
 
 
 class PrefixedLayer(DynamicLayer):

@@ -1,11 +1,22 @@
-"""Loading: with which class, attention kernel, device and data type a base model is loaded."""
+"""Loading: with which class, attention kernel, device and data type a base model is loaded.
+
+Quantization: frozen linear layers with their weights in 8 or 4 bits, by bitsandbytes.
+
+A prefix is trained through a frozen model, so that model's weights need no gradient and may be rounded once,
+when they are loaded. What a layer computes with is the model's data type. Embeddings, norms and the output
+head stay as they are. Prefixes do not notice; what has to be minded all the same is here.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 import torch
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available
 
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
 from foreword.errors import UnsupportedArchitecture, UsageError
@@ -71,3 +82,125 @@ def choose_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.
     # Not even where a CPU computes bfloat16 fast: what is promised of rows and batches (same losses,
     # same tokens) holds to 1e-5 in float32 only. Whoever prefers speed asks for it.
     return torch.float32
+
+
+# -- Quantization: frozen linear layers with their weights in 8 or 4 bits, by bitsandbytes ---------
+
+
+Quantization = Literal["int8", "nf4"]
+
+DEVICES = ("cuda", "cpu", "balanced")
+"""Where quantised layers are taken to work; `balanced` is several CUDA devices."""
+
+
+def loading_options(
+    quantization: str | None, config: Any, device: str | torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Options of transformers' `from_pretrained` where the model is to be quantised or its files are.
+
+    With these the weights are put on their device while they are rounded, and can't be moved afterwards.
+
+    Args:
+        quantization: what was asked for, checked; None for nothing.
+        config: of the base model.
+        device: as `choose_device` has it.
+        dtype: what layers compute with.
+
+    Raises:
+        UsageError: it was asked for, but the files are quantised already.
+    """
+    placed = {"device_map": str(device)}
+    if quantization is None:
+        return placed if kept_as(config) else {}
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # which kernels it could also have
+    if found := kept_as(config):
+        raise UsageError(
+            f"quantization is {quantization}, but the base model's files are quantised already ({found}); "
+            "leave it out, or take the files in full precision"
+        )
+    return placed | {"quantization_config": BitsAndBytesConfig(**settings_of(quantization, dtype))}
+
+
+def check(quantization: str, device: str | torch.device) -> None:
+    """Refuse what can't work, before anything slow.
+
+    Raises:
+        UsageError: an unknown name, a device that can't, or a package that is absent.
+    """
+    if quantization not in get_args(Quantization):
+        raise UsageError(
+            f"quantization is {quantization!r}; expected {' or '.join(get_args(Quantization))}, or None"
+        )
+    if str(device).split(":")[0] not in DEVICES:
+        raise UsageError(
+            f"quantization is {quantization}, but the device is {device}; quantised base models run on CUDA "
+            "and on the CPU. Leave quantization out, or take another device"
+        )
+    if not is_bitsandbytes_available():
+        raise UsageError(
+            f"quantization {quantization} needs bitsandbytes, which is not installed or too old; install it "
+            "with: pip install 'foreword[quantization]'"
+        )
+
+
+def settings_of(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What `BitsAndBytesConfig` is made of."""
+    if quantization == "int8":
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,  # scales in 8 bits: 4.13 bits a weight instead of 4.5 (QLoRA)
+        "bnb_4bit_compute_dtype": dtype,
+    }
+
+
+def kept_as(config: Any) -> str | None:
+    """How a model with this configuration keeps its linear layers' weights; None: as plain numbers."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    said = found if isinstance(found, dict) else found.to_dict()
+    if said.get("load_in_8bit"):
+        return "int8"
+    if said.get("load_in_4bit"):
+        return str(said.get("bnb_4bit_quant_type"))
+    return str(said.get("quant_method") or "quantised")
+
+
+def prepare_quantized(model: Any) -> None:
+    """Let quantised layers pass gradients on and keep rows apart; nothing is done to other models.
+
+    bitsandbytes lays 4-bit weights out anew at the first pass without a gradient on a CPU with AVX-512 BF16.
+    Products with that layout have no gradient, which would then never reach a prefix, without an error.
+    """
+    kept = kept_as(model.config)
+    if kept == "int8":
+        from foreword.base.int8_linear import use_rounded_linear  # needs bitsandbytes
+
+        use_rounded_linear(model)
+    elif kept is not None:
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+
+
+def tensors_of(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Everything that the weights of `model` are kept as: of quantised layers the scales, too."""
+    if kept_as(model.config) is None:
+        yield from model.named_parameters()
+    else:
+        yield from ((name, tensor) for name, tensor in model.state_dict().items() if torch.is_tensor(tensor))
+
+
+def check_trainable(base: Any, method: str) -> None:
+    """Refuse to train the weights of a quantised base model.
+
+    Raises:
+        UsageError: it is quantised.
+    """
+    if base.quantization is not None:
+        raise UsageError(
+            f"{method} trains weights, but those of {base.name} are quantised ({base.quantization}) and take "
+            "no gradient; leave the method out, or load the base model without quantization"
+        )

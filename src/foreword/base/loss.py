@@ -1,4 +1,15 @@
-"""Losses: the loss of each target token of a batch, under the prefixes of its rows."""
+"""Losses: the loss of each target token of a batch, under the prefixes of its rows.
+
+Losses from hidden states: the model's last product and its cross entropy, a part of the rows at a time.
+
+Over a large vocabulary the logits of a batch take more memory than all layers of a small model, three times
+over: themselves, their logarithms, and their gradient. A frozen head needs none of them kept. The gradient of
+a row's loss by its hidden state is known as soon as the loss is, so each part is done with, forward and
+backward, before the next begins, and memory does not grow with rows times vocabulary (as in the fused losses
+of Liger-Kernel and Cut Your Losses, arXiv 2411.09009).
+
+Shapes: M rows, C rows of a part, I hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +17,106 @@ import inspect
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy, log_softmax
 
 from foreword.base.attention import Attending, attending
 from foreword.base.batch import Batch
-from foreword.base.head_losses import head_losses, plain_head
 from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prepacked_linear import PackedLinear
+
+PART = 1 << 23
+"""Logits at once (32 MB in float32): enough rows to keep a matrix product busy."""
+
+
+def find_plain_head(model: Any) -> None:
+    """Set `foreword_plain_head` on `model`: whether its logits are its head's product and nothing more.
+
+    Some scale them, or cap them, or read other states than the inner model returns. One pass over two
+    tokens tells; such models compute their own logits.
+    """
+    head = model.get_output_embeddings()
+    model.foreword_plain_head = False
+    if type(head) not in (nn.Linear, PackedLinear) or type(head.weight) is not nn.Parameter:  # quantised
+        return
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    handle = head.register_forward_hook(lambda module, given, made: seen.append((given[0], made)))
+    ids = torch.tensor([[0, 1]], device=model.get_input_embeddings().weight.device)
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    try:
+        with torch.no_grad():
+            logits = model(**inputs, use_cache=False).logits
+            hidden = model.base_model(**inputs, use_cache=False)[0]
+    finally:
+        handle.remove()
+    model.foreword_plain_head = (
+        len(seen) == 1 and torch.equal(seen[0][0], hidden) and torch.equal(seen[0][1], logits)
+    )
+
+
+def plain_head(model: Any) -> nn.Linear | None:
+    """The head whose product the logits are, if nobody trains or wraps it; else None."""
+    if not getattr(model, "foreword_plain_head", False):
+        return None
+    head = model.get_output_embeddings()
+    if type(head) not in (nn.Linear, PackedLinear) or "forward" in vars(head):  # accelerate's hooks
+        return None
+    return None if any(parameter.requires_grad for parameter in head.parameters()) else head
+
+
+def head_losses(head: nn.Linear, hidden_MI: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each row's target in nats, `[M]`, float32; `head` is frozen and linear."""
+    if torch.is_grad_enabled() and hidden_MI.requires_grad:
+        losses_M: torch.Tensor = _HeadLosses.apply(hidden_MI, target_M, head)
+        return losses_M
+    with torch.no_grad():
+        parts = [_part(head, *part) for part in _parts(head, hidden_MI, target_M)]
+    return torch.cat([losses_C for losses_C, _ in parts])
+
+
+class _HeadLosses(torch.autograd.Function):
+    """The losses, differentiated by the hidden states alone."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_MI: torch.Tensor, target_M: torch.Tensor, head: nn.Linear) -> torch.Tensor:
+        weight_VI = head.weight
+        losses, gradients = [], []
+        for hidden_CI, target_C in _parts(head, hidden_MI, target_M):
+            losses_C, log_CV = _part(head, hidden_CI, target_C)
+            slope_CV = log_CV.exp_()
+            slope_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= 1
+            losses.append(losses_C)
+            gradients.append(slope_CV.to(weight_VI.dtype) @ weight_VI)
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slope_MI,) = ctx.saved_tensors
+        return slope_MI * gradients[0][:, None].to(slope_MI.dtype), None, None
+
+
+def _parts(
+    head: nn.Linear, hidden_MI: torch.Tensor, target_M: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows and targets of each part, as even as can be."""
+    rows, vocabulary = len(target_M), head.weight.shape[0]
+    count = max(1, -(-rows * vocabulary // PART))
+    size = max(1, -(-rows // count))
+    return list(zip(hidden_MI.split(size), target_M.split(size), strict=True))
+
+
+def _part(
+    head: nn.Linear, hidden_CI: torch.Tensor, target_C: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses `[C]` and log probabilities `[C, V]`, both float32."""
+    log_CV = log_softmax(head(hidden_CI), dim=-1, dtype=torch.float32)
+    return -log_CV.gather(1, target_C[:, None])[:, 0], log_CV
+
+
+# -- Losses: the loss of each target token of a batch, under the prefixes of its rows --------------
 
 
 def target_losses(model: Any, batch: Batch, prefixes: RowPrefixes | None) -> torch.Tensor:

@@ -17,8 +17,7 @@ import torch
 from torch.nn.functional import pad
 
 from foreword.errors import UsageError
-from foreword.geometry import Stream
-from foreword.prefix import Positions, Prefix
+from foreword.prefix import Positions, Prefix, Stream
 from foreword.template import Placement
 
 WITHIN_WINDOW: Positions = "text-after-prefix-within-window"

@@ -155,8 +155,8 @@ def migrate(place: StorePlace = "prefixes", json: Json = False) -> None:
 
     Example: foreword store migrate --store prefixes
     """
-    from foreword.store.opening import open_catalogue
     from foreword.store.schema import migrate as migrate_catalogue
+    from foreword.store.store import open_catalogue
 
     before, after = migrate_catalogue(open_catalogue(place))
     if json:

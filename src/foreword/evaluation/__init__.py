@@ -1,12 +1,10 @@
 """Evaluation: the loss of examples under a prefix, and how close its texts come to theirs."""
 
-from foreword.evaluation.evaluate import Evaluation, evaluate
-from foreword.evaluation.losses import TokenLoss, token_loss
+from foreword.evaluation.evaluate import Evaluation, TokenLoss, evaluate, token_loss
 from foreword.evaluation.metrics import METRICS, score
 from foreword.evaluation.metrics.bleu_chrf import TextScores, text_scores
 from foreword.evaluation.scoring import Prediction, read_outputs, scores_by_part
-from foreword.evaluation.task_data import cut_sources, read_task, without_categories
-from foreword.evaluation.task_hub import fetch_task
+from foreword.evaluation.task_data import cut_sources, fetch_task, read_task, without_categories
 from foreword.evaluation.tasks import TASKS, Task, find_task
 
 __all__ = [

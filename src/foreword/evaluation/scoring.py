@@ -13,7 +13,7 @@ from foreword.evaluation.metrics import score
 from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.examples.csv_table import find_columns, read_rows
 from foreword.examples.e2e import linearise
-from foreword.examples.entry import Entry
+from foreword.examples.example import Entry
 from foreword.examples.jsonl import parse_object
 from foreword.examples.records import Line, excerpt, read_lines
 from foreword.template import Source

@@ -1,9 +1,6 @@
 """Examples: what a prefix is learned from, and the readers for each data format."""
 
-from foreword.examples.digest import digest
-from foreword.examples.entry import Entry, entries_of, examples_of, references
-from foreword.examples.example import Example
-from foreword.examples.grouping import source_key
+from foreword.examples.example import Entry, Example, digest, entries_of, examples_of, references, source_key
 from foreword.examples.readers import read_examples
 
 __all__ = [

@@ -11,9 +11,8 @@ from typing import Any
 
 from foreword.errors import BadExamples
 from foreword.examples.example import Example, kind
-from foreword.examples.fields import Fields, missing_field
 from foreword.examples.jsonl import parse_object, read_owner
-from foreword.examples.records import Line
+from foreword.examples.records import Fields, Line, missing_field
 from foreword.template import Message
 
 ROLES = ("system", "user", "assistant")

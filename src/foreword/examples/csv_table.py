@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from foreword.errors import BadExamples
 from foreword.examples.example import Example
-from foreword.examples.fields import Fields
-from foreword.examples.records import Line, excerpt
+from foreword.examples.records import Fields, Line, excerpt
 
 SEPARATORS = (",", "\t", ";")  # semicolon: what spreadsheets write where the comma is a decimal sign
 

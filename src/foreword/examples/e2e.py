@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from foreword.errors import BadExamples
 from foreword.examples.csv_table import find_columns, read_rows
 from foreword.examples.example import Example
-from foreword.examples.fields import Fields
-from foreword.examples.records import Line, excerpt
+from foreword.examples.records import Fields, Line, excerpt
 
 COLUMNS = ["mr", "ref"]
 BETWEEN = "||"  # between source and target in the original code's files

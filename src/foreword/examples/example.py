@@ -1,7 +1,17 @@
-"""Example: one source with its target, and whose it is."""
+"""Example: one source with its target, and whose it is.
+
+The identity of training data, as it is noted in a prefix file.
+
+When two sources are the same.
+
+Entry: one source of a task's data with every text that people wrote for it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from foreword.errors import BadExamples
@@ -76,3 +86,100 @@ def _check_messages(messages: tuple[object, ...]) -> None:
             raise BadExamples(f"message {number} of the source is {found}; expected role and content")
         _check_text(f"the role of message {number}", message["role"])
         _check_text(f"the content of message {number}", message["content"])
+
+
+# -- The identity of training data, as it is noted in a prefix file --------------------------------
+
+
+# Changing what follows gives all data new identities; then raise the number.
+_FORM = b"foreword examples 1\n"
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """SHA-256, in hexadecimal, of the examples in their order.
+
+    It depends on sources, targets and owners alone: the same examples from CSV and from JSON lines
+    have the same digest. Each example is hashed as one line of ASCII JSON, `[source,target,owner]`
+    without spaces and with the keys of messages in alphabetical order.
+    """
+    whole = hashlib.sha256(_FORM)
+    for example in examples:
+        line = json.dumps(
+            [example.source, example.target, example.owner], separators=(",", ":"), sort_keys=True
+        )
+        whole.update(line.encode("ascii") + b"\n")
+    return whole.hexdigest()
+
+
+# -- When two sources are the same -----------------------------------------------------------------
+
+
+def source_key(source: Source) -> tuple[bool, str]:
+    """Equal for equal sources, and for no others; texts and messages never are."""
+    is_text = isinstance(source, str)
+    return is_text, str(source) if is_text else json.dumps(source)
+
+
+# -- Entry: one source of a task's data with every text that people wrote for it -------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What official scripts count as one: it is generated once, and scored against all its references.
+
+    Two entries may have the same source; they stay two, as in the official evaluations. (Merged, outputs
+    and references of the original prefix-tuning code fell out of step.)
+
+    Attributes:
+        source: as the model reads it.
+        references: at least one.
+        category: what the data calls its kind (WebNLG: Airport, Food, ...), or None.
+        owner: whose it is, or None.
+        unfit: references that are scored against but not trained on (WebNLG: comment other than good).
+    """
+
+    source: Source
+    references: tuple[str, ...]
+    category: str | None = None
+    owner: str | None = None
+    unfit: tuple[str, ...] = ()
+
+
+def entries_of(data: Iterable[Example | Entry]) -> list[Entry]:
+    """Entries as they are; examples of one source (and owner) brought together, where the first stood."""
+    groups: dict[object, Entry | list[Example]] = {}
+    for place, one in enumerate(data):
+        if isinstance(one, Entry):
+            groups[place] = one
+            continue
+        group = groups.setdefault((one.owner, source_key(one.source)), [])
+        assert isinstance(group, list)
+        group.append(one)
+    return [one if isinstance(one, Entry) else _together(one) for one in groups.values()]
+
+
+def _together(examples: list[Example]) -> Entry:
+    first = examples[0]
+    return Entry(first.source, tuple(example.target for example in examples), owner=first.owner)
+
+
+def references(examples: Iterable[Example]) -> list[tuple[Source, list[str]]]:
+    """Each distinct source of each owner with all its targets, for metrics with several references.
+
+    Sources come in the order in which they are first seen, targets in theirs; nothing is dropped.
+    """
+    return [(entry.source, list(entry.references)) for entry in entries_of(examples)]
+
+
+def examples_of(entries: Sequence[Entry], *, fit_only: bool = True) -> list[Example]:
+    """An example for each reference.
+
+    Args:
+        fit_only: leave out the references marked as not fit for training.
+    """
+    return [
+        Example(entry.source, reference, entry.owner)
+        for entry in entries
+        for reference in entry.references
+        if not (fit_only and reference in entry.unfit)
+    ]

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from foreword.examples.example import Example, kind
-from foreword.examples.fields import Fields, missing_field
-from foreword.examples.records import Line, excerpt
+from foreword.examples.records import Fields, Line, excerpt, missing_field
 
 
 def read_jsonl(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:

@@ -14,9 +14,8 @@ from foreword.examples.chat import read_chat
 from foreword.examples.csv_table import find_columns, read_table
 from foreword.examples.e2e import BETWEEN, COLUMNS, read_e2e
 from foreword.examples.example import Example
-from foreword.examples.fields import Fields, make_fields
 from foreword.examples.jsonl import read_jsonl
-from foreword.examples.records import Line, excerpt, read_lines
+from foreword.examples.records import Fields, Line, excerpt, make_fields, read_lines
 
 Format = Literal["auto", "jsonl", "csv", "e2e", "chat"]
 Reader = Callable[[Iterator[Line], Fields], Iterator[Example]]

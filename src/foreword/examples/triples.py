@@ -13,8 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from foreword.errors import BadExamples, CannotRead
-from foreword.examples.entry import Entry
-from foreword.examples.example import Example, kind
+from foreword.examples.example import Entry, Example, kind
 from foreword.examples.records import excerpt, read_lines
 
 Triple = tuple[str, str, str]

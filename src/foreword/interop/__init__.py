@@ -9,8 +9,7 @@ from __future__ import annotations
 from foreword.interop.adapters import import_adapters
 from foreword.interop.hub import export_hub, import_hub
 from foreword.interop.original import import_prefix_tuning
-from foreword.interop.peft import import_peft
-from foreword.interop.peft_export import export_peft
+from foreword.interop.peft import export_peft, import_peft
 
 __all__ = [
     "export_hub",

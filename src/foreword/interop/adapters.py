@@ -15,13 +15,10 @@ import torch
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import ForeignFormat, WrongBaseModel
-from foreword.geometry import Stream
-from foreword.interop.base_names import warn_if_other
-from foreword.interop.bottleneck import Activation, run
-from foreword.interop.conversion import from_flat
+from foreword.interop.card import warn_if_other
+from foreword.interop.conversion import Activation, from_flat, run, text_from_zero_to_after
 from foreword.interop.foreign_files import find_file, naming, read_json, read_tensors
-from foreword.interop.positions import text_from_zero_to_after
-from foreword.prefix import Origin, Prefix
+from foreword.prefix import Origin, Prefix, Stream
 from foreword.template import RAW
 
 CONFIG = "adapter_config.json"

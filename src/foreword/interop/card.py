@@ -2,16 +2,57 @@
 
 Everything in it comes from the prefix file; texts of the user are quoted, so that none of them ends
 up as markup or as a field of the front matter.
+
+Whether two names mean one base model.
+
+Other libraries' files name their base but carry no fingerprint: sizes can be checked, weights can't.
+So a name that disagrees is said aloud, and the base that the user gave counts.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import warnings
+from pathlib import PurePath
+from typing import Any
 
-from foreword.interop.base_names import public_name
+from foreword.base.base_model import BaseModel
+from foreword.errors import ForewordWarning
+from foreword.models.catalogue import CATALOGUE
 from foreword.prefix import Prefix
 from foreword.template import Template
+
+
+def warn_if_other(found: Any, base: BaseModel) -> None:
+    """Warn when a foreign file names another base than the one given."""
+    if isinstance(found, str) and found and _last_part(found) not in _names(base):
+        warnings.warn(
+            f"the files say that this prefix belongs to {found}, and it was imported for {base.name}: the "
+            "sizes agree, the weights can't be compared. Make sure that the base is the right one",
+            ForewordWarning,
+            stacklevel=3,
+        )
+
+
+def public_name(name: str, revision: str | None) -> str | None:
+    """The id on the hub of a base model, where its name is one: a local folder's name stays local."""
+    if known := CATALOGUE.get(name):
+        return known.hub_id
+    return name if revision is not None else None
+
+
+def _names(base: BaseModel) -> set[str]:
+    known = CATALOGUE.get(base.name)
+    return {_last_part(base.name)} | ({_last_part(known.hub_id)} if known else set())
+
+
+def _last_part(name: str) -> str:
+    return PurePath(name.replace("\\", "/")).name.lower()
+
+
+# -- The page that goes with a shared prefix: what it is, for which base, how to use it ------------
+
 
 # Identifiers that the hub knows; everything else has to be called "other" there.
 _LICENCES = {

@@ -4,14 +4,33 @@
 and Liang's code had it first; PEFT and adapters took it over.
 
 Shapes: P prefix length, L layers, 2 key and value, H key/value heads, D head size.
+
+The network that makes keys and values while a prefix is trained: run once, then done with.
+
+Embedding, linear, activation, linear (, activation, linear): Li and Liang's reparameterisation, with
+the same tensor names in their code and in adapters.
+
+From "text starts at 0" to "text starts at P": what has to happen to keys kept by the other rule.
+
+Under a rotary embedding only the distance between query and key counts. A text token that stood at
+t stands at P + t here, so the keys turn by P as well and every distance stays what it was. Learned
+positions add something else to the text at P + t than at t, and no change of keys undoes that.
+
+Shapes: L layers, H key/value heads, P prefix length, D head size.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 
-from foreword.errors import GeometryMismatch
-from foreword.geometry import StreamGeometry
+from foreword.base.base_model import BaseModel
+from foreword.errors import ForeignFormat, GeometryMismatch
+from foreword.prefix import StreamGeometry
 
 
 def width(sizes: StreamGeometry) -> int:
@@ -42,3 +61,94 @@ def to_flat(key_LHPD: torch.Tensor, value_LHPD: torch.Tensor) -> torch.Tensor:
     """The reverse of `from_flat`."""
     both_2LHPD = torch.stack([key_LHPD, value_LHPD])
     return both_2LHPD.permute(3, 1, 0, 2, 4).flatten(start_dim=1).contiguous()
+
+
+# -- The network that makes keys and values while a prefix is trained: run once, then done with ----
+
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def run(tensors: Mapping[str, torch.Tensor], activation: Activation, *, suffix: str = "") -> torch.Tensor:
+    """What the network makes for all its virtual tokens: the flat layout, `[P, width]`.
+
+    Args:
+        tensors: `wte.weight`, `control_trans.0.weight`, `control_trans.0.bias`, `control_trans.2.weight`...
+        suffix: what stands behind `wte` and `control_trans` in the names of this one.
+
+    Raises:
+        ForeignFormat: a tensor is missing, or does not fit the one before.
+    """
+    network = f"control_trans{suffix}."
+    numbers = sorted(
+        {name.removeprefix(network).split(".")[0] for name in tensors if name.startswith(network)}
+    )
+    wanted = [f"{network}{number}.{part}" for number in numbers for part in ("weight", "bias")]
+    if missing := [name for name in (f"wte{suffix}.weight", *wanted) if name not in tensors]:
+        raise ForeignFormat(f"it lacks {', '.join(missing)}; the file is not whole, fetch it again")
+    states = tensors[f"wte{suffix}.weight"]
+    for place, number in enumerate(numbers):
+        weight, bias = (tensors[f"{network}{number}.{part}"] for part in ("weight", "bias"))
+        try:
+            states = torch.nn.functional.linear(activation(states) if place else states, weight, bias)
+        except RuntimeError as error:
+            raise ForeignFormat(
+                f"{network}{number}.weight is {list(weight.shape)} and does not take {list(states.shape)}; "
+                "the tensors do not belong together"
+            ) from error
+    return states
+
+
+# -- From "text starts at 0" to "text starts at P": what has to happen to keys kept by the other rule
+
+
+# Their angles depend on how long the text is, so that no one rotation is right for every text.
+_CHANGING = ("dynamic", "longrope")
+
+
+def text_from_zero_to_after(key_LHPD: torch.Tensor, base: BaseModel) -> torch.Tensor:
+    """Keys of the decoder's self-attention that were trained with the text at position 0.
+
+    Raises:
+        ForeignFormat: positions that can't be converted.
+    """
+    if not base.takes_positions:  # BART, T5: a prefix does not move their text
+        return key_LHPD
+    rotary = _rotary_embedding(base)
+    position = torch.full((1, 1), key_LHPD.shape[2])
+    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), position)
+    # YaRN's factor scales queries and keys; these keys never had it, and turning must not lengthen them.
+    scale = float(getattr(rotary, "attention_scaling", 1.0))
+    turn = _rotation(base)
+    turned, _ = turn(key_LHPD.float(), key_LHPD.float(), cos.cpu() / scale, sin.cpu() / scale)
+    return turned.to(key_LHPD.dtype)  # type: ignore[no-any-return]
+
+
+def _rotary_embedding(base: BaseModel) -> Any:
+    found = [m for name, m in base.model.named_modules() if name.split(".")[-1] == "rotary_emb"]
+    if len(found) != 1:
+        raise ForeignFormat(
+            f"{base.name} (model type {base.model.config.model_type}) has learned or other positions that "
+            "are not one rotary embedding. The prefix was trained with the text at position 0, here it "
+            "starts behind the prefix, and for such positions no keys make up for that. Train it again "
+            "with Foreword"
+        )
+    rope_type = getattr(found[0], "rope_type", "default")
+    if rope_type in _CHANGING or "layer_type" in inspect.signature(found[0].forward).parameters:
+        raise ForeignFormat(
+            f"the rotary embedding of {base.name} ({rope_type}) turns by angles that depend on the text's "
+            "length or the layer; expected one rotation for all. Train the prefix again with Foreword"
+        )
+    return found[0]
+
+
+def _rotation(base: BaseModel) -> Any:
+    """The architecture's own function: pairs and partial rotation differ."""
+    attention = next(m for m in base.model.modules() if getattr(m, "foreword_slot", None) is not None)
+    function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    if function is None:
+        raise ForeignFormat(
+            f"{base.name} (model type {base.model.config.model_type}) turns its keys in a way of its own; "
+            "expected apply_rotary_pos_emb. Train the prefix again with Foreword"
+        )
+    return function

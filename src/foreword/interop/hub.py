@@ -24,7 +24,7 @@ from foreword.errors import (
     UsageError,
 )
 from foreword.interop.card import hub_card
-from foreword.models.digest import mismatch, sha256_of
+from foreword.models.cache_dir import mismatch, sha256_of
 from foreword.prefix import Prefix
 
 if TYPE_CHECKING:

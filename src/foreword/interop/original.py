@@ -14,11 +14,9 @@ import torch
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import CannotRead, ForeignFormat
-from foreword.geometry import Stream, StreamGeometry
-from foreword.interop.bottleneck import run
-from foreword.interop.conversion import from_flat
+from foreword.interop.conversion import from_flat, run
 from foreword.interop.foreign_files import find_file, naming, read_tensors
-from foreword.prefix import Origin, Prefix
+from foreword.prefix import Origin, Prefix, Stream, StreamGeometry
 from foreword.template import RAW
 
 WEIGHTS = ("pytorch_model.bin", "model.safetensors")

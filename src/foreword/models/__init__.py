@@ -4,8 +4,6 @@ Nothing here runs a model; `resolve` turns a name into a folder that transformer
 """
 
 from foreword.models.catalogue import CATALOGUE, KnownModel
-from foreword.models.pulling import pull
-from foreword.models.record import ResolvedModel
-from foreword.models.resolve import resolve
+from foreword.models.resolve import ResolvedModel, pull, resolve
 
 __all__ = ["CATALOGUE", "KnownModel", "ResolvedModel", "pull", "resolve"]

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import CannotWrite, ChecksumMismatch, DownloadFailed
-from foreword.models.cache_dir import Notify
-from foreword.models.digest import mismatch, sha256_of
+from foreword.models.cache_dir import Notify, mismatch, sha256_of
 
 ANSWER_WITHIN_SECONDS = 5.0
 

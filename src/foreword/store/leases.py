@@ -22,7 +22,7 @@ from sqlalchemy import Connection, select
 from foreword.errors import DamagedBlob, StoreUnavailable
 from foreword.store.blobs import Blobs, new_key, read_checked
 from foreword.store.database import Catalogue
-from foreword.store.tables import blob, now
+from foreword.store.schema import blob, now
 
 T = TypeVar("T")
 

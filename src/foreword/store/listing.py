@@ -17,7 +17,7 @@ from foreword.errors import UsageError
 from foreword.store.access import Caller
 from foreword.store.names import check_label, check_owner, parse_name
 from foreword.store.record import Version
-from foreword.store.tables import blob, label, prefix, share, version
+from foreword.store.schema import blob, label, prefix, share, version
 from foreword.store.versions import COLUMNS, record_of
 
 LARGEST_PAGE = 1000

@@ -3,6 +3,8 @@
 A row goes in a transaction, its file only afterwards, and a key is never used again: whoever puts
 the same prefix at that moment gets another key. Killed in between, a file without a row stays
 behind; the second half finds those.
+
+Verify: read every stored file again and hold its SHA-256 against the catalogue.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, exists, select
+from sqlalchemy import Connection, exists, select, tuple_
 
-from foreword.errors import UsageError
+from foreword.errors import DamagedBlob, MissingBlob, UsageError
 from foreword.files import TEMPORARY_SUFFIX
-from foreword.store.blobs import Blobs, Stored
+from foreword.store.blobs import Blobs, Stored, read_checked
 from foreword.store.database import Catalogue
-from foreword.store.tables import blob, now, version
+from foreword.store.schema import blob, now, version
 
 GRACE_SECONDS = 3600.0
 """How long an unnamed file stays. Puts are safe without it; it spares a slow upload its second try."""
@@ -112,3 +114,88 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
     iterator = iter(items)
     while some := list(itertools.islice(iterator, BATCH)):
         yield some
+
+
+# -- Verify: read every stored file again and hold its SHA-256 against the catalogue ---------------
+
+
+VERIFY_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A version that can't be read.
+
+    Attributes:
+        reference: `owner/name@number`.
+        digest: what its file should have.
+        fault: "missing" or "altered".
+    """
+
+    reference: str
+    digest: str
+    fault: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification saw.
+
+    Attributes:
+        versions: how many were looked at.
+        size: bytes of files that were read.
+        problems: versions whose file is gone or altered.
+    """
+
+    versions: int
+    size: int
+    problems: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+
+def verify(catalogue: Catalogue, blobs: Blobs, owner: str | None) -> Verification:
+    """Check every version, of one owner or all. Versions deleted meanwhile are no problem.
+
+    Raises:
+        StoreUnavailable: the database or the storage does not answer.
+    """
+    here = (version.c.owner, version.c.name, version.c.number)
+    query = select(*here, version.c.digest, blob.c.key, blob.c.size).join(
+        blob, blob.c.digest == version.c.digest
+    )
+    query = query.order_by(*here).limit(VERIFY_BATCH)
+    if owner is not None:
+        query = query.where(version.c.owner == owner)
+    faults: dict[str, str | None] = {}  # by digest: shared files are read once
+    problems, versions, size = [], 0, 0
+    rows = catalogue.rows(query)
+    while rows:
+        for row in rows:
+            versions += 1
+            if row.digest not in faults:
+                faults[row.digest] = _fault(catalogue, blobs, row)
+                size += row.size
+            if fault := faults[row.digest]:
+                problems.append(Problem(f"{row.owner}/{row.name}@{row.number}", row.digest, fault))
+        last = rows[-1]
+        behind = query.where(tuple_(*here) > tuple_(last.owner, last.name, last.number))
+        rows = catalogue.rows(behind)
+    return Verification(versions, size, tuple(problems))
+
+
+def _fault(catalogue: Catalogue, blobs: Blobs, row: Any) -> str | None:
+    try:
+        read_checked(blobs, row.key, row.digest)
+    except DamagedBlob as error:
+        if _is_current(catalogue, row):
+            return "missing" if isinstance(error, MissingBlob) else "altered"
+    return None
+
+
+def _is_current(catalogue: Catalogue, row: Any) -> bool:
+    """Whether the version is still listed with this file: it may have been deleted and collected."""
+    query = select(blob.c.key).join(version, blob.c.digest == version.c.digest)
+    return bool(catalogue.rows(query.where(version.c.digest == row.digest, blob.c.key == row.key).limit(1)))

@@ -1,9 +1,31 @@
-"""Schema: which version the tables have, and bringing them to the one this release needs."""
+"""Schema: which version the tables have, and bringing them to the one this release needs.
+
+Tables of the catalogue; the migrations make them, a test holds both against each other.
+
+Times are UTC in ISO 8601 with microseconds: text that sorts, and that a person who opens the
+SQLite file can read. Names sort by their bytes on both databases, so that pages come in one order.
+"""
 
 from __future__ import annotations
 
+import datetime
+
 import sqlalchemy
-from sqlalchemy import Connection
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store.database import Catalogue
@@ -76,3 +98,170 @@ def _upgrade(connection: Connection) -> tuple[str | None, str]:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
     return before, REVISIONS[-1]
+
+
+# -- Tables of the catalogue; the migrations make them, a test holds both against each other -------
+
+
+metadata = MetaData()
+
+
+def _name() -> String:
+    return String(128).with_variant(String(128, collation="C"), "postgresql")
+
+
+setting = Table(
+    "setting",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""`store`: the store's id. `forgotten`: the last audit entry that forgot an owner, see
+`cache.py`."""
+
+blob = Table(
+    "blob",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("key", String(128), nullable=False, unique=True),  # where it lies; never used twice
+    Column("size", Integer, nullable=False),
+    Column("ready", Boolean, nullable=False),  # false while the first upload runs
+    Column("touched", String(32), nullable=False),
+)
+
+prefix = Table(
+    "prefix",
+    metadata,
+    Column("owner", _name(), primary_key=True),
+    Column("name", _name(), primary_key=True),
+    Column("public", Boolean, nullable=False),
+    Column("counter", Integer, nullable=False),  # the highest number ever given; none is given twice
+    Column("latest", Integer),  # null when every version was deleted
+    Column("base", String(256)),  # of the latest version; here for the index below
+    Index("prefix_by_base", "base", "owner", "name"),
+    Index("prefix_by_public", "public", "owner", "name"),
+)
+
+version = Table(
+    "version",
+    metadata,
+    Column("owner", _name(), primary_key=True),
+    Column("name", _name(), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("digest", String(64), ForeignKey("blob.digest"), nullable=False, index=True),
+    Column("created", String(32), nullable=False),
+    Column("base", String(256), nullable=False),
+    Column("length", Integer, nullable=False),
+    Column("dtype", String(16), nullable=False),
+    Column("facts", JSON, nullable=False),
+    ForeignKeyConstraint(["owner", "name"], ["prefix.owner", "prefix.name"], ondelete="CASCADE"),
+)
+
+label = Table(
+    "label",
+    metadata,
+    Column("owner", _name(), primary_key=True),
+    Column("name", _name(), primary_key=True),
+    Column("label", _name(), primary_key=True),
+    Column("number", Integer, nullable=False),
+    ForeignKeyConstraint(
+        ["owner", "name", "number"], ["version.owner", "version.name", "version.number"], ondelete="CASCADE"
+    ),
+    Index("label_by_label", "label", "owner", "name"),
+    Index("label_by_version", "owner", "name", "number"),
+)
+
+share = Table(
+    "share",
+    metadata,
+    Column("grantee", _name(), primary_key=True),
+    Column("owner", _name(), primary_key=True),
+    Column("name", _name(), primary_key=True),
+    ForeignKeyConstraint(["owner", "name"], ["prefix.owner", "prefix.name"], ondelete="CASCADE"),
+    Index("share_by_prefix", "owner", "name"),
+)
+
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("secret", String(64), nullable=False),  # SHA-256 of the whole key, never the key
+    Column("owner", _name(), index=True),  # null for administrators
+    Column("role", String(16), nullable=False),
+    Column("note", String(256)),
+    Column("created", String(32), nullable=False),
+    Column("revoked", String(32)),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", String(32), nullable=False),
+    Column("who", String(160), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("owner", _name()),  # whose prefix it was about
+    Column("target", String(300)),
+    Column("digest", String(64)),
+    Index("audit_by_owner", "owner", "id"),
+)
+
+upload = Table(
+    "upload",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("owner", _name(), nullable=False),
+    Column("created", String(32), nullable=False),
+    Column("filename", String(256), nullable=False),  # as the uploader called it; never a path of ours
+    Column("style", String(16), nullable=False),  # text or chat
+    Column("size", Integer, nullable=False),
+    Column("examples", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Index("upload_by_owner", "owner", "created", "id"),
+)
+"""Files of examples that were sent to a server."""
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("owner", _name(), nullable=False),
+    Column("created", String(32), nullable=False),
+    Column("state", String(16), nullable=False),  # queued, running, succeeded, failed, cancelled
+    Column("model", String(300), nullable=False),  # the base, or the version that it starts from
+    Column("name", _name(), nullable=False),  # of the prefix that it will be
+    Column("training_file", String(40), nullable=False),
+    Column("validation_file", String(40)),
+    Column("settings", JSON, nullable=False),
+    Column("alike", String(64), nullable=False),  # jobs of one value can be trained in one run
+    Column("asked", JSON, nullable=False),  # hyperparameters and metadata as the caller gave them
+    Column("attempts", Integer, nullable=False),  # times that a worker took it and did not come back
+    Column("worker", String(40)),
+    Column("beat", String(32)),  # when that worker last said that it is alive
+    Column("started", String(32)),  # when it last came to its turn
+    Column("finished", String(32)),
+    Column("result", String(300)),
+    Column("trained_tokens", Integer),
+    Column("error", JSON),
+    Index("job_by_owner", "owner", "created", "id"),
+    Index("job_by_state", "state", "created"),
+)
+"""Training that a server does for an owner."""
+
+job_event = Table(
+    "job_event",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("job", String(40), ForeignKey("job.id", ondelete="CASCADE"), nullable=False),
+    Column("at", String(32), nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON),
+    Index("job_event_by_job", "job", "id"),
+)
+
+
+def now(ago: float = 0.0) -> str:
+    """The time `ago` seconds before this moment, as the tables keep it."""
+    moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ago)
+    return moment.isoformat(timespec="microseconds")

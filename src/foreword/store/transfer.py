@@ -20,14 +20,14 @@ from sqlalchemy import Connection, select, update
 
 from foreword import files
 from foreword.errors import BadArchive, BadName, BadPrefix, CannotRead, PrefixExists, UnknownPrefix
-from foreword.store import audit
+from foreword.store import access
 from foreword.store.access import Caller, check_owns, check_writes
 from foreword.store.blobs import Blobs, read_checked
 from foreword.store.database import Catalogue
 from foreword.store.leases import deposit
 from foreword.store.names import check_label, check_owner, parse_name
 from foreword.store.record import columns_of
-from foreword.store.tables import blob, label, now, prefix, version
+from foreword.store.schema import blob, label, now, prefix, version
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -112,7 +112,7 @@ def export(
         archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
         for digest, key in sorted(keys.items()):
             archive.writestr(_member(digest), read_checked(blobs, key, digest))
-    catalogue.write(lambda connection: audit.note(connection, caller, "export", owner, f"{owner}/*"))
+    catalogue.write(lambda connection: access.note(connection, caller, "export", owner, f"{owner}/*"))
     return Exported(owner, path, len({row.name for row in versions}), len(versions), len(keys))
 
 
@@ -173,7 +173,7 @@ class _Addition:
             }
             connection.execute(version.insert().values(row))
             target = f"{self.owner}/{entry['name']}@{entry['number']}"
-            audit.note(connection, self.caller, "import", self.owner, target, entry["digest"])
+            access.note(connection, self.caller, "import", self.owner, target, entry["digest"])
         for entry in self.labels:
             connection.execute(label.insert().values(owner=self.owner, **entry))
         return Imported(self.owner, len(newest), len(self.versions), len(self.labels))

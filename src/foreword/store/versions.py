@@ -11,12 +11,12 @@ from sqlalchemy import Connection, Row, Select, func, select, update
 from sqlalchemy.dialects.sqlite import Insert
 
 from foreword.errors import UsageError
-from foreword.store import audit
+from foreword.store import access
 from foreword.store.access import Caller, check_writes, lock, unknown, visible
 from foreword.store.database import Catalogue
 from foreword.store.names import Reference, parse
 from foreword.store.record import Description, Version
-from foreword.store.tables import blob, label, now, prefix, setting, share, version
+from foreword.store.schema import blob, label, now, prefix, setting, share, version
 
 _LABELS = (
     select(func.aggregate_strings(label.c.label, ","))
@@ -113,7 +113,7 @@ def add(
     row = {"owner": owner, "name": name, "number": number, "digest": digest, "created": now(), **columns}
     connection.execute(version.insert().values(row))
     connection.execute(update(prefix).where(here).values(counter=number, latest=number, base=columns["base"]))
-    audit.note(connection, caller, action, owner, f"{owner}/{name}@{number}", digest)
+    access.note(connection, caller, action, owner, f"{owner}/{name}@{number}", digest)
     return record_of(connection.execute(_query(caller, Reference(owner, name, number=number))).one())
 
 
@@ -159,7 +159,7 @@ def remove(catalogue: Catalogue, caller: Caller, reference: Reference, *, every:
         connection.execute(removed.where(version.c.number.in_([row.number for row in gone])))
         _settle(connection, owner, name)
         for row in gone:
-            audit.note(connection, caller, "delete", owner, f"{owner}/{name}@{row.number}", row.digest)
+            access.note(connection, caller, "delete", owner, f"{owner}/{name}@{row.number}", row.digest)
         return tuple(f"{owner}/{name}@{row.number}" for row in gone)
 
     return catalogue.write(work)
@@ -175,7 +175,7 @@ def set_label(catalogue: Catalogue, caller: Caller, reference: Reference, text: 
         fresh = catalogue.insert(label).values(**here, number=row.number)
         keys = ["owner", "name", "label"]
         connection.execute(fresh.on_conflict_do_update(index_elements=keys, set_={"number": row.number}))
-        audit.note(
+        access.note(
             connection, caller, "label", row.owner, f"{row.owner}/{row.name}@{row.number} {text}", row.digest
         )
         return record_of(locate(connection, caller, Reference(row.owner, row.name, number=row.number)).row)
@@ -191,7 +191,7 @@ def drop_label(catalogue: Catalogue, caller: Caller, owner: str, name: str, text
         row = locate(connection, caller, parse(f"{owner}/{name}@{text}")).row
         gone = label.delete().where(label.c.owner == owner, label.c.name == name, label.c.label == text)
         connection.execute(gone)
-        audit.note(connection, caller, "unlabel", owner, f"{owner}/{name}@{row.number} {text}", row.digest)
+        access.note(connection, caller, "unlabel", owner, f"{owner}/{name}@{row.number} {text}", row.digest)
 
     catalogue.write(work)
 

@@ -18,7 +18,7 @@ from foreword.base.attention import Attending, Slot, attending
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
-from foreword.geometry import Stream
+from foreword.prefix import Stream
 from foreword.training.parameterization import KeysValues
 
 RANDOM_SCALE = 0.02

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from foreword.errors import UsageError
-from foreword.geometry import Stream, StreamGeometry
+from foreword.prefix import Stream, StreamGeometry
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one stream, each `[L, H, P, D]`."""

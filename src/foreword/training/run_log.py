@@ -1,19 +1,128 @@
-"""Course: how one learner's run is recorded, reported and kept."""
+"""Course: how one learner's run is recorded, reported and kept.
+
+Curves: a picture of loss and dev loss over the steps of a run.
+
+Log: one JSON line per step and per dev evaluation, and TensorBoard when asked.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foreword.errors import DamagedCheckpoint
-from foreword.training import checkpoint, curves
-from foreword.training.log import TrainingLog
+from foreword import files
+from foreword.errors import CannotWrite, DamagedCheckpoint, UsageError
+from foreword.training import checkpoint
 from foreword.training.loop import StepReport
 from foreword.training.prefix_trainer import Learner
+
+SMOOTHING_STEPS = 10
+
+
+def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step: int | None = None) -> None:
+    """Write the picture (PNG) of a run's history.
+
+    Args:
+        history: rows with `step` and `token_loss` (of the step's examples) or `dev_loss`.
+        best_step: the step that was kept, marked by a line.
+    """
+    # Agg: pictures are drawn where there is no screen; and matplotlib is slow to import.
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    training = [(row["step"], row["token_loss"]) for row in history if "token_loss" in row]
+    dev = [(row["step"], row["dev_loss"]) for row in history if "dev_loss" in row]
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    if training:
+        steps, losses = zip(*training, strict=True)
+        axes.plot(steps, losses, color="#9db4c8", linewidth=0.8, label="training, each step")
+        smooth = [_mean(losses[max(0, i - SMOOTHING_STEPS + 1) : i + 1]) for i in range(len(losses))]
+        axes.plot(
+            steps, smooth, color="#1f5f99", linewidth=1.6, label=f"training, mean of {SMOOTHING_STEPS} steps"
+        )
+    if dev:
+        axes.plot(*zip(*dev, strict=True), color="#c8501e", marker="o", markersize=4, label="dev")
+        if best_step is not None:
+            axes.axvline(
+                best_step, color="#777777", linestyle=":", linewidth=1, label=f"kept: step {best_step}"
+            )
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss per target token (nats)")
+    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.grid(alpha=0.25)
+    if training or dev:
+        axes.legend(frameon=False, fontsize=9)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    pyplot.close(figure)
+    files.write_bytes(path, picture.getvalue(), overwrite=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# -- Log: one JSON line per step and per dev evaluation, and TensorBoard when asked ----------------
+
+
+class TrainingLog:
+    """Appends rows to `log.jsonl` in a run's folder; without a folder it does nothing."""
+
+    def __init__(self, folder: Path | None, *, tensorboard: bool = False) -> None:
+        self._file = None if folder is None else folder / "log.jsonl"
+        self._board: Any = None
+        if tensorboard:
+            if folder is None:
+                raise UsageError("tensorboard needs a folder for the run; give checkpoint_dir")
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise UsageError(
+                    "tensorboard is not installed; install it with: pip install 'foreword[tensorboard]'"
+                ) from error
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def start(self, history: Iterable[dict[str, Any]]) -> None:
+        """Begin the file with what an earlier part of the run did; rows after its checkpoint go."""
+        if self._file is not None:
+            self._write("w", "".join(json.dumps(row) + "\n" for row in history))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one row; it has `step`."""
+        if self._file is not None:
+            self._write("a", json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(name, value, row["step"])
+
+    def _write(self, mode: str, text: str) -> None:
+        assert self._file is not None
+        try:
+            with self._file.open(mode) as opened:
+                opened.write(text)
+        except OSError as error:
+            raise CannotWrite(
+                f"{self._file} could not be written: {error.strerror}; make room, then run the same "
+                "command again: it goes on from the last checkpoint"
+            ) from error
+
+    def close(self) -> None:
+        """Flush what TensorBoard holds back."""
+        if self._board is not None:
+            self._board.close()
+
+
+# -- Course: how one learner's run is recorded, reported and kept ----------------------------------
+
 
 SPEED_WINDOW = 10
 """Steps over which speed and time left are averaged."""
@@ -151,7 +260,7 @@ class Course:
         self._log.close()
         if self.folder is not None:
             best_step = self.learner.result().step
-            curves.draw(self.learner.history, self.folder / "curves.png", title=title, best_step=best_step)
+            draw(self.learner.history, self.folder / "curves.png", title=title, best_step=best_step)
 
     def close(self) -> None:
         """Close the log of a run that ends before its time."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from foreword.errors import UsageError
-from foreword.geometry import STREAMS, Geometry, Stream
+from foreword.prefix import STREAMS, Geometry, Stream
 from foreword.template import Placement
 from foreword.training.initialization import DEFAULT_WORDS, Initialization
 from foreword.training.parameterization import ParameterizationSettings

@@ -1,28 +1,69 @@
-"""train: examples and a base model in, a prefix out."""
+"""train: examples and a base model in, a prefix out.
+
+Interrupt: Ctrl-C asks a run to stop after its step, instead of tearing it apart.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample, encode
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
 from foreword.examples import Example, digest
-from foreword.geometry import Stream
-from foreword.prefix import Origin, Prefix
+from foreword.prefix import Origin, Prefix, Stream
 from foreword.template import Placement, Template
-from foreword.training.beginning import build_learner
 from foreword.training.initialization import Initialization
-from foreword.training.interrupt import stop_on_interrupt
 from foreword.training.loop import run
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.prefix_trainer import Learner
+from foreword.training.prefix_trainer import Learner, build_learner
 from foreword.training.run_log import Course, Progress
 from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings
+
+
+class StopRequest:
+    """Whether the user has asked to stop."""
+
+    def __init__(self) -> None:
+        self.made = False
+
+    def __call__(self) -> bool:
+        return self.made
+
+
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C (or SIGTERM) inside the block into a request; the second one interrupts.
+
+    Outside of the main thread, where Python allows no signal handlers, nothing is changed.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.made:
+            raise KeyboardInterrupt
+        request.made = True
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+# -- train: examples and a base model in, a prefix out ---------------------------------------------
 
 
 class TrainingStopped(KeyboardInterrupt):

@@ -22,15 +22,12 @@ from foreword.errors import (
     WindowExceeded,
 )
 from foreword.examples import Example
-from foreword.geometry import Stream
-from foreword.prefix import Prefix
+from foreword.prefix import Prefix, Stream
 from foreword.template import Template
-from foreword.training.beginning import build_learner
 from foreword.training.initialization import Initialization
-from foreword.training.interrupt import stop_on_interrupt
 from foreword.training.loop import run
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.prefix_trainer import Learner
+from foreword.training.prefix_trainer import Learner, build_learner
 from foreword.training.run_log import Course, Progress
 from foreword.training.settings import TrainingSettings
 from foreword.training.train import (
@@ -40,6 +37,7 @@ from foreword.training.train import (
     encode_both,
     make_prefix,
     make_settings,
+    stop_on_interrupt,
 )
 
 PLACES = 64

@@ -158,7 +158,7 @@ def curves(
         raise UsageError(f"--points are of one curve, and --of is {of!r}; name one")
     model = its.loaded(base, threads, out, peft=False, device="cpu" if memory else "auto")
     from foreword.research.bench import scaling as measured
-    from foreword.research.bench.picture import Panel
+    from foreword.research.bench.report import Panel
 
     if unknown := [name for name in names if name not in measured.AXES]:
         raise UsageError(f"--of has {unknown[0]!r}; expected some of {', '.join(measured.AXES)}")

@@ -82,7 +82,7 @@ def loaded(
     import torch
 
     from foreword.cli.loading import load_base
-    from foreword.research.bench import flops
+    from foreword.research.bench import roofline as flops
     from foreword.research.bench.report import check_folder
 
     if out is not None:

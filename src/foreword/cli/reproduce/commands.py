@@ -79,9 +79,8 @@ def personalization(
     from foreword.research.experiments import plots
     from foreword.research.experiments import report_personalization as report
     from foreword.research.experiments.cost import measure_rates
-    from foreword.research.experiments.owners import choose_owners
-    from foreword.research.experiments.results import Ledger
-    from foreword.research.experiments.run_folder import alone
+    from foreword.research.experiments.personalization import choose_owners
+    from foreword.research.experiments.results import Ledger, alone
 
     given = {
         "owners": owners,

@@ -86,7 +86,7 @@ def extrapolation(
     json: common.Json = False,
 ) -> None:
     from foreword.cli.loading import load_base
-    from foreword.research.experiments.held_out import hold_out
+    from foreword.research.experiments.splits import hold_out
 
     chosen = EXTRAPOLATION.chosen(context.params)
     fields = common.fields_of(source_field, target_field, group_field)

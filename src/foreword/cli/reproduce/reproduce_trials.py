@@ -104,12 +104,11 @@ def carry_out(
     from foreword.cli.progress import Counter, duration
     from foreword.files import write_text
     from foreword.research.environment import describe_machine, package_versions
-    from foreword.research.experiments import report_trials, trial_cost, trials, trials_picture, trials_report
+    from foreword.research.experiments import report_trials, trial_cost, trials
+    from foreword.research.experiments.checks import check, check_chosen, without_unsupported
+    from foreword.research.experiments.measure import rescore
     from foreword.research.experiments.merge_runs import take_over
-    from foreword.research.experiments.preconditions import check, check_chosen, without_unsupported
-    from foreword.research.experiments.rescoring import rescore
-    from foreword.research.experiments.results import Ledger
-    from foreword.research.experiments.run_folder import alone
+    from foreword.research.experiments.results import Ledger, alone
 
     material = cut_as_published(material, context.params["task"], plan, model)
     if context.params["others"] is None:  # nobody has asked for them by name
@@ -127,10 +126,10 @@ def carry_out(
 
     def report() -> None:
         numbers = model.model.num_parameters()
-        page = trials_report.make_report(
+        page = report_trials.make_report(
             kind.title, command, ledger, plan, groups, model.name, numbers, "figures.png"
         )
-        trials_picture.draw(ledger, plan, groups, out / "figures.png", title=kind.title)
+        report_trials.draw(ledger, plan, groups, out / "figures.png", title=kind.title)
         write_text(out / "report.md", page, overwrite=True)
 
     left = trial_cost.left(model, material, plan, ledger)

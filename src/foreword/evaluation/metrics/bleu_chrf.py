@@ -1,4 +1,7 @@
-"""Plain: corpus BLEU and chrF by sacrebleu with its defaults, for any text and any number of references."""
+"""Plain: corpus BLEU and chrF by sacrebleu with its defaults, for any text and any number of references.
+
+References: one list for each text, and the way round that sacrebleu takes them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,36 @@ from dataclasses import dataclass
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from foreword.evaluation.metrics.columns import check_pairs, columns
+from foreword.errors import UsageError
+
+
+def columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """A list per place, with None where a text has fewer references."""
+    most = max(len(each) for each in references)
+    return [[each[place] if place < len(each) else None for each in references] for place in range(most)]
+
+
+def check_pairs(texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Refuse what would be scored out of step.
+
+    Raises:
+        UsageError: no texts, another number of reference lists than texts, a text without references or
+            with an empty one.
+    """
+    if len(texts) != len(references):
+        raise UsageError(f"{len(references)} lists of references for {len(texts)} texts; give one per text")
+    if not texts:
+        raise UsageError("there are no texts to score; give at least one")
+    for place, some in enumerate(references):
+        if isinstance(some, str):
+            raise UsageError(f"the references of text {place} are one text; give a list of texts for each")
+        if not some:
+            raise UsageError(f"text {place} is without references and can't be scored; give it at least one")
+        if not all(one.strip() for one in some):
+            raise UsageError(f"text {place} has an empty reference; leave such references out")
+
+
+# -- Plain: corpus BLEU and chrF by sacrebleu with its defaults, for any text and any number of references
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from foreword.errors import UsageError
-from foreword.evaluation.metrics.bleu_chrf import plain_scores
-from foreword.evaluation.metrics.columns import check_pairs
+from foreword.evaluation.metrics.bleu_chrf import check_pairs, plain_scores
 from foreword.evaluation.metrics.e2e import e2e_scores
-from foreword.evaluation.metrics.java import METEOR_JAR, require_jar, require_java
 from foreword.evaluation.metrics.learned import (
     bertscore,
     bleurt,
@@ -19,6 +17,7 @@ from foreword.evaluation.metrics.learned import (
     require_bleurt,
     require_moverscore,
 )
+from foreword.evaluation.metrics.meteor import METEOR_JAR, require_jar, require_java
 from foreword.evaluation.metrics.rouge import require_rouge, rouge_scores
 from foreword.evaluation.metrics.webnlg import dart_scores, require_folding, webnlg_scores
 

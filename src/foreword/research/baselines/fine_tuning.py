@@ -11,8 +11,8 @@ from torch import nn
 
 from foreword.base.base_model import BaseModel
 from foreword.base.compatibility import name
+from foreword.base.loading import check_trainable
 from foreword.base.loss import target_losses
-from foreword.base.quantization import check_trainable
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
 from foreword.research.baselines.protocol import Setting, Subject, with_weights

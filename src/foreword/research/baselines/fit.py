@@ -18,7 +18,7 @@ from foreword.errors import TrainingDiverged
 from foreword.research.baselines.protocol import Trainee
 from foreword.training.batch_sampler import Order
 from foreword.training.loop import EVALUATION_TOKENS
-from foreword.training.schedule import rate_factor
+from foreword.training.prefix_trainer import rate_factor
 from foreword.training.settings import TrainingSettings
 
 

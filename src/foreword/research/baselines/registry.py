@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
-from foreword.research.baselines import fine_tuning, peft, prefix, prompting, variants
+from foreword.research.baselines import fine_tuning, peft, prefix, prompting
+from foreword.research.baselines import prefix as variants
 from foreword.research.baselines.adapter import REDUCTION, adapter
 from foreword.research.baselines.protocol import Front, Setting, Trainee, nothing
 

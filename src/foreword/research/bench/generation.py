@@ -18,7 +18,8 @@ from foreword.errors import UsageError
 from foreword.generation import generate
 from foreword.models import resolve
 from foreword.prefix import Prefix
-from foreword.research.bench import flops, roofline, room
+from foreword.research.bench import roofline, room
+from foreword.research.bench import roofline as flops
 from foreword.research.bench.roofline import Limits
 from foreword.research.bench.timing import Spread, Work, in_turns, spread
 from foreword.template import RAW

@@ -1,6 +1,8 @@
 """Peak memory of a training step above the loaded base model, each way in a process of its own.
 
 Run as `python -m foreword.research.bench.memory`, it measures one way and prints a number of bytes.
+
+Processes: what has to be measured in one of its own.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +21,35 @@ import torch
 
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample, encode
+from foreword.errors import ForewordError
 from foreword.models import resolve
-from foreword.research.bench import data, processes, room
+from foreword.research.bench import data, room
 from foreword.research.bench.peak_memory import peak, reset_peak
 from foreword.research.bench.train_step import step_of
-from foreword.training.beginning import build_learner
-from foreword.training.prefix_trainer import Learner
+from foreword.training.prefix_trainer import Learner, build_learner
 from foreword.training.train import make_settings
+
+
+class MeasurementFailed(ForewordError):
+    """The process that was to be measured ended without a figure; says what it wrote."""
+
+
+def run(what: str, command: Sequence[str], threads: int) -> str:
+    """What the command writes to its standard output, computed with so many threads.
+
+    Raises:
+        MeasurementFailed: it ended with another status than 0.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["nothing"]
+        raise MeasurementFailed(f"measuring {what} ended with status {done.returncode}: {last[0]}")
+    return done.stdout
+
+
+# -- Peak memory of a training step above the loaded base model, each way in a process of its own --
+
 
 WAYS = ("Foreword", "Foreword, checkpointing", "Foreword, packed", "PEFT", "PEFT, projection")
 STEPS = 4
@@ -83,7 +109,7 @@ def _in_a_process(way: str, base: str, path: Path | None, size: int, length: int
     command = [sys.executable, "-m", "foreword.research.bench.memory", "--way", way, "--base", base]
     command += ["--size", str(size), "--length", str(length), "--threads", str(threads)]
     command += [] if path is None else ["--data", str(path)]
-    return int(json.loads(processes.run(way, command, threads))["bytes"])
+    return int(json.loads(run(way, command, threads))["bytes"])
 
 
 def _measure_here(way: str, name: str, path: Path | None, size: int, length: int) -> int:

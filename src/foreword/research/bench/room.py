@@ -12,7 +12,7 @@ import torch
 from foreword.base.base_model import BaseModel
 from foreword.base.prepacked_linear import MOST_BYTES
 from foreword.errors import UsageError
-from foreword.research.bench import flops
+from foreword.research.bench import roofline
 
 GROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its own limit (control groups, version 2)."""
@@ -54,14 +54,14 @@ def weights(base: BaseModel) -> int:
 
 def packed_copies(base: BaseModel) -> int:
     """Bytes of the two copies that packed training keeps; 0 where nothing is packed."""
-    linear: int = sum(module.weight.nbytes for _, module in flops.weights_of(base))  # type: ignore[misc]
+    linear: int = sum(module.weight.nbytes for _, module in roofline.weights_of(base))  # type: ignore[misc]
     return 2 * linear if base.device.type == "cpu" and linear <= MOST_BYTES else 0
 
 
 def step(base: BaseModel, tokens: int, targets: int) -> int:
     """Bytes of a training step: outputs of linear layers, logits and the logits' gradient."""
     head: int = base.model.get_output_embeddings().weight.shape[0]
-    outputs = sum(_outputs(module) for _, module in flops.weights_of(base))
+    outputs = sum(_outputs(module) for _, module in roofline.weights_of(base))
     return (outputs * tokens + 2 * head * targets) * base.dtype.itemsize
 
 

@@ -12,7 +12,7 @@ import torch
 
 from foreword.base.base_model import BaseModel
 from foreword.models import resolve
-from foreword.research.bench import processes
+from foreword.research.bench import memory
 from foreword.research.bench.generation import PROMPTS, make_prefix, save_as_peft
 from foreword.research.bench.timing import Spread, Work, in_turns
 
@@ -100,4 +100,4 @@ def measure(
 def _process(way: str, program: str, *arguments: str) -> Work:
     # -P: as an installed program starts, without modules of the folder that it is called in.
     command = [sys.executable, "-P", "-c", program, *arguments]
-    return lambda number: processes.run(way, command, torch.get_num_threads())
+    return lambda number: memory.run(way, command, torch.get_num_threads())

@@ -16,8 +16,8 @@ from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.research.bench import peft
 from foreword.training.batch_sampler import Order
-from foreword.training.beginning import build_learner
 from foreword.training.loop import dev_loss, train_step
+from foreword.training.prefix_trainer import build_learner
 from foreword.training.train import make_settings
 
 DIRECT, PROJECTED = "PEFT, direct", "PEFT, projection"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
-from foreword.research.bench import flops, roofline, room
+from foreword.research.bench import roofline, room
+from foreword.research.bench import roofline as flops
 from foreword.research.bench.timing import Spread, Work, in_turns, spread
-from foreword.training.beginning import build_learner
 from foreword.training.loop import train_step
-from foreword.training.prefix_trainer import Learner
+from foreword.training.prefix_trainer import Learner, build_learner
 from foreword.training.train import make_settings
 
 RANDOM, BY_SOURCE = "random", "by source"

@@ -17,11 +17,10 @@ import torch
 
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
-from foreword.research.bench import flops, processes
+from foreword.research.bench import memory, roofline
 from foreword.research.bench.memory import above_the_base
 from foreword.research.bench.train_step import step_of
-from foreword.training.beginning import build_learner
-from foreword.training.prefix_trainer import Learner
+from foreword.training.prefix_trainer import Learner, build_learner
 from foreword.training.train import make_settings
 
 TARGETS = 4
@@ -73,7 +72,7 @@ def learners(base: BaseModel, work: Workload) -> list[Learner]:
 
 def operations(base: BaseModel, work: Workload) -> int:
     """Of one step; see `flops`."""
-    return flops.training_step(base, examples(base, work), work.length)
+    return roofline.training_step(base, examples(base, work), work.length)
 
 
 def peak_memory(base: str, work: Workload) -> int:
@@ -94,7 +93,7 @@ def peak_memory(base: str, work: Workload) -> int:
     ]
     for name, value in asdict(work).items():
         command += [f"--{name}", str(value)]
-    return int(json.loads(processes.run(str(work), command, threads))["bytes"])
+    return int(json.loads(memory.run(str(work), command, threads))["bytes"])
 
 
 def _main(arguments: Sequence[str] | None = None) -> None:

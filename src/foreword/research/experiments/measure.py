@@ -1,15 +1,28 @@
-"""Measuring: one subject on one group of entries: its loss, and how close its texts come."""
+"""Measuring: one subject on one group of entries: its loss, and how close its texts come.
+
+Rescoring: figures of metric sets, computed of the texts that trials have written.
+
+They are pieces of their own in the ledger: a run can have more metrics later without being made again.
+"""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from foreword.errors import CannotRead, DamagedCheckpoint
 from foreword.evaluation import Prediction, token_loss
+from foreword.evaluation.metrics import METRICS, score
 from foreword.evaluation.metrics.bleu_chrf import plain_scores
+from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.examples import Entry, source_key
 from foreword.generation import generate
 from foreword.research.baselines.protocol import Subject
+from foreword.research.experiments.plan import OnProgress, Plan, Trial
+from foreword.research.experiments.results import Ledger
 from foreword.research.experiments.splits import distinct_sources, few_targets
 
 LOSS = "loss"
@@ -40,3 +53,73 @@ def measure(
     ]
     compared = plain_scores([each.text for each in predictions], [each.references for each in predictions])
     return {LOSS: loss.mean, **compared}, predictions
+
+
+# -- Rescoring: figures of metric sets, computed of the texts that trials have written -------------
+
+
+def score_piece(metric_set: str, trial: Trial) -> str:
+    """Name in the ledger of a set's figures of a trial."""
+    return f"{metric_set} figures of {trial.piece}"
+
+
+def rescore(
+    ledger: Ledger, plan: Plan, metric_sets: Sequence[str], folder: Path, on_progress: OnProgress
+) -> None:
+    """Compute what the ledger does not have, of every trial that was measured.
+
+    Raises:
+        MetricUnavailable: what a set needs is not there.
+        CannotRead, DamagedCheckpoint: a file of texts is absent, or not as it was written.
+    """
+    waiting = [
+        (name, trial)
+        for name in metric_sets
+        for trial in plan.trials()
+        if "figures" in ledger.pieces.get(trial.piece, {}) and score_piece(name, trial) not in ledger.pieces
+    ]
+    with keeping_meteor():
+        for number, (name, trial) in enumerate(waiting):
+            on_progress("trials scored", number, len(waiting))
+            begun = time.perf_counter()
+            figures = {
+                group: {f"{name} {figure}": value for figure, value in score([name], *pairs)[name].items()}
+                for group, pairs in _texts(folder / "outputs" / trial.outputs).items()
+            }
+            seconds = round(time.perf_counter() - begun, 1)
+            ledger.add(score_piece(name, trial), figures=figures, seconds=seconds)
+    on_progress("trials scored", len(waiting), len(waiting))
+
+
+def lower_is_better(metric: str) -> bool:
+    """Losses and error rates are better when they are low."""
+    return metric == LOSS or metric.endswith("TER")
+
+
+def digits(metric: str) -> int:
+    """After the point, as its script prints it; four where two would hide differences of a rate below 1."""
+    name, _, figure = metric.partition(" ")
+    if figure in ("METEOR", "TER"):
+        return 4
+    if name in METRICS:
+        return next((each.digits for each in METRICS[name].figures if each.name == figure), 2)
+    return 3 if metric == LOSS else 2
+
+
+def _texts(path: Path) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Texts and the references of each, by group."""
+    try:
+        # Not splitlines, which takes characters that JSON leaves as they are, such as U+2028, for line ends.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise CannotRead(f"{path} can't be read: {error.strerror}; its trial is in the results") from error
+    found: dict[str, tuple[list[str], list[list[str]]]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            texts, references = found.setdefault(row["group"], ([], []))
+            texts.append(row["text"])
+            references.append(row["references"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"line {number} of {path} is not as it was written") from error
+    return found

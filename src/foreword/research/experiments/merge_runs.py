@@ -13,8 +13,7 @@ from foreword import files
 from foreword.errors import CannotRead, CannotWrite, CheckpointMismatch, UsageError
 from foreword.research.baselines.registry import shown
 from foreword.research.experiments.plan import method_of, outputs_of
-from foreword.research.experiments.results import Ledger
-from foreword.research.experiments.run_folder import RESULTS, alone
+from foreword.research.experiments.results import RESULTS, Ledger, alone
 
 
 def take_over(ledger: Ledger, other: Path) -> int:

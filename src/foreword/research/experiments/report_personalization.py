@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from foreword.reporting.markdown import table
 from foreword.research.experiments import report
-from foreword.research.experiments.comparison import CHANCE, Column, Contrast, Rival, contrast_own, sign_test
-from foreword.research.experiments.owners import OwnersData
-from foreword.research.experiments.personalization import SHARED
+from foreword.research.experiments.personalization import SHARED, OwnersData
 from foreword.research.experiments.plots import Matrix
 from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.statistics import CHANCE, Column, Contrast, Rival, contrast_own, sign_test
 
 RIVALS: dict[Rival, str] = {
     "none": "no prefix",

@@ -2,20 +2,83 @@
 
 The first line says which experiment with which settings the folder holds. Lines are only ever added, and
 flushed to the disk before the next piece begins.
+
+The folder of a run: made, or refused where it holds something else; for one process at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from foreword import files
-from foreword.errors import CannotRead, CannotWrite, CheckpointMismatch, DamagedCheckpoint
-from foreword.research.experiments.run_folder import RESULTS, prepare
+from foreword.errors import (
+    CannotRead,
+    CannotWrite,
+    CheckpointMismatch,
+    DamagedCheckpoint,
+    OutputExists,
+    OutputInUse,
+)
+from foreword.research.baselines.registry import Choice, Method, shown
+
+RESULTS = "results.jsonl"
+LOCK = ".lock"
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, or see that it holds a run, or nothing.
+
+    Raises:
+        OutputExists: it holds files, but no ledger.
+        CannotWrite: no right, no space, or a file of that name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
+    except OSError as error:
+        raise CannotWrite(f"the folder {folder} can't be made: {error.strerror}; choose another") from error
+    if found and RESULTS not in found:
+        raise OutputExists(
+            f"{folder} holds {found[0]}, but no run of `foreword reproduce`; choose a new folder"
+        )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Have the folder for this process, so that no piece is made twice.
+
+    The lock is the operating system's: it ends with its process, however that ends.
+
+    Raises:
+        OutputInUse: another process has it.
+        OutputExists, CannotWrite: see `prepare`.
+    """
+    from filelock import FileLock, Timeout
+
+    prepare(folder)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputInUse(
+            f"another `foreword reproduce` is at work in {folder}; wait until it ends, stop it, or choose "
+            "another folder. What it has finished is kept"
+        ) from error
+    except OSError as error:
+        raise CannotWrite(f"{folder / LOCK} can't be locked: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# -- Ledger: what an experiment has finished, a line of JSON for each piece, so that it can go on --
 
 
 class Ledger:
@@ -138,3 +201,20 @@ def _check(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) 
             f"{folder} holds a run with other settings: {'; '.join(differences)}. Use the same settings to "
             "go on with it, or another folder"
         )
+
+
+def choice_piece(method: Method, choice: Choice) -> str:
+    """Name in the ledger of a point of a grid."""
+    return f"grid of {method.name}: {shown(choice)}"
+
+
+def chosen_piece(method: Method) -> str:
+    """Name in the ledger of the prompt that was chosen for a method."""
+    return f"choice of {method.name}"
+
+
+def chosen_before(method: Method, ledger: Ledger) -> Choice | None:
+    """The prompt that earlier trials of the run have. Which prompts fit depends on the subsets, and these may
+    grow; trials of one method must not have several. Of rates, the grid gives the same one again."""
+    piece = ledger.pieces.get(chosen_piece(method))
+    return None if piece is None else dict(piece["choice"])

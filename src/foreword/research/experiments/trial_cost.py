@@ -15,9 +15,8 @@ from foreword.research.baselines.registry import METHODS, Method
 from foreword.research.experiments.checks import choices
 from foreword.research.experiments.measure import LOSS_TARGETS
 from foreword.research.experiments.plan import Plan
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Ledger, choice_piece, chosen_before
 from foreword.research.experiments.splits import Material, distinct_sources, few_targets
-from foreword.research.experiments.tuning import choice_piece, chosen_before
 from foreword.template import Source
 
 EVALUATIONS = 11

@@ -17,12 +17,11 @@ from foreword import files
 from foreword.base.base_model import BaseModel
 from foreword.evaluation import Prediction
 from foreword.research.baselines.registry import Choice
-from foreword.research.experiments.attempt import attempt
 from foreword.research.experiments.measure import measure
 from foreword.research.experiments.plan import SEEDS_APART, OnProgress, Plan, Trial
 from foreword.research.experiments.results import Ledger
 from foreword.research.experiments.splits import Material
-from foreword.research.experiments.tuning import choose
+from foreword.research.experiments.tuning import attempt, choose
 
 
 def settings_of(base: BaseModel, material: Material, plan: Plan) -> dict[str, Any]:

@@ -1,34 +1,54 @@
-"""Choosing: the learning rate (or prompt) of a method, on dev examples, each point a piece of the ledger."""
+"""Choosing: the learning rate (or prompt) of a method, on dev examples, each point a piece of the ledger.
+
+Attempt: one training of a method with one choice on some examples, for a grid or for a trial.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 from foreword.base.base_model import BaseModel
-from foreword.research.baselines.registry import RATE, Choice, Method, shown
-from foreword.research.experiments.attempt import attempt
+from foreword.encoding import encode
+from foreword.errors import TrainingDiverged
+from foreword.examples import Example
+from foreword.research.baselines.fit import Fit, fit
+from foreword.research.baselines.protocol import Setting, Trainee
+from foreword.research.baselines.registry import RATE, Choice, Method
 from foreword.research.experiments.checks import choices
 from foreword.research.experiments.plan import TUNING, OnProgress, Plan
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Ledger, choice_piece, chosen_before, chosen_piece
 from foreword.research.experiments.splits import Material
 
 
-def choice_piece(method: Method, choice: Choice) -> str:
-    """Name in the ledger of a point of a grid."""
-    return f"grid of {method.name}: {shown(choice)}"
+def attempt(
+    base: BaseModel,
+    method: Method,
+    choice: Choice,
+    examples: Sequence[Example],
+    dev: Sequence[Example],
+    plan: Plan,
+    seed: int,
+    what: str,
+    on_progress: OnProgress,
+) -> tuple[Trainee, Fit | None]:
+    """The trainee at its best step; None instead of how it went if it diverged."""
+    apart, limit = base.is_encoder_decoder, plan.max_length
+    rows, _ = encode(examples, base.tokenizer, base.template, limit, apart=apart)
+    setting = Setting(base, examples, rows, plan.length, seed, choice, plan.instruction)
+    trainee = method.begin(setting)
+    dev_rows, _ = encode(dev, base.tokenizer, trainee.template, limit, apart=apart)
+    settings = plan.training(choice, seed)
+    try:
+        return trainee, fit(
+            base, trainee, rows, dev_rows, settings, lambda done, steps: on_progress(what, done, steps)
+        )
+    except TrainingDiverged:
+        return trainee, None
 
 
-def chosen_piece(method: Method) -> str:
-    """Name in the ledger of the prompt that was chosen for a method."""
-    return f"choice of {method.name}"
-
-
-def chosen_before(method: Method, ledger: Ledger) -> Choice | None:
-    """The prompt that earlier trials of the run have. Which prompts fit depends on the subsets, and these may
-    grow; trials of one method must not have several. Of rates, the grid gives the same one again."""
-    piece = ledger.pieces.get(chosen_piece(method))
-    return None if piece is None else dict(piece["choice"])
+# -- Choosing: the learning rate (or prompt) of a method, on dev examples, each point a piece of the ledger
 
 
 def choose(

@@ -10,12 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from foreword.serving.api.answering import while_there
-from foreword.serving.api.bodies import ChatBody
 from foreword.serving.api.prompts import conversation, find_model, make_rows, prompt_ids
 from foreword.serving.api.schemas import (
     ERRORS,
     AnswerMessage,
+    ChatBody,
     ChatChoice,
     ChatCompletion,
     ChatLogprobs,
@@ -23,7 +22,7 @@ from foreword.serving.api.schemas import (
     LikelyToken,
 )
 from foreword.serving.api.state import Server, Visitor, server_of, visitor_of
-from foreword.serving.api.streaming import Writing, plain, stream
+from foreword.serving.api.streaming import Writing, plain, stream, while_there
 from foreword.serving.engine.detokenizer import UNFINISHED, Piece, TokenText
 from foreword.serving.engine.protocol import Row
 

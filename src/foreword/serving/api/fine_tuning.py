@@ -23,12 +23,12 @@ from foreword.serving.api.schemas import (
 )
 from foreword.serving.api.state import server_of, visitor_of
 from foreword.serving.errors import Refused
-from foreword.serving.jobs import job_queue, uploads
+from foreword.serving.jobs import queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
 from foreword.serving.jobs.settings import JobBody
 from foreword.store.names import parse_name
-from foreword.store.tables import now
+from foreword.store.schema import now
 
 router = APIRouter(tags=["fine-tuning"], prefix="/v1/fine_tuning/jobs")
 JobId = Annotated[str, Path(max_length=40)]
@@ -73,7 +73,7 @@ def create_job(request: Request, body: JobBody) -> Any:
             "metadata": body.metadata,
         },
     )
-    job_queue.add(catalogue, visitor.caller, record, limit=visitor.limits.jobs)
+    queue.add(catalogue, visitor.caller, record, limit=visitor.limits.jobs)
     return _answer(record)
 
 
@@ -81,7 +81,7 @@ def create_job(request: Request, body: JobBody) -> Any:
 def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
     """The caller's jobs, newest first."""
     server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
-    found, more = job_queue.listed(server.store.catalogue, owner, limit, after)
+    found, more = queue.listed(server.store.catalogue, owner, limit, after)
     return JobList(data=[_answer(record) for record in found], has_more=more)
 
 
@@ -89,7 +89,7 @@ def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
 def retrieve_job(request: Request, job_id: JobId) -> Any:
     """One job."""
     server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
-    return _answer(job_queue.find(server.store.catalogue, owner, job_id))
+    return _answer(queue.find(server.store.catalogue, owner, job_id))
 
 
 @router.post("/{job_id}/cancel", response_model=JobAnswer, responses=ERRORS)
@@ -97,14 +97,14 @@ def cancel_job(request: Request, job_id: JobId) -> Any:
     """Stop a job that has not ended; nothing of it is kept."""
     server, visitor = server_of(request), visitor_of(request)
     owner = writer_of(visitor, "jobs")
-    return _answer(job_queue.cancel(server.store.catalogue, visitor.caller, owner, job_id))
+    return _answer(queue.cancel(server.store.catalogue, visitor.caller, owner, job_id))
 
 
 @router.get("/{job_id}/events", response_model=JobEvents, responses=ERRORS)
 def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After = None) -> Any:
     """What has happened to a job, newest first."""
     server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
-    job_queue.find(server.store.catalogue, owner, job_id)
+    queue.find(server.store.catalogue, owner, job_id)
     before = None
     if after is not None:
         number = after.removeprefix("ftevent-")
@@ -113,7 +113,7 @@ def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After
                 400, "after is no event; expected the id of the last one on the page before", param="after"
             )
         before = int(number)
-    found, more = job_queue.events(server.store.catalogue, job_id, limit, before)
+    found, more = queue.events(server.store.catalogue, job_id, limit, before)
     data = [
         JobEvent(
             id=f"ftevent-{row['id']}",
@@ -137,7 +137,7 @@ def list_checkpoints(
 ) -> Any:
     """The step whose keys and values became the prefix; none before the job is done."""
     server, visitor = server_of(request), visitor_of(request)
-    record = job_queue.find(server.store.catalogue, owner_of(visitor, "jobs"), job_id)
+    record = queue.find(server.store.catalogue, owner_of(visitor, "jobs"), job_id)
     data = []
     if record.result is not None and after is None:
         origin = describe(visitor.view, record.result).facts["origin"]

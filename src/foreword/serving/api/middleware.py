@@ -19,9 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foreword.errors import ForewordError
 from foreword.serving import logs
-from foreword.serving.api.answering import ClientGone
 from foreword.serving.api.auth import visitor
 from foreword.serving.api.state import Server
+from foreword.serving.api.streaming import ClientGone
 from foreword.serving.errors import Refused, refused, response_of
 
 OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")

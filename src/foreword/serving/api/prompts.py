@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from foreword.errors import BadName, GeometryMismatch, UnknownPrefix, WrongBaseModel
 from foreword.prefix import Prefix
-from foreword.serving.api.bodies import ChatMessage, Sampled
+from foreword.serving.api.schemas import ChatMessage, Sampled
 from foreword.serving.api.state import Server
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, unknown_model

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 from foreword.base.base_model import BaseModel
-from foreword.base.packing_trial import packing_pays
-from foreword.base.prepacked_linear import is_prepared, packed_weights
+from foreword.base.prepacked_linear import is_prepared, packed_weights, packing_pays
 from foreword.errors import EngineStopped, UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from foreword.serving.engine.continuous_batch import RunningBatch, RunningRow

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from foreword.errors import WindowExceeded
 from foreword.prefix import Prefix
-from foreword.serving.api.bodies import LONGEST_NAME, Body
+from foreword.serving.api.schemas import LONGEST_NAME, Body
 from foreword.serving.errors import Refused
 from foreword.serving.served_model import Served
 from foreword.template import Template

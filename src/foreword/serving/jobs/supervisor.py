@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from foreword.errors import ForewordError
 from foreword.serving import logs
 from foreword.serving.config import Configuration
-from foreword.serving.jobs import job_taking
+from foreword.serving.jobs import queue
 from foreword.store.database import Catalogue
 
 POLL_SECONDS = 0.5
@@ -75,13 +75,13 @@ class Supervisor:
 
     async def _look(self) -> None:
         lease = self._configuration.lease_seconds
-        if lost := await run_in_threadpool(job_taking.collect_lost, self._catalogue, lease):
+        if lost := await run_in_threadpool(queue.collect_lost, self._catalogue, lease):
             logs.event("jobs of a silent worker", jobs=lost)
         if self._process is not None:
             if self._process.returncode is None:
                 return
             await self._ended(self._process)
-        if await run_in_threadpool(job_taking.waits, self._catalogue):
+        if await run_in_threadpool(queue.waits, self._catalogue):
             await self._start_process()
 
     async def _start_process(self) -> None:
@@ -104,7 +104,7 @@ class Supervisor:
         self._process = None
         # What it still holds, it did not give back itself.
         back = await run_in_threadpool(
-            lambda: job_taking.give_back(self._catalogue, self._worker, orderly=process.returncode == 0)
+            lambda: queue.give_back(self._catalogue, self._worker, orderly=process.returncode == 0)
         )
         logs.event("trainer ended", worker=self._worker, status=process.returncode, jobs_back=back)
         if process.returncode == 0:

@@ -28,10 +28,9 @@ from foreword.base.base_model import BaseModel
 from foreword.errors import ForewordError, ForewordWarning
 from foreword.serving import logs
 from foreword.serving.config import Configuration, of
-from foreword.serving.jobs import job_taking
+from foreword.serving.jobs import queue
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.watch import Watch
-from foreword.serving.jobs.worker import TrainingRun
+from foreword.serving.jobs.worker import TrainingRun, Watch
 from foreword.serving.loading import open_base, open_store
 from foreword.store.database import Catalogue
 from foreword.training.train import TrainingStopped
@@ -60,7 +59,7 @@ class Trainer:
         idle_since = time.monotonic()
         while not self.stopping and time.monotonic() - idle_since < self._configuration.idle_seconds:
             self._sweep()
-            jobs = job_taking.take(self._catalogue, self._worker, self._configuration.jobs_together)
+            jobs = queue.take(self._catalogue, self._worker, self._configuration.jobs_together)
             if not jobs:
                 time.sleep(POLL_SECONDS)
                 continue
@@ -92,13 +91,13 @@ class Trainer:
             run.failed(jobs, error)
         finally:
             watch.stop()
-        job_taking.give_back(self._catalogue, self._worker, orderly=True)
+        queue.give_back(self._catalogue, self._worker, orderly=True)
 
     def _sweep(self) -> None:
         """Remove the checkpoints of jobs that have ended or are forgotten."""
         if not self._folder.is_dir():
             return
-        live = job_taking.live(self._catalogue)
+        live = queue.live(self._catalogue)
         for folder in self._folder.iterdir():
             if folder.name.removeprefix("@") not in live:
                 shutil.rmtree(folder, ignore_errors=True)

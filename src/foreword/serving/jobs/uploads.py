@@ -18,10 +18,10 @@ from foreword.errors import BadExamples
 from foreword.examples import Example, read_examples
 from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs.queue import LIVE
-from foreword.store import audit
+from foreword.store import access
 from foreword.store.access import Caller
 from foreword.store.database import Catalogue
-from foreword.store.tables import blob, job, now, upload, version
+from foreword.store.schema import blob, job, now, upload, version
 
 _FACTS = tuple(column for column in upload.c if column.name != "content")
 
@@ -89,7 +89,7 @@ def add(
     def work(connection: Connection) -> None:
         check_room(connection, owner, len(content), limit)
         connection.execute(upload.insert().values(**vars(record), content=content))
-        audit.note(connection, caller, "upload", owner, record.id)
+        access.note(connection, caller, "upload", owner, record.id)
 
     catalogue.write(work)
     return record
@@ -173,7 +173,7 @@ def remove(catalogue: Catalogue, caller: Caller, owner: str, identifier: str) ->
         gone = upload.delete().where(upload.c.id == identifier, upload.c.owner == owner)
         if connection.execute(gone).rowcount == 0:
             raise unknown_file(identifier, None)
-        audit.note(connection, caller, "delete upload", owner, identifier)
+        access.note(connection, caller, "delete upload", owner, identifier)
 
     catalogue.write(work)
 

@@ -1,10 +1,17 @@
-"""Training run: some jobs of one kind, trained together, their progress told and their prefixes stored."""
+"""Training run: some jobs of one kind, trained together, their progress told and their prefixes stored.
+
+Watch: beside a training run, says that its worker is alive, and stops the run when it should stop.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +34,72 @@ from foreword.prefix import Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
 from foreword.serving.errors import Refused
-from foreword.serving.jobs import job_taking, uploads
+from foreword.serving.jobs import queue, uploads
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.watch import Watch
 from foreword.store import PrefixStore
+from foreword.store.database import Catalogue
 from foreword.template import Template
 from foreword.training.run_log import Progress
 from foreword.training.train_many import owner_folder, train_many
+
+BEATS_PER_LEASE = 5
+LONGEST_PAUSE = 2.0
+"""Seconds after which a cancelled job is noticed, at most."""
+
+
+class Watch(threading.Thread):
+    """Of one run.
+
+    Attributes:
+        training: steps are under way; before, there is nobody who would hear.
+        asked: this asked the run to stop: a job was cancelled or forgotten, or its turn is over.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, worker: str, taken: Sequence[str], configuration: Configuration
+    ) -> None:
+        super().__init__(daemon=True, name="watch")
+        self._catalogue = catalogue
+        self._worker = worker
+        self._taken = set(taken)
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._pause = min(configuration.lease_seconds / BEATS_PER_LEASE, LONGEST_PAUSE)
+        self._turn_ends = time.monotonic() + configuration.turn_seconds
+        self.training = False
+        self.asked = False
+
+    def let_go(self, identifier: str) -> None:
+        """A job has ended: nobody need watch it."""
+        with self._lock:
+            self._taken.discard(identifier)
+
+    def stop(self) -> None:
+        """The run is over."""
+        self._done.set()
+        self.join()
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while not self._done.wait(self._pause):
+            try:
+                if self._should_stop() and self.training and not self.asked:
+                    self.asked = True
+                    os.kill(os.getpid(), signal.SIGINT)  # training takes it as: finish the step, and save
+            except ForewordError as error:  # the database is away for a moment
+                logs.failure("no heartbeat", error, worker=self._worker)
+
+    def _should_stop(self) -> bool:
+        with self._lock:
+            before = set(self._taken)
+        mine = set(queue.beat(self._catalogue, self._worker, sorted(before)))
+        with self._lock:
+            lost = (before & self._taken) - mine
+        return bool(lost) or (time.monotonic() > self._turn_ends and queue.waits(self._catalogue))
+
+
+# -- Training run: some jobs of one kind, trained together, their progress told and their prefixes stored
+
 
 EVENTS = 50
 """Progress events of a job, about."""
@@ -108,7 +174,7 @@ class TrainingRun:
             return
         if len(jobs) == 1 and isinstance(error, CheckpointMismatch):
             self._drop_checkpoints(jobs[0].id)
-        job_taking.give_back(self._catalogue, self._worker, orderly=False)
+        queue.give_back(self._catalogue, self._worker, orderly=False)
 
     def _failed_one(self, identifier: str, error: ForewordError) -> None:
         if isinstance(error, DamagedCheckpoint):
@@ -119,7 +185,7 @@ class TrainingRun:
     def _drop_checkpoints(self, identifier: str) -> None:
         shutil.rmtree(owner_folder(self._folder, identifier), ignore_errors=True)
         message = "the checkpoint can't be used; training begins anew"
-        job_taking.note(self._catalogue, identifier, "warn", message)
+        queue.note(self._catalogue, identifier, "warn", message)
 
     def _examples(self, job: Job, identifier: str) -> list[Example]:
         record = uploads.find(self._catalogue, job.owner, identifier)
@@ -127,7 +193,7 @@ class TrainingRun:
 
     def _finish(self, identifier: str, prefix: Prefix) -> None:
         job = self._jobs[identifier]
-        if identifier not in job_taking.beat(self._catalogue, self._worker, [identifier]):
+        if identifier not in queue.beat(self._catalogue, self._worker, [identifier]):
             self._watch.let_go(identifier)
             return
         # The same bytes however often the job was begun, so that putting them twice is no second version.
@@ -136,7 +202,7 @@ class TrainingRun:
         version = view.put(f"{job.owner}/{job.name}", final)
         self._watch.let_go(identifier)
         tokens = _tokens(owner_folder(self._folder, identifier) / "log.jsonl")
-        if not job_taking.succeed(self._catalogue, self._worker, identifier, version.reference, tokens):
+        if not queue.succeed(self._catalogue, self._worker, identifier, version.reference, tokens):
             view.delete(version.reference)  # cancelled or forgotten in the last moment
             return
         logs.event("job succeeded", job=identifier, steps=prefix.origin.steps)
@@ -146,7 +212,7 @@ class TrainingRun:
         tellable = isinstance(error, _TELLABLE)
         message = str(error) if tellable else "the server could not go on with this job; its log says why"
         kind = type(error).__name__ if tellable else "server_error"
-        job_taking.fail(self._catalogue, self._worker, identifier, kind, message)
+        queue.fail(self._catalogue, self._worker, identifier, kind, message)
         logs.failure("job failed", error, job=identifier)
 
     def _progress(self, progress: Progress) -> None:
@@ -154,12 +220,12 @@ class TrainingRun:
         if progress.note is not None:
             # A note of going on names the file, which is nothing to an owner.
             note = progress.note.split(": ", 1)[0] if progress.note.startswith("going on") else progress.note
-            job_taking.note(self._catalogue, identifier, "info", note)
+            queue.note(self._catalogue, identifier, "info", note)
             return
         self._watch.training = True
         first = self._first_steps.setdefault(identifier, progress.step)
         if progress.step - first == int(progress.steps * ADVANCED) + 1:
-            job_taking.advanced(self._catalogue, self._worker, identifier)
+            queue.advanced(self._catalogue, self._worker, identifier)
         evaluated = progress.dev_loss != self._dev_losses.get(identifier)
         due = progress.step % max(1, progress.steps // EVENTS) == 0 or progress.step == progress.steps
         if not (due or evaluated):
@@ -174,7 +240,7 @@ class TrainingRun:
         losses = {"training loss": progress.loss, "validation loss": progress.dev_loss if evaluated else None}
         told = ", ".join(f"{name}={loss:.4f}" for name, loss in losses.items() if loss is not None)
         message = f"step {progress.step} of {progress.steps}: {told}"
-        job_taking.note(self._catalogue, identifier, "info", message, data)
+        queue.note(self._catalogue, identifier, "info", message, data)
 
 
 def _tokens(log: Path) -> int:

@@ -31,10 +31,9 @@ from foreword.serving.vllm.checks import (
     share_of,
     weights_of,
 )
-from foreword.serving.vllm.memory import PagesMemory
-from foreword.serving.vllm.pages import Pages, pages_of
+from foreword.serving.vllm.pages import Pages, PagesMemory, pages_of
+from foreword.serving.vllm.plan import Salts
 from foreword.serving.vllm.prefix_source import open_source
-from foreword.serving.vllm.salts import Salts
 from foreword.serving.vllm.ticket import secret_of
 
 LOGGER = logging.getLogger("vllm.foreword")

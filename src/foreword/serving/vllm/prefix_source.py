@@ -68,7 +68,7 @@ class StoreSource:
         """See `Source`."""
         import sqlalchemy
 
-        from foreword.store.tables import version
+        from foreword.store.schema import version
 
         _check(digest)
         query = sqlalchemy.select(version.c.owner, version.c.name, version.c.number)
