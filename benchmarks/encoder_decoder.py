@@ -29,7 +29,7 @@ from foreword.encoding import EncodedExample, encode
 from foreword.examples import read_examples
 from foreword.prefix import Stream
 from foreword.training.loop import dev_loss, train_step
-from foreword.training.train import build_learner, make_settings
+from foreword.training.train import build_trainer, make_settings
 
 RATES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8]
 STREAM_SETS: dict[str, tuple[Stream, ...]] = {
@@ -144,11 +144,11 @@ def _learn(
         seed=seed,
     )
     begun = time.perf_counter()
-    learner = build_learner(base, settings, rows, dev_rows)
-    before = dev_loss(base, learner)
-    while learner.step < learner.steps:
-        train_step(base, [learner])
-    loss = dev_loss(base, learner)
+    trainer = build_trainer(base, settings, rows, dev_rows)
+    before = dev_loss(base, trainer)
+    while trainer.step < trainer.steps:
+        train_step(base, [trainer])
+    loss = dev_loss(base, trainer)
     report(
         what="prefix",
         streams=name,
@@ -157,7 +157,7 @@ def _learn(
         dev_loss=[round(before, 4), round(loss, 4)],
         seconds=round(time.perf_counter() - begun),
     )
-    return loss, Prefix(learner.tensors(), base.identity, base.template)
+    return loss, Prefix(trainer.tensors(), base.identity, base.template)
 
 
 def _texts(base: BaseModel, prefix: Prefix | None, dev_task: list[Example], count: int = 60) -> list[str]:

@@ -30,7 +30,7 @@ from transformers.optimization import Adafactor
 from foreword import Example, Template
 from foreword.base.batch import encoder_decoder_batch
 from foreword.encoding import EncodedExample, encode
-from foreword.training.batch_sampler import Order
+from foreword.training.batch_sampler import BatchSampler
 from foreword.training.prefix_trainer import rate_factor
 
 PAD, END, MASK = "<pad>", "</s>", "<mask>"
@@ -74,7 +74,7 @@ def train_base(
     template = Template(style="raw", end=END)
     rows, _ = encode(_lessons(told, seed=1), tokenizer, template)
     dev_sets = {name: encode(part, tokenizer, template)[0] for name, part in _dev_lessons(dev_told).items()}
-    order = Order([row.tokens for row in rows], recipe.batch_size, 0, by_length=True)
+    order = BatchSampler([row.tokens for row in rows], recipe.batch_size, 0, by_length=True)
     optimizer = recipe.optimizer(model.parameters(), recipe.rate)
     begun = time.perf_counter()
     model.train()
@@ -105,7 +105,7 @@ def _loss(model: Any, rows: Sequence[EncodedExample]) -> torch.Tensor:
     batch = encoder_decoder_batch(
         rows, start_id=model.config.decoder_start_token_id, device=torch.device("cpu")
     )
-    logits_MV = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.place_M]
+    logits_MV = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.logit_index_M]
     return cross_entropy(logits_MV, batch.target_M)
 
 

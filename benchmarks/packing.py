@@ -23,7 +23,7 @@ from foreword.encoding import encode
 from foreword.examples import read_examples
 from foreword.research.bench.generation import PROMPTS, make_prefix
 from foreword.training.loop import train_step
-from foreword.training.train import build_learner, make_settings
+from foreword.training.train import build_trainer, make_settings
 
 
 def main() -> None:
@@ -70,11 +70,11 @@ def main() -> None:
 def _training(given: argparse.Namespace, size: int) -> Callable[[BaseModel], Callable[[], Any]]:
     def work(base: BaseModel) -> Callable[[], Any]:
         rows, _ = encode(read_examples(given.data, limit=2000), base.tokenizer, base.template)
-        learner = build_learner(base, make_settings(steps=100_000, batch_size=size, packed=True), rows, [])
+        trainer = build_trainer(base, make_settings(steps=100_000, batch_size=size, packed=True), rows, [])
 
         def run() -> None:
             for _ in range(given.steps):
-                train_step(base, [learner])
+                train_step(base, [trainer])
 
         return run
 

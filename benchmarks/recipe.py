@@ -19,7 +19,7 @@ from foreword.encoding import encode
 from foreword.examples import read_examples
 from foreword.training.loop import dev_loss, train_step
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.train import build_learner, make_settings
+from foreword.training.train import build_trainer, make_settings
 
 NUMBERS = {
     "learning_rate": float,
@@ -60,14 +60,14 @@ def main() -> None:
     for recipe in arguments.recipes:
         begun = time.perf_counter()
         settings = make_settings(**{**fixed, **_options(recipe)})
-        learner = build_learner(base, settings, train_rows, dev_rows)
-        course = {0: dev_loss(base, learner)}
-        while learner.step < learner.steps:
-            train_step(base, [learner])
-            if learner.step in (learner.steps // 2, learner.steps):
-                course[learner.step] = round(dev_loss(base, learner), 4)
+        trainer = build_trainer(base, settings, train_rows, dev_rows)
+        run_log = {0: dev_loss(base, trainer)}
+        while trainer.step < trainer.steps:
+            train_step(base, [trainer])
+            if trainer.step in (trainer.steps // 2, trainer.steps):
+                run_log[trainer.step] = round(dev_loss(base, trainer), 4)
         seconds = round(time.perf_counter() - begun)
-        print(json.dumps({"recipe": recipe, "dev_loss": course, "seconds": seconds}), flush=True)
+        print(json.dumps({"recipe": recipe, "dev_loss": run_log, "seconds": seconds}), flush=True)
 
 
 def _options(recipe: str) -> dict[str, Any]:

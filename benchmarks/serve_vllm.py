@@ -60,7 +60,7 @@ COUNTERS = {
 
 
 @dataclass(frozen=True)
-class Turn:
+class RopeShift:
     """What a way's round took.
 
     Attributes:
@@ -156,8 +156,8 @@ def _running(commands: Mapping[str, list[str]], given: Any) -> Iterator[dict[str
             process.close()
 
 
-def _in_turns(ways: Sequence[Way], urls: Mapping[str, str], given: Any) -> dict[str, list[Turn]]:
-    found: dict[str, list[Turn]] = {way.name: [] for way in ways}
+def _in_turns(ways: Sequence[Way], urls: Mapping[str, str], given: Any) -> dict[str, list[RopeShift]]:
+    found: dict[str, list[RopeShift]] = {way.name: [] for way in ways}
     for number in range(-1, given.rounds):  # the first to warm up
         for way in ways:
             turn = asyncio.run(_turn(urls[way.server], way.bodies(number), given.tokens))
@@ -168,7 +168,7 @@ def _in_turns(ways: Sequence[Way], urls: Mapping[str, str], given: Any) -> dict[
     return found
 
 
-async def _turn(url: str, bodies: Sequence[dict[str, Any]], tokens: int) -> Turn:
+async def _turn(url: str, bodies: Sequence[dict[str, Any]], tokens: int) -> RopeShift:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False) as client:
 
@@ -189,7 +189,7 @@ async def _turn(url: str, bodies: Sequence[dict[str, Any]], tokens: int) -> Turn
         seconds = time.perf_counter() - begun
         after = await _counters(client)
     counted = {name: after[name] - before[name] for name in after}
-    return Turn(tokens * len(bodies) / seconds, counted["first"] / len(bodies), counted)
+    return RopeShift(tokens * len(bodies) / seconds, counted["first"] / len(bodies), counted)
 
 
 async def _counters(client: httpx.AsyncClient) -> dict[str, float]:
@@ -210,7 +210,7 @@ async def _counters(client: httpx.AsyncClient) -> dict[str, float]:
 
 
 def _report(
-    given: Any, machine: Mapping[str, Any], ways: Sequence[Way], turns: Mapping[str, Sequence[Turn]]
+    given: Any, machine: Mapping[str, Any], ways: Sequence[Way], turns: Mapping[str, Sequence[RopeShift]]
 ) -> report.Report:
     prefixes = turns[ways[0].name]
     return report.Report(

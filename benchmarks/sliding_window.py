@@ -33,8 +33,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from foreword import BaseModel, Example, Prefix, train
-from foreword.base.attention import Attending, attending
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.attention import AttentionContext, attention_context
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import encode_example
 from foreword.examples import read_examples
 from foreword.interop import export_peft
@@ -201,13 +201,13 @@ def _peft_losses(base: BaseModel, peft: Any, example: Example, prefix: Prefix) -
 
 
 def foreword_logits(base: BaseModel, prefix: Prefix) -> Logits:
-    rows = RowPrefixes.stack([prefix], base.device)
+    rows = PrefixBatch.stack([prefix], base.device)
 
     @torch.no_grad()
     def logits(ids: list[int]) -> torch.Tensor:
         positions = torch.arange(prefix.length, prefix.length + len(ids))[None]
         inputs = {"input_ids": torch.tensor([ids]), "position_ids": positions}
-        with attending(Attending(prefixes=rows)):
+        with attention_context(AttentionContext(prefixes=rows)):
             return base.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]  # type: ignore[no-any-return]
 
     return logits

@@ -6,7 +6,7 @@ from typing import Any
 
 from foreword import BaseModel, Example
 from foreword.encoding import EncodedExample, encode
-from foreword.research.baselines.protocol import Setting
+from foreword.research.baselines.protocol import AdapterInputs
 from stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 INSTRUCTION = "Say it."
@@ -23,7 +23,7 @@ def rows_of(base: BaseModel, examples: list[Example]) -> list[EncodedExample]:
     return encode(examples, base.tokenizer, base.template)[0]
 
 
-def setting_of(base: BaseModel, choice: dict[str, Any] | None = None, **changes: Any) -> Setting:
+def setting_of(base: BaseModel, choice: dict[str, Any] | None = None, **changes: Any) -> AdapterInputs:
     examples = random_examples(12)
     given = {
         "base": base,
@@ -34,4 +34,4 @@ def setting_of(base: BaseModel, choice: dict[str, Any] | None = None, **changes:
         "choice": choice or {},
         "instruction": INSTRUCTION,
     }
-    return Setting(**{**given, **changes})
+    return AdapterInputs(**{**given, **changes})

@@ -8,10 +8,10 @@ import torch
 from by_hand import layers_of, token_losses
 from foreword import BaseModel
 from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.attention import Attending, attending
+from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.loading import choose_kernel
 from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import RowPrefixes, StreamBlock
+from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import encode
 from stand_ins import VOCABULARY, byte_tokenizer, random_examples, random_prefix, tiny_llama
 
@@ -83,7 +83,7 @@ def test_gradients_equal_those_of_past_key_values(base: BaseModel, layout: str, 
     prefix = random_prefix(base, 5)
     key, value = (prefix.tensors[f"decoder.{part}"].clone().requires_grad_() for part in ("key", "value"))
     blocks = {"decoder": StreamBlock(key[None], value[None], (5,))}
-    prefixes = RowPrefixes(blocks=blocks, of_row=(0, 0, 0))  # type: ignore[arg-type]
+    prefixes = PrefixBatch(blocks=blocks, of_row=(0, 0, 0))  # type: ignore[arg-type]
     with gradient_checkpointing(base.model, checkpointed):
         target_losses(base.model, base.batch(rows, prefixes, layout), prefixes).sum().backward()  # type: ignore[arg-type]
 
@@ -100,7 +100,7 @@ def test_gradients_equal_those_of_past_key_values(base: BaseModel, layout: str, 
 def test_no_parameter_of_the_base_gets_a_gradient(tiny_base: BaseModel) -> None:
     rows, _ = encode(random_examples(2), tiny_base.tokenizer, tiny_base.template)
     key = torch.zeros(1, 3, 2, 4, 8, requires_grad=True)
-    prefixes = RowPrefixes({"decoder": StreamBlock(key, key.clone(), (4,))}, (0, 0))
+    prefixes = PrefixBatch({"decoder": StreamBlock(key, key.clone(), (4,))}, (0, 0))
     target_losses(tiny_base.model, tiny_base.batch(rows, prefixes, "flat"), prefixes).sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in tiny_base.model.parameters())
 
@@ -141,12 +141,12 @@ def test_prefix_stays_visible_under_a_sliding_window() -> None:
     prefix = random_prefix(base, 3)
     # In one layer a token sees a prefix directly or not at all: 30 tokens in, far beyond the window.
     ids = torch.randint(1, VOCABULARY, (1, 30))
-    stacked = RowPrefixes.stack([prefix], base.device)
+    stacked = PrefixBatch.stack([prefix], base.device)
     with torch.no_grad():
         plain = base.model(input_ids=ids, position_ids=torch.arange(3, 33)[None], use_cache=False).logits[
             0, -1
         ]
-        with attending(Attending(prefixes=stacked)):
+        with attention_context(AttentionContext(prefixes=stacked)):
             seen = base.model(input_ids=ids, position_ids=torch.arange(3, 33)[None], use_cache=False).logits[
                 0, -1
             ]

@@ -269,11 +269,11 @@ def test_no_prompts_give_no_texts(tiny_base: BaseModel) -> None:
 
 
 def test_masks_of_earlier_tokens_are_not_kept(tiny_base: BaseModel) -> None:
-    from foreword.base.attention import Attending, attending
+    from foreword.base.attention import AttentionContext, attention_context
 
     tiny_base.model.set_attn_implementation("foreword-eager")
-    state = Attending()
-    with attending(state), torch.no_grad():
+    state = AttentionContext()
+    with attention_context(state), torch.no_grad():
         tiny_base.model.generate(torch.randint(1, VOCABULARY, (2, 4)), max_new_tokens=12, min_new_tokens=12)
     assert len(state.memo) <= 2
 

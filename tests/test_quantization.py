@@ -14,8 +14,8 @@ from baselines_settings import setting_of
 from foreword import BaseModel, Prefix, generate, train
 from foreword.base import loading
 from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.loss import find_plain_head, plain_head, target_losses
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.loss import detect_linear_head, plain_head, target_losses
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import PackedLinear, is_prepared, prepare
 from foreword.errors import CheckpointMismatch, UsageError
 from foreword.research.baselines.registry import methods_named
@@ -110,7 +110,7 @@ def test_a_quantised_weight_in_a_plain_layer_is_neither_packed_nor_read() -> Non
             module.weight = Rounded(module.weight.data, requires_grad=False)
     assert prepare(model) == 0
     assert not is_prepared(model)
-    find_plain_head(model)
+    detect_linear_head(model)
     assert plain_head(model) is None  # its product goes through the layer
 
 
@@ -142,7 +142,7 @@ def losses_and_gradient(base: BaseModel, prefix: Prefix, **options: Any) -> tupl
     from foreword.encoding import encode_example
 
     rows = [encode_example(example, base.tokenizer, base.template)[0] for example in random_examples(4)]
-    stacked = RowPrefixes.stack([prefix] * len(rows), base.device)
+    stacked = PrefixBatch.stack([prefix] * len(rows), base.device)
     assert stacked is not None
     key = stacked.blocks["decoder"].key_RLHPD.requires_grad_(True)
     with gradient_checkpointing(base.model, **options):

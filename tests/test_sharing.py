@@ -9,12 +9,12 @@ import torch
 
 from by_hand import layers_of, token_losses
 from foreword import BaseModel, Example, train
-from foreword.base.batch import lay_out
+from foreword.base.batch import pack_rows
 from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import RowPrefixes, StreamBlock
+from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import EncodedExample, encode
 from foreword.training.loop import train_step
-from foreword.training.train import build_learner, make_settings
+from foreword.training.train import build_trainer, make_settings
 from stand_ins import random_prefix
 
 CPU = torch.device("cpu")
@@ -28,22 +28,22 @@ ALIKE = [
 
 
 def test_the_tokens_of_a_beginning_are_laid_out_once() -> None:
-    layout = lay_out([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0], CPU)
+    layout = pack_rows([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0], CPU)
     assert layout.tokens[2] == layout.tokens[0][:1] == layout.tokens[1][:1]
     assert layout.tokens[0][:2] == layout.tokens[1][:2]
     assert not {*layout.tokens[3]} & {*layout.tokens[0], *layout.tokens[1]}
     assert sorted({token for row in layout.tokens for token in row}) == list(range(7))
-    assert len(layout.seats) == 7
+    assert len(layout.token_positions) == 7
 
 
 @pytest.mark.parametrize("kinds", [(0, 1), (None, None), (0, None)])
 def test_rows_of_different_kinds_share_nothing(kinds: tuple[int | None, ...]) -> None:
-    layout = lay_out([(5, 6), (5, 6)], kinds, CPU)
+    layout = pack_rows([(5, 6), (5, 6)], kinds, CPU)
     assert not {*layout.tokens[0]} & {*layout.tokens[1]}
 
 
 def test_to_rows_and_back_is_the_identity() -> None:
-    layout = lay_out([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0], CPU)
+    layout = pack_rows([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0], CPU)
     states_1HND = torch.randn(1, 2, 7, 3)
     rows_BHTD = layout.to_rows(states_1HND)
     assert torch.equal(rows_BHTD[0, :, :2], rows_BHTD[1, :, :2])
@@ -71,7 +71,7 @@ def test_gradients_equal_those_of_rows_alone(tiny_base: BaseModel) -> None:
         key, value = (start.tensors[f"decoder.{p}"].clone().requires_grad_() for p in ("key", "value"))
         for part in parts:
             blocks = {"decoder": StreamBlock(key[None], value[None], (5,))}
-            prefixes = RowPrefixes(blocks=blocks, of_row=(0,) * len(part))  # type: ignore[arg-type]
+            prefixes = PrefixBatch(blocks=blocks, of_row=(0,) * len(part))  # type: ignore[arg-type]
             batch = tiny_base.batch(part, prefixes, "flat")
             assert batch.inputs["input_ids"].shape[1] == (8 if len(part) == 2 else part[0].tokens)
             target_losses(tiny_base.model, batch, prefixes).sum().backward()
@@ -95,13 +95,13 @@ def test_by_source_puts_the_examples_of_a_source_in_one_step(tiny_base: BaseMode
     settings = make_settings(batch_size=4, by_source=True, steps=3, length=2)
 
     rows, _ = encode(examples, tiny_base.tokenizer, tiny_base.template)
-    learner = build_learner(tiny_base, settings, rows, [])
+    trainer = build_trainer(tiny_base, settings, rows, [])
     seen = []
     for _ in range(3):
-        batch = learner.batch()
+        batch = trainer.batch()
         assert len({row.source_ids for row in batch}) == 1
         seen += batch
-        train_step(tiny_base, [learner])
+        train_step(tiny_base, [trainer])
     assert sorted(row.target_ids for row in seen) == sorted(row.target_ids for row in rows)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 from foreword.examples import entries_of
 from foreword.research.baselines.registry import methods_named
 from foreword.research.experiments.plan import Plan
-from foreword.research.experiments.splits import Material
+from foreword.research.experiments.splits import DataSplits
 from stand_ins import random_examples
 
 
-def small_material() -> Material:
+def small_material() -> DataSplits:
     measured = entries_of(random_examples(4, seed=2))
-    return Material(random_examples(30), random_examples(5, seed=1), {"measured": measured})
+    return DataSplits(random_examples(30), random_examples(5, seed=1), {"measured": measured})
 
 
 def small_plan(**changes: Any) -> Plan:

@@ -15,19 +15,19 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
-from foreword.base.attention import Attending, attending
+from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.base_model import BaseModel, PrefixesArgument
 from foreword.base.kv_cache import cache_argument, prefixed_cache
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import is_prepared, packed_weights, packing_pays
 from foreword.errors import UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from foreword.sampling import (
     Decoding,
     EndedRows,
-    NoiseOfTheRow,
-    StopOfTheRow,
-    TextOfTheRow,
+    GumbelNoise,
+    StopStrings,
+    TextStreamer,
     banned_token_ids,
     sampling_warpers,
 )
@@ -175,7 +175,7 @@ def _generate_batch(
     When half of the rows have ended, the others go on without them. Beams, streaming and caches other than
     ours stay together to the end.
     """
-    prefixes = RowPrefixes.stack([row.prefix for row in rows], base.device)
+    prefixes = PrefixBatch.stack([row.prefix for row in rows], base.device)
     pad_id = base.tokenizer.pad_token_id
     pad_id = min(rows[0].end_ids, default=0) if pad_id is None else pad_id
     inputs: dict[str, Any] = {**_padded(base, rows, prefixes, pad_id)}
@@ -185,13 +185,13 @@ def _generate_batch(
         inputs[cache_argument(base.model)] = prefixed_cache(base.geometry, prefixes, room)
     apart = base.cache_takes_prefixes and decoding.beams == 1 and on_text is None
     processors = LogitsProcessorList()
-    noise = NoiseOfTheRow(decoding.seed, [row.place for row in rows])
+    noise = GumbelNoise(decoding.seed, [row.place for row in rows])
     if decoding.temperature > 0:
         processors.extend(sampling_warpers(decoding.temperature, decoding.top_k, decoding.top_p))
         processors.append(noise)
     streamer = None
     if on_text is not None:
-        streamer = TextOfTheRow(
+        streamer = TextStreamer(
             base.tokenizer,
             [row.place for row in rows],
             rows[0].end_ids,
@@ -199,7 +199,7 @@ def _generate_batch(
             on_text,
             skip=0 if base.is_encoder_decoder else 1,
         )
-    stop = StopOfTheRow(base.tokenizer, decoding.stop, start) if decoding.stop else None
+    stop = StopStrings(base.tokenizer, decoding.stop, start) if decoding.stop else None
     config = _settings(base, rows[0], decoding, pad_id)
     written: list[list[int]] = [[] for _ in rows]
     running, made = list(range(len(rows))), 0
@@ -207,11 +207,13 @@ def _generate_batch(
         ending = EndedRows(rows[0].end_ids, stop)
         # The last token of the prompt predicts the first new one, and is the last of its pass.
         last = (-1,) * len(running)
-        attention = Attending(prefixes=prefixes, in_cache=base.cache_takes_prefixes, answers_from=last)
+        attention = AttentionContext(
+            prefixes=prefixes, in_cache=base.cache_takes_prefixes, target_starts=last
+        )
         packed = is_prepared(base.model) and packing_pays(len(running) * decoding.beams)
         config.max_new_tokens = rows[0].room - made
         config.min_new_tokens = max(min(decoding.min_new_tokens, rows[0].room) - made, 0) or None
-        with attending(attention), packed_weights(packed):
+        with attention_context(attention), packed_weights(packed):
             ids_BT = _own_settings(base.model).generate(
                 **inputs,
                 generation_config=config,
@@ -268,7 +270,7 @@ def _of_rows(inputs: dict[str, Any], ids_BT: torch.Tensor, places: list[int]) ->
 
 
 def _padded(
-    base: BaseModel, rows: Sequence[_Row], prefixes: RowPrefixes | None, pad_id: int
+    base: BaseModel, rows: Sequence[_Row], prefixes: PrefixBatch | None, pad_id: int
 ) -> dict[str, torch.Tensor]:
     """Prompts padded on the left, where a decoder's text must end together; an encoder's on the right."""
     longest = max(len(row.ids) for row in rows)

@@ -84,7 +84,7 @@ def sampling_warpers(temperature: float, top_k: int, top_p: float) -> list[Logit
     return warpers
 
 
-class NoiseOfTheRow(LogitsProcessor):
+class GumbelNoise(LogitsProcessor):
     """Gumbel noise from a generator of the row's own, so that the greedy choice is a sample.
 
     argmax(logits + Gumbel noise) is distributed as softmax(logits) (Gumbel-max trick). Drawing for
@@ -107,7 +107,7 @@ class NoiseOfTheRow(LogitsProcessor):
         self._generators = [self._generators[place] for place in places]
 
 
-class StopOfTheRow(StoppingCriteria):
+class StopStrings(StoppingCriteria):
     """Ends a row when its new text contains one of the stop texts."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
@@ -127,7 +127,7 @@ class StopOfTheRow(StoppingCriteria):
 class EndedRows(StoppingCriteria):
     """Ends rows, and the call of `generate` as soon as half of its rows have ended; not for beams."""
 
-    def __init__(self, end_ids: frozenset[int], stop: StopOfTheRow | None) -> None:
+    def __init__(self, end_ids: frozenset[int], stop: StopStrings | None) -> None:
         self._end_ids = torch.tensor(sorted(end_ids), dtype=torch.long)
         self._stop = stop
         self._ended_B = torch.zeros(0, dtype=torch.bool)
@@ -147,7 +147,7 @@ class EndedRows(StoppingCriteria):
         return [place for place in range(rows) if not ended[place]]
 
 
-class TextOfTheRow(BaseStreamer):
+class TextStreamer(BaseStreamer):
     """Hands out each row's text as it grows, never a part of a character or of a stop text."""
 
     def __init__(

@@ -17,10 +17,10 @@ from zoo import WINDOW, Architecture
 
 from foreword import BaseModel, Example, Prefix, generate, train
 from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.attention import Attending, attending
+from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.batch import Layout
 from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import encode_example
 from foreword.errors import UsageError
 from foreword.training.run_log import Progress
@@ -41,12 +41,12 @@ def test_the_window_is_there(architecture: Architecture) -> None:
     base = architecture.base
     masks: list[torch.Tensor] = []
     for module in base.model.modules():
-        if hasattr(module, "foreword_slot"):
+        if hasattr(module, "foreword_layer"):
             module.register_forward_pre_hook(
                 lambda m, args, kwargs: masks.append(kwargs.get("attention_mask")), with_kwargs=True
             )
     ids = torch.tensor([base.tokenizer(LONG)["input_ids"]])
-    with attending(Attending()):
+    with attention_context(AttentionContext()):
         base.model(input_ids=ids, use_cache=False)
     for module in base.model.modules():
         module._forward_pre_hooks.clear()
@@ -61,11 +61,11 @@ def test_the_window_is_there(architecture: Architecture) -> None:
 def test_the_prefix_has_the_same_effect_near_and_far(architecture: Architecture) -> None:
     base = architecture.base
     prefix = random_prefix(base, 3)
-    stacked = RowPrefixes.stack([prefix], base.device)
+    stacked = PrefixBatch.stack([prefix], base.device)
     for text in ("ab", LONG):
         ids = base.tokenizer(text)["input_ids"]
         positions = torch.arange(3, 3 + len(ids))[None]
-        with attending(Attending(prefixes=stacked)):
+        with attention_context(AttentionContext(prefixes=stacked)):
             mine = base.model(input_ids=torch.tensor([ids]), position_ids=positions, use_cache=False).logits
         expected = logits(base.model, ids[:1], ids[1:], prefix.tensors)
         torch.testing.assert_close(mine[0], expected, rtol=1e-5, atol=1e-4)
@@ -183,7 +183,7 @@ def test_every_number_within_reach_gets_the_gradient_computed_by_hand(reaching: 
     with within_window(base.model):
         token_losses(base.model, row.source_ids, row.target_ids, tensors).sum().backward()
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
-    stacked = RowPrefixes.of_compiled(
+    stacked = PrefixBatch.from_tensors(
         [{"decoder": (leaves["decoder.key"], leaves["decoder.value"])}],
         [0],
         ["prefix"],

@@ -19,12 +19,12 @@ from by_hand import logits as past_key_values_logits
 from encoder_decoder import ENCODER_DECODER_WORKING
 from foreword import BaseModel, Prefix, generate, train
 from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.attention import IMPLEMENTATIONS, Attending, attending
+from foreword.base.attention import IMPLEMENTATIONS, AttentionContext, attention_context
 from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import RowPrefixes, StreamBlock
+from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import EncodedExample, encode
 from foreword.training import TrainingStopped
-from foreword.training.initialization import Initialization, starting_point
+from foreword.training.initialization import Initialization, initial_key_values
 from stand_ins import byte_tokenizer, random_examples, random_prefix
 
 WORKING = DECODER_ONLY_WORKING + ENCODER_DECODER_WORKING
@@ -82,11 +82,11 @@ def test_by_hand_without_a_prefix_is_what_transformers_computes(architecture: Ar
 @torch.no_grad()
 def test_logits_of_mixed_rows_equal_those_computed_by_hand(base: BaseModel) -> None:
     rows, prefixes = rows_of(base, 4), mixed_prefixes(base)
-    stacked = RowPrefixes.stack(prefixes, base.device)
+    stacked = PrefixBatch.stack(prefixes, base.device)
     for layout in layouts(base):
         batch = base.batch(rows, stacked, layout)  # type: ignore[arg-type]
-        with attending(Attending(prefixes=stacked, layout=batch.layout)):
-            found = base.model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.place_M]
+        with attention_context(AttentionContext(prefixes=stacked, layout=batch.layout)):
+            found = base.model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.logit_index_M]
         for row, prefix, mine in zip(rows, prefixes, found.split(batch.targets), strict=True):
             tensors = None if prefix is None else prefix.tensors
             close(mine, logits(base.model, row.source_ids, row.target_ids[:-1], tensors))
@@ -137,7 +137,7 @@ def test_every_number_of_a_prefix_gets_the_gradient_computed_by_hand(base: BaseM
             stream: StreamBlock(mine[f"{stream}.key"][None], mine[f"{stream}.value"][None], (4,))
             for stream in base.geometry.streams
         }
-        prefixes = RowPrefixes(blocks, (0, 0, 0))
+        prefixes = PrefixBatch(blocks, (0, 0, 0))
         with gradient_checkpointing(base.model, checkpointed):
             target_losses(base.model, base.batch(rows, prefixes, "flat"), prefixes).sum().backward()
         for name, tensor in mine.items():
@@ -159,7 +159,7 @@ def test_row_is_independent_of_its_neighbours_and_of_padding(base: BaseModel) ->
 def test_rows_of_one_token_each_can_share_a_pass(base: BaseModel) -> None:
     rows = [EncodedExample((token,), (0,)) for token in (5, 6, 7)]
     prefixes = [random_prefix(base, 2), None, random_prefix(base, 3, seed=1)]
-    stacked = RowPrefixes.stack(prefixes, base.device)
+    stacked = PrefixBatch.stack(prefixes, base.device)
     found = target_losses(base.model, base.batch(rows, stacked, "flat"), stacked)
     for row, prefix, mine in zip(rows, prefixes, found, strict=True):
         tensors = None if prefix is None else prefix.tensors
@@ -168,7 +168,7 @@ def test_rows_of_one_token_each_can_share_a_pass(base: BaseModel) -> None:
 
 @pytest.mark.parametrize("kind", ["demonstrations", "words: start here", "random"])
 def test_every_stream_starts_with_p_rows(base: BaseModel, kind: str) -> None:
-    start = starting_point(base, Initialization.parse(kind), 6, rows_of(base, 1), 0)
+    start = initial_key_values(base, Initialization.parse(kind), 6, rows_of(base, 1), 0)
     assert set(start) == set(base.geometry.streams)
     for stream, g in base.geometry.streams.items():
         assert start[stream][0].shape == (g.layers, g.kv_heads, 6, g.key_dim)
@@ -189,7 +189,7 @@ def test_a_stopped_run_ends_in_the_same_prefix_bit_for_bit(base: BaseModel, tmp_
         train(base, examples, **options, checkpoint_dir=tmp_path, on_progress=interrupt)
     resumed = train(base, examples, **options, checkpoint_dir=tmp_path)
     assert all(torch.equal(whole.tensors[name], resumed.tensors[name]) for name in whole.tensors)
-    begun = starting_point(
+    begun = initial_key_values(
         base, Initialization("demonstrations"), 3, encode(examples, base.tokenizer, base.template)[0], 1
     )
     assert all(not torch.equal(whole.key(stream), begun[stream][0]) for stream in begun)

@@ -16,7 +16,7 @@ from foreword.errors import TrainingDiverged
 from foreword.evaluation import token_loss
 from foreword.research.baselines.fit import fit, mean_loss
 from foreword.research.baselines.registry import METHODS, RATE, VARIANTS, Method
-from foreword.training.batch_sampler import Order
+from foreword.training.batch_sampler import BatchSampler
 from foreword.training.train import make_settings
 from stand_ins import random_examples
 
@@ -94,7 +94,7 @@ def test_one_step_of_fine_tuning_is_adam_by_hand(tiny_base: BaseModel) -> None:
         tiny_base, "fine-tuning", steps=1, learning_rate=rate, clip=clip, warmup=0
     )
     model = copy.deepcopy(tiny_base.model).requires_grad_(True)
-    batch = [rows[i] for i in Order([r.tokens for r in rows], 4, 0, by_length=False).batch(0)]
+    batch = [rows[i] for i in BatchSampler([r.tokens for r in rows], 4, 0, by_length=False).batch(0)]
     losses = [by_hand.token_losses(model, row.source_ids, row.target_ids, None) for row in batch]
     torch.cat(losses).mean().backward()
     expected = {}

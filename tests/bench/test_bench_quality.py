@@ -34,7 +34,7 @@ def test_runs_take_turns_and_are_looked_at_when_they_should() -> None:
     }
     race(runs)
     assert log == ["a0", "b0", "a1", "b1", "b2", "b3", "b4"]
-    assert {at: loss for at, (loss, _) in runs["b"].course.items()} == {2: 8.0, 4: 6.0, 5: 4.5}
+    assert {at: loss for at, (loss, _) in runs["b"].run_log.items()} == {2: 8.0, 4: 6.0, 5: 4.5}
     assert runs["b"].end[0] == 4.5
     steps, seconds = runs["b"].reached(6.5) or (0, 0.0)
     assert steps == 4

@@ -30,7 +30,7 @@ def test_a_step_keeps_at_least_what_is_estimated(base: BaseModel) -> None:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    step = step_of(base, workload.learners(base, work))
+    step = step_of(base, workload.trainers(base, work))
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         step(0)
     weights = {p.untyped_storage().data_ptr() for p in base.model.parameters()}
@@ -68,9 +68,9 @@ def test_a_workload_has_the_sizes_that_were_asked_for(base: BaseModel) -> None:
     rows = workload.examples(base, work)
     assert [row.tokens for row in rows] == [20] * 8
     assert len({row.source_ids[0] for row in rows}) == 8  # nothing to share
-    learners = workload.learners(base, work)
-    assert [len(learner.batch()) for learner in learners] == [2] * 4
-    assert sorted(row.source_ids for one in learners for row in one.batch()) == sorted(
+    trainers = workload.trainers(base, work)
+    assert [len(trainer.batch()) for trainer in trainers] == [2] * 4
+    assert sorted(row.source_ids for one in trainers for row in one.batch()) == sorted(
         row.source_ids for row in rows
     )
     assert workload.operations(base, work) == workload.operations(base, Workload(8, 20, 3))

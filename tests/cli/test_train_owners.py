@@ -12,7 +12,7 @@ import torch
 from foreword import BaseModel, Prefix, PrefixStore, train, train_many
 from foreword.examples import read_examples
 from foreword.training.checkpoint import list_checkpoints
-from foreword.training.prefix_trainer import build_learner
+from foreword.training.prefix_trainer import build_trainer
 from mailboxes import OWNERS, write
 
 QUICK = ("--length", 3, "--steps", 6, "--batch-size", 3)
@@ -126,9 +126,9 @@ def test_owners_who_are_done_are_not_trained_again(
 
     def build(*arguments: Any, **more: Any) -> Any:
         built.append(len(arguments[2]))
-        return build_learner(*arguments, **more)
+        return build_trainer(*arguments, **more)
 
-    monkeypatch.setattr("foreword.training.train_many.build_learner", build)
+    monkeypatch.setattr("foreword.training.train_many.build_trainer", build)
     assert run(*command).status == 0
     assert built == [len(OWNERS["eve"])]
     assert run(*command).status == 0

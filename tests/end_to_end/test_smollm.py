@@ -11,9 +11,9 @@ import torch
 from by_hand import greedy, layers_of, logits, token_losses
 from foreword import BaseModel, Example, Prefix, generate
 from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.attention import Attending, attending
+from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import RowPrefixes, StreamBlock
+from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import encode
 from foreword.training.initialization import activations
 
@@ -65,7 +65,7 @@ def test_logits_equal_those_of_past_key_values(smollm: BaseModel) -> None:
     positions = torch.arange(12, 12 + len(ids))[None]
     with torch.no_grad():
         expected = logits(smollm.model, ids, layers_of(prefix))
-        with attending(Attending(prefixes=RowPrefixes.stack([prefix], smollm.device))):
+        with attention_context(AttentionContext(prefixes=PrefixBatch.stack([prefix], smollm.device))):
             found = smollm.model(
                 input_ids=torch.tensor([ids]), position_ids=positions, use_cache=False
             ).logits[0]
@@ -106,7 +106,7 @@ def test_gradients_equal_those_of_past_key_values(smollm: BaseModel, checkpointe
     rows, _ = encode(EXAMPLES[:3], smollm.tokenizer, smollm.template)
     prefix = real_prefix(smollm, TEXTS[3], 10)
     key, value = (prefix.tensors[f"decoder.{part}"].clone().requires_grad_() for part in ("key", "value"))
-    prefixes = RowPrefixes({"decoder": StreamBlock(key[None], value[None], (10,))}, (0, 0, 0))
+    prefixes = PrefixBatch({"decoder": StreamBlock(key[None], value[None], (10,))}, (0, 0, 0))
     with gradient_checkpointing(smollm.model, checkpointed):
         target_losses(smollm.model, smollm.batch(rows, prefixes, "flat"), prefixes).mean().backward()
 

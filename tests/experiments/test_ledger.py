@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 from foreword.errors import CannotWrite, CheckpointMismatch, DamagedCheckpoint, OutputExists
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Results
 
 SETTINGS = {"steps": 3, "seed": 0, "owners": ["alice"]}
 
 
 def test_pieces_and_sessions_are_there_again(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "run", "trial", SETTINGS)
+    ledger = Results(tmp_path / "run", "trial", SETTINGS)
     ledger.begin_session(command="foreword reproduce trial")
     ledger.add("one", loss=1.5, by={"größer": 2.0})
-    again = Ledger(tmp_path / "run", "trial", SETTINGS)
+    again = Results(tmp_path / "run", "trial", SETTINGS)
     assert again.pieces == ledger.pieces == {"one": {"loss": 1.5, "by": {"größer": 2.0}}}
     assert again.sessions == [{"command": "foreword reproduce trial"}]
 
 
 def test_every_line_is_json_and_the_first_says_whose_run_it_is(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, "trial", SETTINGS)
+    ledger = Results(tmp_path, "trial", SETTINGS)
     ledger.add("one", loss=1.5)
     first, second = map(json.loads, ledger.path.read_text().splitlines())
     assert first == {"experiment": "trial", "settings": SETTINGS}
@@ -32,44 +32,44 @@ def test_every_line_is_json_and_the_first_says_whose_run_it_is(tmp_path: Path) -
 
 
 def test_figures_that_are_not_finite_are_noted_as_none(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, "trial", SETTINGS)
+    ledger = Results(tmp_path, "trial", SETTINGS)
     ledger.add("one", loss=math.nan, curve={0: math.inf, 1: 2.5}, by=[{"a": -math.inf}])
     expected = {"loss": None, "curve": {"0": None, "1": 2.5}, "by": [{"a": None}]}
-    assert ledger.pieces["one"] == Ledger(tmp_path, "trial", SETTINGS).pieces["one"] == expected
+    assert ledger.pieces["one"] == Results(tmp_path, "trial", SETTINGS).pieces["one"] == expected
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
-    path = Ledger(tmp_path, "trial", SETTINGS).path
+    path = Results(tmp_path, "trial", SETTINGS).path
     kept = path.read_bytes()
     with pytest.raises(CheckpointMismatch, match="other settings: steps is 4, was 3; new is 1, was None"):
-        Ledger(tmp_path, "trial", {**SETTINGS, "steps": 4, "new": 1})
+        Results(tmp_path, "trial", {**SETTINGS, "steps": 4, "new": 1})
     with pytest.raises(CheckpointMismatch, match="owners is None, was"):
-        Ledger(tmp_path, "trial", {"steps": 3, "seed": 0})
+        Results(tmp_path, "trial", {"steps": 3, "seed": 0})
     assert path.read_bytes() == kept
 
 
 def test_another_experiment_is_refused(tmp_path: Path) -> None:
-    Ledger(tmp_path, "trial", SETTINGS)
+    Results(tmp_path, "trial", SETTINGS)
     with pytest.raises(CheckpointMismatch, match="a run of 'trial', not of 'other'"):
-        Ledger(tmp_path, "other", SETTINGS)
+        Results(tmp_path, "other", SETTINGS)
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(OutputExists, match="holds thesis.txt"):
-        Ledger(tmp_path, "trial", SETTINGS)
+        Results(tmp_path, "trial", SETTINGS)
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_line_that_a_crash_cut_is_done_again(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, "trial", SETTINGS)
+    ledger = Results(tmp_path, "trial", SETTINGS)
     ledger.add("one", loss=1.5)
     with open(ledger.path, "a") as opened:
         opened.write('{"piece": "two", "lo')
-    again = Ledger(tmp_path, "trial", SETTINGS)
+    again = Results(tmp_path, "trial", SETTINGS)
     assert list(again.pieces) == ["one"]
     again.add("two", loss=2.5)
-    assert Ledger(tmp_path, "trial", SETTINGS).pieces == {"one": {"loss": 1.5}, "two": {"loss": 2.5}}
+    assert Results(tmp_path, "trial", SETTINGS).pieces == {"one": {"loss": 1.5}, "two": {"loss": 2.5}}
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_a_damaged_ledger_is_refused_and_left_alone(tmp_path: Path, content: str
     path = tmp_path / "results.jsonl"
     path.write_text(content)
     with pytest.raises(DamagedCheckpoint, match=r"results\.jsonl is|line [12] of"):
-        Ledger(tmp_path, "trial", SETTINGS)
+        Results(tmp_path, "trial", SETTINGS)
     assert path.read_text() == content
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(CannotWrite, match="can't be made"):
-        Ledger(tmp_path / "run", "trial", SETTINGS)
+        Results(tmp_path / "run", "trial", SETTINGS)

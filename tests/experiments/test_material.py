@@ -11,13 +11,13 @@ from foreword.errors import BadExamples, UsageError
 from foreword.evaluation import find_task, read_task
 from foreword.examples import Entry, digest, entries_of, examples_of
 from foreword.research.experiments.splits import (
-    Material,
+    DataSplits,
     apart,
     divide,
     draw_dev,
     draw_measured,
     few_targets,
-    hold_out,
+    split_by_group,
 )
 from trials import small_material
 
@@ -46,7 +46,7 @@ def test_entries_of_one_source_stay_entries_and_on_one_side() -> None:
 
 def test_how_entries_are_counted_is_told_where_the_digest_does_not() -> None:
     apart, merged = [Entry("a", ("1",)), Entry("a", ("2", "3"))], [Entry("a", ("1", "2", "3"))]
-    found = [Material([], [], {"measured": entries}) for entries in (apart, merged)]
+    found = [DataSplits([], [], {"measured": entries}) for entries in (apart, merged)]
     assert found[0].counts() == found[1].counts()
     assert found[0].counts()["measured: measured"] == 3
     assert found[0].digests()["measured digest"] == found[1].digests()["measured digest"]
@@ -58,7 +58,7 @@ def test_material_of_e2e_is_what_it_always_was(data_folder: Path) -> None:
     """Runs that were begun must be able to go on: digests of a run from before entries were told apart."""
     entries = read_task(find_task("e2e"), data_folder / "e2e" / "devset.csv")
     dev, measured = divide(entries, dev_rows=48, measured_sources=80, seed=0)
-    material = Material([], dev, {"measured": measured})
+    material = DataSplits([], dev, {"measured": measured})
     assert len(measured) == 80
     assert material.counts() == {"train examples": 0, "dev examples": 48, "measured: measured": 667}
     assert material.digests() == {
@@ -109,7 +109,7 @@ def test_subsets_depend_on_seed_size_and_name_alone() -> None:
 
 def test_groups_held_out_are_in_nothing_but_what_is_measured_as_unseen() -> None:
     data = [example for owner in "abcdef" for example in dev_of(6, owner=owner)]
-    material, held, _ = hold_out(data, data, ["b", "e"], dev_rows=4, measured_sources=5, seed=0)
+    material, held, _ = split_by_group(data, data, ["b", "e"], dev_rows=4, measured_sources=5, seed=0)
     assert held == ("b", "e")
 
     def groups(examples: object) -> set[str]:
@@ -125,7 +125,9 @@ def test_groups_held_out_are_in_nothing_but_what_is_measured_as_unseen() -> None
 
 def test_without_names_one_group_in_three_is_held_out() -> None:
     data = [example for owner in "abcdef" for example in dev_of(6, owner=owner)]
-    found = {hold_out(data, data, (), dev_rows=2, measured_sources=2, seed=seed)[1] for seed in range(5)}
+    found = {
+        split_by_group(data, data, (), dev_rows=2, measured_sources=2, seed=seed)[1] for seed in range(5)
+    }
     assert all(len(held) == 2 for held in found)
     assert len(found) > 1
 
@@ -134,13 +136,13 @@ def test_groups_that_are_not_there_are_named() -> None:
     data = [example for owner in "ab" for example in dev_of(6, owner=owner)]
     options = {"dev_rows": 2, "measured_sources": 2, "seed": 0}
     with pytest.raises(UsageError, match="no dev example is of 'z'; groups there are a, b"):
-        hold_out(data, data, ["z"], **options)
+        split_by_group(data, data, ["z"], **options)
     with pytest.raises(UsageError, match="name those to hold out"):
-        hold_out(data, data, (), **options)
+        split_by_group(data, data, (), **options)
     with pytest.raises(UsageError, match="no training example is left without a, b"):
-        hold_out(data, data, ["a", "b"], **options)
+        split_by_group(data, data, ["a", "b"], **options)
     with pytest.raises(BadExamples, match="training example 0 has no group; .* --group-field"):
-        hold_out(dev_of(3), data, ["a"], **options)
+        split_by_group(dev_of(3), data, ["a"], **options)
 
 
 def test_a_group_that_training_lacks_is_unseen() -> None:
@@ -148,7 +150,9 @@ def test_a_group_that_training_lacks_is_unseen() -> None:
         return [example for owner in owners for example in dev_of(6, owner=owner)]
 
     options = {"dev_rows": 4, "measured_sources": 50, "seed": 0}
-    material, unseen, _ = hold_out(data("abcd"), data("abcdz"), ["b"], **{**options, "measured_sources": 6})
+    material, unseen, _ = split_by_group(
+        data("abcd"), data("abcdz"), ["b"], **{**options, "measured_sources": 6}
+    )
     assert unseen == ("b", "z")
     assert {entry.source[0] for entry in material.measured["unseen"]} == {"b", "z"}
     assert {entry.source[0] for entry in material.measured["seen"]} <= set("acd")
@@ -156,17 +160,17 @@ def test_a_group_that_training_lacks_is_unseen() -> None:
 
     # Measured on a file of its own, which has new groups: none of training is held out.
     test = [Example(example.source + "t", example.target, example.owner) for example in data("acyz")]
-    material, unseen, _ = hold_out(data("abcd"), data("abcdz"), (), test=test, **options)
+    material, unseen, _ = split_by_group(data("abcd"), data("abcdz"), (), test=test, **options)
     assert unseen == ("y", "z")
     assert {example.source[0] for example in material.train} == set("abcd")
     assert {entry.source[0] for entry in material.measured["seen"]} == {"a", "c"}
     assert {entry.source[0] for entry in material.measured["unseen"]} == {"y", "z"}
     assert {example.source[0] for example in material.dev} <= set("abcd")
     with pytest.raises(UsageError, match="no test example is of 'b'; groups there are a, c, y, z"):
-        hold_out(data("abcd"), data("abcdz"), ["b"], test=test, **options)
+        split_by_group(data("abcd"), data("abcdz"), ["b"], test=test, **options)
     new = [example for example in test if example.owner in "yz"]
     with pytest.raises(UsageError, match="measured as seen: training has a, b, c, d, measured are y, z"):
-        hold_out(data("abcd"), data("abcdz"), (), test=new, **options)
+        split_by_group(data("abcd"), data("abcdz"), (), test=new, **options)
 
 
 def test_no_source_is_trained_on_that_chooses_or_is_measured() -> None:
@@ -184,7 +188,7 @@ def test_no_source_is_trained_on_that_chooses_or_is_measured() -> None:
 def test_a_source_of_two_groups_is_on_one_side() -> None:
     both = [Example(f"s{n}", f"t{n} of {group}", group) for n in range(12) for group in "ab"]
     own = [Example(f"{group}{n}", "t", group) for n in range(8) for group in "ab"]
-    material, _, left_out = hold_out(
+    material, _, left_out = split_by_group(
         [*both, *own], [*both, *own], ["b"], dev_rows=3, measured_sources=4, seed=1
     )
     sides = [

@@ -7,7 +7,7 @@ import pytest
 from foreword import BaseModel
 from foreword.evaluation import evaluate
 from foreword.examples import Entry, Example
-from foreword.research.baselines.protocol import Subject
+from foreword.research.baselines.protocol import EvaluatedModel
 from foreword.research.experiments import measure as measuring
 from foreword.research.experiments.measure import measure
 from stand_ins import random_prefix
@@ -22,7 +22,7 @@ ENTRIES = [
 
 def test_entries_of_one_source_are_scored_apart_as_evaluate_does(tiny_base: BaseModel) -> None:
     prefix, texts = random_prefix(tiny_base, 3), ENTRIES[:3]
-    figures, predictions = measure(Subject(tiny_base, prefix), texts, {"max_new_tokens": 8})
+    figures, predictions = measure(EvaluatedModel(tiny_base, prefix), texts, {"max_new_tokens": 8})
     found = evaluate(tiny_base, texts, prefix, max_new_tokens=8)
     assert [(p.source, p.references, p.category) for p in predictions] == [
         (e.source, e.references, e.category) for e in texts
@@ -30,7 +30,7 @@ def test_entries_of_one_source_are_scored_apart_as_evaluate_does(tiny_base: Base
     assert [p.text for p in predictions] == [p.text.strip() for p in found.outputs]
     assert figures["chrF"] == pytest.approx(found.chrf)
     merged = [Entry("abc", (*texts[0].references, *texts[2].references)), texts[1]]
-    other, _ = measure(Subject(tiny_base, prefix), merged, {"max_new_tokens": 8})
+    other, _ = measure(EvaluatedModel(tiny_base, prefix), merged, {"max_new_tokens": 8})
     assert other["chrF"] != figures["chrF"]
 
 
@@ -43,7 +43,7 @@ def test_every_source_is_written_for_once(tiny_base: BaseModel, monkeypatch: pyt
 
     monkeypatch.setattr(measuring, "generate", counted)
     monkeypatch.setattr(measuring, "token_loss", lambda *_, **__: _Loss())
-    _, predictions = measure(Subject(tiny_base), ENTRIES, {})
+    _, predictions = measure(EvaluatedModel(tiny_base), ENTRIES, {})
     assert asked == ["abc", "hello", ENTRIES[3].source]  # messages that say "abc" are another source
     assert [p.text for p in predictions] == ["text 0", "text 1", "text 0", "text 2"]
 
@@ -54,6 +54,6 @@ class _Loss:
 
 def test_the_loss_is_of_the_first_references_of_every_entry(tiny_base: BaseModel) -> None:
     texts = ENTRIES[:3]
-    figures, _ = measure(Subject(tiny_base), texts, {"max_new_tokens": 2})
+    figures, _ = measure(EvaluatedModel(tiny_base), texts, {"max_new_tokens": 2})
     first = [Example(entry.source, each) for entry in texts for each in entry.references[:3]]
     assert figures["loss"] == pytest.approx(evaluate(tiny_base, first, text=False).loss)

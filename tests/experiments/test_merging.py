@@ -11,7 +11,7 @@ from foreword.errors import CannotRead, CheckpointMismatch, OutputInUse, UsageEr
 from foreword.research.baselines.registry import methods_named
 from foreword.research.experiments.merge_runs import take_over
 from foreword.research.experiments.plan import Plan, method_of
-from foreword.research.experiments.results import Ledger, alone
+from foreword.research.experiments.results import Results, alone
 from foreword.research.experiments.trials import run, settings_of
 from trials import small_material, small_plan
 
@@ -20,8 +20,8 @@ def plan_of(*names: str) -> Plan:
     return small_plan(methods=tuple(methods_named(names)), sizes=(4,))
 
 
-def do(base: BaseModel, plan: Plan, folder: Path) -> Ledger:
-    ledger = Ledger(folder, "low-data", settings_of(base, small_material(), plan))
+def do(base: BaseModel, plan: Plan, folder: Path) -> Results:
+    ledger = Results(folder, "low-data", settings_of(base, small_material(), plan))
     ledger.begin_session(command=f"in {folder.name}")
     run(base, small_material(), plan, ledger, folder, lambda *_: None)
     return ledger
@@ -37,7 +37,7 @@ def test_what_two_processes_made_is_what_one_makes(tiny_base: BaseModel, tmp_pat
         name: piece.get("figures") for name, piece in whole.pieces.items()
     }
     assert [session["command"] for session in ours.sessions] == ["in ours", "in theirs"]
-    again = Ledger(tmp_path / "ours", "low-data", ours.settings)
+    again = Results(tmp_path / "ours", "low-data", ours.settings)
     assert (again.pieces, again.sessions) == (ours.pieces, ours.sessions)
     names = sorted(path.name for path in (tmp_path / "whole" / "outputs").iterdir())
     for name in names:

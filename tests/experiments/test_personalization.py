@@ -21,7 +21,7 @@ from foreword.research.experiments.personalization import (
     run,
     settings_of,
 )
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Results
 from foreword.research.experiments.statistics import Column, contrast_own
 from personal_data import owners_examples
 
@@ -40,8 +40,8 @@ def data(tiny_base: BaseModel) -> OwnersData:
     )
 
 
-def open_ledger(base: BaseModel, data: OwnersData, folder: Path) -> Ledger:
-    return Ledger(folder, experiment.EXPERIMENT, settings_of(base, data, RECIPE, 100))
+def open_ledger(base: BaseModel, data: OwnersData, folder: Path) -> Results:
+    return Results(folder, experiment.EXPERIMENT, settings_of(base, data, RECIPE, 100))
 
 
 def do(base: BaseModel, data: OwnersData, folder: Path, told: list[Any] | None = None) -> list[Column]:

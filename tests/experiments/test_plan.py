@@ -9,10 +9,10 @@ import pytest
 
 from foreword import BaseModel
 from foreword.errors import UsageError
-from foreword.research.baselines.protocol import Setting, Trainee
+from foreword.research.baselines.protocol import AdapterInputs, Trainee
 from foreword.research.baselines.registry import METHODS, Method
 from foreword.research.experiments.plan import Plan
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Results
 from foreword.research.experiments.trials import run, settings_of
 from trials import small_material, small_plan
 
@@ -31,13 +31,13 @@ def test_bad_plans_are_refused() -> None:
             small_plan(**changes)
 
 
-def seeds_of(base: BaseModel, plan: Plan, folder: Path) -> tuple[Ledger, dict[tuple[str, ...], int]]:
+def seeds_of(base: BaseModel, plan: Plan, folder: Path) -> tuple[Results, dict[tuple[str, ...], int]]:
     """The ledger of the plan's run, and the seed of every training in it, by training examples."""
     seen: dict[Any, int] = {}
     material = small_material()
 
     def recording(method: Method) -> Method:
-        def begin(setting: Setting) -> Trainee:
+        def begin(setting: AdapterInputs) -> Trainee:
             subset = tuple(example.source for example in setting.examples)
             seen[method.name, subset, setting.seed] = setting.seed
             return method.begin(setting)
@@ -45,7 +45,7 @@ def seeds_of(base: BaseModel, plan: Plan, folder: Path) -> tuple[Ledger, dict[tu
         return Method(method.name, method.title, begin, method.grid, method.usual, method.work)
 
     recorded = Plan(**{**vars(plan), "methods": tuple(map(recording, plan.methods))})
-    ledger = Ledger(folder, "low-data", settings_of(base, material, recorded))
+    ledger = Results(folder, "low-data", settings_of(base, material, recorded))
     run(base, material, recorded, ledger, folder, lambda *_: None)
     return ledger, seen
 

@@ -15,8 +15,8 @@ from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Entry
 from foreword.research.baselines.registry import METHODS, VARIANTS, methods_named
 from foreword.research.experiments.checks import check, check_chosen, choices, without_unsupported
-from foreword.research.experiments.results import Ledger
-from foreword.research.experiments.splits import Material
+from foreword.research.experiments.results import Results
+from foreword.research.experiments.splits import DataSplits
 from foreword.research.experiments.trial_cost import left
 from foreword.research.experiments.trials import run, settings_of
 from stand_ins import VOCABULARY, byte_tokenizer, random_examples
@@ -32,7 +32,7 @@ def tiny_bart() -> BaseModel:
     return tiny_bart_base(WINDOW)
 
 
-def with_measured(tokens: int) -> Material:
+def with_measured(tokens: int) -> DataSplits:
     """Measured is one example that takes so many tokens: source, newline, target, without its end."""
     entry = Entry("a" * (tokens - 2), ("b",))
     return dataclasses.replace(small_material(), measured={"seen": [entry]})
@@ -80,11 +80,11 @@ def test_a_training_example_that_is_not_cut_enough_says_to_what(tiny_base: BaseM
 def test_numbers_of_demonstrations_that_do_not_fit_are_left_out(tiny_base: BaseModel, tmp_path: Path) -> None:
     few = METHODS["few-shot"]
     ten = [Example(f"source {number}.", "tens") for number in range(9)] * 4  # 15 tokens each, the end with it
-    short = Material(ten, ten[:3], small_material().measured)
+    short = DataSplits(ten, ten[:3], small_material().measured)
     plan = plan_of("few-shot", tuned=True, instruction="Say", sizes=(9,), subsets=1, tuning_size=9)
     assert choices(tiny_base, few, short, plan) == [{"shots": 2}, {"shots": 4}]
     check(tiny_base, short, plan)
-    ledger = Ledger(tmp_path, "low-data", settings_of(tiny_base, short, plan))
+    ledger = Results(tmp_path, "low-data", settings_of(tiny_base, short, plan))
     assert left(tiny_base, short, plan, ledger).trainings == 2 + 1
     run(tiny_base, short, plan, ledger, tmp_path, lambda *_: None)
     assert {name for name in ledger.pieces if name.startswith("grid")} == {
@@ -95,7 +95,7 @@ def test_numbers_of_demonstrations_that_do_not_fit_are_left_out(tiny_base: BaseM
 
     room_for_two = dataclasses.replace(plan, instruction="S" * 60)
     (only,) = choices(tiny_base, few, short, room_for_two)
-    ledger = Ledger(tmp_path / "two", "low-data", settings_of(tiny_base, short, room_for_two))
+    ledger = Results(tmp_path / "two", "low-data", settings_of(tiny_base, short, room_for_two))
     run(tiny_base, short, room_for_two, ledger, tmp_path / "two", lambda *_: None)
     assert {tuple(piece["choice"].items()) for piece in ledger.pieces.values()} == {(("shots", 2),)}
     assert only == {"shots": 2}
@@ -128,10 +128,10 @@ def test_a_prompt_once_chosen_is_kept_as_the_run_grows_or_refused(
 ) -> None:
     few = METHODS["few-shot"]
     short = [Example(f"source {number}.", "tens") for number in range(6)]
-    material = Material(short * 5, short[:3], small_material().measured)
+    material = DataSplits(short * 5, short[:3], small_material().measured)
     plan = plan_of("few-shot", tuned=True, instruction="Say", sizes=(6,), subsets=1, tuning_size=9)
     assert choices(tiny_base, few, material, plan) == [{"shots": 2}, {"shots": 4}]
-    ledger = Ledger(tmp_path, "low-data", settings_of(tiny_base, material, plan))
+    ledger = Results(tmp_path, "low-data", settings_of(tiny_base, material, plan))
     ledger.add("choice of few-shot", choice={"shots": 4})
     more = dataclasses.replace(plan, subsets=2)
     check_chosen(tiny_base, material, more, ledger)
@@ -161,5 +161,5 @@ def test_the_cost_is_told_of_examples_as_they_are_cut(tiny_base: BaseModel, tmp_
     material = dataclasses.replace(small_material(), train=long)
     plan = plan_of("prefix", "fine-tuning", sizes=(6,), subsets=1)
     check(tiny_base, material, plan)
-    ledger = Ledger(tmp_path, "low-data", settings_of(tiny_base, material, plan))
+    ledger = Results(tmp_path, "low-data", settings_of(tiny_base, material, plan))
     assert left(tiny_base, material, plan, ledger).seconds > 0

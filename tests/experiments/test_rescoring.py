@@ -12,7 +12,7 @@ from foreword.evaluation import Prediction, score
 from foreword.evaluation.metrics import meteor
 from foreword.research.experiments import trials
 from foreword.research.experiments.measure import rescore, score_piece
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Results
 from trials import small_plan
 
 ODD = ["a\u2028b c", "d\u2029e", "f\x85g h", "i\x0bj\x0ck\x1cl", "plain words"]
@@ -21,7 +21,7 @@ ODD = ["a\u2028b c", "d\u2029e", "f\x85g h", "i\x0bj\x0ck\x1cl", "plain words"]
 
 def test_no_character_of_a_text_ends_its_line(tmp_path: Path) -> None:
     plan = small_plan(sizes=(4,), subsets=1)
-    ledger = Ledger(tmp_path, "low-data", {})
+    ledger = Results(tmp_path, "low-data", {})
     trial = next(plan.trials())
     ledger.add(trial.piece, figures={"measured": {"loss": 1.0}})
     lines = [trials._line("measured", Prediction(text, (text + "!",), text)) for text in ODD]
@@ -33,7 +33,7 @@ def test_no_character_of_a_text_ends_its_line(tmp_path: Path) -> None:
     found = ledger.pieces[score_piece("plain", trial)]["figures"]["measured"]
     assert found == {f"plain {name}": pytest.approx(value) for name, value in expected.items()}
     path.write_bytes(path.read_bytes()[:-20])
-    fresh = Ledger(tmp_path / "fresh", "low-data", {})
+    fresh = Results(tmp_path / "fresh", "low-data", {})
     fresh.add(trial.piece, figures={"measured": {"loss": 1.0}})
     (tmp_path / "outputs").rename(tmp_path / "fresh" / "outputs")
     with pytest.raises(DamagedCheckpoint, match=f"line {len(ODD)} of .* is not as it was written"):
@@ -57,7 +57,7 @@ def test_meteor_is_started_once_for_all_trials(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(meteor, "Meteor", Stand)
     plan = small_plan(sizes=(4,), subsets=2)
-    ledger = Ledger(tmp_path, "low-data", {})
+    ledger = Results(tmp_path, "low-data", {})
     (tmp_path / "outputs").mkdir()
     for trial in plan.trials():
         ledger.add(trial.piece, figures={"measured": {"loss": 1.0}})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foreword.errors import CannotWrite, OutputExists, OutputInUse
-from foreword.research.experiments.results import Ledger, alone
+from foreword.research.experiments.results import Results, alone
 
 HOLDING = """
 import sys
@@ -31,9 +31,9 @@ def test_a_folder_at_work_is_refused_until_its_process_is_gone(tmp_path: Path) -
             pass
         other.kill()  # nothing of its own runs any more
     with alone(tmp_path / "run"):
-        Ledger(tmp_path / "run", "trial", {}).add("one", loss=1.5)
+        Results(tmp_path / "run", "trial", {}).add("one", loss=1.5)
     with alone(tmp_path / "run"):
-        assert Ledger(tmp_path / "run", "trial", {}).pieces == {"one": {"loss": 1.5}}
+        assert Results(tmp_path / "run", "trial", {}).pieces == {"one": {"loss": 1.5}}
 
 
 def test_a_folder_with_other_files_gets_no_lock(tmp_path: Path) -> None:

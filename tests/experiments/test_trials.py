@@ -14,30 +14,30 @@ from foreword import BaseModel, generate, train
 from foreword.errors import CheckpointMismatch
 from foreword.evaluation import text_scores, token_loss
 from foreword.examples import examples_of
-from foreword.research.baselines.protocol import Setting, Trainee
+from foreword.research.baselines.protocol import AdapterInputs, Trainee
 from foreword.research.baselines.registry import METHODS, MOST_TRIED, RATE, Method, methods_named, rates
 from foreword.research.experiments import statistics
 from foreword.research.experiments.measure import measure
 from foreword.research.experiments.plan import TUNING, Plan, Trial
 from foreword.research.experiments.report_trials import make_report
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Results
 from foreword.research.experiments.trial_cost import left
 from foreword.research.experiments.trials import run, settings_of
 from foreword.research.experiments.tuning import choice_piece, choose
 from trials import small_material, small_plan
 
 
-def open_ledger(base: BaseModel, plan: Plan, folder: Path) -> Ledger:
-    return Ledger(folder, "low-data", settings_of(base, small_material(), plan))
+def open_ledger(base: BaseModel, plan: Plan, folder: Path) -> Results:
+    return Results(folder, "low-data", settings_of(base, small_material(), plan))
 
 
-def do(base: BaseModel, plan: Plan, folder: Path, **more: Any) -> Ledger:
+def do(base: BaseModel, plan: Plan, folder: Path, **more: Any) -> Results:
     ledger = open_ledger(base, plan, folder)
     run(base, small_material(), plan, ledger, folder, lambda *_: None, **more)
     return ledger
 
 
-def untimed(ledger: Ledger) -> dict[str, Any]:
+def untimed(ledger: Results) -> dict[str, Any]:
     return {
         name: {key: value for key, value in piece.items() if "seconds" not in key}
         for name, piece in ledger.pieces.items()
@@ -134,7 +134,7 @@ def few(method: Method, *values: float) -> Method:
     return Method(method.name, method.title, method.begin, rates(*values), {RATE: values[0]}, method.work)
 
 
-def grid(ledger: Ledger) -> dict[str, Any]:
+def grid(ledger: Results) -> dict[str, Any]:
     return {name: piece for name, piece in ledger.pieces.items() if name.startswith("grid of")}
 
 
@@ -191,13 +191,13 @@ def test_what_is_left_is_counted_without_what_is_done(tiny_base: BaseModel, tmp_
 
 def test_losing_trials_count_against_the_first_method(tmp_path: Path) -> None:
     plan = small_plan()
-    ledger = Ledger(tmp_path, "low-data", {})
+    ledger = Results(tmp_path, "low-data", {})
     for trial in plan.trials():
         ahead = trial.subset == 0 or trial.method.name == "lora"
         ledger.add(trial.piece, figures={"measured": {"BLEU": 10.0 + ahead, "loss": 2.0 - ahead}})
     prefix, lora = plan.methods
     for metric in ("BLEU", "loss"):
-        found = statistics.duel(ledger, plan, prefix, lora, "measured", metric)
+        found = statistics.paired_comparison(ledger, plan, prefix, lora, "measured", metric)
         assert found is not None
         assert (found.mean, found.better, found.worse, found.ties) == (-0.5, 0, 2, 2)
     assert statistics.cell(ledger, plan, prefix, 4, "measured", "BLEU").values == (11.0, 10.0)
@@ -207,7 +207,7 @@ def test_losing_trials_count_against_the_first_method(tmp_path: Path) -> None:
 def test_losses_that_are_not_finite_are_noted_and_end_no_run(
     tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin(setting: Setting) -> Trainee:
+    def begin(setting: AdapterInputs) -> Trainee:
         trainee = METHODS["prefix"].begin(setting)
         losses, passes = trainee.losses, []
 

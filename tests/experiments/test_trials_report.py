@@ -13,15 +13,15 @@ from foreword.research.baselines.registry import RATE, methods_named
 from foreword.research.experiments import statistics
 from foreword.research.experiments.plan import Plan, Trial
 from foreword.research.experiments.report_trials import make_report
-from foreword.research.experiments.results import Ledger, choice_piece
+from foreword.research.experiments.results import Results, choice_piece
 from trials import small_plan
 
 COSTS = {"trained": 1000, "kept": 50}
 
 
-def filled(folder: Path, plan: Plan, figures: Callable[[Trial], dict[str, float]]) -> Ledger:
+def filled(folder: Path, plan: Plan, figures: Callable[[Trial], dict[str, float]]) -> Results:
     """A ledger with all trials of the plan; step and seconds tell the size they are of."""
-    ledger = Ledger(folder, "low-data", {"base fingerprint": "abc"})
+    ledger = Results(folder, "low-data", {"base fingerprint": "abc"})
     about = {
         "device": "a processor",
         "threads": 1,
@@ -37,7 +37,7 @@ def filled(folder: Path, plan: Plan, figures: Callable[[Trial], dict[str, float]
     return ledger
 
 
-def page(ledger: Ledger, plan: Plan, command: str = "foreword reproduce old") -> str:
+def page(ledger: Results, plan: Plan, command: str = "foreword reproduce old") -> str:
     return make_report("Trials", command, ledger, plan, ["measured"], "tiny", 10_000, "figures.png")
 
 
@@ -82,7 +82,7 @@ def test_seeds_of_a_subset_count_as_one(tmp_path: Path) -> None:
         return {"BLEU": float(trial.seed) if trial.method == prefix else -1.0, "loss": 1.0}
 
     ledger = filled(tmp_path, plan, figures)
-    found = statistics.duel(ledger, plan, prefix, lora, "measured", "BLEU")
+    found = statistics.paired_comparison(ledger, plan, prefix, lora, "measured", "BLEU")
     assert found is not None
     assert (found.mean, found.pairs, found.chance, found.verdict) == (4.5, 1, 1.0, "open")
     text = page(ledger, plan)
@@ -151,7 +151,7 @@ def test_a_mean_of_what_is_left_is_not_the_best_and_a_diverged_subset_is_lost(tm
         ["prefix", "10.00 ± 0.00"],
         ["LoRA, prefix's size", "11.00 (1 of 6 trials, 5 diverged)"],
     ]
-    found = statistics.duel(ledger, plan, prefix, lora, "measured", "BLEU")
+    found = statistics.paired_comparison(ledger, plan, prefix, lora, "measured", "BLEU")
     assert found is not None
     assert (found.mean, found.better, found.worse, found.pairs) == (-1.0, 5, 1, 6)
     del ledger.pieces[Trial(lora, 4, 5, 0).piece]
@@ -174,7 +174,7 @@ def test_a_method_that_sees_no_training_examples_is_tried_once_and_compared_with
     ledger = filled(
         tmp_path, plan, lambda t: {"BLEU": 9.0 if t.method == none else 8.0 + t.subset, "loss": 1.0}
     )
-    found = statistics.duel(ledger, plan, prefix, none, "measured", "BLEU")
+    found = statistics.paired_comparison(ledger, plan, prefix, none, "measured", "BLEU")
     assert found is not None
     assert (found.mean, found.better, found.worse, found.ties) == (0.0, 2, 2, 2)
     text = page(ledger, plan)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from foreword import BaseModel
-from foreword.base.attention import Attending, attending
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.attention import AttentionContext, attention_context
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.errors import (
     CannotRead,
     ForeignFormat,
@@ -44,8 +44,8 @@ def logits(base: BaseModel, prefix: Prefix | None, expected: dict[str, torch.Ten
     if base.takes_positions:
         start, length = 0 if prefix is None else prefix.length, inputs["input_ids"].shape[1]
         inputs["position_ids"] = torch.arange(start, start + length)[None]
-    state = Attending(prefixes=RowPrefixes.stack([prefix], base.device))
-    with torch.no_grad(), attending(state):
+    state = AttentionContext(prefixes=PrefixBatch.stack([prefix], base.device))
+    with torch.no_grad(), attention_context(state):
         return base.model(**inputs, use_cache=False).logits
 
 

@@ -12,8 +12,8 @@ from transformers import BartConfig, BartForConditionalGeneration, DynamicCache
 
 import by_hand
 from foreword import BaseModel
-from foreword.base.attention import Attending, attending
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.attention import AttentionContext, attention_context
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.errors import CannotRead, ForeignFormat, GeometryMismatch, NonFinitePrefix, UnsafePickle
 from foreword.interop import import_prefix_tuning
 from interop.architectures import VOCABULARY, build
@@ -154,7 +154,10 @@ def test_an_imported_bart_prefix_gives_the_logits_of_keys_put_in_front_by_hand(
     prefix = import_prefix_tuning(save(module, tmp_path / "checkpoint"), base)
     source, target = IDS, IDS[:, :5]
     inputs = {"input_ids": source, "decoder_input_ids": target, "use_cache": False}
-    with torch.no_grad(), attending(Attending(prefixes=RowPrefixes.stack([prefix], base.device))):
+    with (
+        torch.no_grad(),
+        attention_context(AttentionContext(prefixes=PrefixBatch.stack([prefix], base.device))),
+    ):
         mine = base.model(**inputs).logits
 
     plain = bart().model

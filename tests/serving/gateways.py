@@ -15,7 +15,7 @@ from plain_engine import PlainEngine
 
 from foreword import BaseModel
 from foreword.serving.api.app import make_app
-from foreword.serving.api.state import Server
+from foreword.serving.api.state import ServerState
 from foreword.serving.config import Configuration, of
 from foreword.serving.metrics import Metrics
 from foreword.serving.metrics_readings import add_readings
@@ -40,7 +40,7 @@ class Gateway:
     base: BaseModel
     store: PrefixStore
     engine: PlainEngine
-    server: Server
+    server: ServerState
     url: str
 
     def client(
@@ -66,7 +66,7 @@ def running(folder: Path, base: BaseModel, **settings: Any) -> Iterator[Gateway]
     configuration: Configuration = of({"store": str(folder / "store"), "training": False, **settings})
     with PrefixStore(configuration.store) as store:
         engine = PlainEngine(base)
-        server = Server(configuration, store, served_of(base), engine, Metrics())
+        server = ServerState(configuration, store, served_of(base), engine, Metrics())
         add_readings(server, None)
         runner = uvicorn.Server(uvicorn.Config(make_app(server), port=0, log_config=None))
         thread = threading.Thread(target=runner.run, daemon=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from foreword.serving.engine.detokenizer import Piece, RowText
+from foreword.serving.engine.detokenizer import RowText, TextDelta
 from foreword.serving.engine.protocol import Token
 
 END = 0
@@ -31,7 +31,7 @@ def all_bytes_tokenizer() -> Any:
 TOKENIZER = all_bytes_tokenizer()
 
 
-def pieces_of(ids: list[int], stop: tuple[str, ...] = (), *, reason: str = "length") -> list[Piece]:
+def pieces_of(ids: list[int], stop: tuple[str, ...] = (), *, reason: str = "length") -> list[TextDelta]:
     row = RowText(TOKENIZER, 0, frozenset({END}), stop)
     found = []
     for place, token in enumerate(ids):

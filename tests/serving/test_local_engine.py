@@ -20,10 +20,10 @@ from foreword.errors import (
     UsageError,
     WindowExceeded,
 )
-from foreword.serving.engine.continuous_batch import RunningBatch, RunningRow
+from foreword.serving.engine.continuous_batch import ContinuousBatch, RunningRow
 from foreword.serving.engine.local import LocalEngine
 from foreword.serving.engine.protocol import Row, Sampling, Token
-from foreword.serving.engine.scheduler import Waiting
+from foreword.serving.engine.scheduler import FairQueue
 from stand_ins import byte_tokenizer, random_prefix, tiny_llama
 from training.tiny_bart import tiny_bart_base
 
@@ -373,7 +373,7 @@ def test_the_logits_of_a_step_are_fetched_at_once(monkeypatch: pytest.MonkeyPatc
         return choose(self, logits_V)
 
     monkeypatch.setattr(RunningRow, "choose", noted)
-    batch = RunningBatch(base)
+    batch = ContinuousBatch(base)
     for prompt in ("ab", "cd", "ef"):
         batch.join(RunningRow(row(base, prompt), room=12))
     assert len(batch.rows) == 3
@@ -439,7 +439,7 @@ def test_a_row_is_not_kept_waiting_by_many_of_another_owner(tiny_base: BaseModel
 
 
 def test_owners_are_taken_in_turns() -> None:
-    waiting: Waiting[str] = Waiting()
+    waiting: FairQueue[str] = FairQueue()
     for owner, item in [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("c", "c1"), ("b", "b2")]:
         waiting.put(owner, item)
     assert len(waiting) == 6

@@ -20,8 +20,8 @@ from foreword.errors import (
 )
 from foreword.serving.vllm import plan, ticket
 from foreword.serving.vllm.checks import check_settings
-from foreword.serving.vllm.pages import Pages, PagesMemory, Share, blocks_between, pages_of, slots
-from foreword.serving.vllm.plan import Salts
+from foreword.serving.vllm.pages import HeadShard, PagesMemory, ShardedPrefix, blocks_between, pages_of, slots
+from foreword.serving.vllm.plan import CacheSalts
 from foreword.serving.vllm.prefix_source import BLOBS, STORE, FolderSource, StoreSource, open_source
 from stand_ins import random_prefix
 
@@ -32,7 +32,7 @@ DIGEST = "ab" * 32
 # -- tickets and salts -------------------------------------------------------------------------------
 
 
-def signed(length: int = 3, owner: str = "alice") -> tuple[ticket.Ticket, str, list[int]]:
+def signed(length: int = 3, owner: str = "alice") -> tuple[ticket.SignedRequest, str, list[int]]:
     salt = ticket.salt(SECRET, owner, DIGEST)
     ids = [ticket.PLACEHOLDER] * length + [5, 6]
     return ticket.sign(SECRET, DIGEST, length, salt, ids), salt, ids
@@ -52,10 +52,10 @@ def test_a_ticket_holds_for_the_request_that_it_was_made_for() -> None:
         lambda t, salt, ids: (t, None, ids),
         lambda t, salt, ids: (t, salt, [*ids[:-1], 7]),
         lambda t, salt, ids: (t, salt, ids[1:]),
-        lambda t, salt, ids: (ticket.Ticket("cd" * 32, t.length, t.signature), salt, ids),
-        lambda t, salt, ids: (ticket.Ticket(t.digest, t.length - 1, t.signature), salt, ids),
-        lambda t, salt, ids: (ticket.Ticket(t.digest, t.length, "0" * 64), salt, ids),
-        lambda t, salt, ids: (ticket.Ticket(t.digest, t.length, "ü"), salt, ids),
+        lambda t, salt, ids: (ticket.SignedRequest("cd" * 32, t.length, t.signature), salt, ids),
+        lambda t, salt, ids: (ticket.SignedRequest(t.digest, t.length - 1, t.signature), salt, ids),
+        lambda t, salt, ids: (ticket.SignedRequest(t.digest, t.length, "0" * 64), salt, ids),
+        lambda t, salt, ids: (ticket.SignedRequest(t.digest, t.length, "ü"), salt, ids),
         lambda t, salt, ids: (ticket.sign("x" * 64, t.digest, t.length, salt, ids), salt, ids),
     ],
 )
@@ -122,18 +122,20 @@ def test_blocks_and_slots_of_no_tokens_are_none() -> None:
 def test_every_head_is_held_by_one_worker_or_by_equally_many() -> None:
     for heads, workers in [(8, 1), (8, 2), (8, 8), (2, 4), (1, 4)]:
         held = [
-            head for rank in range(workers) for head in range(heads)[Share(2, heads, 16, rank, workers).heads]
+            head
+            for rank in range(workers)
+            for head in range(heads)[HeadShard(2, heads, 16, rank, workers).heads]
         ]
         assert sorted(held) == sorted(list(range(heads)) * max(1, workers // heads))
         assert held == sorted(held)
     with pytest.raises(UsageError, match="3 key/value heads"):
-        _ = Share(2, 3, 16, 0, 2).heads
+        _ = HeadShard(2, 3, 16, 0, 2).heads
 
 
 def test_pages_are_the_workers_own_heads_token_after_token(plain_prefix: Prefix) -> None:
     layers, heads, length, size = plain_prefix.key().shape
     for rank in range(heads):
-        pages = pages_of(plain_prefix, Share(layers, heads, size, rank, heads), torch.float64)
+        pages = pages_of(plain_prefix, HeadShard(layers, heads, size, rank, heads), torch.float64)
         assert pages.length == length
         for token in range(length):
             assert torch.equal(pages.key_LPHD[:, token, 0], plain_prefix.key()[:, rank, token].double())
@@ -141,9 +143,9 @@ def test_pages_are_the_workers_own_heads_token_after_token(plain_prefix: Prefix)
 
 
 def test_a_prefix_of_another_model_or_place_becomes_no_pages(tiny_base: BaseModel) -> None:
-    share = Share(3, 2, 8)
+    share = HeadShard(3, 2, 8)
     with pytest.raises(GeometryMismatch, match="4 layers"):
-        pages_of(random_prefix(tiny_base, 3), Share(4, 2, 8), torch.float32)
+        pages_of(random_prefix(tiny_base, 3), HeadShard(4, 2, 8), torch.float32)
     for changes in (
         {"template": Template(placement="infix")},
         {"positions": "text-after-prefix-within-window"},
@@ -153,11 +155,11 @@ def test_a_prefix_of_another_model_or_place_becomes_no_pages(tiny_base: BaseMode
 
 
 def test_the_least_recently_used_leave_the_memory() -> None:
-    def load(digest: str) -> Pages:
+    def load(digest: str) -> ShardedPrefix:
         if digest == "bad":
             raise AlteredBlob("altered")
         size = 100 if digest == "large" else 10
-        return Pages(torch.zeros(1, size, 1, 1), torch.zeros(1, size, 1, 1))  # 8 bytes a token
+        return ShardedPrefix(torch.zeros(1, size, 1, 1), torch.zeros(1, size, 1, 1))  # 8 bytes a token
 
     memory = PagesMemory(160, load)
     for digest in ("a", "b", "a", "c", "a"):
@@ -248,7 +250,7 @@ def test_a_source_is_named_by_the_connectors_settings_or_the_environment(tmp_pat
 
 
 def test_a_failure_ends_what_is_cached_under_its_salt_alone() -> None:
-    salts = Salts()
+    salts = CacheSalts()
     salts.placed([1, 2], "alice")
     salts.placed([3], "bob")
     assert salts.failed([7]) == set()

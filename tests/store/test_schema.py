@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store import PrefixStore
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.schema import REVISIONS, metadata, migrate, revision
 from foreword.store.store import open_catalogue
 
@@ -45,7 +45,7 @@ def test_listed_revisions_are_those_of_the_scripts():
 def test_older_catalogue_is_refused_until_migrated_and_keeps_its_rows(place, prefixes):
     if "checkpoints" not in place.arguments:
         place.arguments["place"].mkdir()
-    old = Catalogue(place.database)
+    old = Database(place.database)
     at_revision(old, "0001")
     old.write(
         lambda c: c.exec_driver_sql(
@@ -70,7 +70,7 @@ def test_newer_catalogue_is_refused_and_untouched(place, prefixes):
         place.open()
     with pytest.raises(UnsupportedCatalogue):
         migrate(open_catalogue(place.arguments["place"]))
-    assert Catalogue(place.database).read(revision) == "0999"
+    assert Database(place.database).read(revision) == "0999"
 
 
 def test_migrating_nothing_is_refused(tmp_path, postgres_place):
@@ -97,7 +97,7 @@ def test_failed_migration_leaves_no_table_behind(place, monkeypatch):
     with pytest.raises(RuntimeError):
         place.open()
     monkeypatch.undo()
-    inspected = Catalogue(place.database).read(lambda c: sqlalchemy.inspect(c).get_table_names())
+    inspected = Database(place.database).read(lambda c: sqlalchemy.inspect(c).get_table_names())
     assert inspected == []
     assert len(place.open().list()) == 0
 

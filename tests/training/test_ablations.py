@@ -17,10 +17,10 @@ from foreword.encoding import encode
 from foreword.errors import UsageError
 from foreword.training import Progress, TrainingStopped
 from foreword.training.embedding import compile_embeddings
-from foreword.training.initialization import Initialization, activations, starting_point
+from foreword.training.initialization import Initialization, activations, initial_key_values
 from foreword.training.loop import train_step
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.train import build_learner, make_settings
+from foreword.training.train import build_trainer, make_settings
 from stand_ins import random_examples, random_prefix, tiny_llama
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
@@ -105,11 +105,11 @@ def test_a_compiled_prefix_gives_the_logits_of_the_embeddings_in_front_of_the_te
     prefix = train(tiny_base, TASK, **QUICK, parameterization="embedding")
     rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
     settings = make_settings(**QUICK, parameterization="embedding")
-    learner = build_learner(tiny_base, settings, rows, [])
-    while not learner.finished:
-        train_step(tiny_base, [learner])
-    assert torch.equal(learner.tensors()["decoder.key"], prefix.key())
-    (embeddings,) = learner.parameters.parameters()
+    trainer = build_trainer(tiny_base, settings, rows, [])
+    while not trainer.finished:
+        train_step(tiny_base, [trainer])
+    assert torch.equal(trainer.tensors()["decoder.key"], prefix.key())
+    (embeddings,) = trainer.parameters.parameters()
     losses = tiny_base.token_losses(TASK[:3], prefix)
     for row, found in zip(rows, losses, strict=False):
         expected = losses_behind(embeddings.detach(), row.source_ids, row.target_ids)
@@ -130,12 +130,12 @@ def test_gradients_of_the_embeddings_are_those_of_one_pass_over_embeddings_and_t
 ) -> None:
     rows, _ = encode(random_examples(4), tiny_base.tokenizer, tiny_base.template)
     settings = make_settings(length=3, batch_size=4, steps=1, clip=0, parameterization="embedding")
-    learner = build_learner(tiny_base, settings, rows, [])
-    (parameter,) = learner.parameters.parameters()
+    trainer = build_trainer(tiny_base, settings, rows, [])
+    (parameter,) = trainer.parameters.parameters()
     by_hand = parameter.detach().clone().requires_grad_()
-    losses = torch.cat([losses_behind(by_hand, r.source_ids, r.target_ids) for r in learner.batch()])
+    losses = torch.cat([losses_behind(by_hand, r.source_ids, r.target_ids) for r in trainer.batch()])
     losses.mean().backward()
-    train_step(tiny_base, [learner])
+    train_step(tiny_base, [trainer])
     assert by_hand.grad is not None
     assert by_hand.grad.norm() > 1e-3
     torch.testing.assert_close(parameter.grad, by_hand.grad, rtol=1e-3, atol=1e-6)
@@ -144,8 +144,8 @@ def test_gradients_of_the_embeddings_are_those_of_one_pass_over_embeddings_and_t
 def test_random_embeddings_are_as_large_as_those_of_words(tiny_base: BaseModel) -> None:
     settings = make_settings(length=50, init="random", parameterization="embedding")
     rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
-    learner = build_learner(tiny_base, settings, rows, [])
-    (parameter,) = learner.parameters.parameters()
+    trainer = build_trainer(tiny_base, settings, rows, [])
+    (parameter,) = trainer.parameters.parameters()
     assert float(parameter.detach().std()) == pytest.approx(
         float(tiny_base.model.get_input_embeddings().weight.std()), rel=0.1
     )
@@ -154,7 +154,7 @@ def test_random_embeddings_are_as_large_as_those_of_words(tiny_base: BaseModel) 
 def test_the_first_embedding_stays_when_frozen(tiny_base: BaseModel) -> None:
     frozen = ParameterizationSettings("embedding", freeze_first=True)
     prefix = train(tiny_base, TASK, **QUICK, parameterization=frozen, init="words:hello")
-    start = starting_point(tiny_base, Initialization("words", "hello"), 4, [], 0)["decoder"][0]
+    start = initial_key_values(tiny_base, Initialization("words", "hello"), 4, [], 0)["decoder"][0]
     torch.testing.assert_close(prefix.key()[:, :, 0], start[:, :, 0], rtol=1e-5, atol=1e-6)
     assert not torch.allclose(prefix.key()[:, :, 1], start[:, :, 1], atol=1e-3)
 
@@ -174,7 +174,7 @@ def test_embedding_only_is_refused_where_it_means_nothing(tiny_base: BaseModel) 
 def test_layers_that_are_not_trained_stay_bit_for_bit(
     tiny_base: BaseModel, kind: str, layers: str, chosen: list[int]
 ) -> None:
-    start = starting_point(tiny_base, Initialization("words", "hello"), 4, [], 0)["decoder"]
+    start = initial_key_values(tiny_base, Initialization("words", "hello"), 4, [], 0)["decoder"]
     prefix = train(tiny_base, TASK, **QUICK, parameterization=kind, layers=layers, init="words:hello")
     for found, begun in zip((prefix.key(), prefix.value()), start, strict=True):
         changed = [layer for layer in range(3) if not torch.equal(found[layer], begun[layer])]
@@ -186,7 +186,7 @@ def test_layers_that_are_not_trained_stay_bit_for_bit(
 def test_layers_of_an_encoder_decoder_are_chosen_in_every_stream() -> None:
     base = tiny_bart_base()
     prefix = train(base, TASK, **QUICK, layers="last:1", init="words:hello")
-    start = starting_point(base, Initialization("words", "hello"), 4, [], 0)
+    start = initial_key_values(base, Initialization("words", "hello"), 4, [], 0)
     for stream in ("decoder", "encoder", "cross"):
         key, begun = prefix.key(stream), start[stream][0]  # type: ignore[arg-type, index]
         assert torch.equal(key[0], begun[0])

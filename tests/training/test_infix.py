@@ -12,14 +12,14 @@ from tiny_bart import tiny_bart_base
 from transformers import DynamicCache
 
 from foreword import BaseModel, Example, Prefix, generate, train
-from foreword.base.attention import Attending, attending
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.attention import AttentionContext, attention_context
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import encode
 from foreword.errors import NotExportable, UsageError
 from foreword.interop import export_peft
 from foreword.template import Template
 from foreword.training.loop import train_step
-from foreword.training.train import build_learner, make_settings
+from foreword.training.train import build_trainer, make_settings
 from stand_ins import byte_tokenizer, random_examples, random_prefix, tiny_llama
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
@@ -80,15 +80,17 @@ def test_source_tokens_do_not_see_an_infix_and_the_last_one_does(tiny_base: Base
     rows, _ = encode(random_examples(3), tiny_base.tokenizer, tiny_base.template)
     found: list[torch.Tensor] = []
     for prefixes in ([infix_of(tiny_base, 4, seed) for seed in range(3)], [None] * 3):
-        stacked = RowPrefixes.stack(prefixes, tiny_base.device)
+        stacked = PrefixBatch.stack(prefixes, tiny_base.device)
         batch = tiny_base.batch(rows, stacked, layout)
         with (
             torch.no_grad(),
-            attending(Attending(prefixes=stacked, layout=batch.layout, answers_from=batch.answers_from)),
+            attention_context(
+                AttentionContext(prefixes=stacked, layout=batch.layout, target_starts=batch.target_starts)
+            ),
         ):
             found.append(tiny_base.model(**batch.inputs, use_cache=False).logits.flatten(0, 1))
     start = 0
-    firsts = batch.place_M[torch.tensor([0, *batch.targets[:-1]]).cumsum(0)].tolist()
+    firsts = batch.logit_index_M[torch.tensor([0, *batch.targets[:-1]]).cumsum(0)].tolist()
     for row, first in zip(rows, firsts, strict=True):
         start = first - len(row.source_ids) + 1
         # The rotary embedding counts distances, so that moving the text by P changes nothing.
@@ -151,12 +153,12 @@ def test_a_prefix_and_an_infix_share_a_training_step(tiny_base: BaseModel) -> No
     settings = make_settings(length=3, batch_size=4, steps=1)
     placements: tuple[Any, ...] = ("prefix", "infix")
 
-    def learners() -> list[Any]:
-        return [build_learner(tiny_base, settings, rows, [], placement=each) for each in placements]
+    def trainers() -> list[Any]:
+        return [build_trainer(tiny_base, settings, rows, [], placement=each) for each in placements]
 
-    together = train_step(tiny_base, learners())
-    for learner, report in zip(learners(), together, strict=True):
-        (alone,) = train_step(tiny_base, [learner])
+    together = train_step(tiny_base, trainers())
+    for trainer, report in zip(trainers(), together, strict=True):
+        (alone,) = train_step(tiny_base, [trainer])
         assert report.loss == pytest.approx(alone.loss, rel=1e-5)  # type: ignore[union-attr]
     assert together[0].loss != pytest.approx(together[1].loss, rel=1e-3)  # type: ignore[union-attr]
 

@@ -24,10 +24,10 @@ from foreword.errors import (
 )
 from foreword.training import Progress, TrainingStopped
 from foreword.training.checkpoint import list_checkpoints
-from foreword.training.initialization import Initialization, activations, starting_point
+from foreword.training.initialization import Initialization, activations, initial_key_values
 from foreword.training.loop import train_step
 from foreword.training.parameterization import Parameterization, ParameterizationSettings
-from foreword.training.train import build_learner, make_settings
+from foreword.training.train import build_trainer, make_settings
 from stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
@@ -198,16 +198,16 @@ def test_gradient_checkpointing_gives_the_same_prefix(tiny_base: BaseModel) -> N
 def test_the_reported_loss_is_the_reduction_computed_by_hand(tiny_base: BaseModel, reduction: str) -> None:
     rows, _ = encode(random_examples(4), tiny_base.tokenizer, tiny_base.template)
     settings = make_settings(length=3, batch_size=4, reduction=reduction, steps=1)
-    learner = build_learner(tiny_base, settings, rows, [])
+    trainer = build_trainer(tiny_base, settings, rows, [])
     with torch.no_grad():
-        key, value = learner.parameters()["decoder"]
-    batch = learner.batch()
+        key, value = trainer.parameters()["decoder"]
+    batch = trainer.batch()
     layers = list(zip(key, value, strict=True))
     by_row = [token_losses(tiny_base.model, r.source_ids, r.target_ids, layers) for r in batch]
     expected = (
         torch.cat(by_row).mean() if reduction == "token" else torch.stack([r.sum() for r in by_row]).mean()
     )
-    (report,) = train_step(tiny_base, [learner])
+    (report,) = train_step(tiny_base, [trainer])
     assert not isinstance(report, TrainingDiverged)
     assert report.loss == pytest.approx(float(expected), rel=1e-5)
     assert report.targets == sum(len(r.target_ids) for r in batch)
@@ -247,7 +247,7 @@ def test_patience_ends_the_run_early(tiny_base: BaseModel, tmp_path: Path) -> No
 
 def test_the_first_position_stays_when_frozen(tiny_base: BaseModel) -> None:
     rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
-    start = starting_point(tiny_base, Initialization("demonstrations"), 4, rows, 0)["decoder"]
+    start = initial_key_values(tiny_base, Initialization("demonstrations"), 4, rows, 0)["decoder"]
     for kind in ("direct", "mlp+start"):
         prefix = train(
             tiny_base,
@@ -261,7 +261,7 @@ def test_the_first_position_stays_when_frozen(tiny_base: BaseModel) -> None:
 
 
 def test_mlp_plus_start_begins_at_the_start(tiny_base: BaseModel) -> None:
-    start = starting_point(tiny_base, Initialization("words", "hello"), 4, [], 0)
+    start = initial_key_values(tiny_base, Initialization("words", "hello"), 4, [], 0)
     key, value = Parameterization(ParameterizationSettings(), start, 0)()["decoder"]
     assert torch.equal(key, start["decoder"][0])
     assert torch.equal(value, start["decoder"][1])
@@ -277,13 +277,13 @@ def test_activations_are_the_keys_and_values_of_transformers_cache(tiny_base: Ba
 
 
 def test_words_are_repeated_to_the_prefix_length(tiny_base: BaseModel) -> None:
-    found = starting_point(tiny_base, Initialization("words", "ab"), 5, [], 0)["decoder"][0]
+    found = initial_key_values(tiny_base, Initialization("words", "ab"), 5, [], 0)["decoder"][0]
     ids = tiny_base.tokenizer("ababa")["input_ids"]
     assert torch.equal(found, activations(tiny_base, ids, ids, 5)["decoder"][0])
 
 
 def test_random_start_hardly_moves_the_loss(tiny_base: BaseModel) -> None:
-    start = starting_point(tiny_base, Initialization("random"), 4, [], 0)["decoder"]
+    start = initial_key_values(tiny_base, Initialization("random"), 4, [], 0)["decoder"]
     prefix = Prefix(
         {"decoder.key": start[0], "decoder.value": start[1]}, tiny_base.identity, tiny_base.template
     )
@@ -388,14 +388,14 @@ def test_tensorboard_holds_the_losses_when_asked_for(tiny_base: BaseModel, tmp_p
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: BaseModel) -> None:
     rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
-    learner = build_learner(tiny_base, make_settings(**QUICK), rows, [])
-    before = learner.tensors()
-    compiled = learner.parameters()
+    trainer = build_trainer(tiny_base, make_settings(**QUICK), rows, [])
+    before = trainer.tensors()
+    compiled = trainer.parameters()
     key, value = compiled["decoder"]
     with pytest.raises(TrainingDiverged, match="gradient became nan"):
-        learner.update(compiled, {"decoder": (torch.full_like(key, float("nan")), torch.zeros_like(value))})
-    assert learner.step == 0
-    assert all(torch.equal(learner.tensors()[name], before[name]) for name in before)
+        trainer.update(compiled, {"decoder": (torch.full_like(key, float("nan")), torch.zeros_like(value))})
+    assert trainer.step == 0
+    assert all(torch.equal(trainer.tensors()[name], before[name]) for name in before)
 
 
 def test_a_prefix_that_began_at_another_says_so(tiny_base: BaseModel) -> None:

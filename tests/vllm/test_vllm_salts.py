@@ -13,7 +13,7 @@ from vllm_servers import SECRET
 
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.connector import PrefixConnector
-from foreword.serving.vllm.plan import Salts
+from foreword.serving.vllm.plan import CacheSalts
 
 BLOCK, LENGTH = 4, 6
 DIGEST = "ab" * 32
@@ -23,7 +23,7 @@ def scheduler_side() -> Any:
     """As vLLM makes it in the scheduler's process, without a vLLM."""
     connector = PrefixConnector.__new__(PrefixConnector)
     connector._block_size, connector._secret = BLOCK, SECRET
-    connector._asked, connector._salted, connector._salts, connector._next = {}, {}, Salts(), []
+    connector._asked, connector._salted, connector._salts, connector._next = {}, {}, CacheSalts(), []
     return connector
 
 

@@ -2,7 +2,7 @@
 
 transformers' own switch works in training mode only, and a frozen base model stays in eval mode (no
 dropout). So the layers' forward passes are wrapped here. The second forward pass may run on another
-thread, after `attending` has ended; it gets the state that was in force in the first.
+thread, after `attention_context` has ended; it gets the state that was in force in the first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from foreword.base.attention import attending, current
+from foreword.base.attention import attention_context, current
 from foreword.errors import UnsupportedArchitecture
 
 
@@ -46,4 +46,4 @@ def gradient_checkpointing(model: Any, enabled: bool = True) -> Iterator[None]:
 
 
 def _carry_state() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return contextlib.nullcontext(), attending(current())
+    return contextlib.nullcontext(), attention_context(current())

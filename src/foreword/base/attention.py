@@ -3,7 +3,7 @@
 transformers asks a registry for the function that does a model's attention, and another for the
 function that makes its mask. Foreword registers both. Its attention function puts the row's prefix
 keys and values in front of the layer's own, opens the mask for them, and leaves the rest to
-transformers' SDPA or eager function. Which prefixes are in force is said by `attending(...)` around
+transformers' SDPA or eager function. Which prefixes are in force is said by `attention_context(...)` around
 the model's forward pass; outside of it the base model computes what it always computes.
 
 Shapes: B rows, T text tokens (queries), S text keys, N tokens of a flat batch, P prefix length,
@@ -35,9 +35,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from foreword.base.batch import FlatLayout
-from foreword.base.prefix_batch import RowPrefixes
-from foreword.base.rope import Turn
+from foreword.base.batch import PackedLayout
+from foreword.base.prefix_batch import PrefixBatch
+from foreword.base.rope import RopeShift
 from foreword.errors import UnsupportedArchitecture
 from foreword.prefix import Stream
 
@@ -87,7 +87,7 @@ Record = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, Mapping[
 
 
 @dataclass(frozen=True)
-class Slot:
+class LayerInfo:
     """Which keys and values one attention module takes: set on the module when it is probed.
 
     Attributes:
@@ -98,11 +98,11 @@ class Slot:
     stream: Stream
     layer: int
     window: int | None = None
-    turn: Turn | None = None
+    turn: RopeShift | None = None
 
 
 @dataclass
-class Attending:
+class AttentionContext:
     """What is in force during one forward pass (and its backward pass).
 
     Attributes:
@@ -114,20 +114,20 @@ class Attending:
         memo: masks extended by the prefix's columns, made once a pass rather than once a layer.
     """
 
-    prefixes: RowPrefixes | None = None
-    layout: FlatLayout | None = None
+    prefixes: PrefixBatch | None = None
+    layout: PackedLayout | None = None
     in_cache: bool = False
-    answers_from: tuple[int, ...] = ()
+    target_starts: tuple[int, ...] = ()
     record: Record | None = None
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
 
 # A context variable, so that threads of one process can use one model with different prefixes.
-_current: ContextVar[Attending | None] = ContextVar("foreword_attending", default=None)
+_current: ContextVar[AttentionContext | None] = ContextVar("foreword_attending", default=None)
 
 
 @contextlib.contextmanager
-def attending(state: Attending | None) -> Iterator[None]:
+def attention_context(state: AttentionContext | None) -> Iterator[None]:
     """Put `state` in force for the forward passes inside the block."""
     token = _current.set(state)
     try:
@@ -136,7 +136,7 @@ def attending(state: Attending | None) -> Iterator[None]:
         _current.reset(token)
 
 
-def current() -> Attending | None:
+def current() -> AttentionContext | None:
     """What is in force here; gradient checkpointing carries it into the second forward pass."""
     return _current.get()
 
@@ -164,7 +164,7 @@ def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | 
         if layout is not None:
             query, key, value = (layout.to_rows(tensor) for tensor in (query, key, value))
         mask = attention_mask
-        slot = getattr(module, "foreword_slot", None)
+        slot = getattr(module, "foreword_layer", None)
         if slot is not None:
             if slot.layer == 0:  # a new pass has new masks
                 state.memo = {name: kept for name, kept in state.memo.items() if name[0] != slot.stream}
@@ -209,7 +209,11 @@ def _one_query(
 
 
 def _serves_causally(
-    state: Attending, slot: Slot, query: torch.Tensor, mask: torch.Tensor | None, kwargs: Mapping[str, Any]
+    state: AttentionContext,
+    slot: LayerInfo,
+    query: torch.Tensor,
+    mask: torch.Tensor | None,
+    kwargs: Mapping[str, Any],
 ) -> bool:
     if query.device.type not in DEVICES or mask is None:
         return False
@@ -246,8 +250,8 @@ def _grouped(
 
 
 def _with_prefix(
-    state: Attending,
-    slot: Slot,
+    state: AttentionContext,
+    slot: LayerInfo,
     module: nn.Module,
     query: torch.Tensor,
     key_BHSD: torch.Tensor,
@@ -272,7 +276,7 @@ def _with_prefix(
         mask,
         lambda m: _open_columns(
             m,
-            prefixes.visible(slot.stream, key_BHSD.shape[0], m.shape[2], m.device, state.answers_from),
+            prefixes.visible(slot.stream, key_BHSD.shape[0], m.shape[2], m.device, state.target_starts),
         ),
     )
     bias = kwargs.get("position_bias")
@@ -286,7 +290,7 @@ def _with_prefix(
 
 
 def _steps_beyond(
-    state: Attending, slot: Slot, query: torch.Tensor, kwargs: Mapping[str, Any]
+    state: AttentionContext, slot: LayerInfo, query: torch.Tensor, kwargs: Mapping[str, Any]
 ) -> torch.Tensor | None:
     """How far each query is beyond the position from which its row's prefix is seen, `[B, T]`; None: none."""
     prefixes, window = state.prefixes, slot.window
@@ -307,8 +311,8 @@ def _steps_beyond(
 
 
 def _within_window(
-    state: Attending,
-    slot: Slot,
+    state: AttentionContext,
+    slot: LayerInfo,
     query_BQTD: torch.Tensor,
     key_BHSD: torch.Tensor,
     length: int,
@@ -345,7 +349,9 @@ def _within_window(
     )
 
 
-def _once(state: Attending, name: Any, source: torch.Tensor, make: Callable[[torch.Tensor], Any]) -> Any:
+def _once(
+    state: AttentionContext, name: Any, source: torch.Tensor, make: Callable[[torch.Tensor], Any]
+) -> Any:
     # The source is kept beside the result: while it lives, no other tensor can have its id.
     if name not in state.memo:
         state.memo[name] = (source, make(source))

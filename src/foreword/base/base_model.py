@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
 from foreword.base.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
-from foreword.base.compatibility import probe, try_prefix
+from foreword.base.compatibility import check_prefix_effect, probe
 from foreword.base.kv_cache import takes_prefixes
 from foreword.base.loading import (
     Quantization,
@@ -28,10 +28,10 @@ from foreword.base.loading import (
     tensors_of,
     use_kernel,
 )
-from foreword.base.loss import find_plain_head, target_losses
-from foreword.base.prefix_batch import WITHIN_WINDOW, RowPrefixes
+from foreword.base.loss import detect_linear_head, target_losses
+from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
 from foreword.base.prepacked_linear import prepare
-from foreword.base.sliding_window import reach_into_windows
+from foreword.base.sliding_window import enable_window_shift
 from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
@@ -85,9 +85,9 @@ class BaseModel:
         if model.config._attn_implementation not in IMPLEMENTATIONS.values():
             use_kernel(model, choose_kernel(model.config, type(model)))
         self.geometry = probe(model)
-        find_plain_head(model)
-        try_prefix(model, positions=self.takes_positions)
-        self.positions: Positions = WITHIN_WINDOW if reach_into_windows(model) else "text-after-prefix"
+        detect_linear_head(model)
+        check_prefix_effect(model, positions=self.takes_positions)
+        self.positions: Positions = WITHIN_WINDOW if enable_window_shift(model) else "text-after-prefix"
         self.template = default_template(tokenizer)
         if self.is_encoder_decoder:
             self.template = Template(style="raw", end=tokenizer.eos_token)
@@ -288,7 +288,7 @@ class BaseModel:
                 "one text to stand in. Take the prefix; streams=('decoder', 'cross') leaves the source alone"
             )
 
-    def batch(self, rows: Sequence[EncodedExample], prefixes: RowPrefixes | None, layout: Layout) -> Batch:
+    def batch(self, rows: Sequence[EncodedExample], prefixes: PrefixBatch | None, layout: Layout) -> Batch:
         """The tensors of one forward pass for `rows` under `prefixes`."""
         pad_id = self.tokenizer.pad_token_id or 0
         if self.is_encoder_decoder:
@@ -340,7 +340,7 @@ class BaseModel:
         losses: list[torch.Tensor | None] = [None] * len(encoded)
         with torch.no_grad():
             for indices in batches_by_length(encoded, batch_tokens):
-                row_prefixes = RowPrefixes.stack([listed[i] for i in indices], self.device)
+                row_prefixes = PrefixBatch.stack([listed[i] for i in indices], self.device)
                 batch = self.batch([encoded[i] for i in indices], row_prefixes, layout)
                 losses_M = target_losses(self.model, batch, row_prefixes).cpu()
                 for index, row_losses in zip(indices, losses_M.split(batch.targets), strict=True):

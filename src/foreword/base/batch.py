@@ -26,7 +26,7 @@ from foreword.encoding import EncodedExample
 
 
 @dataclass(frozen=True)
-class FlatLayout:
+class PackedLayout:
     """Which of N tokens make each row.
 
     Attributes:
@@ -48,7 +48,7 @@ class FlatLayout:
         return max(len(row) for row in self.tokens)
 
     @functools.cached_property
-    def seats(self) -> tuple[tuple[int, int], ...]:
+    def token_positions(self) -> tuple[tuple[int, int], ...]:
         """Of each of the N tokens one (row, place in it) where it stands."""
         found: dict[int, tuple[int, int]] = {}
         for row, tokens in enumerate(self.tokens):
@@ -70,7 +70,9 @@ class FlatLayout:
 
     @functools.cached_property
     def _row_index_N(self) -> torch.Tensor:
-        return torch.tensor([row * self.longest + place for row, place in self.seats], device=self.device)
+        return torch.tensor(
+            [row * self.longest + place for row, place in self.token_positions], device=self.device
+        )
 
     def of_rows(self, tokens_N: torch.Tensor) -> torch.Tensor:
         """`[N]` to `[B, T]`."""
@@ -87,7 +89,9 @@ class FlatLayout:
         return states_BTHD.flatten(0, 1).index_select(0, self._row_index_N)[None]
 
 
-def lay_out(texts: Sequence[Sequence[int]], kinds: Sequence[int | None], device: torch.device) -> FlatLayout:
+def pack_rows(
+    texts: Sequence[Sequence[int]], kinds: Sequence[int | None], device: torch.device
+) -> PackedLayout:
     """A layout of B texts (token ids) in which texts of one kind share the tokens that they begin with.
 
     Args:
@@ -106,7 +110,7 @@ def lay_out(texts: Sequence[Sequence[int]], kinds: Sequence[int | None], device:
         new = len(texts[row]) - alike
         tokens[row] = (*(tokens[before][:alike] if before is not None else ()), *range(count, count + new))
         count, before = count + new, row
-    return FlatLayout(tuple(tokens), device)
+    return PackedLayout(tuple(tokens), device)
 
 
 # -- Batch: encoded examples as the tensors one forward pass takes ---------------------------------
@@ -131,11 +135,11 @@ class Batch:
     """
 
     inputs: dict[str, torch.Tensor]
-    layout: FlatLayout | None
-    place_M: torch.Tensor
+    layout: PackedLayout | None
+    logit_index_M: torch.Tensor
     target_M: torch.Tensor
     targets: tuple[int, ...]
-    answers_from: tuple[int, ...] = ()
+    target_starts: tuple[int, ...] = ()
 
     @property
     def row_M(self) -> torch.Tensor:
@@ -169,14 +173,16 @@ def decoder_batch(
     longest = max(lengths)
     gaps = [longest - length if layout == "left" else 0 for length in lengths]
     tokens_of: Sequence[Sequence[int]]
-    flat = lay_out(texts, kinds, device) if layout == "flat" else None
+    flat = pack_rows(texts, kinds, device) if layout == "flat" else None
     if flat is not None:
         tokens_of = flat.tokens
-        seats = flat.seats
+        token_positions = flat.token_positions
         inputs = {
-            "input_ids": torch.tensor([[texts[row][place] for row, place in seats]], device=device),
-            "attention_mask": torch.ones(1, len(seats), dtype=torch.long, device=device),
-            "position_ids": torch.tensor([[offsets[row] + place for row, place in seats]], device=device),
+            "input_ids": torch.tensor([[texts[row][place] for row, place in token_positions]], device=device),
+            "attention_mask": torch.ones(1, len(token_positions), dtype=torch.long, device=device),
+            "position_ids": torch.tensor(
+                [[offsets[row] + place for row, place in token_positions]], device=device
+            ),
         }
     else:
         starts = [index * longest + gap for index, gap in enumerate(gaps)]
@@ -203,10 +209,10 @@ def decoder_batch(
     return Batch(
         inputs=inputs,
         layout=flat,
-        place_M=torch.tensor(places, device=device),
+        logit_index_M=torch.tensor(places, device=device),
         target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),
         targets=tuple(len(row.target_ids) for row in rows),
-        answers_from=tuple(gap + len(row.source_ids) - 1 for gap, row in zip(gaps, rows, strict=True)),
+        target_starts=tuple(gap + len(row.source_ids) - 1 for gap, row in zip(gaps, rows, strict=True)),
     )
 
 
@@ -234,7 +240,7 @@ def encoder_decoder_batch(
     return Batch(
         inputs=inputs,
         layout=None,
-        place_M=target_mask_BT.flatten().nonzero().flatten(),
+        logit_index_M=target_mask_BT.flatten().nonzero().flatten(),
         target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),
         targets=tuple(len(row.target_ids) for row in rows),
     )

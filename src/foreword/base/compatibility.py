@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.base.attention import Attending, Slot, attending
+from foreword.base.attention import AttentionContext, LayerInfo, attention_context
 from foreword.base.batch import Layout, decoder_batch, encoder_decoder_batch
-from foreword.base.prefix_batch import RowPrefixes, StreamBlock
+from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
 from foreword.prefix import STREAMS, Geometry, Stream, StreamGeometry
@@ -48,7 +48,7 @@ class _Call:
 
 
 def probe(model: Any) -> Geometry:
-    """Set `foreword_slot` on every attention module and return the geometry.
+    """Set `foreword_layer` on every attention module and return the geometry.
 
     Raises:
         UnsupportedArchitecture: an attention layer that does not take our function, layers of
@@ -59,7 +59,7 @@ def probe(model: Any) -> Geometry:
     seen: dict[Stream, list[_Call]] = {}
     for call in calls:
         same_stream = seen.setdefault(call.stream, [])
-        call.module.foreword_slot = Slot(call.stream, len(same_stream), call.window)  # type: ignore[assignment]
+        call.module.foreword_layer = LayerInfo(call.stream, len(same_stream), call.window)  # type: ignore[assignment]
         same_stream.append(call)
     for stream, found in seen.items():
         if len({call.sizes for call in found}) > 1:
@@ -102,7 +102,7 @@ def _record(model: Any) -> list[_Call]:
     if encoder_decoder:
         encoder_ids = torch.zeros(1, _ENCODER_TOKENS, dtype=torch.long, device=device)
         inputs = {"input_ids": encoder_ids, "decoder_input_ids": decoder_ids}
-    with torch.no_grad(), attending(Attending(record=record)):
+    with torch.no_grad(), attention_context(AttentionContext(record=record)):
         model(**inputs, use_cache=False)
     return calls
 
@@ -155,7 +155,7 @@ _UNSHOWN = {
 }
 
 
-def try_prefix(model: Any, *, positions: bool) -> None:
+def check_prefix_effect(model: Any, *, positions: bool) -> None:
     """Try a prefix of one token on a probed model.
 
     Args:
@@ -184,12 +184,12 @@ def _try_decoder(model: Any, positions: bool) -> None:
     device = model.get_input_embeddings().weight.device
     whole_1TV, blocks = _first_token(model, {"input_ids": torch.tensor([_IDS], device=device)})
     text = EncodedExample(_IDS[1:2], (*_IDS[2:], 0))
-    prefixes = RowPrefixes(blocks, (0, None))
+    prefixes = PrefixBatch(blocks, (0, None))
     layout: Layout = "flat" if positions else "right"
     batch = decoder_batch(
         [text, text], (1, 1), (None, None), layout=layout, device=device, positions=positions
     )
-    with attending(Attending(prefixes=prefixes, layout=batch.layout)):
+    with attention_context(AttentionContext(prefixes=prefixes, layout=batch.layout)):
         logits = model(**batch.inputs, use_cache=False).logits
     with_prefix_TV, without_TV = logits.reshape(2, len(_IDS) - 1, -1)
     whole_TV = whole_1TV[0, 1:]
@@ -221,10 +221,10 @@ def _try_encoder_decoder(model: Any) -> None:
         for stream, block in blocks.items()
     }
     last = len(streams)
-    prefixes = RowPrefixes(apart, (*range(last), None, last, last))
+    prefixes = PrefixBatch(apart, (*range(last), None, last, last))
     rows = [EncodedExample(_IDS, (1, 0))] * (last + 2) + [EncodedExample(_IDS, (2, 0))]
     batch = encoder_decoder_batch(rows, start_id=start_id, device=device)
-    with attending(Attending(prefixes=prefixes)):
+    with attention_context(AttentionContext(prefixes=prefixes)):
         logits_BTV = model(**batch.inputs, use_cache=False).logits
     far = 0.05 if logits_BTV.dtype in (torch.float16, torch.bfloat16) else 1e-4
 
@@ -256,10 +256,10 @@ def _first_token(
         value: torch.Tensor,
         options: Mapping[str, Any],
     ) -> None:
-        slot = module.foreword_slot
+        slot = module.foreword_layer
         found.setdefault(slot.stream, []).append((key[:, :, :1].cpu(), value[:, :, :1].cpu()))  # type: ignore
 
-    with attending(Attending(record=record)):
+    with attention_context(AttentionContext(record=record)):
         logits_BTV = model(**inputs, use_cache=False).logits
     blocks = {
         stream: StreamBlock(

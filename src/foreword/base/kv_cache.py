@@ -2,7 +2,7 @@
 
 With the prefix in the cache, a decoding step concatenates nothing: a layer writes its new token behind
 what is there. transformers sees a cache of the text alone, so positions and masks stay what they are
-without a prefix; attention knows that the P columns in front are there (`Attending.in_cache`).
+without a prefix; attention knows that the P columns in front are there (`AttentionContext.in_cache`).
 
 Only for caches that keep every token, as attention sees it. A sliding window would drop the prefix, so
 those models keep it in front of attention instead.
@@ -19,7 +19,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.prefix import Geometry
 
 
@@ -29,7 +29,7 @@ class PrefixedLayer(DynamicLayer):
     # On MPS transformers runs a step too far and cuts it off again, where a cache can be cut: not this one.
     is_croppable = False
 
-    def __init__(self, layer: int, prefixes: RowPrefixes | None, room: int) -> None:
+    def __init__(self, layer: int, prefixes: PrefixBatch | None, room: int) -> None:
         """`room`: tokens of text that are expected; the buffer grows when more come."""
         super().__init__()
         self._layer = layer
@@ -118,7 +118,7 @@ def cache_argument(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def prefixed_cache(geometry: Geometry, prefixes: RowPrefixes | None, room: int) -> Cache:
+def prefixed_cache(geometry: Geometry, prefixes: PrefixBatch | None, room: int) -> Cache:
     """A cache with the prefixes in front, for a model whose cache takes them."""
     layers = geometry.streams["decoder"].layers
     return Cache(layers=[PrefixedLayer(layer, prefixes, room) for layer in range(layers)])

@@ -21,16 +21,16 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, log_softmax
 
-from foreword.base.attention import Attending, attending
+from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.batch import Batch
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import PackedLinear
 
 PART = 1 << 23
 """Logits at once (32 MB in float32): enough rows to keep a matrix product busy."""
 
 
-def find_plain_head(model: Any) -> None:
+def detect_linear_head(model: Any) -> None:
     """Set `foreword_plain_head` on `model`: whether its logits are its head's product and nothing more.
 
     Some scale them, or cap them, or read other states than the inner model returns. One pass over two
@@ -119,21 +119,25 @@ def _part(
 # -- Losses: the loss of each target token of a batch, under the prefixes of its rows --------------
 
 
-def target_losses(model: Any, batch: Batch, prefixes: RowPrefixes | None) -> torch.Tensor:
+def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> torch.Tensor:
     """Cross entropy of each target token in nats, `[M]`, float32.
 
     Logits are computed at the M places that predict a target and nowhere else, where the model
     allows it: over a vocabulary of 49k they cost as much as a fifth of the layers.
     """
     head = plain_head(model)
-    with attending(Attending(prefixes=prefixes, layout=batch.layout, answers_from=batch.answers_from)):
+    with attention_context(
+        AttentionContext(prefixes=prefixes, layout=batch.layout, target_starts=batch.target_starts)
+    ):
         if head is not None:
             hidden_BTI = model.base_model(**batch.inputs, use_cache=False)[0]
-            return head_losses(head, hidden_BTI.flatten(0, 1).index_select(0, batch.place_M), batch.target_M)
+            return head_losses(
+                head, hidden_BTI.flatten(0, 1).index_select(0, batch.logit_index_M), batch.target_M
+            )
         if batch.layout is not None and keeps_logits(model):
-            logits_MV = model(**batch.inputs, use_cache=False, logits_to_keep=batch.place_M).logits[0]
+            logits_MV = model(**batch.inputs, use_cache=False, logits_to_keep=batch.logit_index_M).logits[0]
         else:
-            logits_MV = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.place_M]
+            logits_MV = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.logit_index_M]
     return cross_entropy(logits_MV.float(), batch.target_M, reduction="none")
 
 

@@ -51,7 +51,7 @@ class StreamBlock:
 
 
 @dataclass(frozen=True)
-class RowPrefixes:
+class PrefixBatch:
     """The prefixes of a batch.
 
     Attributes:
@@ -67,7 +67,7 @@ class RowPrefixes:
     within_window: frozenset[int] = frozenset()
 
     @classmethod
-    def stack(cls, prefixes: Sequence[Prefix | None], device: torch.device) -> RowPrefixes | None:
+    def stack(cls, prefixes: Sequence[Prefix | None], device: torch.device) -> PrefixBatch | None:
         """From one prefix (or None) per row; None when no row has any.
 
         The same object given for several rows is stacked once.
@@ -86,13 +86,13 @@ class RowPrefixes:
         )
 
     @classmethod
-    def of_compiled(
+    def from_tensors(
         cls,
         distinct: Sequence[Mapping[Stream, tuple[torch.Tensor, torch.Tensor]]],
         of_row: Sequence[int],
         placements: Sequence[Placement],
         positions: Sequence[Positions],
-    ) -> RowPrefixes:
+    ) -> PrefixBatch:
         """From keys and values `[L, H, P, D]` in training, through which gradients flow back.
 
         Args:
@@ -107,7 +107,7 @@ class RowPrefixes:
             blocks[stream] = StreamBlock(key, value, lengths)
         return cls(blocks, tuple(of_row), _with("infix", placements), _with(WITHIN_WINDOW, positions))
 
-    def only(self, places: Sequence[int]) -> RowPrefixes:
+    def only(self, places: Sequence[int]) -> PrefixBatch:
         """Those of some rows, padded to the same length as before, so that they fit a cache that is there."""
         return replace(self, of_row=tuple(self.of_row[place] for place in places))
 
@@ -135,7 +135,7 @@ class RowPrefixes:
         return _gather(key_RHPD, places), _gather(value_RHPD, places)
 
     def visible(
-        self, stream: Stream, rows: int, queries: int, device: torch.device, answers_from: Sequence[int] = ()
+        self, stream: Stream, rows: int, queries: int, device: torch.device, target_starts: Sequence[int] = ()
     ) -> torch.Tensor:
         """Which virtual tokens each of T = `queries` tokens sees: `[rows, T, P]`, or `[rows, 1, P]` for all.
 
@@ -149,10 +149,10 @@ class RowPrefixes:
         visible_BP = torch.arange(block.longest, device=device)[None, :] < lengths_B[:, None]
         if self.infixes.isdisjoint(of_row):
             return visible_BP[:, None, :]
-        if len(answers_from) != len(self.of_row):
+        if len(target_starts) != len(self.of_row):
             raise UsageError("a row has an infix, but nobody says where its target begins")
         times = rows // len(self.of_row)
-        begins = [place % queries for place in answers_from for _ in range(times)]
+        begins = [place % queries for place in target_starts for _ in range(times)]
         first_B = torch.tensor(
             [begin if index in self.infixes else 0 for begin, index in zip(begins, of_row, strict=True)],
             device=device,

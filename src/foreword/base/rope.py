@@ -21,7 +21,7 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Turn:
+class RopeShift:
     """How the queries and keys of a layer are moved.
 
     Attributes:

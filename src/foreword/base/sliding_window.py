@@ -16,24 +16,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.base.attention import Attending, Slot, attending
-from foreword.base.rope import Turn
+from foreword.base.attention import AttentionContext, LayerInfo, attention_context
+from foreword.base.rope import RopeShift
 
 _CHANGING = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on the length of the text: a position is not one turn."""
 
 
-def reach_into_windows(model: Any) -> bool:
+def enable_window_shift(model: Any) -> bool:
     """Tell every layer with a sliding window how to move queries and keys; whether all could be told.
 
     False for a model without such layers, and for one whose positions can't be moved.
     """
     if model.config.is_encoder_decoder:  # there the text does not stand behind the prefix
         return False
-    windowed = [m for m in model.modules() if getattr(m, "foreword_slot", Slot("decoder", 0)).window]
+    windowed = [m for m in model.modules() if getattr(m, "foreword_layer", LayerInfo("decoder", 0)).window]
     if not windowed:
         return False
-    window = max(module.foreword_slot.window for module in windowed)
+    window = max(module.foreword_layer.window for module in windowed)
     at_start, further = (_states(model, first) for first in (0, 2 * window))
     if not at_start:
         return False
@@ -43,7 +43,7 @@ def reach_into_windows(model: Any) -> bool:
             _moves(turn, at_start[module], further[module], 2 * window) for module, turn in turns.items()
         ):
             for module, turn in turns.items():
-                module.foreword_slot = dataclasses.replace(module.foreword_slot, turn=turn)
+                module.foreword_layer = dataclasses.replace(module.foreword_layer, turn=turn)
             return True
     return False
 
@@ -58,15 +58,15 @@ def _rotary_embeddings(model: Any) -> list[nn.Module]:
     return found
 
 
-def _turn(model: Any, rotary: nn.Module, module: nn.Module) -> Turn | None:
+def _turn(model: Any, rotary: nn.Module, module: nn.Module) -> RopeShift | None:
     apply = _applying(module)
     taken = inspect.signature(rotary.forward).parameters
     if apply is None or "position_ids" not in taken:
         return None
     if "layer_type" not in taken:
-        return Turn(rotary, apply)
+        return RopeShift(rotary, apply)
     types = model.config.get_text_config(decoder=True).layer_types
-    return Turn(rotary, apply, types[module.foreword_slot.layer])  # type: ignore[union-attr]
+    return RopeShift(rotary, apply, types[module.foreword_layer.layer])  # type: ignore[union-attr]
 
 
 def _applying(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None:
@@ -103,12 +103,12 @@ def _states(model: Any, first: int) -> dict[nn.Module, torch.Tensor]:
         "attention_mask": torch.ones(1, 2, dtype=torch.long, device=device),
         "position_ids": torch.arange(first, first + 2, device=device)[None],
     }
-    with torch.no_grad(), attending(Attending(record=record)):
+    with torch.no_grad(), attention_context(AttentionContext(record=record)):
         model(**inputs, use_cache=False)
     return found
 
 
-def _moves(turn: Turn, at_start: torch.Tensor, further: torch.Tensor, steps: int) -> bool:
+def _moves(turn: RopeShift, at_start: torch.Tensor, further: torch.Tensor, steps: int) -> bool:
     """Whether turning by `steps` makes of the states at the start those of the same text further on."""
     with torch.no_grad():
         moved = turn.by(at_start, turn.angles(at_start, torch.full((1, 2), steps, device=at_start.device)))

@@ -144,7 +144,7 @@ def _rotary_embedding(base: BaseModel) -> Any:
 
 def _rotation(base: BaseModel) -> Any:
     """The architecture's own function: pairs and partial rotation differ."""
-    attention = next(m for m in base.model.modules() if getattr(m, "foreword_slot", None) is not None)
+    attention = next(m for m in base.model.modules() if getattr(m, "foreword_layer", None) is not None)
     function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     if function is None:
         raise ForeignFormat(

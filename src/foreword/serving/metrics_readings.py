@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from foreword.serving.api.state import Server
+from foreword.serving.api.state import ServerState
 from foreword.serving.jobs import queue
 from foreword.serving.jobs.supervisor import Supervisor
 
 
-def add_readings(server: Server, supervisor: Supervisor | None) -> None:
+def add_readings(server: ServerState, supervisor: Supervisor | None) -> None:
     """Add what is measured only when Prometheus asks."""
     metrics, store = server.metrics, server.store
     memory = store.cache.memory

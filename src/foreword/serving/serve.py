@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from foreword.errors import ForewordError, UsageError
 from foreword.serving import logs
 from foreword.serving.api.app import make_app
-from foreword.serving.api.state import Server
+from foreword.serving.api.state import ServerState
 from foreword.serving.config import Configuration
 from foreword.serving.engine.protocol import Engine
 from foreword.serving.engine_factory import make_engine
@@ -53,7 +53,7 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
             store.job_folder()  # says now, not at the first job, that there is no place for checkpoints
         base = open_base(configuration)
         engine = make_engine(configuration, base)
-        server = Server(configuration, store, served_of(base, configuration.name), engine, Metrics())
+        server = ServerState(configuration, store, served_of(base, configuration.name), engine, Metrics())
         supervisor = Supervisor(configuration, store.catalogue) if configuration.training else None
         add_readings(server, supervisor)
         app = make_app(server)
@@ -86,7 +86,7 @@ class _Runner(uvicorn.Server):
     def __init__(
         self,
         settings: uvicorn.Config,
-        server: Server,
+        server: ServerState,
         supervisor: Supervisor | None,
         announce: Callable[[str, str], None],
     ) -> None:
@@ -141,7 +141,7 @@ class _Runner(uvicorn.Server):
 
 
 def _lifespan(
-    server: Server, supervisor: Supervisor | None, engine: Engine
+    server: ServerState, supervisor: Supervisor | None, engine: Engine
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -14,7 +14,7 @@ from foreword.template import RAW, Template
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """The base model as requests see it.
 
     Attributes:
@@ -60,13 +60,13 @@ class Served:
         return self.end_ids if end is None else self.end_ids | {end}
 
 
-def served_of(base: BaseModel, name: str | None = None) -> Served:
+def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
     """A base model in this process; a folder's path is nobody's business, and no name for a model."""
 
     def check(prefix: Prefix) -> None:
         base.per_row(prefix, 1)
 
-    return Served(
+    return ServedModel(
         name=name or (Path(base.name).name if Path(base.name).is_dir() else base.name),
         identity=base.identity,
         geometry=base.geometry,

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, exists, or_, select, true
 from sqlalchemy import select as sql_select
 
 from foreword.errors import NotAllowed, UnknownPrefix
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.names import check_owner
 from foreword.store.schema import audit, now, prefix, share
 
@@ -183,7 +183,7 @@ def unknown(reference: object, caller: Caller) -> UnknownPrefix:
     )
 
 
-def publish(catalogue: Catalogue, caller: Caller, owner: str, name: str, *, public: bool) -> None:
+def publish(catalogue: Database, caller: Caller, owner: str, name: str, *, public: bool) -> None:
     """Let everybody read a prefix, or only its owner and those it is shared with."""
 
     def work(connection: Connection) -> None:
@@ -195,7 +195,7 @@ def publish(catalogue: Catalogue, caller: Caller, owner: str, name: str, *, publ
     catalogue.write(work)
 
 
-def grant(catalogue: Catalogue, caller: Caller, owner: str, name: str, grantee: str) -> None:
+def grant(catalogue: Database, caller: Caller, owner: str, name: str, grantee: str) -> None:
     """Let another owner read a prefix."""
     check_owner(grantee)
 
@@ -208,7 +208,7 @@ def grant(catalogue: Catalogue, caller: Caller, owner: str, name: str, grantee: 
     catalogue.write(work)
 
 
-def withdraw(catalogue: Catalogue, caller: Caller, owner: str, name: str, grantee: str) -> None:
+def withdraw(catalogue: Database, caller: Caller, owner: str, name: str, grantee: str) -> None:
     """Take back what `grant` gave; nothing happens when it was not given."""
     check_owner(grantee)
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, select
 from foreword.errors import NotAllowed, UnknownKey, UsageError
 from foreword.store import access
 from foreword.store.access import ROLES, Caller, Role, check_administrates
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.names import check_owner
 from foreword.store.schema import api_key, now
 
@@ -65,7 +65,7 @@ class NewKey:
     record: KeyRecord
 
 
-def create(catalogue: Catalogue, caller: Caller, owner: str | None, role: Role, note: str | None) -> NewKey:
+def create(catalogue: Database, caller: Caller, owner: str | None, role: Role, note: str | None) -> NewKey:
     """Make a key.
 
     Raises:
@@ -107,7 +107,7 @@ def listed(connection: Connection, caller: Caller, owner: str | None) -> tuple[K
     return tuple(KeyRecord(**row) for row in connection.execute(query).mappings())
 
 
-def revoke(catalogue: Catalogue, caller: Caller, identifier: str) -> KeyRecord:
+def revoke(catalogue: Database, caller: Caller, identifier: str) -> KeyRecord:
     """Refuse a key from now on; revoking it again changes nothing.
 
     Raises:

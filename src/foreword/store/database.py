@@ -33,7 +33,7 @@ _FULL = {"53100"}
 _READ_ONLY = {"25006", "42501"}
 
 
-class Catalogue:
+class Database:
     """Connections to one database. Safe in threads and after a fork."""
 
     def __init__(self, url: str | sqlalchemy.URL) -> None:

@@ -17,7 +17,7 @@ from foreword.errors import CannotWrite
 from foreword.store import access
 from foreword.store.access import Caller
 from foreword.store.blobs import Blobs
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.maintenance import remove_unnamed
 from foreword.store.names import folder_name
 from foreword.store.schema import api_key, job, now, prefix, setting, share, upload, version
@@ -63,7 +63,7 @@ class Forgotten:
         return dataclasses.asdict(self)
 
 
-def forget_catalogue(catalogue: Catalogue, blobs: Blobs, caller: Caller, owner: str) -> Forgotten:
+def forget_catalogue(catalogue: Database, blobs: Blobs, caller: Caller, owner: str) -> Forgotten:
     """Remove rows, then files; killed in between, garbage collection removes the files.
 
     Audit entries keep who, what, when and digest, and lose the names of the prefixes.
@@ -141,7 +141,7 @@ def _remove(place: Path) -> int:
     return count
 
 
-def job_folders(catalogue: Catalogue, folder: Path, owner: str) -> list[Path]:
+def job_folders(catalogue: Database, folder: Path, owner: str) -> list[Path]:
     """Where the checkpoints of an owner's jobs on a server lie; ask before the jobs are gone."""
     rows = catalogue.rows(select(job.c.id).where(job.c.owner == owner))
     return [job_folder(folder, row.id) for row in rows]

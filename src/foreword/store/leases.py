@@ -21,7 +21,7 @@ from sqlalchemy import Connection, select
 
 from foreword.errors import DamagedBlob, StoreUnavailable
 from foreword.store.blobs import Blobs, new_key, read_checked
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.schema import blob, now
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class LostLease(Exception):
 
 
 def deposit(
-    catalogue: Catalogue, blobs: Blobs, contents: Mapping[str, bytes], commit: Callable[[Connection], T]
+    catalogue: Database, blobs: Blobs, contents: Mapping[str, bytes], commit: Callable[[Connection], T]
 ) -> T:
     """Store files, then `commit` the versions that name them: both, or neither is listed.
 
@@ -86,7 +86,7 @@ def deposit(
     )
 
 
-def _lease(catalogue: Catalogue, connection: Connection, digest: str, size: int) -> Lease:
+def _lease(catalogue: Database, connection: Connection, digest: str, size: int) -> Lease:
     fresh = catalogue.insert(blob).values(
         digest=digest, key=new_key(digest), size=size, ready=False, touched=now()
     )

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, exists, select, tuple_
 from foreword.errors import DamagedBlob, MissingBlob, UsageError
 from foreword.files import TEMPORARY_SUFFIX
 from foreword.store.blobs import Blobs, Stored, read_checked
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.schema import blob, now, version
 
 GRACE_SECONDS = 3600.0
@@ -47,7 +47,7 @@ class Collected:
         return dataclasses.asdict(self)
 
 
-def collect(catalogue: Catalogue, blobs: Blobs, grace: float, *, dry_run: bool) -> Collected:
+def collect(catalogue: Database, blobs: Blobs, grace: float, *, dry_run: bool) -> Collected:
     """Remove files that no version has named for `grace` seconds.
 
     Raises:
@@ -73,7 +73,7 @@ def collect(catalogue: Catalogue, blobs: Blobs, grace: float, *, dry_run: bool) 
     return Collected(len(gone), len(left), sum(gone) + sum(size for _, size in left))
 
 
-def remove_unnamed(catalogue: Catalogue, blobs: Blobs, digest: str, touched_before: str) -> int | None:
+def remove_unnamed(catalogue: Database, blobs: Blobs, digest: str, touched_before: str) -> int | None:
     """Remove one blob if still no version names it; its size, or None when it stays."""
 
     def take(connection: Connection) -> Any:
@@ -97,7 +97,7 @@ def remove_unnamed(catalogue: Catalogue, blobs: Blobs, digest: str, touched_befo
     return int(row.size)
 
 
-def _leftovers(catalogue: Catalogue, blobs: Blobs, grace: float) -> Iterator[tuple[str, int]]:
+def _leftovers(catalogue: Database, blobs: Blobs, grace: float) -> Iterator[tuple[str, int]]:
     # A row is committed before its file is written, so a file without one has lost it. Only files
     # that are written under another name first need time, however little grace was asked for.
     def is_old(stored: Stored) -> bool:
@@ -156,7 +156,7 @@ class Verification:
         return dataclasses.asdict(self)
 
 
-def verify(catalogue: Catalogue, blobs: Blobs, owner: str | None) -> Verification:
+def verify(catalogue: Database, blobs: Blobs, owner: str | None) -> Verification:
     """Check every version, of one owner or all. Versions deleted meanwhile are no problem.
 
     Raises:
@@ -186,7 +186,7 @@ def verify(catalogue: Catalogue, blobs: Blobs, owner: str | None) -> Verificatio
     return Verification(versions, size, tuple(problems))
 
 
-def _fault(catalogue: Catalogue, blobs: Blobs, row: Any) -> str | None:
+def _fault(catalogue: Database, blobs: Blobs, row: Any) -> str | None:
     try:
         read_checked(blobs, row.key, row.digest)
     except DamagedBlob as error:
@@ -195,7 +195,7 @@ def _fault(catalogue: Catalogue, blobs: Blobs, row: Any) -> str | None:
     return None
 
 
-def _is_current(catalogue: Catalogue, row: Any) -> bool:
+def _is_current(catalogue: Database, row: Any) -> bool:
     """Whether the version is still listed with this file: it may have been deleted and collected."""
     query = select(blob.c.key).join(version, blob.c.digest == version.c.digest)
     return bool(catalogue.rows(query.where(version.c.digest == row.digest, blob.c.key == row.key).limit(1)))

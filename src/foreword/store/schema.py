@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 
 REVISIONS = ("0001", "0002", "0003")
 """Every revision in migrations/versions, oldest first; here so that opening a store needs no Alembic."""
@@ -37,7 +37,7 @@ _LOCK = 0x666F7265
 """Key of the PostgreSQL advisory lock that lets one process migrate at a time ("fore")."""
 
 
-def prepare(catalogue: Catalogue, *, create: bool) -> None:
+def prepare(catalogue: Database, *, create: bool) -> None:
     """Make the tables of a fresh catalogue; refuse one that this release can't use.
 
     Raises:
@@ -59,7 +59,7 @@ def prepare(catalogue: Catalogue, *, create: bool) -> None:
         )
 
 
-def migrate(catalogue: Catalogue) -> tuple[str | None, str]:
+def migrate(catalogue: Database) -> tuple[str | None, str]:
     """Bring the catalogue to the schema of this release: the revisions before and after.
 
     Raises:

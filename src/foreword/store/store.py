@@ -27,7 +27,7 @@ from foreword.store.access import ADMINISTRATOR, AuditEntry, Caller, Role
 from foreword.store.api_keys import KeyRecord, NewKey
 from foreword.store.blobs import MARKER, Blobs, open_blobs, read_checked
 from foreword.store.cache import Cache, DiskCache, MemoryCache
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.leases import deposit
 from foreword.store.listing import Page
 from foreword.store.record import Description, Version, columns_of
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class Administration:
     """What `PrefixStore` can do beyond single prefixes; it fills in the attributes."""
 
-    _catalogue: Catalogue
+    _catalogue: Database
     _blobs: Blobs
     _cache: Cache
     _caller: Caller
@@ -176,14 +176,14 @@ class Administration:
 CATALOGUE_FILE = "catalogue.sqlite"
 
 
-def open_catalogue(place: str | Path) -> Catalogue:
+def open_catalogue(place: str | Path) -> Database:
     """The catalogue of a store whose schema may be an older one, for migrating it.
 
     Raises:
         UnknownStore: there is none.
     """
     url, _, _ = places(place, "unused" if "://" in str(place) else None, create=False)
-    catalogue = Catalogue(url)
+    catalogue = Database(url)
     if catalogue.read(schema.revision) is None:
         raise UnknownStore(f"{catalogue} holds no store to migrate; check the name")
     return catalogue
@@ -289,7 +289,7 @@ class PrefixStore(Administration):
     ) -> None:
         url, blobs_url, folder = places(place, blobs, create=create)
         self._caller = ADMINISTRATOR
-        self._catalogue = Catalogue(url)
+        self._catalogue = Database(url)
         schema.prepare(self._catalogue, create=create)
         self._blobs: Blobs = open_blobs(blobs_url, blob_options)
         identity, epoch = self._settings()
@@ -310,7 +310,7 @@ class PrefixStore(Administration):
         return self._caller
 
     @property
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> Database:
         """The database, for what a server keeps in it beside prefixes."""
         return self._catalogue
 

@@ -23,7 +23,7 @@ from foreword.errors import BadArchive, BadName, BadPrefix, CannotRead, PrefixEx
 from foreword.store import access
 from foreword.store.access import Caller, check_owns, check_writes
 from foreword.store.blobs import Blobs, read_checked
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.leases import deposit
 from foreword.store.names import check_label, check_owner, parse_name
 from foreword.store.record import columns_of
@@ -80,7 +80,7 @@ class Imported:
 
 
 def export(
-    catalogue: Catalogue, blobs: Blobs, caller: Caller, owner: str, path: Path, *, overwrite: bool
+    catalogue: Database, blobs: Blobs, caller: Caller, owner: str, path: Path, *, overwrite: bool
 ) -> Exported:
     """Write every version of `owner` to `path`.
 
@@ -117,7 +117,7 @@ def export(
 
 
 def import_owner(
-    catalogue: Catalogue, blobs: Blobs, caller: Caller, path: Path, owner: str | None
+    catalogue: Database, blobs: Blobs, caller: Caller, path: Path, owner: str | None
 ) -> Imported:
     """Add everything in `path` to `owner`, or to the owner it was exported from: all, or nothing.
 
@@ -151,7 +151,7 @@ def import_owner(
 
 @dataclass(frozen=True)
 class _Addition:
-    catalogue: Catalogue
+    catalogue: Database
     caller: Caller
     owner: str
     versions: list[dict[str, Any]]

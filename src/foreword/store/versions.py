@@ -13,7 +13,7 @@ from sqlalchemy.dialects.sqlite import Insert
 from foreword.errors import UsageError
 from foreword.store import access
 from foreword.store.access import Caller, check_writes, lock, unknown, visible
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.names import Reference, parse
 from foreword.store.record import Description, Version
 from foreword.store.schema import blob, label, now, prefix, setting, share, version
@@ -81,7 +81,7 @@ def record_of(row: Row[Any]) -> Version:
 
 
 def add(
-    catalogue: Catalogue,
+    catalogue: Database,
     connection: Connection,
     caller: Caller,
     owner: str,
@@ -117,7 +117,7 @@ def add(
     return record_of(connection.execute(_query(caller, Reference(owner, name, number=number))).one())
 
 
-def copy(catalogue: Catalogue, caller: Caller, source: Reference, owner: str, name: str) -> Version:
+def copy(catalogue: Database, caller: Caller, source: Reference, owner: str, name: str) -> Version:
     """A version of `owner/name` with the file of `source`; no bytes move.
 
     Raises:
@@ -138,7 +138,7 @@ def copy(catalogue: Catalogue, caller: Caller, source: Reference, owner: str, na
     return catalogue.write(work)
 
 
-def remove(catalogue: Catalogue, caller: Caller, reference: Reference, *, every: bool) -> tuple[str, ...]:
+def remove(catalogue: Database, caller: Caller, reference: Reference, *, every: bool) -> tuple[str, ...]:
     """Remove a version, or every version of the name; the references that are gone.
 
     Labels that point at it go with it. Numbers are not given again.
@@ -165,7 +165,7 @@ def remove(catalogue: Catalogue, caller: Caller, reference: Reference, *, every:
     return catalogue.write(work)
 
 
-def set_label(catalogue: Catalogue, caller: Caller, reference: Reference, text: str) -> Version:
+def set_label(catalogue: Database, caller: Caller, reference: Reference, text: str) -> Version:
     """Point a label at a version, away from the one it pointed at before. Raises as `remove`."""
 
     def work(connection: Connection) -> Version:
@@ -183,7 +183,7 @@ def set_label(catalogue: Catalogue, caller: Caller, reference: Reference, text: 
     return catalogue.write(work)
 
 
-def drop_label(catalogue: Catalogue, caller: Caller, owner: str, name: str, text: str) -> None:
+def drop_label(catalogue: Database, caller: Caller, owner: str, name: str, text: str) -> None:
     """Remove a label; its version stays. Raises as `remove`."""
 
     def work(connection: Connection) -> None:

@@ -13,7 +13,7 @@ BUCKET_BATCHES = 20
 """Batches whose examples are sorted together: alike in length within, still random across."""
 
 
-class Order:
+class BatchSampler:
     """Batches of indices, epoch after epoch.
 
     With `sources`, examples of one source follow each other, in batches too. With `by_length`, examples of

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from foreword.base.attention import Attending, Slot, attending
+from foreword.base.attention import AttentionContext, LayerInfo, attention_context
 from foreword.base.base_model import BaseModel
 from foreword.base.loss import keeps_logits
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.training.initialization import Initialization, activations, starting_ids
-from foreword.training.parameterization import Compiled, KeysValues
+from foreword.training.parameterization import KeysValues, KeyValues
 
 SAMPLED = 4096
 """Tokens of the vocabulary whose embeddings tell the size of random ones."""
 
 
-def compile_embeddings(base: BaseModel, embeddings_PE: torch.Tensor) -> Compiled:
+def compile_embeddings(base: BaseModel, embeddings_PE: torch.Tensor) -> KeyValues:
     """Keys and values `[L, H, P, D]` of embeddings, float32, with a gradient if they have one."""
     found: dict[int, KeysValues] = {}
 
@@ -38,12 +38,12 @@ def compile_embeddings(base: BaseModel, embeddings_PE: torch.Tensor) -> Compiled
         value: torch.Tensor,
         options: Mapping[str, Any],
     ) -> None:
-        slot: Slot = module.foreword_slot  # type: ignore[assignment]
+        slot: LayerInfo = module.foreword_layer  # type: ignore[assignment]
         found[slot.layer] = (key[0].float(), value[0].float())
 
     inputs_1PE = embeddings_PE[None].to(base.device, base.dtype)
     some_logits = {"logits_to_keep": 1} if keeps_logits(base.model) else {}
-    with attending(Attending(record=record)):
+    with attention_context(AttentionContext(record=record)):
         base.model(
             inputs_embeds=inputs_1PE,
             attention_mask=torch.ones(inputs_1PE.shape[:2], dtype=torch.long, device=base.device),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from foreword.base.attention import Attending, Slot, attending
+from foreword.base.attention import AttentionContext, LayerInfo, attention_context
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
@@ -63,7 +63,7 @@ class Initialization:
         return cls(kind.strip(), text.strip() if colon else None)  # type: ignore[arg-type]
 
 
-def starting_point(
+def initial_key_values(
     base: BaseModel,
     initialization: Initialization,
     length: int | Mapping[Stream, int],
@@ -135,7 +135,7 @@ def activations(
         value: torch.Tensor,
         options: Mapping[str, Any],
     ) -> None:
-        slot: Slot = module.foreword_slot  # type: ignore[assignment]
+        slot: LayerInfo = module.foreword_layer  # type: ignore[assignment]
         kept = (key[0, :, :length].float().cpu(), value[0, :, :length].float().cpu())
         found.setdefault(slot.stream, {})[slot.layer] = kept
 
@@ -145,7 +145,7 @@ def activations(
         # Said outright: some take a start token that is also the padding token for padding.
         inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    with torch.no_grad(), attending(Attending(record=record)):
+    with torch.no_grad(), attention_context(AttentionContext(record=record)):
         base.model(**inputs, use_cache=False)
     return {
         stream: (

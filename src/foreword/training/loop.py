@@ -16,12 +16,12 @@ import torch
 from foreword.base.activation_checkpointing import gradient_checkpointing
 from foreword.base.base_model import BaseModel, batches_by_length
 from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import packed_weights
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
-from foreword.training.parameterization import Compiled
-from foreword.training.prefix_trainer import Learner
+from foreword.training.parameterization import KeyValues
+from foreword.training.prefix_trainer import PrefixTrainer
 
 EVALUATION_TOKENS = 2048
 """Tokens of one forward pass when a dev loss is measured; only memory depends on it."""
@@ -54,7 +54,11 @@ class StepReport:
 
 
 def train_step(
-    base: BaseModel, learners: Sequence[Learner], *, pass_tokens: int | None = None, isolated: bool = False
+    base: BaseModel,
+    trainers: Sequence[PrefixTrainer],
+    *,
+    pass_tokens: int | None = None,
+    isolated: bool = False,
 ) -> list[StepReport | TrainingDiverged]:
     """One optimiser step of each learner.
 
@@ -68,38 +72,38 @@ def train_step(
         was before the step. Neither touches the others.
     """
     begun = time.perf_counter()
-    rows = [learner.batch() for learner in learners]
-    compiled = [learner.parameters() for learner in learners]
-    leaves = [_leaves(each, base.device) for each in compiled]
-    targets = [sum(len(row.target_ids) for row in of_one) for of_one in rows]
+    rows = [trainer.batch() for trainer in trainers]
+    compiled = [trainer.parameters() for trainer in trainers]
+    leaves = [_detached(each, base.device) for each in compiled]
+    targets = [sum(len(row.target_ids) for row in rows_of_owner) for rows_of_owner in rows]
     # Both reductions are one sum over a number known beforehand, so passes simply add up.
     divisors = [
-        targets[index] if learner.settings.reduction == "token" else len(rows[index])
-        for index, learner in enumerate(learners)
+        targets[index] if trainer.settings.reduction == "token" else len(rows[index])
+        for index, trainer in enumerate(trainers)
     ]
-    sums = [0.0] * len(learners)
-    all_settings = [learner.settings for learner in learners]
+    sums = [0.0] * len(trainers)
+    all_settings = [trainer.settings for trainer in trainers]
     with (
         gradient_checkpointing(base.model, any(each.gradient_checkpointing for each in all_settings)),
         packed_weights(any(each.packed for each in all_settings)),
     ):
-        for part in _parts(learners, rows, pass_tokens, isolated):
-            for index, summed in _backward(base, learners, part, leaves, divisors).items():
+        for part in _parts(trainers, rows, pass_tokens, isolated):
+            for index, summed in _backward(base, trainers, part, leaves, divisors).items():
                 sums[index] += summed
     seconds = time.perf_counter() - begun
     reports: list[StepReport | TrainingDiverged] = []
-    for index, learner in enumerate(learners):
+    for index, trainer in enumerate(trainers):
         if not math.isfinite(sums[index]):
             reports.append(
                 TrainingDiverged(
-                    f"the loss became {sums[index]} at step {learner.step + 1}; take a lower learning rate "
-                    f"than {learner.settings.learning_rate:g}"
+                    f"the loss became {sums[index]} at step {trainer.step + 1}; take a lower learning rate "
+                    f"than {trainer.settings.learning_rate:g}"
                 )
             )
             continue
-        rate = learner.learning_rate()
+        rate = trainer.learning_rate()
         try:
-            norm = learner.update(compiled[index], _gradients(compiled[index], leaves[index]))
+            norm = trainer.update(compiled[index], _gradients(compiled[index], leaves[index]))
         except TrainingDiverged as error:
             reports.append(error)
             continue
@@ -117,15 +121,15 @@ def train_step(
     return reports
 
 
-def dev_loss(base: BaseModel, learner: Learner) -> float:
+def dev_loss(base: BaseModel, trainer: PrefixTrainer) -> float:
     """Mean loss per target token of the learner's dev examples under its prefix as it is now."""
     with torch.no_grad():
-        compiled = {s: (k.to(base.device), v.to(base.device)) for s, (k, v) in learner.parameters().items()}
+        compiled = {s: (k.to(base.device), v.to(base.device)) for s, (k, v) in trainer.parameters().items()}
         total, count = 0.0, 0
-        for indices in batches_by_length(learner.dev, EVALUATION_TOKENS):
+        for indices in batches_by_length(trainer.dev, EVALUATION_TOKENS):
             of_row = [0] * len(indices)
-            prefixes = RowPrefixes.of_compiled([compiled], of_row, [learner.placement], [learner.positions])
-            batch = base.batch([learner.dev[i] for i in indices], prefixes, "flat")
+            prefixes = PrefixBatch.from_tensors([compiled], of_row, [trainer.placement], [trainer.positions])
+            batch = base.batch([trainer.dev[i] for i in indices], prefixes, "flat")
             losses_M = target_losses(base.model, batch, prefixes)
             total += float(losses_M.double().sum())
             count += losses_M.numel()
@@ -134,15 +138,15 @@ def dev_loss(base: BaseModel, learner: Learner) -> float:
 
 def run(
     base: BaseModel,
-    waiting: Iterator[Learner],
+    waiting: Iterator[PrefixTrainer],
     *,
     places: int = 1,
     pass_tokens: int | None = None,
     isolated: bool = False,
-    on_step: Callable[[Learner, StepReport], None],
-    on_evaluation: Callable[[Learner, float], None],
-    on_finish: Callable[[Learner], None],
-    on_divergence: Callable[[Learner, TrainingDiverged], None],
+    on_step: Callable[[PrefixTrainer, StepReport], None],
+    on_evaluation: Callable[[PrefixTrainer, float], None],
+    on_finish: Callable[[PrefixTrainer], None],
+    on_divergence: Callable[[PrefixTrainer, TrainingDiverged], None],
     should_stop: Callable[[], bool],
 ) -> None:
     """Step all learners to their end; a new one enters as a place falls free.
@@ -154,11 +158,11 @@ def run(
         on_divergence: called when a learner's loss is not finite; it leaves, the others go on.
         should_stop: asked before every step.
     """
-    active: list[Learner] = []
+    active: list[PrefixTrainer] = []
     while True:
-        for learner in [each for each in active if each.finished]:
-            active.remove(learner)
-            on_finish(learner)
+        for trainer in [each for each in active if each.finished]:
+            active.remove(trainer)
+            on_finish(trainer)
         while len(active) < places and (entering := next(waiting, None)) is not None:
             if entering.finished:  # resumed, with nothing left to do
                 on_finish(entering)
@@ -169,20 +173,20 @@ def run(
         if not active or should_stop():
             return
         reports = train_step(base, active, pass_tokens=pass_tokens, isolated=isolated)
-        for learner, report in zip(tuple(active), reports, strict=True):
+        for trainer, report in zip(tuple(active), reports, strict=True):
             if isinstance(report, TrainingDiverged):
-                active.remove(learner)
-                on_divergence(learner, report)
+                active.remove(trainer)
+                on_divergence(trainer, report)
                 continue
-            on_step(learner, report)
-            if learner.due_for_evaluation():
-                loss = dev_loss(base, learner)
-                learner.note_dev_loss(loss)
-                on_evaluation(learner, loss)
+            on_step(trainer, report)
+            if trainer.due_for_evaluation():
+                loss = dev_loss(base, trainer)
+                trainer.note_dev_loss(loss)
+                on_evaluation(trainer, loss)
 
 
 def _parts(
-    learners: Sequence[Learner],
+    trainers: Sequence[PrefixTrainer],
     rows: Sequence[Sequence[EncodedExample]],
     pass_tokens: int | None,
     isolated: bool,
@@ -190,10 +194,12 @@ def _parts(
     """Divide the rows of a step into passes."""
     if pass_tokens is None or isolated:
         per_learner: list[list[Part]] = []
-        for index, (learner, of_one) in enumerate(zip(learners, rows, strict=True)):
-            size = math.ceil(len(of_one) / learner.settings.accumulate)
-            starts = range(0, len(of_one), size)
-            per_learner.append([[(index, row) for row in of_one[start : start + size]] for start in starts])
+        for index, (trainer, rows_of_owner) in enumerate(zip(trainers, rows, strict=True)):
+            size = math.ceil(len(rows_of_owner) / trainer.settings.accumulate)
+            starts = range(0, len(rows_of_owner), size)
+            per_learner.append(
+                [[(index, row) for row in rows_of_owner[start : start + size]] for start in starts]
+            )
         if isolated:
             return [part for own in per_learner for part in own]
         longest = max(len(own) for own in per_learner)
@@ -202,8 +208,8 @@ def _parts(
         ]
     parts: list[Part] = []
     filled = 0
-    for index, of_one in enumerate(rows):
-        for row in of_one:
+    for index, rows_of_owner in enumerate(rows):
+        for row in rows_of_owner:
             if not parts or filled + _new_tokens(index, row, parts[-1]) > pass_tokens:
                 parts.append([])
                 filled = 0
@@ -220,19 +226,19 @@ def _new_tokens(index: int, row: EncodedExample, part: Part) -> int:
 
 def _backward(
     base: BaseModel,
-    learners: Sequence[Learner],
+    trainers: Sequence[PrefixTrainer],
     part: Part,
-    leaves: Sequence[Compiled],
+    leaves: Sequence[KeyValues],
     divisors: Sequence[int],
 ) -> dict[int, float]:
     """Gradients of one pass, added to the leaves; returns each learner's sum of token losses."""
     members = list(dict.fromkeys(index for index, _ in part))
     place = {index: number for number, index in enumerate(members)}
-    prefixes = RowPrefixes.of_compiled(
+    prefixes = PrefixBatch.from_tensors(
         [leaves[index] for index in members],
         [place[i] for i, _ in part],
-        [learners[index].placement for index in members],
-        [learners[index].positions for index in members],
+        [trainers[index].placement for index in members],
+        [trainers[index].positions for index in members],
     )
     batch = base.batch([row for _, row in part], prefixes, "flat")
     losses_M = target_losses(base.model, batch, prefixes)
@@ -243,7 +249,7 @@ def _backward(
     return dict(zip(members, sums.tolist(), strict=True))
 
 
-def _leaves(compiled: Compiled, device: torch.device) -> Compiled:
+def _detached(compiled: KeyValues, device: torch.device) -> KeyValues:
     # Cut from the parameterization's graph: it is run backwards once a step, not once a pass.
     return {
         stream: (
@@ -254,7 +260,7 @@ def _leaves(compiled: Compiled, device: torch.device) -> Compiled:
     }
 
 
-def _gradients(compiled: Compiled, leaves: Compiled) -> Compiled:
+def _gradients(compiled: KeyValues, leaves: KeyValues) -> KeyValues:
     def gradient(leaf: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(like) if leaf.grad is None else leaf.grad.to(like.device)
 

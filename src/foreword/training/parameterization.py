@@ -20,7 +20,7 @@ from foreword.prefix import Stream, StreamGeometry
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one stream, each `[L, H, P, D]`."""
 
-Compiled = dict[Stream, KeysValues]
+KeyValues = dict[Stream, KeysValues]
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Parameterization(nn.Module):
                     f"first_{stream}_value", value[:, :, :1].float().clone(), persistent=False
                 )
 
-    def forward(self) -> Compiled:
+    def forward(self) -> KeyValues:
         """The prefix that the parameters stand for now: keys and values per stream, float32."""
-        compiled: Compiled = {}
+        compiled: KeyValues = {}
         for stream, module in self.streams.items():
             key, value = module()
             if self.layers is not None:
@@ -128,7 +128,7 @@ class Embeddings(nn.Module):
         self,
         settings: ParameterizationSettings,
         start_PE: torch.Tensor,
-        compile_embeddings: Callable[[torch.Tensor], Compiled],
+        compile_embeddings: Callable[[torch.Tensor], KeyValues],
     ) -> None:
         """`compile_embeddings`: from `[P, E]` to keys and values, differentiable."""
         super().__init__()
@@ -138,7 +138,7 @@ class Embeddings(nn.Module):
         first_1E = start_PE[:1].float().clone() if settings.freeze_first else None
         self.register_buffer("first_1E", first_1E, persistent=False)
 
-    def forward(self) -> Compiled:
+    def forward(self) -> KeyValues:
         """The prefix that the embeddings stand for now: keys and values per stream, float32."""
         embeddings_PE: torch.Tensor = self.embeddings
         if self.first_1E is not None:

@@ -23,10 +23,10 @@ from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged, UsageError
 from foreword.prefix import Positions, Prefix, Stream
 from foreword.template import Placement
-from foreword.training.batch_sampler import Order
+from foreword.training.batch_sampler import BatchSampler
 from foreword.training.embedding import compile_embeddings, starting_embeddings
-from foreword.training.initialization import starting_point
-from foreword.training.parameterization import Compiled, Embeddings, KeysValues, Parameterization
+from foreword.training.initialization import initial_key_values
+from foreword.training.parameterization import Embeddings, KeysValues, KeyValues, Parameterization
 from foreword.training.settings import TrainingSettings
 
 
@@ -54,7 +54,7 @@ class Best:
     """Dev evaluations since then."""
 
 
-class Learner:
+class PrefixTrainer:
     """State of one prefix in training.
 
     Attributes:
@@ -92,7 +92,9 @@ class Learner:
         self.history: list[dict[str, Any]] = []
         lengths = [example.tokens for example in examples]
         sources = [example.source_ids for example in examples] if settings.by_source else None
-        self._order = Order(lengths, settings.batch_size, settings.seed, by_length=by_length, sources=sources)
+        self._order = BatchSampler(
+            lengths, settings.batch_size, settings.seed, by_length=by_length, sources=sources
+        )
         self._optimizer = torch.optim.AdamW(
             parameters.parameters(),
             lr=settings.learning_rate,
@@ -111,7 +113,7 @@ class Learner:
         warmup = self.settings.warmup_steps(self.steps)
         return self.settings.learning_rate * rate_factor(self.step, warmup=warmup, steps=self.steps)
 
-    def update(self, compiled: Compiled, gradients: Compiled) -> float:
+    def update(self, compiled: KeyValues, gradients: KeyValues) -> float:
         """One optimiser step from the gradients of the compiled keys and values; returns their norm.
 
         Raises:
@@ -208,7 +210,7 @@ class Learner:
 # -- Beginning: a learner at step 0, from settings and data ----------------------------------------
 
 
-def build_learner(
+def build_trainer(
     base: BaseModel,
     settings: TrainingSettings,
     examples: Sequence[EncodedExample],
@@ -216,7 +218,7 @@ def build_learner(
     *,
     start: Prefix | None = None,
     placement: Placement = "prefix",
-) -> Learner:
+) -> PrefixTrainer:
     """A learner at step 0, beginning at the keys and values of `start` or of the initialisation.
 
     Raises:
@@ -232,7 +234,7 @@ def build_learner(
         begin = _begin(base, settings, examples, start)
         parameters = Parameterization(settings.parameterization, begin, settings.seed, layers)
     # Only models that need padding gain from batches of like length.
-    return Learner(
+    return PrefixTrainer(
         settings,
         parameters.to(base.device),
         examples,
@@ -252,15 +254,17 @@ def _embeddings(
             "values; take direct or mlp+start, or an init"
         )
     length = settings.lengths(base.geometry)["decoder"]
-    begin_PE = starting_embeddings(base, settings.init, length, examples, settings.seed)
-    return Embeddings(settings.parameterization, begin_PE, functools.partial(compile_embeddings, base))
+    initial_PE = starting_embeddings(base, settings.init, length, examples, settings.seed)
+    return Embeddings(settings.parameterization, initial_PE, functools.partial(compile_embeddings, base))
 
 
 def _begin(
     base: BaseModel, settings: TrainingSettings, examples: Sequence[EncodedExample], start: Prefix | None
 ) -> dict[Stream, KeysValues]:
     if start is None:
-        return starting_point(base, settings.init, settings.lengths(base.geometry), examples, settings.seed)
+        return initial_key_values(
+            base, settings.init, settings.lengths(base.geometry), examples, settings.seed
+        )
     start.check_fits(base.identity, base.geometry)
     begins = {stream: start.stream_length(stream) for stream in start.streams}
     given = settings.streams is not None or isinstance(settings.length, Mapping)

@@ -20,7 +20,7 @@ from foreword import files
 from foreword.errors import CannotWrite, DamagedCheckpoint, UsageError
 from foreword.training import checkpoint
 from foreword.training.loop import StepReport
-from foreword.training.prefix_trainer import Learner
+from foreword.training.prefix_trainer import PrefixTrainer
 
 SMOOTHING_STEPS = 10
 
@@ -155,7 +155,7 @@ class Progress:
     note: str | None = None
 
 
-class Course:
+class RunLog:
     """The record of one learner: log, checkpoints, progress.
 
     Attributes:
@@ -165,7 +165,7 @@ class Course:
 
     def __init__(
         self,
-        learner: Learner,
+        trainer: PrefixTrainer,
         *,
         folder: Path | None,
         description: dict[str, Any],
@@ -181,11 +181,11 @@ class Course:
             DamagedCheckpoint: there are checkpoints, and none is whole.
             CannotWrite: the folder can't be made.
         """
-        self.learner = learner
+        self.trainer = trainer
         self.folder = folder
         self._description = description
         self._on_progress = on_progress
-        self._every = checkpoint_every or max(1, learner.steps // 10)
+        self._every = checkpoint_every or max(1, trainer.steps // 10)
         self._owner = owner
         self._recent: deque[StepReport] = deque(maxlen=SPEED_WINDOW)
         self._last_dev: float | None = None
@@ -193,9 +193,9 @@ class Course:
         if folder is not None:
             checkpoint.prepare_folder(folder)
             note = self._resume(checkpoint.list_checkpoints(folder))
-        self._written = learner.step
+        self._written = trainer.step
         self._log = TrainingLog(folder, tensorboard=tensorboard)
-        self._log.start(learner.history)
+        self._log.start(trainer.history)
         if note is not None:
             self.note(note)
 
@@ -204,26 +204,26 @@ class Course:
         damaged: list[str] = []
         for path in reversed(found):
             try:
-                self.learner.restore(*checkpoint.read(path, self._description))
+                self.trainer.restore(*checkpoint.read(path, self._description))
             except DamagedCheckpoint:
                 if path == found[0]:
                     raise  # none is whole: nothing is removed or begun anew unasked
                 damaged.append(path.name)
                 continue
             passed_over = f" (damaged and passed over: {', '.join(damaged)})" if damaged else ""
-            return f"going on from step {self.learner.step}: {path}{passed_over}"
+            return f"going on from step {self.trainer.step}: {path}{passed_over}"
         return None
 
     def note(self, text: str) -> None:
         """Tell the user something, once."""
-        self._on_progress(Progress(self.learner.step, self.learner.steps, owner=self._owner, note=text))
+        self._on_progress(Progress(self.trainer.step, self.trainer.steps, owner=self._owner, note=text))
 
     def on_step(self, step: StepReport) -> None:
         """Record a step."""
         self._recent.append(step)
         self._add(
             {
-                "step": self.learner.step,
+                "step": self.trainer.step,
                 "loss": step.loss,
                 "token_loss": step.token_loss,
                 "gradient_norm": step.norm,
@@ -236,53 +236,53 @@ class Course:
     def on_evaluation(self, loss: float) -> None:
         """Record a dev loss."""
         self._last_dev = loss
-        self._add({"step": self.learner.step, "dev_loss": loss, "time": round(time.time(), 1)})
+        self._add({"step": self.trainer.step, "dev_loss": loss, "time": round(time.time(), 1)})
 
     def save_when_due(self) -> None:
         """Write a checkpoint if the last one is old enough; between steps, after a due evaluation."""
-        if self.learner.step >= self._written + self._every:
+        if self.trainer.step >= self._written + self._every:
             self.save()
 
     def save(self) -> Path | None:
         """Write a checkpoint."""
         if self.folder is None:
             return None
-        tensors, data = self.learner.state()
-        self._written = self.learner.step
-        return checkpoint.write(self.folder, self.learner.step, tensors, data, self._description)
+        tensors, data = self.trainer.state()
+        self._written = self.trainer.step
+        return checkpoint.write(self.folder, self.trainer.step, tensors, data, self._description)
 
     def finish(self, title: str) -> None:
         """Keep the last checkpoint and draw the curves."""
-        if self.learner.step > self._written or (
+        if self.trainer.step > self._written or (
             self.folder and not checkpoint.list_checkpoints(self.folder)
         ):
             self.save()
         self._log.close()
         if self.folder is not None:
-            best_step = self.learner.result().step
-            draw(self.learner.history, self.folder / "curves.png", title=title, best_step=best_step)
+            best_step = self.trainer.result().step
+            draw(self.trainer.history, self.folder / "curves.png", title=title, best_step=best_step)
 
     def close(self) -> None:
         """Close the log of a run that ends before its time."""
         self._log.close()
 
     def _add(self, row: dict[str, Any]) -> None:
-        self.learner.history.append(row)
+        self.trainer.history.append(row)
         self._log.add(row)
         self._on_progress(self._progress())
 
     def _progress(self) -> Progress:
-        learner, recent = self.learner, self._recent
+        trainer, recent = self.trainer, self._recent
         seconds = sum(step.seconds for step in recent)
-        evaluated = bool(learner.best.tensors)
+        evaluated = bool(trainer.best.tensors)
         return Progress(
-            step=learner.step,
-            steps=learner.steps,
+            step=trainer.step,
+            steps=trainer.steps,
             owner=self._owner,
             loss=sum(step.token_loss for step in recent) / len(recent) if recent else None,
             dev_loss=self._last_dev,
-            best_dev_loss=learner.best.dev_loss if evaluated else None,
-            best_step=learner.best.step if evaluated else None,
+            best_dev_loss=trainer.best.dev_loss if evaluated else None,
+            best_step=trainer.best.step if evaluated else None,
             tokens_per_second=sum(step.tokens for step in recent) / seconds if seconds else None,
-            seconds_left=(learner.steps - learner.step) * seconds / len(recent) if recent else None,
+            seconds_left=(trainer.steps - trainer.step) * seconds / len(recent) if recent else None,
         )

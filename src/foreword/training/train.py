@@ -24,8 +24,8 @@ from foreword.template import Placement, Template
 from foreword.training.initialization import Initialization
 from foreword.training.loop import run
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.prefix_trainer import Learner, build_learner
-from foreword.training.run_log import Course, Progress
+from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
+from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings
 
 
@@ -164,10 +164,10 @@ def train(
     report = on_progress or (lambda progress: None)
     chosen = choose_template(base, settings, template)
     encoded, encoded_dev = encode_both(base, chosen, settings, examples, dev, report)
-    learner = build_learner(base, settings, encoded, encoded_dev, start=start, placement=chosen.placement)
+    trainer = build_trainer(base, settings, encoded, encoded_dev, start=start, placement=chosen.placement)
     description = describe(base, settings, chosen, examples, dev, start)
-    course = Course(
-        learner,
+    run_log = RunLog(
+        trainer,
         folder=None if checkpoint_dir is None else Path(checkpoint_dir),
         description=description,
         on_progress=report,
@@ -178,31 +178,31 @@ def train(
         with stop_on_interrupt() as request:
 
             def should_stop() -> bool:
-                course.save_when_due()
+                run_log.save_when_due()
                 return request()
 
             run(
                 base,
-                iter([learner]),
-                on_step=lambda _, step: course.on_step(step),
-                on_evaluation=lambda _, loss: course.on_evaluation(loss),
+                iter([trainer]),
+                on_step=lambda _, step: run_log.on_step(step),
+                on_evaluation=lambda _, loss: run_log.on_evaluation(loss),
                 on_finish=lambda _: None,
                 on_divergence=_raise,
                 should_stop=should_stop,
             )
-        if not learner.finished:
-            raise TrainingStopped(learner.step, course.save())
-        course.finish(f"{base.name}: {settings.parameterization}, length {settings.length}")
+        if not trainer.finished:
+            raise TrainingStopped(trainer.step, run_log.save())
+        run_log.finish(f"{base.name}: {settings.parameterization}, length {settings.length}")
     finally:
-        course.close()
+        run_log.close()
     return make_prefix(
-        base, learner, chosen, description["data"], start=start, labels=labels, licence=licence
+        base, trainer, chosen, description["data"], start=start, labels=labels, licence=licence
     )
 
 
 def make_prefix(
     base: BaseModel,
-    learner: Learner,
+    trainer: PrefixTrainer,
     template: Template,
     data_digest: str,
     *,
@@ -211,22 +211,22 @@ def make_prefix(
     licence: str | None = None,
 ) -> Prefix:
     """What a learner ends in, as a prefix that says how it was made."""
-    best, settings = learner.result(), learner.settings
+    best, settings = trainer.result(), trainer.settings
     layers = settings.layers
     begun = str(settings.init) if start is None else f"prefix {start.digest[:12]}"
     return Prefix(
         tensors=best.tensors,
         base=base.identity,
         template=template,
-        positions=learner.positions,
+        positions=trainer.positions,
         origin=Origin(
             parameterization=f"{settings.parameterization}{f', layers {layers}' if layers else ''}",
             initialization="none" if settings.parameterization.kind == "mlp" else begun,
             seed=settings.seed,
             data_digest=data_digest,
-            examples=len(learner.examples),
+            examples=len(trainer.examples),
             steps=best.step,
-            dev_loss=best.dev_loss if learner.dev else None,
+            dev_loss=best.dev_loss if trainer.dev else None,
         ),
         licence=licence,
         labels=labels or {},
@@ -326,5 +326,5 @@ def describe(
     }
 
 
-def _raise(learner: Learner, error: TrainingDiverged) -> None:
+def _raise(trainer: PrefixTrainer, error: TrainingDiverged) -> None:
     raise error

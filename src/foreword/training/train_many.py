@@ -27,8 +27,8 @@ from foreword.template import Template
 from foreword.training.initialization import Initialization
 from foreword.training.loop import run
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.prefix_trainer import Learner, build_learner
-from foreword.training.run_log import Course, Progress
+from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
+from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import TrainingSettings
 from foreword.training.train import (
     TrainingStopped,
@@ -120,7 +120,7 @@ def train_many(
         **more,
     )
     base.text_limit(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
-    crowd = _Crowd(
+    owners_run = _OwnersRun(
         base,
         settings,
         choose_template(base, settings, template),
@@ -136,29 +136,29 @@ def train_many(
     with stop_on_interrupt() as request:
 
         def should_stop() -> bool:
-            crowd.save_when_due()
+            owners_run.save_when_due()
             return request()
 
         try:
             run(
                 base,
-                crowd.learners(pairs),
+                owners_run.trainers(pairs),
                 places=places,
                 pass_tokens=pass_tokens,
                 isolated=isolated,
-                on_step=lambda learner, step: crowd.courses[id(learner)].on_step(step),
-                on_evaluation=lambda learner, loss: crowd.courses[id(learner)].on_evaluation(loss),
-                on_finish=crowd.finish,
-                on_divergence=crowd.diverged,
+                on_step=lambda trainer, step: owners_run.run_logs[id(trainer)].on_step(step),
+                on_evaluation=lambda trainer, loss: owners_run.run_logs[id(trainer)].on_evaluation(loss),
+                on_finish=owners_run.finish,
+                on_divergence=owners_run.diverged,
                 should_stop=should_stop,
             )
-            if request.made and crowd.courses:
-                raise crowd.stopped()
+            if request.made and owners_run.run_logs:
+                raise owners_run.stopped()
         finally:
-            crowd.close()
-    if crowd.errors:
-        raise OwnersFailed(crowd.errors, crowd.prefixes)
-    return crowd.prefixes
+            owners_run.close()
+    if owners_run.errors:
+        raise OwnersFailed(owners_run.errors, owners_run.prefixes)
+    return owners_run.prefixes
 
 
 def owner_folder(folder: Path, owner: str) -> Path:
@@ -174,7 +174,7 @@ def _folders(given: str | Path | Callable[[str], Path] | None) -> Callable[[str]
     return lambda owner: owner_folder(folder, owner)
 
 
-class _Crowd:
+class _OwnersRun:
     """The owners of one run: those in training with their courses, and what the others ended in."""
 
     def __init__(
@@ -190,7 +190,7 @@ class _Crowd:
         report_failure: Callable[[str, ForewordError], None],
         report: Callable[[Progress], None],
     ) -> None:
-        self.courses: dict[int, Course] = {}
+        self.run_logs: dict[int, RunLog] = {}
         self.prefixes: dict[str, Prefix] = {}
         self.errors: dict[str, ForewordError] = {}
         self._base = base
@@ -205,7 +205,7 @@ class _Crowd:
         self._report = report
         self._digests: dict[str, str] = {}
 
-    def learners(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Learner]:
+    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[PrefixTrainer]:
         """A learner per owner, made when a place is free; owners whose data can't be used are noted."""
         for owner, examples in pairs:
             if owner in self._digests:
@@ -215,7 +215,7 @@ class _Crowd:
             except (BadExamples, WindowExceeded, DamagedCheckpoint) as error:
                 self._fail(owner, error)
 
-    def _enter(self, owner: str, examples: Sequence[Example]) -> Learner:
+    def _enter(self, owner: str, examples: Sequence[Example]) -> PrefixTrainer:
         dev = self._dev.get(owner, ())
         try:
             encoded, encoded_dev = encode_both(
@@ -223,7 +223,7 @@ class _Crowd:
             )
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
             raise BadExamples(str(error)) from error
-        learner = build_learner(
+        trainer = build_trainer(
             self._base,
             self._settings,
             encoded,
@@ -231,34 +231,34 @@ class _Crowd:
             start=self._start,
             placement=self._template.placement,
         )
-        learner.owner = owner
+        trainer.owner = owner
         description = describe(self._base, self._settings, self._template, examples, dev, self._start)
         self._digests[owner] = description["data"]
-        self.courses[id(learner)] = Course(
-            learner,
+        self.run_logs[id(trainer)] = RunLog(
+            trainer,
             folder=None if self._folder_of is None else self._folder_of(owner),
             description=description,
             on_progress=self._report,
             checkpoint_every=self._checkpoint_every,
             owner=owner,
         )
-        return learner
+        return trainer
 
-    def finish(self, learner: Learner) -> None:
+    def finish(self, trainer: PrefixTrainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
-        owner = learner.owner or ""
+        owner = trainer.owner or ""
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
-        self.courses.pop(id(learner)).finish(f"{quote(owner, safe=' @')}: {self._base.name}")
-        prefix = make_prefix(self._base, learner, self._template, self._digests[owner], start=self._start)
+        self.run_logs.pop(id(trainer)).finish(f"{quote(owner, safe=' @')}: {self._base.name}")
+        prefix = make_prefix(self._base, trainer, self._template, self._digests[owner], start=self._start)
         if self._into is not None:
             self._into(owner, prefix)
         else:
             self.prefixes[owner] = prefix
 
-    def diverged(self, learner: Learner, error: ForewordError) -> None:
+    def diverged(self, trainer: PrefixTrainer, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""
-        self.courses.pop(id(learner)).close()
-        self._fail(learner.owner or "", error)
+        self.run_logs.pop(id(trainer)).close()
+        self._fail(trainer.owner or "", error)
 
     def _fail(self, owner: str, error: ForewordError) -> None:
         self.errors[owner] = error
@@ -266,17 +266,17 @@ class _Crowd:
 
     def save_when_due(self) -> None:
         """Checkpoints of all who train."""
-        for course in self.courses.values():
-            course.save_when_due()
+        for run_log in self.run_logs.values():
+            run_log.save_when_due()
 
     def stopped(self) -> TrainingStopped:
         """The exception for a run that the user stopped, with a checkpoint of everyone."""
-        written = [path for course in self.courses.values() if (path := course.save()) is not None]
-        steps = max(course.learner.step for course in self.courses.values())
+        written = [path for run_log in self.run_logs.values() if (path := run_log.save()) is not None]
+        steps = max(run_log.trainer.step for run_log in self.run_logs.values())
         above = [path.parent.parent for path in written]
         return TrainingStopped(steps, Path(os.path.commonpath(above)) if above else None)
 
     def close(self) -> None:
         """Close what is still open."""
-        for course in self.courses.values():
-            course.close()
+        for run_log in self.run_logs.values():
+            run_log.close()

@@ -105,14 +105,14 @@ def quality(
                 "never" if chosen and reached is None else None if reached is None else reached[1] / seconds,
             )
         )
-    course = ", ".join(f"{at}: {loss:.3f} ({taken:.0f} s)" for at, (loss, taken) in own.course.items())
+    run_log = ", ".join(f"{at}: {loss:.3f} ({taken:.0f} s)" for at, (loss, taken) in own.run_log.items())
     report = its.report_of(
         context,
         model,
         limits,
         "Time to PEFT's dev loss",
         notes=(
-            f"Foreword's dev loss after so many steps: {course}.",
+            f"Foreword's dev loss after so many steps: {run_log}.",
             f"Dev loss: mean of each target token of {len(dev_encoded)} examples, in nats. One seed.",
             "Share: Foreword's time until its dev loss was first seen at PEFT's last or below, over PEFT's "
             "time; for the better learning rate of each form. Evaluations are not in the times.",

@@ -80,7 +80,7 @@ def personalization(
     from foreword.research.experiments import report_personalization as report
     from foreword.research.experiments.cost import measure_rates
     from foreword.research.experiments.personalization import choose_owners
-    from foreword.research.experiments.results import Ledger, alone
+    from foreword.research.experiments.results import Results, alone
 
     given = {
         "owners": owners,
@@ -119,7 +119,7 @@ def personalization(
     )
     settings = experiment.settings_of(model, data, recipe, longest)
     context.with_resource(alone(out))
-    ledger = Ledger(out, experiment.EXPERIMENT, settings)
+    ledger = Results(out, experiment.EXPERIMENT, settings)
     if unmeasured := len(data.unmeasured):
         output.note(f"{unmeasured} owners have no dev examples and are left out")
     work = experiment.remaining(data, recipe, ledger)

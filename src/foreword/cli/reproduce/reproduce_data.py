@@ -14,7 +14,7 @@ from foreword.errors import BadExamples, UsageError
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
     from foreword.research.experiments.plan import Plan
-    from foreword.research.experiments.splits import Material
+    from foreword.research.experiments.splits import DataSplits
 
 MAX_LENGTH = 512
 """Most tokens of an example."""
@@ -39,7 +39,7 @@ USUAL = "e2e"
 
 def read_material(
     train: Path, dev: Path, test: Path | None, reading: Reading, chosen: Mapping[str, Any], seed: int
-) -> Material:
+) -> DataSplits:
     """Examples to train on, to choose by, and to measure on."""
     from foreword.research.experiments.splits import apart, divide, draw_dev, draw_measured, without_sources
 
@@ -99,7 +99,7 @@ def max_length_of(task: str | None, given: int | None) -> int:
     return int(found.cut_source + beside) if given is None else given
 
 
-def cut_as_published(material: Material, task: str | None, plan: Plan, model: BaseModel) -> Material:
+def cut_as_published(material: DataSplits, task: str | None, plan: Plan, model: BaseModel) -> DataSplits:
     """Sources of a task with long ones, cut alike in training, choosing and measuring; how many is said.
 
     They are cut where the task has it, or sooner where `max_length` leaves less room beside the longest

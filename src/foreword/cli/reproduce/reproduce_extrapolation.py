@@ -86,12 +86,12 @@ def extrapolation(
     json: common.Json = False,
 ) -> None:
     from foreword.cli.loading import load_base
-    from foreword.research.experiments.splits import hold_out
+    from foreword.research.experiments.splits import split_by_group
 
     chosen = EXTRAPOLATION.chosen(context.params)
     fields = common.fields_of(source_field, target_field, group_field)
     sets, reading = metrics_of(task, metrics), Reading(task, format, fields)
-    material, unseen, left_out = hold_out(
+    material, unseen, left_out = split_by_group(
         reading.training(train, groups=True),
         reading.entries(dev, groups=True),
         held_out or (),

@@ -24,8 +24,8 @@ from foreword.errors import UsageError
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
     from foreword.research.experiments.plan import Plan
-    from foreword.research.experiments.results import Ledger
-    from foreword.research.experiments.splits import Material
+    from foreword.research.experiments.results import Results
+    from foreword.research.experiments.splits import DataSplits
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def carry_out(
     kind: Kind,
     context: typer.Context,
     model: BaseModel,
-    material: Material,
+    material: DataSplits,
     plan: Plan,
     out: Path,
     *,
@@ -108,7 +108,7 @@ def carry_out(
     from foreword.research.experiments.checks import check, check_chosen, without_unsupported
     from foreword.research.experiments.measure import rescore
     from foreword.research.experiments.merge_runs import take_over
-    from foreword.research.experiments.results import Ledger, alone
+    from foreword.research.experiments.results import Results, alone
 
     material = cut_as_published(material, context.params["task"], plan, model)
     if context.params["others"] is None:  # nobody has asked for them by name
@@ -118,7 +118,7 @@ def carry_out(
             output.note(f"left out: {why}")
     check(model, material, plan)
     context.with_resource(alone(out))
-    ledger = Ledger(out, kind.name, {**trials.settings_of(model, material, plan), **(more or {})})
+    ledger = Results(out, kind.name, {**trials.settings_of(model, material, plan), **(more or {})})
     for folder in context.params["also"] or ():
         output.note(f"{take_over(ledger, folder)} pieces taken over from {folder}")
     check_chosen(model, material, plan, ledger)
@@ -164,7 +164,7 @@ def carry_out(
     typer.echo(f"report   {out / 'report.md'}\npicture  {out / 'figures.png'}")
 
 
-def _figures(ledger: Ledger, plan: Plan, groups: list[str]) -> list[dict[str, Any]]:
+def _figures(ledger: Results, plan: Plan, groups: list[str]) -> list[dict[str, Any]]:
     """Every cell of the report's tables."""
     from foreword.research.experiments import statistics
 

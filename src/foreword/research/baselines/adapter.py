@@ -19,7 +19,7 @@ from torch import nn
 from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
 from foreword.research.baselines.fine_tuning import Weights, decoder_blocks, sharing_copy
-from foreword.research.baselines.protocol import Setting
+from foreword.research.baselines.protocol import AdapterInputs
 
 REDUCTION = 16
 """E / K in the adapters library's `SeqBnConfig`."""
@@ -49,10 +49,10 @@ class Bottleneck(nn.Module):
         return hidden_BTE + added_BTE.to(hidden_BTE.dtype)
 
 
-def adapter(reduction: int | None) -> Callable[[Setting], Weights]:
+def adapter(reduction: int | None) -> Callable[[AdapterInputs], Weights]:
     """Bottlenecks of E / `reduction` numbers; None: as wide as the prefix's number of parameters allows."""
 
-    def begin(setting: Setting) -> Weights:
+    def begin(setting: AdapterInputs) -> Weights:
         base = setting.base
         if base.is_encoder_decoder:
             raise UsageError(

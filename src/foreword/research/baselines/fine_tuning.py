@@ -15,7 +15,7 @@ from foreword.base.loading import check_trainable
 from foreword.base.loss import target_losses
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
-from foreword.research.baselines.protocol import Setting, Subject, with_weights
+from foreword.research.baselines.protocol import AdapterInputs, EvaluatedModel, with_weights
 
 
 class Weights:
@@ -31,24 +31,24 @@ class Weights:
         """The loss of each target token, `[M]`."""
         return target_losses(self.base.model, self.base.batch(rows, None, "flat"), None)
 
-    def finish(self) -> Subject:
+    def finish(self) -> EvaluatedModel:
         """The model, frozen as it is now."""
         numbers = sum(parameter.numel() for parameter in self.parameters)
         self.base.model.eval().requires_grad_(False)
-        return Subject(self.base, trained=numbers, kept=numbers)
+        return EvaluatedModel(self.base, trained=numbers, kept=numbers)
 
 
-def all_weights(setting: Setting) -> Weights:
+def all_weights(setting: AdapterInputs) -> Weights:
     """Every weight is trained."""
     model = copy_of(setting.base)
     model.requires_grad_(True)
     return Weights(setting.base, model, list(model.parameters()))
 
 
-def top_layers(count: int) -> Callable[[Setting], Weights]:
+def top_layers(count: int) -> Callable[[AdapterInputs], Weights]:
     """The last `count` layers are trained, as the paper's FT-top2."""
 
-    def begin(setting: Setting) -> Weights:
+    def begin(setting: AdapterInputs) -> Weights:
         model = copy_of(setting.base)
         blocks = decoder_blocks(model, setting.base.geometry.streams["decoder"].layers)[-count:]
         for block in blocks:
@@ -82,7 +82,7 @@ def decoder_blocks(model: Any, layers: int) -> list[nn.Module]:
     """
 
     def has_attention(block: nn.Module) -> bool:
-        slots = [getattr(module, "foreword_slot", None) for module in block.modules()]
+        slots = [getattr(module, "foreword_layer", None) for module in block.modules()]
         return any(slot is not None and slot.stream == "decoder" for slot in slots)
 
     for module in model.modules():

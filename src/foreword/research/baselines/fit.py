@@ -16,7 +16,7 @@ from foreword.base.base_model import BaseModel, batches_by_length
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
 from foreword.research.baselines.protocol import Trainee
-from foreword.training.batch_sampler import Order
+from foreword.training.batch_sampler import BatchSampler
 from foreword.training.loop import EVALUATION_TOKENS
 from foreword.training.prefix_trainer import rate_factor
 from foreword.training.settings import TrainingSettings
@@ -61,7 +61,7 @@ def fit(
         return Fit(0, curve[0], 0, curve)
     steps = settings.steps_for(len(rows))
     every = settings.evaluate_every or max(1, math.ceil(steps / 10))
-    order = Order(
+    order = BatchSampler(
         [row.tokens for row in rows], settings.batch_size, settings.seed, by_length=not base.takes_positions
     )
     optimizer = torch.optim.AdamW(

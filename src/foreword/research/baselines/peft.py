@@ -21,10 +21,10 @@ from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.interop.conversion import from_flat
 from foreword.research.baselines.fine_tuning import Weights, sharing_copy
 from foreword.research.baselines.prefix import Prefixed
-from foreword.research.baselines.protocol import Setting
+from foreword.research.baselines.protocol import AdapterInputs
 from foreword.training.embedding import compile_embeddings, starting_embeddings
 from foreword.training.initialization import DEFAULT_WORDS, Initialization
-from foreword.training.parameterization import Compiled
+from foreword.training.parameterization import KeyValues
 
 PROJECTION_WIDTH = 512
 """Of PEFT's network with `prefix_projection`: the paper's for tables."""
@@ -33,10 +33,10 @@ SCALE = 2
 """LoRA's alpha over its rank."""
 
 
-def lora(rank: int | None) -> Callable[[Setting], Weights]:
+def lora(rank: int | None) -> Callable[[AdapterInputs], Weights]:
     """LoRA in the modules that PEFT chooses for the architecture; rank None: as many numbers as a prefix."""
 
-    def begin(setting: Setting) -> Weights:
+    def begin(setting: AdapterInputs) -> Weights:
         chosen = rank or equal_rank(setting.base, setting.length)
         return _injected(setting, _lora_config(chosen))
 
@@ -53,14 +53,14 @@ def equal_rank(base: BaseModel, length: int) -> int:
     return max(1, int(base.geometry.parameters(length)) // per_rank)
 
 
-def ia3(setting: Setting) -> Weights:
+def ia3(setting: AdapterInputs) -> Weights:
     """IA3: keys, values and hidden units of the feed-forward layers are scaled."""
     from peft import IA3Config
 
     return _injected(setting, IA3Config(task_type="CAUSAL_LM"))
 
 
-def llama_adapter(setting: Setting) -> Weights:
+def llama_adapter(setting: AdapterInputs) -> Weights:
     """LLaMA-Adapter (PEFT's adaption prompts), in all layers: prompts behind a gate that begins closed."""
     from peft import AdaptionPromptConfig
 
@@ -71,10 +71,10 @@ def llama_adapter(setting: Setting) -> Weights:
     )
 
 
-def peft_prefix(*, projection: bool) -> Callable[[Setting], Prefixed]:
+def peft_prefix(*, projection: bool) -> Callable[[AdapterInputs], Prefixed]:
     """PEFT's prefix tuning, as PEFT begins it: directly from N(0, 1), or through its network."""
 
-    def begin(setting: Setting) -> Prefixed:
+    def begin(setting: AdapterInputs) -> Prefixed:
         from peft import PrefixTuningConfig
 
         config = PrefixTuningConfig(
@@ -89,7 +89,7 @@ def peft_prefix(*, projection: bool) -> Callable[[Setting], Prefixed]:
     return begin
 
 
-def prompt_tuning(setting: Setting) -> Prefixed:
+def prompt_tuning(setting: AdapterInputs) -> Prefixed:
     """PEFT's prompt tuning: input embeddings, from the same words that our prefixes begin with."""
     from peft import PromptTuningConfig
 
@@ -112,7 +112,7 @@ class PeftPrefix(nn.Module):
         self.sizes = base.geometry.streams["decoder"]
         self.register_buffer("tokens_P", tokens_P)
 
-    def forward(self) -> Compiled:
+    def forward(self) -> KeyValues:
         """Keys and values `[L, H, P, D]`."""
         return {"decoder": from_flat(self.encoder(self.tokens_P), self.sizes, where="PEFT's encoder")}
 
@@ -126,7 +126,7 @@ class PeftPrompt(nn.Module):
         self.base = base
         self.register_buffer("tokens_P", tokens_P)
 
-    def forward(self) -> Compiled:
+    def forward(self) -> KeyValues:
         """Keys and values `[L, H, P, D]`."""
         return compile_embeddings(self.base, self.encoder(self.tokens_P))
 
@@ -137,7 +137,7 @@ def _lora_config(rank: int) -> Any:
     return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0)
 
 
-def _injected(setting: Setting, config: Any) -> Weights:
+def _injected(setting: AdapterInputs, config: Any) -> Weights:
     from peft import get_peft_model
 
     _check(setting.base)
@@ -147,7 +147,7 @@ def _injected(setting: Setting, config: Any) -> Weights:
     return Weights(setting.base, model, [weight for weight in model.parameters() if weight.requires_grad])
 
 
-def _prompt_encoder(setting: Setting, config: Any) -> tuple[Any, torch.Tensor]:
+def _prompt_encoder(setting: AdapterInputs, config: Any) -> tuple[Any, torch.Tensor]:
     from peft import get_peft_model
 
     _check(setting.base)

@@ -13,12 +13,12 @@ from torch import nn
 
 from foreword.base.base_model import BaseModel
 from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import EncodedExample
 from foreword.prefix import Prefix
-from foreword.research.baselines.protocol import Front, Setting, Subject
+from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
-from foreword.training.prefix_trainer import build_learner
+from foreword.training.prefix_trainer import build_trainer
 from foreword.training.train import choose_template, make_settings
 
 
@@ -38,13 +38,13 @@ class Prefixed:
             stream: (key.to(self.base.device), value.to(self.base.device))
             for stream, (key, value) in self.compiled().items()
         }
-        prefixes = RowPrefixes.of_compiled(
+        prefixes = PrefixBatch.from_tensors(
             [compiled], [0] * len(rows), [self.template.placement], [self.base.positions]
         )
         batch = self.base.batch(rows, prefixes, "flat")
         return target_losses(self.base.model, batch, prefixes)
 
-    def finish(self) -> Subject:
+    def finish(self) -> EvaluatedModel:
         """The prefix that the parameters stand for."""
         with torch.no_grad():
             compiled = self.compiled()
@@ -59,24 +59,24 @@ class Prefixed:
         trained = sum(parameter.numel() for parameter in self.parameters)
         compiled_numbers = sum(tensor.numel() for tensor in tensors.values())
         # A network is not needed any more; of embeddings, keys and values can be made again.
-        return Subject(self.base, prefix, trained=trained, kept=min(trained, compiled_numbers))
+        return EvaluatedModel(self.base, prefix, trained=trained, kept=min(trained, compiled_numbers))
 
 
-def front(**options: Any) -> Callable[[Setting], Front]:
+def front(**options: Any) -> Callable[[AdapterInputs], ContextCost]:
     """The room that virtual tokens take, with `options` of `train` as for `ours`."""
-    return lambda setting: Front(options.get("length", setting.length), setting.base.template)
+    return lambda setting: ContextCost(options.get("length", setting.length), setting.base.template)
 
 
-def ours(**options: Any) -> Callable[[Setting], Prefixed]:
+def ours(**options: Any) -> Callable[[AdapterInputs], Prefixed]:
     """A prefix of Foreword's, with `options` of `train` where they differ from the defaults."""
 
-    def begin(setting: Setting) -> Prefixed:
+    def begin(setting: AdapterInputs) -> Prefixed:
         settings = make_settings(
             **{"length": setting.length, "seed": setting.seed, **setting.choice, **options}
         )
         template = choose_template(setting.base, settings, None)
-        learner = build_learner(setting.base, settings, setting.rows, (), placement=template.placement)
-        return Prefixed(setting.base, learner.parameters, template)
+        trainer = build_trainer(setting.base, settings, setting.rows, (), placement=template.placement)
+        return Prefixed(setting.base, trainer.parameters, template)
 
     return begin
 
@@ -116,7 +116,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
 def half_of_layers(end: str) -> Any:
     """Only the keys and values of the first or the last half of the layers are trained."""
 
-    def begin(setting: Setting) -> Prefixed:
+    def begin(setting: AdapterInputs) -> Prefixed:
         layers = setting.base.geometry.streams["decoder"].layers
         return ours(layers=f"{end}:{max(1, layers // 2)}")(setting)
 

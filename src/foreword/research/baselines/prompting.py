@@ -14,11 +14,11 @@ from torch import nn
 
 from foreword.base.base_model import BaseModel
 from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.prefix import Prefix
-from foreword.research.baselines.protocol import Front, Setting, Subject
+from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
 from foreword.training.initialization import activations
 
@@ -36,20 +36,20 @@ class Prompted:
 
     def losses(self, rows: Sequence[EncodedExample]) -> torch.Tensor:
         """The loss of each target token, `[M]`."""
-        prefixes = RowPrefixes.stack([self.prefix] * len(rows), self.base.device)
+        prefixes = PrefixBatch.stack([self.prefix] * len(rows), self.base.device)
         return target_losses(self.base.model, self.base.batch(rows, prefixes, "flat"), prefixes)
 
-    def finish(self) -> Subject:
+    def finish(self) -> EvaluatedModel:
         """What there was from the beginning."""
-        return Subject(self.base, self.prefix, self.template)
+        return EvaluatedModel(self.base, self.prefix, self.template)
 
 
-def alone(setting: Setting) -> Prompted:
+def alone(setting: AdapterInputs) -> Prompted:
     """The base model with nothing but the source."""
     return Prompted(setting.base, None, setting.base.template)
 
 
-def zero_shot(setting: Setting) -> Prompted:
+def zero_shot(setting: AdapterInputs) -> Prompted:
     """An instruction: as text in front, or as the system message of the base's chat template."""
     base = setting.base
     form = setting.choice["form"]
@@ -65,18 +65,18 @@ def has_form(base: BaseModel, choice: dict[str, Any]) -> bool:
     return choice["form"] != "chat" or bool(getattr(base.tokenizer, "chat_template", None))
 
 
-def few_shot(setting: Setting) -> Prompted:
+def few_shot(setting: AdapterInputs) -> Prompted:
     """The instruction, and the first training examples as demonstrations, written as every row is."""
     base = setting.base
     return Prompted(base, behind(base, _demonstrations(setting)), base.template)
 
 
-def front(setting: Setting) -> Front:
+def front(setting: AdapterInputs) -> ContextCost:
     """The room that the choice takes: an instruction, and demonstrations."""
     base = setting.base
     if setting.choice.get("form") == "chat":
-        return Front(0, _as_chat(setting))
-    return Front(len(_demonstrations(setting)), base.template)
+        return ContextCost(0, _as_chat(setting))
+    return ContextCost(len(_demonstrations(setting)), base.template)
 
 
 def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
@@ -91,7 +91,7 @@ def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
     return Prefix(tensors=tensors, base=base.identity, template=base.template, positions=base.positions)
 
 
-def _demonstrations(setting: Setting) -> list[int]:
+def _demonstrations(setting: AdapterInputs) -> list[int]:
     """The instruction, and so many of the first examples as the choice has shots."""
     ids = _ids(setting.base, f"{setting.instruction}\n")
     for row in setting.rows[: setting.choice.get("shots", 0)]:
@@ -99,7 +99,7 @@ def _demonstrations(setting: Setting) -> list[int]:
     return ids
 
 
-def _as_chat(setting: Setting) -> Template:
+def _as_chat(setting: AdapterInputs) -> Template:
     return Template(style="chat", end=setting.base.template.end, system=setting.instruction)
 
 

@@ -22,7 +22,7 @@ from foreword.template import Template
 
 
 @dataclass(frozen=True)
-class Setting:
+class AdapterInputs:
     """What a method begins with.
 
     Attributes:
@@ -44,7 +44,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """What is measured.
 
     Attributes:
@@ -63,7 +63,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Front:
+class ContextCost:
     """What stands in front of every text.
 
     Attributes:
@@ -89,13 +89,13 @@ class Trainee(Protocol):
     def losses(self, rows: Sequence[EncodedExample]) -> torch.Tensor:
         """The loss of each target token of `rows`, `[M]`, in nats, with a gradient to the parameters."""
 
-    def finish(self) -> Subject:
+    def finish(self) -> EvaluatedModel:
         """What the parameters stand for now, to be measured."""
 
 
-def nothing(setting: Setting) -> Front:
+def nothing(setting: AdapterInputs) -> ContextCost:
     """The front of methods that put nothing there."""
-    return Front(0, setting.base.template)
+    return ContextCost(0, setting.base.template)
 
 
 def with_weights(base: BaseModel, model: Any) -> BaseModel:

@@ -11,7 +11,7 @@ from foreword.errors import UsageError
 from foreword.research.baselines import fine_tuning, peft, prefix, prompting
 from foreword.research.baselines import prefix as variants
 from foreword.research.baselines.adapter import REDUCTION, adapter
-from foreword.research.baselines.protocol import Front, Setting, Trainee, nothing
+from foreword.research.baselines.protocol import AdapterInputs, ContextCost, Trainee, nothing
 
 Choice = dict[str, Any]
 
@@ -40,12 +40,12 @@ class Method:
 
     name: str
     title: str
-    begin: Callable[[Setting], Trainee]
+    begin: Callable[[AdapterInputs], Trainee]
     grid: tuple[Choice, ...]
     usual: Choice
     work: Literal["frozen", "weights", "none"] = "frozen"
     fits: Callable[[BaseModel, Choice], bool] | None = None
-    front: Callable[[Setting], Front] = nothing
+    front: Callable[[AdapterInputs], ContextCost] = nothing
     sees_training: bool = True
 
     def choices(self, base: BaseModel) -> list[Choice]:

@@ -26,7 +26,7 @@ from foreword.models import resolve
 from foreword.research.bench import data, room
 from foreword.research.bench.peak_memory import peak, reset_peak
 from foreword.research.bench.train_step import step_of
-from foreword.training.prefix_trainer import Learner, build_learner
+from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.train import make_settings
 
 
@@ -122,17 +122,17 @@ def _measure_here(way: str, name: str, path: Path | None, size: int, length: int
         gradient_checkpointing=way.endswith("checkpointing"),
         packed=way.endswith("packed"),
     )
-    learner = build_learner(base, settings, rows, [])
+    prefix_trainer = build_trainer(base, settings, rows, [])
     if not way.startswith("PEFT"):
-        return above_the_base(base.model, step_of(base, [learner]), STEPS)
+        return above_the_base(base.model, step_of(base, [prefix_trainer]), STEPS)
     del base
     gc.collect()
-    return _peft(way, name, length, [_batch(learner, number) for number in range(STEPS)])
+    return _peft(way, name, length, [_batch(prefix_trainer, number) for number in range(STEPS)])
 
 
-def _batch(learner: Learner, number: int) -> list[EncodedExample]:
-    learner.step = number
-    return learner.batch()
+def _batch(prefix_trainer: PrefixTrainer, number: int) -> list[EncodedExample]:
+    prefix_trainer.step = number
+    return prefix_trainer.batch()
 
 
 def _peft(way: str, name: str, length: int, batches: Sequence[Sequence[EncodedExample]]) -> int:

@@ -130,7 +130,7 @@ def measure(
             work[at] = work_of(base, prompts, 10, NEW_TOKENS)
         else:
             asked = sizes(name, at)
-            ways[str(at)] = step_of(base, workload.learners(base, asked))
+            ways[str(at)] = step_of(base, workload.trainers(base, asked))
             work[at] = workload.operations(base, asked)
     ways[MACHINE], operations = roofline.products(base.dtype, base.device, count=3)
     turns = in_turns(ways, rounds, on_round=on_round)

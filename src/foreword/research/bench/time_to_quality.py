@@ -15,9 +15,9 @@ from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.research.bench import peft
-from foreword.training.batch_sampler import Order
+from foreword.training.batch_sampler import BatchSampler
 from foreword.training.loop import dev_loss, train_step
-from foreword.training.prefix_trainer import build_learner
+from foreword.training.prefix_trainer import build_trainer
 from foreword.training.train import make_settings
 
 DIRECT, PROJECTED = "PEFT, direct", "PEFT, projection"
@@ -42,16 +42,16 @@ class Run:
     steps: int
     watched: int
     seconds: float = 0.0
-    course: dict[int, tuple[float, float]] = field(default_factory=dict)
+    run_log: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def end(self) -> tuple[float, float]:
         """Dev loss and seconds after the last step."""
-        return self.course[self.steps]
+        return self.run_log[self.steps]
 
     def reached(self, loss: float) -> tuple[int, float] | None:
         """Steps and seconds after which it was first seen at `loss` or below; None: never."""
-        for steps, (own, seconds) in sorted(self.course.items()):
+        for steps, (own, seconds) in sorted(self.run_log.items()):
             if own <= loss:
                 return steps, seconds
         return None
@@ -68,7 +68,7 @@ def race(runs: Mapping[str, Run], on_step: Callable[[int], None] = lambda number
             run.seconds += time.perf_counter() - begun
             done = number + 1
             if done == run.steps or done % run.watched == 0:
-                run.course[done] = (run.loss(), run.seconds)
+                run.run_log[done] = (run.loss(), run.seconds)
         on_step(number + 1)
 
 
@@ -100,7 +100,7 @@ def entrants(
         raise UsageError(f"{len(rows)} examples and {len(dev)} dev examples; expected {size} and 1 at least")
     runs = {FOREWORD: _own(base, rows, dev, length, size, own_steps, watched, seed)}
     warmup = make_settings().warmup_steps(steps)
-    order = Order([row.tokens for row in rows], size, seed, by_length=False)
+    order = BatchSampler([row.tokens for row in rows], size, seed, by_length=False)
     for form, tried in rates.items():
         for rate in tried:
             model = peft.load(peft_folder, length=length, projection=form == PROJECTED, seed=seed)
@@ -127,14 +127,14 @@ def _own(
     seed: int,
 ) -> Run:
     settings = make_settings(length=length, steps=steps, batch_size=size, seed=seed)
-    learner = build_learner(base, settings, list(rows), list(dev))
+    prefix_trainer = build_trainer(base, settings, list(rows), list(dev))
 
     def step(number: int) -> None:
-        for report in train_step(base, [learner]):
+        for report in train_step(base, [prefix_trainer]):
             if isinstance(report, Exception):
                 raise report
 
-    return Run(step, lambda: dev_loss(base, learner), steps, watched)
+    return Run(step, lambda: dev_loss(base, prefix_trainer), steps, watched)
 
 
 def best(runs: Mapping[str, Run], form: str) -> str:

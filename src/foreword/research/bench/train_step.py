@@ -11,7 +11,7 @@ from foreword.research.bench import roofline, room
 from foreword.research.bench import roofline as flops
 from foreword.research.bench.timing import Spread, Work, in_turns, spread
 from foreword.training.loop import train_step
-from foreword.training.prefix_trainer import Learner, build_learner
+from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.train import make_settings
 
 RANDOM, BY_SOURCE = "random", "by source"
@@ -70,13 +70,13 @@ def measure(
     """
     found = []
     for size in sizes:
-        learners = {
+        prefix_trainers = {
             (RANDOM, FOREWORD): _learner(base, rows, size, length),
             (RANDOM, PACKED): _learner(base, rows, size, length, packed=True),
             (BY_SOURCE, FOREWORD): _learner(base, rows, size, length, by_source=True),
             (BY_SOURCE, PACKED): _learner(base, rows, size, length, by_source=True, packed=True),
         }
-        ways: dict[str, Work] = {" / ".join(key): _ours(base, each) for key, each in learners.items()}
+        ways: dict[str, Work] = {" / ".join(key): _ours(base, each) for key, each in prefix_trainers.items()}
         twin = _learner(base, rows, size, length)
         ways[MACHINE], operations = roofline.products(base.dtype, base.device)
         if peft_folder is not None:
@@ -88,7 +88,7 @@ def measure(
         turns = in_turns(ways, rounds, on_round=told)
         rates = [operations / each for each in turns.seconds[MACHINE]]
         work = [flops.training_step(base, _batch(twin, number), length) for number in range(rounds)]
-        for (batch, way), learner in learners.items():
+        for (batch, way), prefix_trainer in prefix_trainers.items():
             name = f"{batch} / {way}"
             seconds = turns.seconds[name]
             found.append(
@@ -97,7 +97,7 @@ def measure(
                     way=way,
                     seconds=turns.of(name),
                     examples=spread([size / each for each in seconds]),
-                    share=_share(work, seconds, rates) if not learner.settings.by_source else None,
+                    share=_share(work, seconds, rates) if not prefix_trainer.settings.by_source else None,
                     faster=None if peft_folder is None else turns.faster(name, PEFT),
                 )
             )
@@ -109,11 +109,11 @@ def measure(
     return found
 
 
-def step_of(base: BaseModel, learners: Sequence[Learner]) -> Work:
+def step_of(base: BaseModel, prefix_trainers: Sequence[PrefixTrainer]) -> Work:
     """A step of all of them in one pass of the base model; it raises TrainingDiverged."""
 
     def step(number: int) -> None:
-        for report in train_step(base, learners):
+        for report in train_step(base, prefix_trainers):
             if isinstance(report, Exception):
                 raise report
 
@@ -134,30 +134,30 @@ def _learner(
     *,
     by_source: bool = False,
     packed: bool = False,
-) -> Learner:
+) -> PrefixTrainer:
     settings = make_settings(
         length=length, steps=1_000_000, batch_size=size, by_source=by_source, packed=packed
     )
-    return build_learner(base, settings, list(rows), [])
+    return build_trainer(base, settings, list(rows), [])
 
 
-def _batch(learner: Learner, number: int) -> list[EncodedExample]:
+def _batch(prefix_trainer: PrefixTrainer, number: int) -> list[EncodedExample]:
     """The rows of a round: those of the learner's step after the one that warms up."""
-    learner.step = number + 1
-    return learner.batch()
+    prefix_trainer.step = number + 1
+    return prefix_trainer.batch()
 
 
-def _ours(base: BaseModel, learner: Learner) -> Work:
-    step = step_of(base, [learner])
+def _ours(base: BaseModel, prefix_trainer: PrefixTrainer) -> Work:
+    step = step_of(base, [prefix_trainer])
 
     def work(number: int) -> None:
-        _batch(learner, number)
+        _batch(prefix_trainer, number)
         step(number)
 
     return work
 
 
-def _peft(folder: str, twin: Learner, length: int) -> Work:
+def _peft(folder: str, twin: PrefixTrainer, length: int) -> Work:
     from foreword.research.bench import peft as peft_peer
 
     model = peft_peer.load(folder, length=length, projection=False)

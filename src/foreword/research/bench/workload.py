@@ -20,7 +20,7 @@ from foreword.encoding import EncodedExample
 from foreword.research.bench import memory, roofline
 from foreword.research.bench.memory import above_the_base
 from foreword.research.bench.train_step import step_of
-from foreword.training.prefix_trainer import Learner, build_learner
+from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.train import make_settings
 
 TARGETS = 4
@@ -59,13 +59,13 @@ def examples(base: BaseModel, work: Workload) -> list[EncodedExample]:
     return made
 
 
-def learners(base: BaseModel, work: Workload) -> list[Learner]:
+def trainers(base: BaseModel, work: Workload) -> list[PrefixTrainer]:
     """One for each owner."""
     rows = examples(base, work)
     size = work.rows // work.owners
     settings = make_settings(length=work.length, batch_size=size, steps=1_000_000, init="random")
     return [
-        build_learner(base, settings, rows[owner * size : (owner + 1) * size], [])
+        build_trainer(base, settings, rows[owner * size : (owner + 1) * size], [])
         for owner in range(work.owners)
     ]
 
@@ -107,7 +107,7 @@ def _main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     base = BaseModel.load(given.base, dtype=torch.float32, device="cpu")
     work = Workload(**{name: getattr(given, name) for name in names})
-    step = step_of(base, learners(base, work))
+    step = step_of(base, trainers(base, work))
     print(json.dumps({"bytes": above_the_base(base.model, step, STEPS_OF_MEMORY)}))
 
 

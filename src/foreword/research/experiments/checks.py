@@ -14,16 +14,16 @@ from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample, encode
 from foreword.errors import ForewordError, UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
-from foreword.research.baselines.protocol import Front, Setting
+from foreword.research.baselines.protocol import AdapterInputs, ContextCost
 from foreword.research.baselines.registry import RATE, Choice, Method, shown
 from foreword.research.experiments.measure import LOSS_TARGETS
 from foreword.research.experiments.plan import TUNING, Plan
-from foreword.research.experiments.results import Ledger, chosen_before
-from foreword.research.experiments.splits import Material, few_targets
+from foreword.research.experiments.results import Results, chosen_before
+from foreword.research.experiments.splits import DataSplits, few_targets
 from foreword.template import Template
 
 
-def choices(base: BaseModel, method: Method, material: Material, plan: Plan) -> list[Choice]:
+def choices(base: BaseModel, method: Method, material: DataSplits, plan: Plan) -> list[Choice]:
     """What may be tried: the method's grid, without prompts that do not fit; rates all need the same room."""
     possible = method.choices(base)
     if any(RATE in choice for choice in possible):
@@ -31,7 +31,7 @@ def choices(base: BaseModel, method: Method, material: Material, plan: Plan) -> 
     return [choice for choice in possible if misfit(base, method, choice, material, plan) is None]
 
 
-def misfit(base: BaseModel, method: Method, choice: Choice, material: Material, plan: Plan) -> str | None:
+def misfit(base: BaseModel, method: Method, choice: Choice, material: DataSplits, plan: Plan) -> str | None:
     """The first text that does not fit behind this choice, and what to do, in words; None if all do."""
     if base.window is None:
         return None
@@ -52,14 +52,16 @@ def misfit(base: BaseModel, method: Method, choice: Choice, material: Material, 
     return None
 
 
-def front(base: BaseModel, method: Method, choice: Choice, examples: Sequence[Example], plan: Plan) -> Front:
+def front(
+    base: BaseModel, method: Method, choice: Choice, examples: Sequence[Example], plan: Plan
+) -> ContextCost:
     """What the method puts in front of every text, trained on `examples`."""
     shown = examples[: choice.get("shots", 0)]
     rows = _encoded(base, shown, base.template, plan)
-    return method.front(Setting(base, shown, rows, plan.length, plan.seed, choice, plan.instruction))
+    return method.front(AdapterInputs(base, shown, rows, plan.length, plan.seed, choice, plan.instruction))
 
 
-def _subsets(material: Material, plan: Plan, method: Method) -> list[list[Example]]:
+def _subsets(material: DataSplits, plan: Plan, method: Method) -> list[list[Example]]:
     """What the method is trained on, or has demonstrations from."""
     trials = {(trial.size, trial.subset) for trial in plan.trials() if trial.method == method}
     drawn = [material.subset(size, plan.seed, str(subset)) for size, subset in sorted(trials)]
@@ -67,7 +69,7 @@ def _subsets(material: Material, plan: Plan, method: Method) -> list[list[Exampl
 
 
 def _texts(
-    base: BaseModel, method: Method, material: Material, plan: Plan, template: Template, limit: int
+    base: BaseModel, method: Method, material: DataSplits, plan: Plan, template: Template, limit: int
 ) -> Iterator[tuple[str, int, str]]:
     """What is read: its name, how many tokens of the window it takes, and what helps if they are too many."""
     for name, entries in material.measured.items():
@@ -107,7 +109,7 @@ LOOKED_AT = 100
 
 
 def without_unsupported(
-    base: BaseModel, methods: Sequence[Method], material: Material, plan: Plan
+    base: BaseModel, methods: Sequence[Method], material: DataSplits, plan: Plan
 ) -> tuple[list[Method], dict[str, str]]:
     """Those of `methods` that the base can have, and why it can't have the others, by name."""
     kept, refused = [], {}
@@ -121,7 +123,7 @@ def without_unsupported(
     return kept, refused
 
 
-def check_chosen(base: BaseModel, material: Material, plan: Plan, ledger: Ledger) -> None:
+def check_chosen(base: BaseModel, material: DataSplits, plan: Plan, ledger: Results) -> None:
     """Refuse subsets into which a prompt does not fit that was chosen when the run had fewer of them.
 
     Raises:
@@ -136,7 +138,7 @@ def check_chosen(base: BaseModel, material: Material, plan: Plan, ledger: Ledger
             )
 
 
-def check(base: BaseModel, material: Material, plan: Plan) -> None:
+def check(base: BaseModel, material: DataSplits, plan: Plan) -> None:
     """Refuse what would end in an error later.
 
     Raises:
@@ -159,13 +161,15 @@ def check(base: BaseModel, material: Material, plan: Plan) -> None:
             raise WindowExceeded(f"{method.name}: {found}")
 
 
-def _begin(base: BaseModel, method: Method, material: Material, plan: Plan) -> None:
+def _begin(base: BaseModel, method: Method, material: DataSplits, plan: Plan) -> None:
     """Begin it once, on one short example: what the base is not built for shows."""
     looked_at = material.train[:LOOKED_AT]
     short = min(looked_at, key=lambda example: len(str(example.source)) + len(example.target))
     rows, _ = encode([short], base.tokenizer, base.template, plan.max_length, apart=base.is_encoder_decoder)
     try:
-        method.begin(Setting(base, [short], rows, plan.length, plan.seed, method.usual, plan.instruction))
+        method.begin(
+            AdapterInputs(base, [short], rows, plan.length, plan.seed, method.usual, plan.instruction)
+        )
     except WindowExceeded:
         pass  # of one example; what follows says it of all
     except ForewordError as error:

@@ -20,9 +20,9 @@ from foreword.evaluation.metrics.bleu_chrf import plain_scores
 from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.examples import Entry, source_key
 from foreword.generation import generate
-from foreword.research.baselines.protocol import Subject
+from foreword.research.baselines.protocol import EvaluatedModel
 from foreword.research.experiments.plan import OnProgress, Plan, Trial
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Results
 from foreword.research.experiments.splits import distinct_sources, few_targets
 
 LOSS = "loss"
@@ -31,7 +31,7 @@ LOSS_TARGETS = 3
 
 
 def measure(
-    subject: Subject, entries: Sequence[Entry], decoding: Mapping[str, Any]
+    subject: EvaluatedModel, entries: Sequence[Entry], decoding: Mapping[str, Any]
 ) -> tuple[dict[str, float], list[Prediction]]:
     """The figures of `subject` on `entries`, and what it wrote, in their order.
 
@@ -64,7 +64,7 @@ def score_piece(metric_set: str, trial: Trial) -> str:
 
 
 def rescore(
-    ledger: Ledger, plan: Plan, metric_sets: Sequence[str], folder: Path, on_progress: OnProgress
+    ledger: Results, plan: Plan, metric_sets: Sequence[str], folder: Path, on_progress: OnProgress
 ) -> None:
     """Compute what the ledger does not have, of every trial that was measured.
 

@@ -13,10 +13,10 @@ from foreword import files
 from foreword.errors import CannotRead, CannotWrite, CheckpointMismatch, UsageError
 from foreword.research.baselines.registry import shown
 from foreword.research.experiments.plan import method_of, outputs_of
-from foreword.research.experiments.results import RESULTS, Ledger, alone
+from foreword.research.experiments.results import RESULTS, Results, alone
 
 
-def take_over(ledger: Ledger, other: Path) -> int:
+def take_over(ledger: Results, other: Path) -> int:
     """Add to `ledger` every piece that `other` has and it has not, with its texts and the starts of its run.
 
     Returns:
@@ -35,7 +35,7 @@ def take_over(ledger: Ledger, other: Path) -> int:
     if not (other / RESULTS).exists():
         raise CannotRead(f"{other} has no {RESULTS}; expected a folder of `foreword reproduce`")
     with alone(other):
-        theirs = Ledger(other, ledger.experiment, ledger.settings)
+        theirs = Results(other, ledger.experiment, ledger.settings)
         _check_choices(ledger, theirs, other)
         pieces = {name: piece for name, piece in theirs.pieces.items() if name not in ledger.pieces}
         for name, piece in pieces.items():
@@ -49,7 +49,7 @@ def take_over(ledger: Ledger, other: Path) -> int:
     return len(pieces)
 
 
-def _check_choices(ours: Ledger, theirs: Ledger, other: Path) -> None:
+def _check_choices(ours: Results, theirs: Results, other: Path) -> None:
     """Trials of a method have one learning rate, or one prompt, in a run."""
     here, there = _choices(ours), _choices(theirs)
     for method in here.keys() & there.keys():
@@ -61,7 +61,7 @@ def _check_choices(ours: Ledger, theirs: Ledger, other: Path) -> None:
             )
 
 
-def _choices(ledger: Ledger) -> dict[str, Any]:
+def _choices(ledger: Results) -> dict[str, Any]:
     """By method, what its trials were given."""
     return {
         method: piece["choice"]

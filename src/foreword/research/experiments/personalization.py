@@ -23,7 +23,7 @@ from foreword.errors import BadExamples, DamagedCheckpoint, ForewordError, Usage
 from foreword.examples import Example, digest
 from foreword.prefix import Prefix
 from foreword.research.experiments.cost import Work
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Results
 from foreword.research.experiments.statistics import Column
 from foreword.training import Progress, train, train_many
 from foreword.training.train import make_settings
@@ -223,7 +223,7 @@ def settings_of(base: BaseModel, data: OwnersData, recipe: Recipe, max_length: i
     }
 
 
-def remaining(data: OwnersData, recipe: Recipe, ledger: Ledger) -> Work:
+def remaining(data: OwnersData, recipe: Recipe, ledger: Results) -> Work:
     """Rows and tokens of the pieces that the ledger does not have; steps of a piece begun count in full."""
     work, steps = Work(), recipe.steps_of(data)
     if SHARED not in ledger.pieces:
@@ -242,7 +242,7 @@ def remaining(data: OwnersData, recipe: Recipe, ledger: Ledger) -> Work:
 
 
 def run(
-    base: BaseModel, data: OwnersData, recipe: Recipe, folder: Path, ledger: Ledger, on_progress: OnProgress
+    base: BaseModel, data: OwnersData, recipe: Recipe, folder: Path, ledger: Results, on_progress: OnProgress
 ) -> list[Column]:
     """Do the pieces that the ledger does not have, and return a column for every owner.
 
@@ -303,7 +303,7 @@ def _shared(
     recipe: Recipe,
     prefixes: Path,
     training: Path,
-    ledger: Ledger,
+    ledger: Results,
     on_progress: OnProgress,
 ) -> Prefix:
     path = prefixes / "shared.prefix"
@@ -328,7 +328,7 @@ def _own(
     recipe: Recipe,
     prefixes: Path,
     training: Path,
-    ledger: Ledger,
+    ledger: Results,
     on_progress: OnProgress,
 ) -> dict[str, Prefix]:
     # Quoted, so that no name can point elsewhere; the sign in front keeps it apart from the shared one.
@@ -369,7 +369,7 @@ def _load(path: Path, expected: str) -> Prefix:
     return prefix
 
 
-def _read_column(ledger: Ledger, owner: str) -> Column:
+def _read_column(ledger: Results, owner: str) -> Column:
     figures = {
         name: value for name, value in ledger.pieces[_column_piece(owner)].items() if name != "seconds"
     }

@@ -8,8 +8,15 @@ from foreword.reporting.markdown import table
 from foreword.research.experiments import report
 from foreword.research.experiments.personalization import SHARED, OwnersData
 from foreword.research.experiments.plots import Matrix
-from foreword.research.experiments.results import Ledger
-from foreword.research.experiments.statistics import CHANCE, Column, Contrast, Rival, contrast_own, sign_test
+from foreword.research.experiments.results import Results
+from foreword.research.experiments.statistics import (
+    CHANCE,
+    Column,
+    PairedTest,
+    Rival,
+    contrast_own,
+    sign_test,
+)
 
 RIVALS: dict[Rival, str] = {
     "none": "no prefix",
@@ -18,12 +25,12 @@ RIVALS: dict[Rival, str] = {
 }
 
 
-def contrasts(columns: Sequence[Column]) -> dict[Rival, Contrast]:
+def contrasts(columns: Sequence[Column]) -> dict[Rival, PairedTest]:
     """Own prefixes against each rival."""
     return {rival: contrast_own(columns, rival) for rival in RIVALS}
 
 
-def make_report(ledger: Ledger, data: OwnersData, columns: Sequence[Column], base: str, picture: str) -> str:
+def make_report(ledger: Results, data: OwnersData, columns: Sequence[Column], base: str, picture: str) -> str:
     """The page, in Markdown.
 
     Args:
@@ -83,7 +90,7 @@ def summary(columns: Sequence[Column]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sentence(rival: Rival, each: Contrast) -> str:
+def _sentence(rival: Rival, each: PairedTest) -> str:
     ties = "" if not each.ties else f" ({each.ties} equal)"
     words = {
         "held": "held: the own prefix is better",
@@ -98,7 +105,7 @@ def _sentence(rival: Rival, each: Contrast) -> str:
     )
 
 
-def _table(ledger: Ledger, data: OwnersData, columns: Sequence[Column]) -> str:
+def _table(ledger: Results, data: OwnersData, columns: Sequence[Column]) -> str:
     rows = [
         [
             column.owner,
@@ -118,7 +125,7 @@ def _table(ledger: Ledger, data: OwnersData, columns: Sequence[Column]) -> str:
     return table(head, rows)
 
 
-def _notes(ledger: Ledger, data: OwnersData) -> str:
+def _notes(ledger: Results, data: OwnersData) -> str:
     steps = ledger.pieces[SHARED]["steps"]
     batch = ledger.settings["batch_size"]
     own = sum(line["steps"] for piece, line in ledger.pieces.items() if piece.startswith("prefix of "))

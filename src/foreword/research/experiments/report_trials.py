@@ -21,11 +21,11 @@ from foreword.research.experiments.measure import LOSS, LOSS_TARGETS, digits, lo
 from foreword.research.experiments.plan import Plan
 from foreword.research.experiments.plots import Curve, Panel
 from foreword.research.experiments.report import counted
-from foreword.research.experiments.results import Ledger, choice_piece
-from foreword.research.experiments.statistics import CHANCE, Cell, Contrast, sign_test
+from foreword.research.experiments.results import Results, choice_piece
+from foreword.research.experiments.statistics import CHANCE, Cell, PairedTest, sign_test
 
 
-def summary(ledger: Ledger, plan: Plan, groups: Sequence[str]) -> str:
+def summary(ledger: Results, plan: Plan, groups: Sequence[str]) -> str:
     """The first method against the others, in words.
 
     A line, with a verdict, for each method that is tried at every size; one without for all those that are
@@ -41,13 +41,13 @@ def summary(ledger: Ledger, plan: Plan, groups: Sequence[str]) -> str:
     return ("\n".join(told) or "- No two methods have been measured on the same examples yet.") + "\n"
 
 
-def duels(ledger: Ledger, plan: Plan, groups: Sequence[str]) -> str:
+def duels(ledger: Results, plan: Plan, groups: Sequence[str]) -> str:
     """The first method against every other, by every figure."""
     first, rows = plan.methods[0], []
     for rival in tally.all_methods(plan)[1:]:
         for group in groups:
             for metric in tally.metrics(ledger):
-                found = tally.duel(ledger, plan, first, rival, group, metric)
+                found = tally.paired_comparison(ledger, plan, first, rival, group, metric)
                 if found is not None:
                     places = digits(metric)
                     rows.append(
@@ -85,21 +85,24 @@ def too_few(plan: Plan) -> str:
     )
 
 
-def _rival(ledger: Ledger, plan: Plan, rival: Method, group: str, metric: str, what: str) -> str:
+def _rival(ledger: Results, plan: Plan, rival: Method, group: str, metric: str, what: str) -> str:
     """The first against one that is tried at every size; or nothing, if they have no subset in common."""
     first = plan.methods[0]
-    found = tally.duel(ledger, plan, first, rival, group, metric)
+    found = tally.paired_comparison(ledger, plan, first, rival, group, metric)
     if found is None:
         return ""
-    by_size = {size: tally.duel(ledger, plan, first, rival, group, metric, size=size) for size in plan.sizes}
+    by_size = {
+        size: tally.paired_comparison(ledger, plan, first, rival, group, metric, size=size)
+        for size in plan.sizes
+    }
     return _sentence(first, rival, found, by_size, what, digits(metric))
 
 
 def _sentence(
     first: Method,
     rival: Method,
-    found: Contrast,
-    by_size: Mapping[int, Contrast | None],
+    found: PairedTest,
+    by_size: Mapping[int, PairedTest | None],
     what: str,
     places: int,
 ) -> str:
@@ -122,13 +125,13 @@ def _sentence(
     )
 
 
-def _others(ledger: Ledger, plan: Plan, group: str, metric: str, what: str) -> str:
+def _others(ledger: Results, plan: Plan, group: str, metric: str, what: str) -> str:
     """The first against those that are tried at one size only, the largest difference first; or nothing."""
     first, size = plan.methods[0], plan.tuning_size
-    made: list[tuple[Method, Contrast]] = []
-    without: list[tuple[Method, Contrast]] = []
+    made: list[tuple[Method, PairedTest]] = []
+    without: list[tuple[Method, PairedTest]] = []
     for rival in tally.all_methods(plan)[len(plan.methods) :]:
-        found = tally.duel(ledger, plan, first, rival, group, metric, size=size)
+        found = tally.paired_comparison(ledger, plan, first, rival, group, metric, size=size)
         if found is not None:
             (without if math.isnan(found.mean) else made).append((rival, found))
     made.sort(key=lambda pair: pair[1].mean, reverse=True)
@@ -144,19 +147,19 @@ def _others(ledger: Ledger, plan: Plan, group: str, metric: str, what: str) -> s
     )
 
 
-def _difference(found: Contrast, places: int) -> str:
+def _difference(found: PairedTest, places: int) -> str:
     spread = f" ± {found.spread:.{places}f}" if found.pairs > 1 and not math.isnan(found.mean) else ""
     return _mean(found, places) + spread
 
 
-def _mean(found: Contrast, places: int) -> str:
+def _mean(found: PairedTest, places: int) -> str:
     return "-" if math.isnan(found.mean) else f"{found.mean:+.{places}f}"
 
 
 # -- The picture of trials: a panel for each figure of each group, a curve for each method ---------
 
 
-def draw(ledger: Ledger, plan: Plan, groups: Sequence[str], path: Path, *, title: str) -> None:
+def draw(ledger: Results, plan: Plan, groups: Sequence[str], path: Path, *, title: str) -> None:
     """Write the picture (PNG).
 
     Raises:
@@ -171,7 +174,7 @@ def draw(ledger: Ledger, plan: Plan, groups: Sequence[str], path: Path, *, title
     plots.draw_panels(panels, path, title=title, caption=caption)
 
 
-def _curves(ledger: Ledger, plan: Plan, group: str, metric: str) -> list[Curve]:
+def _curves(ledger: Results, plan: Plan, group: str, metric: str) -> list[Curve]:
     curves = []
     # Methods of one size alone are in the tables: as points on one line nobody could tell them apart.
     for method in plan.methods if len(tally.sizes(plan)) > 1 else tally.all_methods(plan):
@@ -192,7 +195,7 @@ def _curves(ledger: Ledger, plan: Plan, group: str, metric: str) -> list[Curve]:
 def make_report(
     title: str,
     command: str,
-    ledger: Ledger,
+    ledger: Results,
     plan: Plan,
     groups: Sequence[str],
     base: str,
@@ -232,7 +235,7 @@ def make_report(
     return "\n".join(parts)
 
 
-def _opening(ledger: Ledger, plan: Plan) -> str:
+def _opening(ledger: Results, plan: Plan) -> str:
     trials = list(plan.trials())
     done = sum(trial.piece in ledger.pieces for trial in trials)
     state = "" if done == len(trials) else f" **Not finished: {done} of {len(trials)} trials are made.**"
@@ -246,7 +249,7 @@ def _opening(ledger: Ledger, plan: Plan) -> str:
     )
 
 
-def _figures(ledger: Ledger, plan: Plan, group: str, metric: str) -> str:
+def _figures(ledger: Results, plan: Plan, group: str, metric: str) -> str:
     methods, sizes = tally.all_methods(plan), tally.sizes(plan)
     cells = {
         (method.name, size): tally.cell(ledger, plan, method, size, group, metric)
@@ -284,7 +287,7 @@ def _cell(found: Cell, metric: str, best: bool) -> str:
     return text + (f" ({', '.join(notes)})" if notes else "")
 
 
-def _costs(ledger: Ledger, plan: Plan, base_numbers: int) -> str:
+def _costs(ledger: Results, plan: Plan, base_numbers: int) -> str:
     rows = []
     for method in tally.all_methods(plan):
         for size in tally.sizes(plan):
@@ -313,7 +316,7 @@ def _costs(ledger: Ledger, plan: Plan, base_numbers: int) -> str:
     )
 
 
-def _grids(ledger: Ledger, plan: Plan) -> str:
+def _grids(ledger: Results, plan: Plan) -> str:
     if not plan.tuned:
         rows = [[method.title, shown(method.usual)] for method in tally.all_methods(plan)]
         return f"Not tuned: each method's usual one.\n\n{table(['method', 'taken'], rows)}"

@@ -81,7 +81,7 @@ def alone(folder: Path) -> Iterator[None]:
 # -- Ledger: what an experiment has finished, a line of JSON for each piece, so that it can go on --
 
 
-class Ledger:
+class Results:
     """The finished pieces of one run.
 
     Attributes:
@@ -213,7 +213,7 @@ def chosen_piece(method: Method) -> str:
     return f"choice of {method.name}"
 
 
-def chosen_before(method: Method, ledger: Ledger) -> Choice | None:
+def chosen_before(method: Method, ledger: Results) -> Choice | None:
     """The prompt that earlier trials of the run have. Which prompts fit depends on the subsets, and these may
     grow; trials of one method must not have several. Of rates, the grid gives the same one again."""
     piece = ledger.pieces.get(chosen_piece(method))

@@ -18,7 +18,7 @@ Some = TypeVar("Some", Example, Entry, Example | Entry)
 
 
 @dataclass(frozen=True)
-class Material:
+class DataSplits:
     """The data of an experiment.
 
     Attributes:
@@ -74,7 +74,7 @@ class Material:
 
 def apart(
     train: Sequence[Example], dev: Sequence[Example], measured: Mapping[str, Sequence[Entry]]
-) -> tuple[Material, int]:
+) -> tuple[DataSplits, int]:
     """Material that trains on no source that chooses or is measured, and how many examples that left out.
 
     Raises:
@@ -86,7 +86,7 @@ def apart(
             f"the sources of all {len(train)} training examples are among those that choose or are measured; "
             "give other files to train on and to measure on"
         )
-    return Material(kept, dev, measured), len(train) - len(kept)
+    return DataSplits(kept, dev, measured), len(train) - len(kept)
 
 
 def without_sources(data: Sequence[Some], those: Iterable[Example | Entry]) -> list[Some]:
@@ -175,7 +175,7 @@ def by_owner(example: Example | Entry) -> str | None:
     return example.owner
 
 
-def hold_out(
+def split_by_group(
     train: Sequence[Example],
     dev: Sequence[Example | Entry],
     names: Sequence[str],
@@ -185,7 +185,7 @@ def hold_out(
     seed: int,
     test: Sequence[Example | Entry] | None = None,
     group_of: GroupOf = by_owner,
-) -> tuple[Material, tuple[str, ...], int]:
+) -> tuple[DataSplits, tuple[str, ...], int]:
     """Training examples without the groups held out; to measure, seen and unseen groups, apart.
 
     Unseen is every group that no training example is left of. A source can stand in several groups: one that

@@ -18,7 +18,7 @@ from foreword.evaluation.metrics import METRICS
 from foreword.research.baselines.registry import Method
 from foreword.research.experiments.measure import LOSS, lower_is_better, score_piece
 from foreword.research.experiments.plan import Plan, Trial
-from foreword.research.experiments.results import Ledger
+from foreword.research.experiments.results import Results
 
 CHANCE = 0.05
 """A difference that chance alone would show more often than this counts as open."""
@@ -63,7 +63,7 @@ Verdict = Literal["held", "open", "opposite"]
 
 
 @dataclass(frozen=True)
-class Contrast:
+class PairedTest:
     """One thing against another, over pairs.
 
     Attributes:
@@ -96,19 +96,19 @@ class Contrast:
         return "opposite" if not self.mean >= 0 and self.better < self.worse else "open"
 
 
-def contrast_own(columns: Sequence[Column], rival: Rival) -> Contrast:
+def contrast_own(columns: Sequence[Column], rival: Rival) -> PairedTest:
     """The own prefixes against `rival`, over the owners of `columns`: how much lower the loss is, in nats."""
     return contrast([getattr(column, rival) - column.own for column in columns])
 
 
-def contrast(differences: Sequence[float], *, won: int = 0, lost: int = 0) -> Contrast:
+def contrast(differences: Sequence[float], *, won: int = 0, lost: int = 0) -> PairedTest:
     """Compare by the difference of each pair, positive where the first is better.
 
     Args:
         won, lost: pairs without a difference, in which the rival, or the first, failed altogether.
     """
     better, worse = sum(d > 0 for d in differences) + won, sum(d < 0 for d in differences) + lost
-    return Contrast(
+    return PairedTest(
         statistics.fmean(differences) if differences else math.nan,
         statistics.stdev(differences) if len(differences) > 1 else 0.0,
         better,
@@ -160,7 +160,7 @@ class Cell:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def metrics(ledger: Ledger) -> list[str]:
+def metrics(ledger: Results) -> list[str]:
     """Names of the figures: of the sets that were asked for, of trials themselves, the loss last."""
     names = dict.fromkeys(
         name
@@ -173,12 +173,12 @@ def metrics(ledger: Ledger) -> list[str]:
     return [*of_sets, *(name for name in names if name not in of_sets), LOSS]
 
 
-def figure(ledger: Ledger, trial: Trial, group: str, metric: str) -> float | None:
+def figure(ledger: Results, trial: Trial, group: str, metric: str) -> float | None:
     """One figure, or None if the trial is not made, diverged, or gave no finite one."""
     return _figures(ledger, trial, group, metric).get(metric)
 
 
-def cell(ledger: Ledger, plan: Plan, method: Method, size: int, group: str, metric: str) -> Cell:
+def cell(ledger: Results, plan: Plan, method: Method, size: int, group: str, metric: str) -> Cell:
     """All finished trials of a method at a size."""
     trials = [trial for trial in plan.trials() if trial.method == method and trial.size == size]
     found = [figure(ledger, trial, group, metric) for trial in trials]
@@ -187,8 +187,8 @@ def cell(ledger: Ledger, plan: Plan, method: Method, size: int, group: str, metr
     return Cell(tuple(value for value in found if value is not None), len(trials), diverged, endless)
 
 
-def duel(
-    ledger: Ledger,
+def paired_comparison(
+    ledger: Results,
     plan: Plan,
     first: Method,
     rival: Method,
@@ -196,7 +196,7 @@ def duel(
     metric: str,
     *,
     size: int | None = None,
-) -> Contrast | None:
+) -> PairedTest | None:
     """The first against the rival on every subset that both were tried on; None without any.
 
     Seeds of one subset are no new evidence of what another subset would give: their mean counts as one. A
@@ -226,7 +226,7 @@ def duel(
     return contrast(differences, won=won, lost=lost) if differences or won or lost else None
 
 
-def of_piece(ledger: Ledger, plan: Plan, method: Method, size: int, key: str) -> list[Any]:
+def of_piece(ledger: Results, plan: Plan, method: Method, size: int, key: str) -> list[Any]:
     """What the ledger notes of all finished trials of a method at a size, such as `trained`."""
     trials = [trial for trial in plan.trials() if trial.method == method and trial.size == size]
     pieces = [ledger.pieces.get(trial.piece, {}) for trial in trials]
@@ -243,15 +243,15 @@ def sizes(plan: Plan) -> list[int]:
     return sorted({trial.size for trial in plan.trials()})
 
 
-def _diverged(ledger: Ledger, trial: Trial) -> bool:
+def _diverged(ledger: Results, trial: Trial) -> bool:
     return bool(ledger.pieces.get(trial.piece, {}).get("diverged"))
 
 
-def _made(ledger: Ledger, *trials: Trial) -> bool:
+def _made(ledger: Results, *trials: Trial) -> bool:
     return all(trial.piece in ledger.pieces for trial in trials)
 
 
-def _figures(ledger: Ledger, trial: Trial, group: str, metric: str) -> dict[str, float | None]:
+def _figures(ledger: Results, trial: Trial, group: str, metric: str) -> dict[str, float | None]:
     """The figures of a trial among which a metric is; None for one that was not finite."""
     metric_set = metric.split(" ")[0]
     piece = score_piece(metric_set, trial) if metric_set in METRICS else trial.piece

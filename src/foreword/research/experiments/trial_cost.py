@@ -10,13 +10,13 @@ import torch
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample, encode
 from foreword.generation import generate
-from foreword.research.baselines.protocol import Setting, Trainee
+from foreword.research.baselines.protocol import AdapterInputs, Trainee
 from foreword.research.baselines.registry import METHODS, Method
 from foreword.research.experiments.checks import choices
 from foreword.research.experiments.measure import LOSS_TARGETS
 from foreword.research.experiments.plan import Plan
-from foreword.research.experiments.results import Ledger, choice_piece, chosen_before
-from foreword.research.experiments.splits import Material, distinct_sources, few_targets
+from foreword.research.experiments.results import Results, choice_piece, chosen_before
+from foreword.research.experiments.splits import DataSplits, distinct_sources, few_targets
 from foreword.template import Source
 
 EVALUATIONS = 11
@@ -43,7 +43,7 @@ class Left:
     seconds: float
 
 
-def left(base: BaseModel, material: Material, plan: Plan, ledger: Ledger) -> Left:
+def left(base: BaseModel, material: DataSplits, plan: Plan, ledger: Results) -> Left:
     """What the ledger does not have; not foreseen: grids that are made wider, patience that ends."""
     tuned: dict[str, tuple[Method, int]] = {}
     trials = [trial for trial in plan.trials() if trial.piece not in ledger.pieces]
@@ -76,7 +76,7 @@ class _Speed:
         return steps * self.step[method.work] + evaluations * self.evaluation
 
 
-def _speed(base: BaseModel, material: Material, plan: Plan, methods: list[Method]) -> _Speed:
+def _speed(base: BaseModel, material: DataSplits, plan: Plan, methods: list[Method]) -> _Speed:
     """Seconds of a step of each kind of work, of a dev evaluation, and of measuring one subject."""
     apart = base.is_encoder_decoder
     rows, _ = encode(material.train[:SEEN], base.tokenizer, base.template, plan.max_length, apart=apart)
@@ -84,7 +84,7 @@ def _speed(base: BaseModel, material: Material, plan: Plan, methods: list[Method
     step, score = {"none": 0.0}, 0.0
     for work, method in (("frozen", METHODS["prefix"]), ("weights", METHODS["fine-tuning"])):
         if work == "frozen" or any(method.work == work for method in methods):
-            setting = Setting(base, material.train, rows, plan.length, plan.seed, method.usual, "")
+            setting = AdapterInputs(base, material.train, rows, plan.length, plan.seed, method.usual, "")
             trainee = method.begin(setting)
             step[work] = _seconds_of_a_step(trainee, batch)
             score = score or _seconds_of_scoring(trainee, batch) / len(batch)

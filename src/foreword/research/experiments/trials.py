@@ -19,12 +19,12 @@ from foreword.evaluation import Prediction
 from foreword.research.baselines.registry import Choice
 from foreword.research.experiments.measure import measure
 from foreword.research.experiments.plan import SEEDS_APART, OnProgress, Plan, Trial
-from foreword.research.experiments.results import Ledger
-from foreword.research.experiments.splits import Material
+from foreword.research.experiments.results import Results
+from foreword.research.experiments.splits import DataSplits
 from foreword.research.experiments.tuning import attempt, choose
 
 
-def settings_of(base: BaseModel, material: Material, plan: Plan) -> dict[str, Any]:
+def settings_of(base: BaseModel, material: DataSplits, plan: Plan) -> dict[str, Any]:
     """What makes a run this run and no other. What may grow is not in it."""
     training = plan.training({}, plan.seed)
     return {
@@ -50,9 +50,9 @@ def settings_of(base: BaseModel, material: Material, plan: Plan) -> dict[str, An
 
 def run(
     base: BaseModel,
-    material: Material,
+    material: DataSplits,
     plan: Plan,
-    ledger: Ledger,
+    ledger: Results,
     folder: Path,
     on_progress: OnProgress,
     on_trial: Callable[[], None] = lambda: None,
@@ -81,9 +81,9 @@ def _make(
     base: BaseModel,
     trial: Trial,
     choice: Choice,
-    material: Material,
+    material: DataSplits,
     plan: Plan,
-    ledger: Ledger,
+    ledger: Results,
     folder: Path,
     on_progress: OnProgress,
 ) -> None:

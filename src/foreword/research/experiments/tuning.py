@@ -14,12 +14,12 @@ from foreword.encoding import encode
 from foreword.errors import TrainingDiverged
 from foreword.examples import Example
 from foreword.research.baselines.fit import Fit, fit
-from foreword.research.baselines.protocol import Setting, Trainee
+from foreword.research.baselines.protocol import AdapterInputs, Trainee
 from foreword.research.baselines.registry import RATE, Choice, Method
 from foreword.research.experiments.checks import choices
 from foreword.research.experiments.plan import TUNING, OnProgress, Plan
-from foreword.research.experiments.results import Ledger, choice_piece, chosen_before, chosen_piece
-from foreword.research.experiments.splits import Material
+from foreword.research.experiments.results import Results, choice_piece, chosen_before, chosen_piece
+from foreword.research.experiments.splits import DataSplits
 
 
 def attempt(
@@ -36,7 +36,7 @@ def attempt(
     """The trainee at its best step; None instead of how it went if it diverged."""
     apart, limit = base.is_encoder_decoder, plan.max_length
     rows, _ = encode(examples, base.tokenizer, base.template, limit, apart=apart)
-    setting = Setting(base, examples, rows, plan.length, seed, choice, plan.instruction)
+    setting = AdapterInputs(base, examples, rows, plan.length, seed, choice, plan.instruction)
     trainee = method.begin(setting)
     dev_rows, _ = encode(dev, base.tokenizer, trainee.template, limit, apart=apart)
     settings = plan.training(choice, seed)
@@ -52,7 +52,12 @@ def attempt(
 
 
 def choose(
-    base: BaseModel, method: Method, material: Material, plan: Plan, ledger: Ledger, on_progress: OnProgress
+    base: BaseModel,
+    method: Method,
+    material: DataSplits,
+    plan: Plan,
+    ledger: Results,
+    on_progress: OnProgress,
 ) -> Choice | None:
     """The point of the method's grid with the lowest dev loss; None if training diverged at all of them.
 
@@ -69,7 +74,12 @@ def choose(
 
 
 def _best(
-    base: BaseModel, method: Method, material: Material, plan: Plan, ledger: Ledger, on_progress: OnProgress
+    base: BaseModel,
+    method: Method,
+    material: DataSplits,
+    plan: Plan,
+    ledger: Results,
+    on_progress: OnProgress,
 ) -> Choice | None:
     waiting = choices(base, method, material, plan)
     if len(waiting) == 1:

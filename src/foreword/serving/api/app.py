@@ -11,8 +11,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from foreword import __version__
 from foreword.serving import errors
 from foreword.serving.api import chat, completions, files, fine_tuning, health, models, prefixes
-from foreword.serving.api.middleware import Gate
-from foreword.serving.api.state import Server
+from foreword.serving.api.middleware import RequestMiddleware
+from foreword.serving.api.state import ServerState
 
 ROUTERS = (models.router, completions.router, chat.router, files.router, fine_tuning.router, prefixes.router)
 """Those that need a key."""
@@ -24,7 +24,7 @@ def _declared(key: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARE
     """Says in the OpenAPI document that a key is needed; the gate has asked for it already."""
 
 
-def make_app(server: Server) -> FastAPI:
+def make_app(server: ServerState) -> FastAPI:
     """The whole API of one server."""
     app = FastAPI(
         title="Foreword",
@@ -38,5 +38,5 @@ def make_app(server: Server) -> FastAPI:
     app.include_router(health.router)
     routes = [route for router in (*ROUTERS, health.router) for route in router.routes]
     errors.install(app, [route for route in routes if isinstance(route, APIRoute)])
-    app.add_middleware(Gate, server=server)
+    app.add_middleware(RequestMiddleware, server=server)
     return app

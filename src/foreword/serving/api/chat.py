@@ -21,9 +21,9 @@ from foreword.serving.api.schemas import (
     ChatToken,
     LikelyToken,
 )
-from foreword.serving.api.state import Server, Visitor, server_of, visitor_of
-from foreword.serving.api.streaming import Writing, plain, stream, while_there
-from foreword.serving.engine.detokenizer import UNFINISHED, Piece, TokenText
+from foreword.serving.api.state import RequestIdentity, ServerState, server_of, visitor_of
+from foreword.serving.api.streaming import Completions, plain, stream, while_there
+from foreword.serving.engine.detokenizer import UNFINISHED, TextDelta, TokenText
 from foreword.serving.engine.protocol import Row
 
 router = APIRouter(tags=["text"])
@@ -32,9 +32,9 @@ router = APIRouter(tags=["text"])
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=ERRORS)
 async def chat(request: Request, body: ChatBody) -> Any:
     """Answer a conversation, or the one message of a model that was trained on single texts."""
-    server, visitor = server_of(request), visitor_of(request)
-    rows = await run_in_threadpool(_rows, server, visitor, body)
-    writing = Writing(server, visitor, rows, body.stops)
+    server, identity = server_of(request), visitor_of(request)
+    rows = await run_in_threadpool(_rows, server, identity, body)
+    writing = Completions(server, identity, rows, body.stops)
     head: dict[str, Any] = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),
@@ -56,12 +56,12 @@ async def chat(request: Request, body: ChatBody) -> Any:
     wanted = body.stream_options is not None and bool(body.stream_options.include_usage)
     common = {**head, "object": "chat.completion.chunk", **({"usage": None} if wanted else {})}
 
-    def chunk(row: int, delta: dict[str, Any], piece: Piece | None, reason: str | None) -> dict[str, Any]:
+    def chunk(row: int, delta: dict[str, Any], piece: TextDelta | None, reason: str | None) -> dict[str, Any]:
         told = plain(_logprobs(piece.logprobs)) if piece is not None and body.logprobs else None
         choice = {"index": row, "delta": delta, "logprobs": told, "finish_reason": reason}
         return {**common, "choices": [choice]}
 
-    def chunks(piece: Piece) -> Sequence[dict[str, Any]]:
+    def chunks(piece: TextDelta) -> Sequence[dict[str, Any]]:
         told = (
             [chunk(piece.row, {"content": piece.text}, piece, None)] if piece.text or piece.logprobs else []
         )
@@ -75,14 +75,14 @@ async def chat(request: Request, body: ChatBody) -> Any:
     return await stream(request, writing, beginning, chunks, ending)
 
 
-def _rows(server: Server, visitor: Visitor, body: ChatBody) -> list[Row]:
-    model = find_model(server, visitor.view, body.model)
+def _rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -> list[Row]:
+    model = find_model(server, identity.view, body.model)
     raw = bool(body.raw)
     source = conversation(server, model, body.messages, raw=raw)
     prompt = prompt_ids(server, model, source, chat=True, raw=raw, param="messages")
     return make_rows(
         server,
-        visitor.caller,
+        identity.caller,
         model,
         [prompt],
         body,

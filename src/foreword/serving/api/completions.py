@@ -18,9 +18,9 @@ from foreword.serving.api.schemas import (
     CompletionChoice,
     CompletionLogprobs,
 )
-from foreword.serving.api.state import Server, Visitor, server_of, visitor_of
-from foreword.serving.api.streaming import Writing, plain, stream, while_there
-from foreword.serving.engine.detokenizer import Piece, TokenText
+from foreword.serving.api.state import RequestIdentity, ServerState, server_of, visitor_of
+from foreword.serving.api.streaming import Completions, plain, stream, while_there
+from foreword.serving.engine.detokenizer import TextDelta, TokenText
 from foreword.serving.engine.protocol import Row
 
 router = APIRouter(tags=["text"])
@@ -31,9 +31,9 @@ DEFAULT_MAX_TOKENS = 16
 @router.post("/v1/completions", response_model=Completion, responses=ERRORS)
 async def complete(request: Request, body: CompletionBody) -> Any:
     """Continue one or more prompts, each behind the model's prefix and in its template."""
-    server, visitor = server_of(request), visitor_of(request)
-    rows = await run_in_threadpool(_rows, server, visitor, body)
-    writing = Writing(server, visitor, rows, body.stops)
+    server, identity = server_of(request), visitor_of(request)
+    rows = await run_in_threadpool(_rows, server, identity, body)
+    writing = Completions(server, identity, rows, body.stops)
     head: dict[str, Any] = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),
@@ -55,7 +55,7 @@ async def complete(request: Request, body: CompletionBody) -> Any:
 
     offsets = [0] * len(rows)
 
-    def chunks(piece: Piece) -> Sequence[dict[str, Any]]:
+    def chunks(piece: TextDelta) -> Sequence[dict[str, Any]]:
         choice = CompletionChoice(
             index=piece.row,
             text=piece.text,
@@ -72,8 +72,8 @@ async def complete(request: Request, body: CompletionBody) -> Any:
     return await stream(request, writing, (), chunks, ending)
 
 
-def _rows(server: Server, visitor: Visitor, body: CompletionBody) -> list[Row]:
-    model = find_model(server, visitor.view, body.model)
+def _rows(server: ServerState, identity: RequestIdentity, body: CompletionBody) -> list[Row]:
+    model = find_model(server, identity.view, body.model)
     given: Any = body.prompt
     several = isinstance(given, list) and not isinstance(given[0], int)
     prompts = [
@@ -82,7 +82,7 @@ def _rows(server: Server, visitor: Visitor, body: CompletionBody) -> list[Row]:
     ]
     return make_rows(
         server,
-        visitor.caller,
+        identity.caller,
         model,
         prompts,
         body,

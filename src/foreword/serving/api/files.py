@@ -26,17 +26,17 @@ async def upload_file(
 ) -> Any:
     """Keep a file of examples, after every line of it was read; a bad one is named, and nothing is kept."""
     refuse_fields_beside(await request.form(), {"file", "purpose"})
-    server, visitor = server_of(request), visitor_of(request)
-    owner = writer_of(visitor, "files")
+    server, identity = server_of(request), visitor_of(request)
+    owner = writer_of(identity, "files")
     content = await file.read()
     record = await run_in_threadpool(
         uploads.add,
         server.store.catalogue,
-        visitor.caller,
+        identity.caller,
         owner,
         file.filename or "upload.jsonl",
         content,
-        limit=visitor.limits.stored_bytes,
+        limit=identity.limits.stored_bytes,
     )
     return _answer(record)
 
@@ -81,8 +81,8 @@ def file_content(request: Request, file_id: FileId) -> Response:
 @router.delete("/v1/files/{file_id}", response_model=Deleted, responses=ERRORS)
 def delete_file(request: Request, file_id: FileId) -> Any:
     """Delete a file that no unfinished job needs."""
-    server, visitor = server_of(request), visitor_of(request)
-    uploads.remove(server.store.catalogue, visitor.caller, writer_of(visitor, "files"), file_id)
+    server, identity = server_of(request), visitor_of(request)
+    uploads.remove(server.store.catalogue, identity.caller, writer_of(identity, "files"), file_id)
     return Deleted(id=file_id, object="file")
 
 

@@ -39,14 +39,14 @@ After = Annotated[str | None, Query(max_length=40)]
 @router.post("", response_model=JobAnswer, responses=ERRORS)
 def create_job(request: Request, body: JobBody) -> Any:
     """Train a prefix on an uploaded file; it will be called by its owner's name and `suffix`."""
-    server, visitor = server_of(request), visitor_of(request)
+    server, identity = server_of(request), visitor_of(request)
     catalogue = server.store.catalogue
-    owner = writer_of(visitor, "jobs")
+    owner = writer_of(identity, "jobs")
     identifier = f"ftjob-{secrets.token_hex(12)}"
     _, name = parse_name(f"{owner}/{body.suffix or identifier}")
-    start = find_model(server, visitor.view, body.model).prefix
+    start = find_model(server, identity.view, body.model).prefix
     # The version, not a name that may mean another one when the job's turn comes.
-    reference = None if start is None else describe(visitor.view, body.model).reference
+    reference = None if start is None else describe(identity.view, body.model).reference
     files = [uploads.find(catalogue, owner, body.training_file, param="training_file")]
     if body.validation_file is not None:
         files.append(uploads.find(catalogue, owner, body.validation_file, param="validation_file"))
@@ -73,7 +73,7 @@ def create_job(request: Request, body: JobBody) -> Any:
             "metadata": body.metadata,
         },
     )
-    queue.add(catalogue, visitor.caller, record, limit=visitor.limits.jobs)
+    queue.add(catalogue, identity.caller, record, limit=identity.limits.jobs)
     return _answer(record)
 
 
@@ -95,9 +95,9 @@ def retrieve_job(request: Request, job_id: JobId) -> Any:
 @router.post("/{job_id}/cancel", response_model=JobAnswer, responses=ERRORS)
 def cancel_job(request: Request, job_id: JobId) -> Any:
     """Stop a job that has not ended; nothing of it is kept."""
-    server, visitor = server_of(request), visitor_of(request)
-    owner = writer_of(visitor, "jobs")
-    return _answer(queue.cancel(server.store.catalogue, visitor.caller, owner, job_id))
+    server, identity = server_of(request), visitor_of(request)
+    owner = writer_of(identity, "jobs")
+    return _answer(queue.cancel(server.store.catalogue, identity.caller, owner, job_id))
 
 
 @router.get("/{job_id}/events", response_model=JobEvents, responses=ERRORS)
@@ -136,11 +136,11 @@ def list_checkpoints(
     after: Annotated[str | None, Query(max_length=60)] = None,
 ) -> Any:
     """The step whose keys and values became the prefix; none before the job is done."""
-    server, visitor = server_of(request), visitor_of(request)
-    record = queue.find(server.store.catalogue, owner_of(visitor, "jobs"), job_id)
+    server, identity = server_of(request), visitor_of(request)
+    record = queue.find(server.store.catalogue, owner_of(identity, "jobs"), job_id)
     data = []
     if record.result is not None and after is None:
-        origin = describe(visitor.view, record.result).facts["origin"]
+        origin = describe(identity.view, record.result).facts["origin"]
         measured = {"step": float(origin["steps"])}
         if origin["dev_loss"] is not None:
             measured["full_valid_loss"] = origin["dev_loss"]

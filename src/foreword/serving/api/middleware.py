@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foreword.errors import ForewordError
 from foreword.serving import logs
-from foreword.serving.api.auth import visitor
-from foreword.serving.api.state import Server
+from foreword.serving.api.auth import identity
+from foreword.serving.api.state import ServerState
 from foreword.serving.api.streaming import ClientGone
 from foreword.serving.errors import Refused, refused, response_of
 
@@ -34,10 +34,10 @@ CLIENT_GONE = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Gate:
+class RequestMiddleware:
     """Wraps the app."""
 
-    def __init__(self, app: ASGIApp, server: Server) -> None:
+    def __init__(self, app: ASGIApp, server: ServerState) -> None:
         self._app = app
         self._server = server
 
@@ -46,7 +46,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        passage = _Passage(self._server, scope, receive, send)
+        passage = _RequestContext(self._server, scope, receive, send)
         self._count(+1, passage)
         try:
             await self._pass(passage)
@@ -54,12 +54,12 @@ class Gate:
             self._count(-1, passage)
             passage.tell()
 
-    def _count(self, change: int, passage: _Passage) -> None:
+    def _count(self, change: int, passage: _RequestContext) -> None:
         if not passage.is_open:
             self._server.running += change
             self._server.metrics.running.set(self._server.running)
 
-    async def _pass(self, passage: _Passage) -> None:
+    async def _pass(self, passage: _RequestContext) -> None:
         try:
             await passage.enter()
             await self._app(passage.scope, passage.receive, passage.send)
@@ -78,10 +78,10 @@ class Gate:
             await passage.answer(Refused(500, "the server failed to answer; its log says more", code="fault"))
 
 
-class _Passage:
+class _RequestContext:
     """One request on its way."""
 
-    def __init__(self, server: Server, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, server: ServerState, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.status = 0
         self.fault: BaseException | None = None
@@ -115,7 +115,7 @@ class _Passage:
                 headers={"retry-after": "5", "connection": "close"},
             )
         configuration = self._server.configuration
-        found = await run_in_threadpool(visitor, configuration, self._server.store, self._headers)
+        found = await run_in_threadpool(identity, configuration, self._server.store, self._headers)
         self._state["visitor"] = found
         self._server.limiter.admit(found.name, found.limits)
         declared = self._headers.get("content-length", "0")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Request
 
 from foreword.errors import BadName, UnknownPrefix
 from foreword.serving.api.schemas import ERRORS, Deleted, ModelAnswer, ModelFacts, ModelList, seconds_of
-from foreword.serving.api.state import Server, server_of, visitor_of
+from foreword.serving.api.state import ServerState, server_of, visitor_of
 from foreword.serving.errors import Refused, unknown_model
 from foreword.store import PrefixStore, Version
 
@@ -82,7 +82,7 @@ def remove(view: PrefixStore, name: str) -> None:
         raise unknown_model(name) from error
 
 
-def fits(server: Server, version: Version) -> bool:
+def fits(server: ServerState, version: Version) -> bool:
     """Whether the served base is the one that a prefix was made for, as far as the catalogue knows."""
     mine = version.facts["base"].get("fingerprint")
     return mine is None or mine == server.served.identity.fingerprint
@@ -105,5 +105,5 @@ def model_of(version: Version, name: str) -> ModelAnswer:
     )
 
 
-def _base(server: Server) -> ModelAnswer:
+def _base(server: ServerState) -> ModelAnswer:
     return ModelAnswer(id=server.served.name, created=0, owned_by="foreword")

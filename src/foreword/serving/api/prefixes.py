@@ -13,7 +13,7 @@ from foreword.prefix import Prefix
 from foreword.serving.api.auth import writer_of
 from foreword.serving.api.models import remove
 from foreword.serving.api.schemas import ERRORS, Deleted, PrefixAnswer
-from foreword.serving.api.state import Server, Visitor, server_of, visitor_of
+from foreword.serving.api.state import RequestIdentity, ServerState, server_of, visitor_of
 from foreword.serving.errors import refuse_fields_beside, unknown_model
 from foreword.serving.jobs import uploads
 from foreword.store import Description, PrefixStore
@@ -65,16 +65,16 @@ def delete_prefix(request: Request, owner: Owner, name: Name) -> Any:
     return Deleted(id=f"{owner}/{name}", object="prefix")
 
 
-def _put(server: Server, visitor: Visitor, name: str, content: bytes) -> PrefixAnswer:
-    full = name if "/" in name else f"{writer_of(visitor, 'prefixes')}/{name}"
+def _put(server: ServerState, identity: RequestIdentity, name: str, content: bytes) -> PrefixAnswer:
+    full = name if "/" in name else f"{writer_of(identity, 'prefixes')}/{name}"
     prefix = Prefix.from_bytes(content, where="the file")
     server.served.check(prefix)
-    limit, owner = visitor.limits.stored_bytes, full.partition("/")[0]
+    limit, owner = identity.limits.stored_bytes, full.partition("/")[0]
     server.store.catalogue.read(
         lambda connection: uploads.check_room(connection, owner, len(content), limit), snapshot=True
     )
-    version = visitor.view.put(full, prefix)
-    return _answer(_described(visitor.view, version.reference))
+    version = identity.view.put(full, prefix)
+    return _answer(_described(identity.view, version.reference))
 
 
 def _described(view: PrefixStore, name: str) -> Description:

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from foreword.errors import BadName, GeometryMismatch, UnknownPrefix, WrongBaseModel
 from foreword.prefix import Prefix
 from foreword.serving.api.schemas import ChatMessage, Sampled
-from foreword.serving.api.state import Server
+from foreword.serving.api.state import ServerState
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, unknown_model
 from foreword.store import PrefixStore
@@ -39,7 +39,7 @@ class Model:
     prefix: Prefix | None
 
 
-def find_model(server: Server, view: PrefixStore, name: str) -> Model:
+def find_model(server: ServerState, view: PrefixStore, name: str) -> Model:
     """The base or a prefix that the caller may use.
 
     Raises:
@@ -60,7 +60,7 @@ def find_model(server: Server, view: PrefixStore, name: str) -> Model:
     return Model(name, prefix)
 
 
-def conversation(server: Server, model: Model, messages: Sequence[ChatMessage], *, raw: bool) -> Source:
+def conversation(server: ServerState, model: Model, messages: Sequence[ChatMessage], *, raw: bool) -> Source:
     """Chat messages as the source that the model's template takes.
 
     Raises:
@@ -83,7 +83,7 @@ def conversation(server: Server, model: Model, messages: Sequence[ChatMessage], 
 
 
 def prompt_ids(
-    server: Server, model: Model, source: Source | Sequence[int], *, chat: bool, raw: bool, param: str
+    server: ServerState, model: Model, source: Source | Sequence[int], *, chat: bool, raw: bool, param: str
 ) -> tuple[int, ...]:
     """Token ids of a prompt, template applied; ids that were sent are taken as they are.
 
@@ -129,7 +129,7 @@ def prompt_ids(
 
 
 def make_rows(
-    server: Server,
+    server: ServerState,
     caller: Caller,
     model: Model,
     prompts: Sequence[tuple[int, ...]],

@@ -11,13 +11,13 @@ from foreword.serving.config import Configuration, Limits
 from foreword.serving.engine.protocol import Engine
 from foreword.serving.metrics import Metrics
 from foreword.serving.rate_limits import Limiter
-from foreword.serving.served_model import Served
+from foreword.serving.served_model import ServedModel
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
 
 
 @dataclass
-class Server:
+class ServerState:
     """One running gateway.
 
     Attributes:
@@ -29,7 +29,7 @@ class Server:
 
     configuration: Configuration
     store: PrefixStore
-    served: Served
+    served: ServedModel
     engine: Engine
     metrics: Metrics
     limiter: Limiter = field(default_factory=Limiter)
@@ -39,7 +39,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Visitor:
+class RequestIdentity:
     """Whose request it is.
 
     Attributes:
@@ -61,11 +61,11 @@ class Visitor:
         return self.caller.key or str(self.caller)
 
 
-def server_of(request: Request) -> Server:
+def server_of(request: Request) -> ServerState:
     """The server that got the request."""
-    return cast(Server, request.app.state.server)
+    return cast(ServerState, request.app.state.server)
 
 
-def visitor_of(request: Request) -> Visitor:
+def visitor_of(request: Request) -> RequestIdentity:
     """Whose request it is; the gate has asked for the key."""
-    return cast(Visitor, request.state.visitor)
+    return cast(RequestIdentity, request.state.identity)

@@ -21,8 +21,8 @@ from starlette.types import Send
 from foreword.errors import ForewordError
 from foreword.serving import logs
 from foreword.serving.api.schemas import Usage
-from foreword.serving.api.state import Server, Visitor
-from foreword.serving.engine.detokenizer import Piece, RowText, TokenText
+from foreword.serving.api.state import RequestIdentity, ServerState
+from foreword.serving.engine.detokenizer import RowText, TextDelta, TokenText
 from foreword.serving.engine.protocol import Engine, Row, Token
 from foreword.serving.errors import Refused, body_of, refused
 
@@ -35,7 +35,7 @@ class ClientGone(Exception):
 
 async def pieces(
     engine: Engine, tokenizer: Any, rows: Sequence[Row], stop: Sequence[str]
-) -> AsyncGenerator[Piece, None]:
+) -> AsyncGenerator[TextDelta, None]:
     """Pieces of all rows until each has its last; closing this frees every row.
 
     Raises:
@@ -43,7 +43,7 @@ async def pieces(
     """
     # Unbounded, and still small: a row has no more pieces than tokens. A slow reader must not hold
     # up a batch in which other requests have rows.
-    queue: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+    queue: asyncio.Queue[TextDelta | BaseException] = asyncio.Queue()
     tasks = [
         asyncio.create_task(_pump(engine, row, RowText(tokenizer, index, row.end_ids, stop), queue))
         for index, row in enumerate(rows)
@@ -62,7 +62,9 @@ async def pieces(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(engine: Engine, row: Row, text: RowText, queue: asyncio.Queue[Piece | BaseException]) -> None:
+async def _pump(
+    engine: Engine, row: Row, text: RowText, queue: asyncio.Queue[TextDelta | BaseException]
+) -> None:
     try:
         stream = cast("AsyncGenerator[Token, None]", engine.stream(row))
         async with contextlib.aclosing(stream):
@@ -116,14 +118,14 @@ class EventStream(StreamingResponse):
 
 
 @dataclass
-class Written:
+class CompletedText:
     """One whole text."""
 
     text: str = ""
     logprobs: list[TokenText] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] = "length"
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: TextDelta) -> None:
         """Append a piece."""
         self.text += piece.text
         self.logprobs += piece.logprobs
@@ -131,7 +133,7 @@ class Written:
             self.finish_reason = piece.finish_reason
 
 
-class Writing:
+class Completions:
     """The rows of one request on their way through the engine.
 
     Attributes:
@@ -139,16 +141,18 @@ class Writing:
         completion_tokens: so far.
     """
 
-    def __init__(self, server: Server, visitor: Visitor, rows: Sequence[Row], stop: Sequence[str]) -> None:
+    def __init__(
+        self, server: ServerState, identity: RequestIdentity, rows: Sequence[Row], stop: Sequence[str]
+    ) -> None:
         self._server = server
-        self._visitor = visitor
+        self._visitor = identity
         self._rows = rows
         self._stop = stop
         distinct = {id(row.prompt_ids): len(row.prompt_ids) for row in rows}
         self.prompt_tokens = sum(distinct.values())
         self.completion_tokens = 0
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    async def pieces(self) -> AsyncGenerator[TextDelta, None]:
         """Pieces as they come; closing this frees the rows. Raises as `answering.pieces`."""
         server, begun, first = self._server, time.perf_counter(), True
         if server.rows + len(self._rows) > server.configuration.waiting_rows:
@@ -175,9 +179,9 @@ class Writing:
             server.metrics.rows.set(server.rows)
             self._charge("completion", self.completion_tokens)
 
-    async def whole(self) -> list[Written]:
+    async def whole(self) -> list[CompletedText]:
         """Every text, finished."""
-        texts = [Written() for _ in self._rows]
+        texts = [CompletedText() for _ in self._rows]
         async with contextlib.aclosing(self.pieces()) as source:
             async for piece in source:
                 texts[piece.row].add(piece)
@@ -199,9 +203,9 @@ class Writing:
 
 async def stream(
     request: Request,
-    writing: Writing,
+    writing: Completions,
     beginning: Sequence[dict[str, Any]],
-    chunks: Callable[[Piece], Sequence[dict[str, Any]]],
+    chunks: Callable[[TextDelta], Sequence[dict[str, Any]]],
     ending: Callable[[], Sequence[dict[str, Any]]],
 ) -> EventStream:
     """A streamed answer; what goes wrong before the first piece is raised, and gets its own status.

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from transformers.cache_utils import Cache
 
-from foreword.base.attention import Attending, attending
+from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.base_model import BaseModel
 from foreword.base.kv_cache import PrefixedLayer, cache_argument, prefixed_cache
 from foreword.base.loss import keeps_logits
-from foreword.base.prefix_batch import RowPrefixes
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.errors import NotFinite
 from foreword.sampling import sampling_warpers
 from foreword.serving.engine.protocol import FinishReason, Row, Token
@@ -98,7 +98,7 @@ class RunningRow:
         return Token(chosen, float(logprobs_V[chosen]), likeliest, reason)
 
 
-class RunningBatch:
+class ContinuousBatch:
     """Rows and their keys and values."""
 
     def __init__(self, base: BaseModel) -> None:
@@ -118,13 +118,13 @@ class RunningBatch:
     def join(self, new: RunningRow) -> Token:
         """Read a row's prompt and choose its first token; unless that ends it, it runs with the others."""
         base, row = self._base, new.row
-        prefixes = RowPrefixes.stack([row.prefix], base.device)
+        prefixes = PrefixBatch.stack([row.prefix], base.device)
         length = 0 if row.prefix is None else row.prefix.length
         text = len(row.prompt_ids)
         cache = prefixed_cache(base.geometry, prefixes, text)
         ids_1T = torch.tensor([row.prompt_ids], device=base.device)
         positions_1T = torch.arange(length, length + text, device=base.device)[None]
-        with attending(Attending(prefixes=prefixes, in_cache=True, answers_from=(-1,))):
+        with attention_context(AttentionContext(prefixes=prefixes, in_cache=True, target_starts=(-1,))):
             logits_1TV = base.model(
                 input_ids=ids_1T,
                 attention_mask=torch.ones_like(ids_1T),

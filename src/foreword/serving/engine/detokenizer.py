@@ -31,7 +31,7 @@ class TokenText:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """Some text of a row.
 
     Attributes:
@@ -67,7 +67,7 @@ class RowText:
         self._logprobs: list[TokenText] = []
         self.ended = False
 
-    def add(self, token: Token) -> Piece | None:
+    def add(self, token: Token) -> TextDelta | None:
         """The next token; a piece when some text became certain or the row ended."""
         self._tokens += 1
         if token.token_id not in self._end_ids:
@@ -87,7 +87,7 @@ class RowText:
         else:
             certain, self.ended = len(self._held), True
         text, self._held = self._held[:certain], self._held[certain:]
-        piece = Piece(self._row, text, self._tokens, tuple(self._logprobs), reason)
+        piece = TextDelta(self._row, text, self._tokens, tuple(self._logprobs), reason)
         self._tokens, self._logprobs = 0, []
         return piece
 

@@ -15,9 +15,9 @@ from foreword.base.base_model import BaseModel
 from foreword.base.prepacked_linear import is_prepared, packed_weights, packing_pays
 from foreword.errors import EngineStopped, UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.prefix import Prefix
-from foreword.serving.engine.continuous_batch import RunningBatch, RunningRow
+from foreword.serving.engine.continuous_batch import ContinuousBatch, RunningRow
 from foreword.serving.engine.protocol import Row, Token
-from foreword.serving.engine.scheduler import Waiting
+from foreword.serving.engine.scheduler import FairQueue
 
 MAX_ROWS = 32
 """Rows of the running batch, unless told otherwise: more give a CPU no more tokens a second."""
@@ -64,9 +64,9 @@ class LocalEngine:
         self._base = base
         self._max_rows = max_rows
         self._max_held = max_held
-        self._batch = RunningBatch(base)
+        self._batch = ContinuousBatch(base)
         self._asked: dict[int, _Asked] = {}
-        self._waiting: Waiting[_Asked] = Waiting()
+        self._waiting: FairQueue[_Asked] = FairQueue()
         self._changed = threading.Condition()
         self._closing = False
         self._steps = self._tokens = 0

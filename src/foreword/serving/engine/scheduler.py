@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class Waiting(Generic[Item]):
+class FairQueue(Generic[Item]):
     """Queues by owner. An owner with a hundred rows delays another's one by a single row."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from foreword.serving.errors import Refused, shown
 from foreword.serving.rate_limits import too_many
 from foreword.store import access
 from foreword.store.access import Caller
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.schema import job, job_event, now
 
 LIVE = ("queued", "running")
@@ -64,7 +64,7 @@ def add_event(
 # -- Job queue: an owner's training jobs, as the owner sees them; workers take them in `job_taking.py`
 
 
-def add(catalogue: Catalogue, caller: Caller, record: Job, *, limit: int | None) -> None:
+def add(catalogue: Database, caller: Caller, record: Job, *, limit: int | None) -> None:
     """Put a job at the end of its owner's queue.
 
     Raises:
@@ -84,7 +84,7 @@ def add(catalogue: Catalogue, caller: Caller, record: Job, *, limit: int | None)
     catalogue.write(work)
 
 
-def find(catalogue: Catalogue, owner: str, identifier: str) -> Job:
+def find(catalogue: Database, owner: str, identifier: str) -> Job:
     """A job of an owner.
 
     Raises:
@@ -96,7 +96,7 @@ def find(catalogue: Catalogue, owner: str, identifier: str) -> Job:
     return Job(**rows[0]._mapping)
 
 
-def listed(catalogue: Catalogue, owner: str, limit: int, after: str | None) -> tuple[list[Job], bool]:
+def listed(catalogue: Database, owner: str, limit: int, after: str | None) -> tuple[list[Job], bool]:
     """A page of an owner's jobs, newest first, and whether there are more. Raises as `find`."""
     query = select(job).where(job.c.owner == owner)
     if after is not None:
@@ -107,7 +107,7 @@ def listed(catalogue: Catalogue, owner: str, limit: int, after: str | None) -> t
 
 
 def events(
-    catalogue: Catalogue, identifier: str, limit: int, after: int | None
+    catalogue: Database, identifier: str, limit: int, after: int | None
 ) -> tuple[list[Mapping[str, Any]], bool]:
     """A page of a job's events, newest first, and whether there are more."""
     query = select(job_event).where(job_event.c.job == identifier)
@@ -117,7 +117,7 @@ def events(
     return [dict(row._mapping) for row in rows[:limit]], len(rows) > limit
 
 
-def cancel(catalogue: Catalogue, caller: Caller, owner: str, identifier: str) -> Job:
+def cancel(catalogue: Database, caller: Caller, owner: str, identifier: str) -> Job:
     """Stop a job; one in training is let go by its worker after the step under way.
 
     Raises:
@@ -140,13 +140,13 @@ def cancel(catalogue: Catalogue, caller: Caller, owner: str, identifier: str) ->
     return find(catalogue, owner, identifier)
 
 
-def counted(catalogue: Catalogue) -> dict[str, float]:
+def counted(catalogue: Database) -> dict[str, float]:
     """How many jobs there are in each state."""
     rows = catalogue.rows(select(job.c.state, func.count().label("number")).group_by(job.c.state))
     return {row.state: float(row.number) for row in rows}
 
 
-def trained_tokens(catalogue: Catalogue) -> float:
+def trained_tokens(catalogue: Database) -> float:
     """Tokens that all finished jobs have been trained on."""
     return float(catalogue.rows(select(func.sum(job.c.trained_tokens).label("sum")))[0].sum or 0)
 
@@ -165,17 +165,17 @@ _TAKING = 0x666F7265 + 1
 """Key of the PostgreSQL advisory lock under which one worker takes jobs at a time."""
 
 
-def waits(catalogue: Catalogue) -> bool:
+def waits(catalogue: Database) -> bool:
     """Whether there is a job to take."""
     return bool(catalogue.rows(select(job.c.id).where(job.c.state == "queued").limit(1)))
 
 
-def live(catalogue: Catalogue) -> set[str]:
+def live(catalogue: Database) -> set[str]:
     """Ids of all unfinished jobs."""
     return {row.id for row in catalogue.rows(select(job.c.id).where(job.c.state.in_(LIVE)))}
 
 
-def take(catalogue: Catalogue, worker: str, most: int) -> list[Job]:
+def take(catalogue: Database, worker: str, most: int) -> list[Job]:
     """Jobs that can be trained in one run, taken for `worker`; none when nothing waits.
 
     The owner who has waited longest since a job of theirs last came to its turn chooses the run; others'
@@ -215,7 +215,7 @@ def take(catalogue: Catalogue, worker: str, most: int) -> list[Job]:
     return catalogue.write(work)
 
 
-def beat(catalogue: Catalogue, worker: str, taken: Sequence[str]) -> list[str]:
+def beat(catalogue: Database, worker: str, taken: Sequence[str]) -> list[str]:
     """Say that `worker` is alive; which of its jobs are still its own."""
 
     def work(connection: Connection) -> list[str]:
@@ -227,7 +227,7 @@ def beat(catalogue: Catalogue, worker: str, taken: Sequence[str]) -> list[str]:
 
 
 def note(
-    catalogue: Catalogue, identifier: str, level: str, message: str, data: Mapping[str, Any] | None = None
+    catalogue: Database, identifier: str, level: str, message: str, data: Mapping[str, Any] | None = None
 ) -> None:
     """Add an event to a job that is still there."""
 
@@ -238,25 +238,25 @@ def note(
     catalogue.write(work, durable=False)
 
 
-def advanced(catalogue: Catalogue, worker: str, identifier: str) -> None:
+def advanced(catalogue: Database, worker: str, identifier: str) -> None:
     """The job has come a good way under this worker: what befell it before no longer counts."""
     mine = and_(job.c.id == identifier, job.c.worker == worker)
     catalogue.write(lambda connection: connection.execute(job.update().where(mine).values(attempts=1)))
 
 
-def succeed(catalogue: Catalogue, worker: str, identifier: str, result: str, tokens: int) -> bool:
+def succeed(catalogue: Database, worker: str, identifier: str, result: str, tokens: int) -> bool:
     """The prefix is stored as `result`; false when the job is no longer this worker's."""
     values = {"state": "succeeded", "result": result, "trained_tokens": tokens}
     return _end(catalogue, worker, identifier, values, "info", f"the job is done: {result}")
 
 
-def fail(catalogue: Catalogue, worker: str, identifier: str, code: str, message: str) -> bool:
+def fail(catalogue: Database, worker: str, identifier: str, code: str, message: str) -> bool:
     """The job can't be done; false when it is no longer this worker's."""
     values = {"state": "failed", "error": {"code": code, "message": message, "param": None}}
     return _end(catalogue, worker, identifier, values, "error", message)
 
 
-def give_back(catalogue: Catalogue, worker: str, *, orderly: bool) -> int:
+def give_back(catalogue: Database, worker: str, *, orderly: bool) -> int:
     """Put all jobs of a worker back into the queue; how many they were.
 
     Args:
@@ -274,7 +274,7 @@ def give_back(catalogue: Catalogue, worker: str, *, orderly: bool) -> int:
     return catalogue.write(work)
 
 
-def collect_lost(catalogue: Catalogue, lease: float) -> int:
+def collect_lost(catalogue: Database, lease: float) -> int:
     """Put the jobs of workers back that have been silent for too long; how many they were."""
 
     def work(connection: Connection) -> int:
@@ -303,7 +303,7 @@ def _put_back(connection: Connection, taken: Job, *, orderly: bool) -> None:
 
 
 def _end(
-    catalogue: Catalogue, worker: str, identifier: str, values: Mapping[str, Any], level: str, message: str
+    catalogue: Database, worker: str, identifier: str, values: Mapping[str, Any], level: str, message: str
 ) -> bool:
     def work(connection: Connection) -> bool:
         mine = and_(job.c.id == identifier, job.c.worker == worker, job.c.state == "running")

@@ -14,7 +14,7 @@ from foreword.errors import WindowExceeded
 from foreword.prefix import Prefix
 from foreword.serving.api.schemas import LONGEST_NAME, Body
 from foreword.serving.errors import Refused
-from foreword.serving.served_model import Served
+from foreword.serving.served_model import ServedModel
 from foreword.template import Template
 from foreword.training.settings import DEFAULT_LEARNING_RATE
 from foreword.training.train import make_settings
@@ -111,7 +111,7 @@ class JobBody(Body):
 
 
 def choose(
-    served: Served, body: JobBody, style: str, start: Prefix | None, reference: str | None
+    served: ServedModel, body: JobBody, style: str, start: Prefix | None, reference: str | None
 ) -> dict[str, Any]:
     """Plain data: arguments of `train_many`, with the template, and the version that it starts from.
 
@@ -157,7 +157,9 @@ def shown(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto", **asked}
 
 
-def _template(served: Served, choice: TemplateChoice | None, style: str, start: Prefix | None) -> Template:
+def _template(
+    served: ServedModel, choice: TemplateChoice | None, style: str, start: Prefix | None
+) -> Template:
     given = {} if choice is None else choice.model_dump(exclude_none=True)
     template = served.template if start is None else start.template
     if style == "chat" and start is None:

@@ -14,7 +14,7 @@ from foreword.errors import ForewordError
 from foreword.serving import logs
 from foreword.serving.config import Configuration
 from foreword.serving.jobs import queue
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 
 POLL_SECONDS = 0.5
 LONGEST_PAUSE = 60.0
@@ -28,7 +28,7 @@ class Supervisor:
         started, died: processes so far.
     """
 
-    def __init__(self, configuration: Configuration, catalogue: Catalogue) -> None:
+    def __init__(self, configuration: Configuration, catalogue: Database) -> None:
         self._configuration = configuration
         self._catalogue = catalogue
         self._process: asyncio.subprocess.Process | None = None

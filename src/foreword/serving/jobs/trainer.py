@@ -30,9 +30,9 @@ from foreword.serving import logs
 from foreword.serving.config import Configuration, of
 from foreword.serving.jobs import queue
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.worker import TrainingRun, Watch
+from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.serving.loading import open_base, open_store
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.training.train import TrainingStopped
 
 LOWEST_PRIORITY = 19
@@ -68,7 +68,7 @@ class Trainer:
             idle_since = time.monotonic()
 
     @property
-    def _catalogue(self) -> Catalogue:
+    def _catalogue(self) -> Database:
         return self._store.catalogue
 
     @property
@@ -76,7 +76,7 @@ class Trainer:
         return self._store.job_folder()
 
     def _train(self, jobs: Sequence[Job]) -> None:
-        watch = Watch(self._catalogue, self._worker, [job.id for job in jobs], self._configuration)
+        watch = JobHeartbeat(self._catalogue, self._worker, [job.id for job in jobs], self._configuration)
         watch.start()
         run = TrainingRun(self._configuration, self._store, self._worker, self._folder, watch)
         assert self._base is not None

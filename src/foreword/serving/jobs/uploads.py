@@ -20,7 +20,7 @@ from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs.queue import LIVE
 from foreword.store import access
 from foreword.store.access import Caller
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.store.schema import blob, job, now, upload, version
 
 _FACTS = tuple(column for column in upload.c if column.name != "content")
@@ -67,7 +67,7 @@ def style_of(examples: Sequence[Example]) -> str:
 
 
 def add(
-    catalogue: Catalogue, caller: Caller, owner: str, filename: str, content: bytes, *, limit: int | None
+    catalogue: Database, caller: Caller, owner: str, filename: str, content: bytes, *, limit: int | None
 ) -> Upload:
     """Keep a file of examples.
 
@@ -121,7 +121,7 @@ def check_room(connection: Connection, owner: str, more: int, limit: int | None)
 
 
 def listed(
-    catalogue: Catalogue, owner: str, limit: int, after: str | None, *, newest_first: bool = True
+    catalogue: Database, owner: str, limit: int, after: str | None, *, newest_first: bool = True
 ) -> tuple[list[Upload], bool]:
     """A page of an owner's files by the time they came, and whether there are more."""
     query = select(*_FACTS).where(upload.c.owner == owner)
@@ -136,7 +136,7 @@ def listed(
     return [Upload(**row._mapping) for row in rows[:limit]], len(rows) > limit
 
 
-def find(catalogue: Catalogue, owner: str, identifier: str, *, param: str | None = None) -> Upload:
+def find(catalogue: Database, owner: str, identifier: str, *, param: str | None = None) -> Upload:
     """A file of an owner.
 
     Raises:
@@ -148,7 +148,7 @@ def find(catalogue: Catalogue, owner: str, identifier: str, *, param: str | None
     return Upload(**rows[0]._mapping)
 
 
-def content(catalogue: Catalogue, owner: str, identifier: str) -> bytes:
+def content(catalogue: Database, owner: str, identifier: str) -> bytes:
     """The bytes as they were sent. Raises as `find`."""
     rows = catalogue.rows(select(upload.c.content).where(upload.c.id == identifier, upload.c.owner == owner))
     if not rows:
@@ -156,7 +156,7 @@ def content(catalogue: Catalogue, owner: str, identifier: str) -> bytes:
     return bytes(rows[0].content)
 
 
-def remove(catalogue: Catalogue, caller: Caller, owner: str, identifier: str) -> None:
+def remove(catalogue: Database, caller: Caller, owner: str, identifier: str) -> None:
     """Delete a file.
 
     Raises:

@@ -37,7 +37,7 @@ from foreword.serving.errors import Refused
 from foreword.serving.jobs import queue, uploads
 from foreword.serving.jobs.queue import Job
 from foreword.store import PrefixStore
-from foreword.store.database import Catalogue
+from foreword.store.database import Database
 from foreword.template import Template
 from foreword.training.run_log import Progress
 from foreword.training.train_many import owner_folder, train_many
@@ -47,7 +47,7 @@ LONGEST_PAUSE = 2.0
 """Seconds after which a cancelled job is noticed, at most."""
 
 
-class Watch(threading.Thread):
+class JobHeartbeat(threading.Thread):
     """Of one run.
 
     Attributes:
@@ -56,7 +56,7 @@ class Watch(threading.Thread):
     """
 
     def __init__(
-        self, catalogue: Catalogue, worker: str, taken: Sequence[str], configuration: Configuration
+        self, catalogue: Database, worker: str, taken: Sequence[str], configuration: Configuration
     ) -> None:
         super().__init__(daemon=True, name="watch")
         self._catalogue = catalogue
@@ -116,7 +116,7 @@ class TrainingRun:
     """Some jobs that are trained together."""
 
     def __init__(
-        self, configuration: Configuration, store: PrefixStore, worker: str, folder: Path, watch: Watch
+        self, configuration: Configuration, store: PrefixStore, worker: str, folder: Path, watch: JobHeartbeat
     ) -> None:
         self._configuration = configuration
         self._store = store

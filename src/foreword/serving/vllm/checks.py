@@ -9,7 +9,7 @@ from typing import Any
 from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
 from foreword.models.fingerprint import fingerprint, short
 from foreword.prefix import Prefix
-from foreword.serving.vllm.pages import Share
+from foreword.serving.vllm.pages import HeadShard
 
 
 def check_settings(vllm_config: Any, kv_cache_config: Any) -> None:
@@ -47,12 +47,12 @@ def check_settings(vllm_config: Any, kv_cache_config: Any) -> None:
         )
 
 
-def share_of(vllm_config: Any) -> Share:
-    """What this worker holds of the model. Raises UsageError as `Share.heads`."""
+def share_of(vllm_config: Any) -> HeadShard:
+    """What this worker holds of the model. Raises UsageError as `HeadShard.heads`."""
     from vllm.distributed import get_tensor_model_parallel_rank
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    share = Share(
+    share = HeadShard(
         layers=model.hf_text_config.num_hidden_layers,
         kv_heads=model.get_total_num_kv_heads(),
         head_dim=model.get_head_size(),

@@ -31,8 +31,8 @@ from foreword.serving.vllm.checks import (
     share_of,
     weights_of,
 )
-from foreword.serving.vllm.pages import Pages, PagesMemory, pages_of
-from foreword.serving.vllm.plan import Salts
+from foreword.serving.vllm.pages import PagesMemory, ShardedPrefix, pages_of
+from foreword.serving.vllm.plan import CacheSalts
 from foreword.serving.vllm.prefix_source import open_source
 from foreword.serving.vllm.ticket import secret_of
 
@@ -63,7 +63,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
         self._block_size = int(kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size)
         self._secret = secret_of(os.environ)
         self._asked: dict[str, plan.Asked] = {}
-        self._salts = Salts()
+        self._salts = CacheSalts()
         self._salted: dict[str, tuple[Any, str]] = {}
         self._next: list[plan.Load] = []
         self._failed: set[int] = set()
@@ -178,12 +178,12 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
     def wait_for_save(self) -> None:
         """Nothing is saved."""
 
-    def _read(self, digest: str) -> Pages:
+    def _read(self, digest: str) -> ShardedPrefix:
         prefix = self._source.get(digest)
         check_base(prefix, self._weights)
         return pages_of(prefix, self._share, self._dtype)
 
-    def _write(self, forward_context: Any, load: plan.Load, pages: Pages) -> None:
+    def _write(self, forward_context: Any, load: plan.Load, pages: ShardedPrefix) -> None:
         layers = attention_layers(forward_context.no_compile_layers)
         if len(layers) != self._share.layers:
             raise GeometryMismatch(f"found {len(layers)} attention layers, expected {self._share.layers}")

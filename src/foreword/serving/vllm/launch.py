@@ -26,7 +26,7 @@ from foreword.serving.loading import open_base
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.engine import SERVED_NAME, VllmEngine, check_base
 from foreword.serving.vllm.prefix_source import BLOBS, STORE
-from foreword.serving.vllm.process import Pulse, VllmProcess, answers, free_port
+from foreword.serving.vllm.process import HealthPoller, VllmProcess, answers, free_port
 
 CONNECTOR = {
     "kv_connector": "PrefixConnector",
@@ -158,14 +158,14 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
         if process is not None:
             process.close()
         raise
-    pulse = Pulse(url)
+    poller = HealthPoller(url)
 
     def close() -> None:
-        pulse.close()
+        poller.close()
         if process is not None:
             process.close()
 
-    engine = VllmEngine(base, url, secret, window=window, is_up=pulse.beats, on_close=close)
+    engine = VllmEngine(base, url, secret, window=window, is_up=poller.beats, on_close=close)
     _let_weights_go(base)
     return engine
 

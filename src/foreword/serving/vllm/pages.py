@@ -18,7 +18,7 @@ from foreword.prefix import Prefix
 
 
 @dataclass(frozen=True)
-class Share:
+class HeadShard:
     """What one worker of a tensor-parallel group holds.
 
     Attributes:
@@ -54,7 +54,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Pages:
+class ShardedPrefix:
     """A prefix as one worker writes it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Pages:
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.key_LPHD, self.value_LPHD))
 
 
-def pages_of(prefix: Prefix, share: Share, dtype: torch.dtype) -> Pages:
+def pages_of(prefix: Prefix, share: HeadShard, dtype: torch.dtype) -> ShardedPrefix:
     """The part of a prefix that a worker holds.
 
     Raises:
@@ -98,7 +98,7 @@ def pages_of(prefix: Prefix, share: Share, dtype: torch.dtype) -> Pages:
         tensor[:, share.heads].transpose(1, 2).to(dtype).contiguous()
         for tensor in (prefix.key(), prefix.value())
     )
-    return Pages(key_LPHD, value_LPHD)
+    return ShardedPrefix(key_LPHD, value_LPHD)
 
 
 def slots(block_ids: Sequence[int], block_size: int, start: int, stop: int) -> list[int]:
@@ -128,14 +128,14 @@ class PagesMemory:
         read: how often `load` was called.
     """
 
-    def __init__(self, limit: int, load: Callable[[str], Pages]) -> None:
+    def __init__(self, limit: int, load: Callable[[str], ShardedPrefix]) -> None:
         self.limit = limit
         self.read = 0
         self._load = load
-        self._kept: OrderedDict[str, Pages] = OrderedDict()
+        self._kept: OrderedDict[str, ShardedPrefix] = OrderedDict()
         self._size = 0
 
-    def get(self, digest: str) -> Pages:
+    def get(self, digest: str) -> ShardedPrefix:
         """The pages, read when they are not here. Raises as `load`."""
         if (found := self._kept.get(digest)) is not None:
             self._kept.move_to_end(digest)

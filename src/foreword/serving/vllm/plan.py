@@ -100,7 +100,7 @@ def to_load(want: Asked | None, computed: int) -> int:
 # -- Salts: under which names the cache's blocks are looked up, anew after every load that failed --
 
 
-class Salts:
+class CacheSalts:
     """Of one scheduler."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Whatever proxies the environment names, as the engine does."""
 
 
-class Pulse:
+class HealthPoller:
     """A thread that asks, so that whoever wants to know never waits."""
 
     def __init__(self, url: str, *, every: float = SECONDS) -> None:

@@ -27,7 +27,7 @@ FIELD = "foreword"
 
 
 @dataclass(frozen=True)
-class Ticket:
+class SignedRequest:
     """A prefix for one request.
 
     Attributes:
@@ -71,16 +71,16 @@ def salt(secret: str, owner: str, digest: str | None) -> str:
     return _mac(secret, "salt", owner, digest or "")
 
 
-def sign(secret: str, digest: str, length: int, salt: str, token_ids: Sequence[int]) -> Ticket:
+def sign(secret: str, digest: str, length: int, salt: str, token_ids: Sequence[int]) -> SignedRequest:
     """A ticket for one request.
 
     Args:
         token_ids: the whole prompt, placeholders in front.
     """
-    return Ticket(digest, length, _signature(secret, digest, length, salt, token_ids))
+    return SignedRequest(digest, length, _signature(secret, digest, length, salt, token_ids))
 
 
-def read(params: Any) -> Ticket | None:
+def read(params: Any) -> SignedRequest | None:
     """The ticket in a request's `kv_transfer_params`; None when there is none.
 
     Raises:
@@ -91,13 +91,13 @@ def read(params: Any) -> Ticket | None:
     found = params.get(FIELD) if isinstance(params, Mapping) else None
     if not isinstance(found, Mapping) or set(found) != {"digest", "length", "signature"}:
         raise UsageError("kv_transfer_params without a ticket of Foreword's gateway; leave them out")
-    ticket = Ticket(**found)
+    ticket = SignedRequest(**found)
     if type(ticket.length) is not int or not isinstance(ticket.digest, str) or ticket.length < 1:
         raise UsageError("a ticket of another form than this release's; use one release on both sides")
     return ticket
 
 
-def verify(secret: str, ticket: Ticket, salt: str | None, token_ids: Sequence[int]) -> None:
+def verify(secret: str, ticket: SignedRequest, salt: str | None, token_ids: Sequence[int]) -> None:
     """Refuse a ticket that the gateway did not make for this very request.
 
     Raises:
