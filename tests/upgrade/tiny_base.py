@@ -81,8 +81,8 @@ _MODELS = {"tiny-llama": (_llama, 0), "tiny-window": (_window, 40), "tiny-seq2se
 
 FINGERPRINTS = {
     "tiny-llama": "c65ff83a81739dd0e8a8edf27b3151427552fb83c90755e64b562638a27ff328",
-    "tiny-window": "",
-    "tiny-seq2seq": "",
+    "tiny-window": "cabc8f25e27cd57ff03fe09b492219d588d1c73597d7c42f539e269bef1fe774",
+    "tiny-seq2seq": "8bb47e0f69eb966bb12277cc721b5d52295835857d66d4123949d49117205e4b",
 }
 
 
