@@ -15,6 +15,8 @@ from support.stand_ins import END, byte_tokenizer, tiny_llama
 
 REPOSITORY = Path(__file__).parents[1]
 
+pytest_plugins = ["support.stores"]
+
 # Tiny models gain nothing from threads, and lose much where tests run beside other work.
 torch.set_num_threads(1)
 
