@@ -29,9 +29,9 @@ sys.path.insert(0, str(HERE.parent))
 
 import httpx  # noqa: E402
 import torch  # noqa: E402
+from foreword.parameterization import ParameterizationSettings  # noqa: E402
 
 from foreword import BaseModel, Prefix, PrefixStore, Template, generate, train  # noqa: E402
-from foreword.parameterization import ParameterizationSettings  # noqa: E402
 from upgrade import runs, surface, tiny_base  # noqa: E402
 
 OUT = surface.FIXTURES
@@ -248,12 +248,15 @@ def make_stores() -> None:
 
 def add_jobs(folder: Path) -> None:
     """Uploaded files and ended jobs, as a server leaves them."""
-    from foreword.serving import job_queue, uploads
     from foreword.serving.job_record import Job, add_event
+
+    from foreword.serving import job_queue, uploads
     from foreword.store.access import Caller
 
     caller = Caller("alice", "owner")
-    content = "".join(json.dumps({"source": e.source, "target": e.target}) + "\n" for e in surface.examples(3))
+    content = "".join(
+        json.dumps({"source": e.source, "target": e.target}) + "\n" for e in surface.examples(3)
+    )
     with PrefixStore(folder) as store:
         files = [
             uploads.add(store.catalogue, caller, "alice", name, content.encode(), limit=None)
@@ -269,7 +272,13 @@ def add_jobs(folder: Path) -> None:
                 name="reviews",
                 training_file=files[0].id,
                 validation_file=files[1].id,
-                settings={"steps": 20, "clip": 0.5, "seed": 0, "template": Template().to_json(), "start": None},
+                settings={
+                    "steps": 20,
+                    "clip": 0.5,
+                    "seed": 0,
+                    "template": Template().to_json(),
+                    "start": None,
+                },
                 alike="0" * 64,
                 asked={"hyperparameters": {"steps": 20, "clip": 0.5}, "metadata": {"a": "b"}},
             )
@@ -284,7 +293,6 @@ def add_jobs(folder: Path) -> None:
 def upgrade(url: str, revision: str) -> None:
     from alembic import command
     from alembic.config import Config
-
     from foreword.store.catalogue import Catalogue
 
     catalogue = Catalogue(url)
@@ -303,7 +311,10 @@ def copy_rows(source: str, target: str) -> None:
     """Every row of the tables that both have."""
     import sqlalchemy
 
-    old, new = sqlalchemy.create_engine(source), sqlalchemy.create_engine(target.replace("postgresql://", "postgresql+psycopg://"))
+    old, new = (
+        sqlalchemy.create_engine(source),
+        sqlalchemy.create_engine(target.replace("postgresql://", "postgresql+psycopg://")),
+    )
     tables = sqlalchemy.MetaData()
     tables.reflect(new)
     with old.connect() as reading, new.begin() as writing:
@@ -448,7 +459,9 @@ def make_jobs() -> None:
     shutil.rmtree(undisturbed / "store" / "checkpoints")
     connection = sqlite3.connect(undisturbed / "store" / "catalogue.sqlite")
     with connection:
-        connection.execute("UPDATE job SET state = 'queued', worker = NULL, attempts = 0 WHERE state = 'running'")
+        connection.execute(
+            "UPDATE job SET state = 'queued', worker = NULL, attempts = 0 WHERE state = 'running'"
+        )
     connection.close()
     settings["store"] = str(undisturbed / "store")
     assert trainer("from foreword.serving.trainer import main; main()") == 0
@@ -463,10 +476,14 @@ def make_jobs() -> None:
     shutil.rmtree(undisturbed)
     for picture in out.rglob("curves.png"):
         picture.unlink()
-    write("jobs/expected.json", {"machine": surface.machine(), "secret": secret, "jobs": jobs, "results": shown})
+    write(
+        "jobs/expected.json", {"machine": surface.machine(), "secret": secret, "jobs": jobs, "results": shown}
+    )
 
 
-def serve_without_training(settings: dict[str, Any], secret: str) -> tuple[subprocess.Popen[str], httpx.Client]:
+def serve_without_training(
+    settings: dict[str, Any], secret: str
+) -> tuple[subprocess.Popen[str], httpx.Client]:
     words = ["serve", "--json", "--no-training", "--port", "0"]
     for name, value in settings.items():
         words += ["--set", f"{name}={value}"]
@@ -590,7 +607,11 @@ def command_lines() -> list[str]:
         for line in text.splitlines():
             line = line.strip().removeprefix("Example: ").removeprefix("$ ")
             if line.startswith("foreword ") and "`" not in line:
-                found.append(" ".join(shlex.split(line, comments=True)[1:]) if "'" not in line and '"' not in line else line.removeprefix("foreword ").split("#")[0].strip())
+                found.append(
+                    " ".join(shlex.split(line, comments=True)[1:])
+                    if "'" not in line and '"' not in line
+                    else line.removeprefix("foreword ").split("#")[0].strip()
+                )
     for name, command in surface.commands():
         needed = []
         for parameter in command.params:
@@ -652,7 +673,10 @@ def main() -> None:
             PARTS[name]()
             print(name, f"{time.monotonic() - start:.1f} s", flush=True)
     commit = subprocess.run(
-        ["git", "log", "-1", "--format=%H %s", "--", "src"], cwd=surface.REPOSITORY, check=True, capture_output=True
+        ["git", "log", "-1", "--format=%H %s", "--", "src"],
+        cwd=surface.REPOSITORY,
+        check=True,
+        capture_output=True,
     ).stdout.decode()
     write("made.json", {"commit": commit.split()[0], "machine": surface.machine()})
 

@@ -17,7 +17,7 @@ from foreword.evaluation import evaluate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 REPOSITORY = Path(__file__).parents[2]
-WORDS = "abcd efgh ijkl mnop qrst uvwx yzab cdef".split()
+WORDS = ["abcd", "efgh", "ijkl", "mnop", "qrst", "uvwx", "yzab", "cdef"]
 
 
 def examples(count: int = 12, first: int = 0) -> list[Example]:

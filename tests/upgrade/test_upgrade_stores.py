@@ -109,7 +109,10 @@ def check(store: PrefixStore, expected: dict[str, Any]) -> None:
     store.collect_garbage()
     store.forget("alice")
     assert "alice" not in {version.owner for version in store.each()}
-    assert hashlib.sha256(store.get("bob/reviews").to_bytes()).hexdigest() == store.describe("bob/reviews").version.digest
+    assert (
+        hashlib.sha256(store.get("bob/reviews").to_bytes()).hexdigest()
+        == store.describe("bob/reviews").version.digest
+    )
 
 
 def assert_holds(found: Any, before: Any) -> None:
