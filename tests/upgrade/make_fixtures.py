@@ -10,6 +10,7 @@ was a release's newest, and has the rows of that store in the tables that it kno
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -29,9 +30,9 @@ sys.path.insert(0, str(HERE.parent))
 
 import httpx  # noqa: E402
 import torch  # noqa: E402
-from foreword.parameterization import ParameterizationSettings  # noqa: E402
 
 from foreword import BaseModel, Prefix, PrefixStore, Template, generate, train  # noqa: E402
+from foreword.parameterization import ParameterizationSettings  # noqa: E402
 from upgrade import runs, surface, tiny_base  # noqa: E402
 
 OUT = surface.FIXTURES
@@ -135,18 +136,14 @@ def make_runs() -> None:
         for name, run in runs.RUNS.items():
             base = models[run.get("$base", "tiny-llama")]
             # Steps 9 and 10 are in the log, and not in the checkpoint.
-            try:
+            with contextlib.suppress(Killed):
                 runs.run_one(name, base, folder / name, stop_at(None, 10))
-            except Killed:
-                pass
             prefix = runs.run_one(name, base, Path(undisturbed, name))
             prefix.save(folder / f"{name}.prefix")
             told["one"][name] = {"digest": surface.digest(prefix.tensors)}
-        try:
+        with contextlib.suppress(Killed):
             # Two owners are in the middle, the third has not begun: two places.
             runs.run_many(models["tiny-llama"], folder / "many", stop_at("ben/2", 14))
-        except Killed:
-            pass
         for owner, prefix in runs.run_many(models["tiny-llama"], Path(undisturbed, "many")).items():
             file = f"many-{list(runs.MANY_OWNERS).index(owner)}.prefix"
             prefix.save(folder / file)
@@ -248,9 +245,8 @@ def make_stores() -> None:
 
 def add_jobs(folder: Path) -> None:
     """Uploaded files and ended jobs, as a server leaves them."""
-    from foreword.serving.job_record import Job, add_event
-
     from foreword.serving import job_queue, uploads
+    from foreword.serving.job_record import Job, add_event
     from foreword.store.access import Caller
 
     caller = Caller("alice", "owner")
@@ -293,6 +289,7 @@ def add_jobs(folder: Path) -> None:
 def upgrade(url: str, revision: str) -> None:
     from alembic import command
     from alembic.config import Config
+
     from foreword.store.catalogue import Catalogue
 
     catalogue = Catalogue(url)
@@ -325,6 +322,9 @@ def copy_rows(source: str, target: str) -> None:
             rows = [dict(row._mapping) for row in reading.execute(sqlalchemy.select(table))]
             if rows:
                 writing.execute(table.insert(), rows)
+            if rows and new.dialect.name == "postgresql" and table.name in ("audit", "job_event"):
+                last = max(row["id"] for row in rows)
+                writing.exec_driver_sql(f"SELECT setval('{table.name}_id_seq', {last})")
     old.dispose()
     new.dispose()
 
@@ -627,9 +627,9 @@ def command_lines() -> list[str]:
                     choices += typing.get_args(kind)
                 else:
                     pending += typing.get_args(kind)
-            for choice in choices:
-                if parameter.param_type_name == "option":
-                    found.append(shlex.join([*name.split(), parameter.opts[0], str(choice), *needed]))
+            if parameter.param_type_name == "option":
+                words = [*name.split(), parameter.opts[0]]
+                found += [shlex.join([*words, str(choice), *needed]) for choice in choices]
     kept = []
     for line in dict.fromkeys(found):
         try:

@@ -32,7 +32,7 @@ def test_every_option_of_a_command_is_taken(command: str, capsys: pytest.Capture
         assert runs.call(command.split()) != 0
         one_line(capsys.readouterr().err, GONE["options"][command])
         return
-    there = surface.options_of(dict(surface.commands())[command])
+    there = surface.options_of(surface.all_commands()[command])
     arguments = [option for option in there if option["kind"] == "argument"]
     before = [option for option in OPTIONS[command] if option["kind"] == "argument"]
     for old, new in zip(before, arguments, strict=False):
