@@ -18,6 +18,10 @@ class ForewordWarning(UserWarning):
     """Something the user should know that does not stop the work."""
 
 
+class ForewordDeprecation(ForewordWarning, FutureWarning):
+    """An old name that still works for one release; the message says the new one."""
+
+
 class UsageError(ForewordError, ValueError):
     """The call itself is wrong: an option out of range, options that exclude each other."""
 
