@@ -84,8 +84,7 @@ def serve(
         ),
     ] = None,
     port: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Port; default 8000; 0 takes a free one.", rich_help_panel=ADDRESS),
+        int | None, typer.Option(help="Port; default 8000; 0 takes a free one.", rich_help_panel=ADDRESS)
     ] = None,
     no_keys: Annotated[
         bool,
@@ -104,8 +103,7 @@ def serve(
         ),
     ] = False,
     config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Settings in TOML; see docs/serve.md.", rich_help_panel=OPERATION),
+        Path | None, typer.Option(help="Settings in TOML; see docs/serve.md.", rich_help_panel=OPERATION)
     ] = None,
     setting: Annotated[
         list[str] | None,

@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from foreword.cli import output
-from foreword.cli.command_line import command_line
-from foreword.cli.reproduce import reproduce_trial_options as own
-from foreword.cli.reproduce.reproduce_data import (
-    INSTRUCTIONS,
-    USUAL,
-    cut_as_published,
-    decoding_of,
-    max_length_of,
-)
+from foreword.cli.output import command_line
+from foreword.cli.reproduce.data import INSTRUCTIONS, USUAL, cut_as_published, decoding_of, max_length_of
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +42,94 @@ class Kind:
         return {**options, **{name: usual[name] for name in usual if options.get(name) is None}}
 
 
+LOW_DATA = Kind(
+    "low-data",
+    "Low data: methods by the number of training examples",
+    full={
+        "methods": "prefix,fine-tuning,lora",
+        "others": "lora-8,top-2,adapter,adapter-16,ia3,llama-adapter,"
+        "peft-prefix,peft-projection,prompt-tuning,none,zero-shot,few-shot",
+        "sizes": "50,100,200,500",
+        "subsets": 3,
+        "seeds": 1,
+        "steps": None,
+        "dev_rows": 60,
+        "measured_sources": 100,
+        "beams": None,
+    },
+    quick={
+        "methods": "prefix,fine-tuning,lora,peft-prefix,zero-shot",
+        "others": "",
+        "sizes": "50",
+        "subsets": 2,
+        "seeds": 1,
+        "steps": 25,
+        "dev_rows": 16,
+        "measured_sources": 16,
+        "beams": 1,
+    },
+)
+
+FULL = Kind(
+    "full",
+    "Full data: methods with all training examples",
+    full={
+        **LOW_DATA.full,
+        "others": "",
+        "sizes": "all",
+        "subsets": 1,
+        "seeds": 3,
+        "steps": None,
+        "epochs": 5.0,  # the paper's; training's own number of steps ends long before on large data
+        "measured_sources": 200,
+    },
+    quick={**LOW_DATA.quick, "sizes": "all", "subsets": 1, "seeds": 2},
+)
+
+ABLATION = Kind(
+    "ablation",
+    "Ablation: the prefix with one thing changed",
+    full={
+        **LOW_DATA.full,
+        "methods": "prefix,length-1,length-2,length-5,length-20,length-40,mlp,mlp+start,random,task-words,"
+        "other-words,demonstrations,embedding,embedding-20,infix,first-half,last-half",
+        "others": "",
+        "sizes": "500",
+    },
+    quick={**LOW_DATA.quick, "methods": "prefix,length-2,random,mlp+start,embedding,infix"},
+)
+
+EXTRAPOLATION = Kind(
+    "extrapolation",
+    "Extrapolation: groups that training has not seen",
+    full={**LOW_DATA.full, "others": "", "sizes": "500"},
+    quick={**LOW_DATA.quick},
+)
+
+
+def names(given: str) -> list[str]:
+    """Names from a list with commas."""
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def numbers(given: str, option: str, most: int) -> tuple[int, ...]:
+    """Whole numbers from a list with commas, each once; `all` is the most.
+
+    Raises:
+        UsageError: something else in it, or nothing.
+    """
+    words = [str(most) if name == "all" else name for name in names(given)]
+    try:
+        found = tuple(dict.fromkeys(map(int, words)))
+    except ValueError as error:
+        raise UsageError(
+            f"{option} is {given!r}; expected whole numbers with commas, as in 50,100, or all"
+        ) from error
+    if not found:
+        raise UsageError(f"{option} is empty; expected whole numbers with commas, as in 50,100, or all")
+    return found
+
+
 def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:
     """The plan that the options (`Kind.chosen`) stand for; `examples`: of training, in all.
 
@@ -58,9 +139,9 @@ def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:
     from foreword.research.baselines.registry import methods_named
     from foreword.research.experiments.plan import Plan
 
-    methods = methods_named(own.names(chosen["methods"]))
-    others = methods_named(own.names(chosen["others"]))
-    sizes = own.numbers(chosen["sizes"], "--sizes", examples)
+    methods = methods_named(names(chosen["methods"]))
+    others = methods_named(names(chosen["others"]))
+    sizes = numbers(chosen["sizes"], "--sizes", examples)
     if max(sizes) > examples:
         raise UsageError(f"{max(sizes)} training examples are asked for, and there are {examples}")
     return Plan(
@@ -101,7 +182,7 @@ def carry_out(
         metrics: sets computed of the texts, beside the figures of every trial.
         more: settings that make the run this one, beside those of the plan.
     """
-    from foreword.cli.progress import Counter, duration
+    from foreword.cli.output import Counter, duration
     from foreword.files import write_text
     from foreword.research.environment import describe_machine, package_versions
     from foreword.research.experiments import report_trials, trial_cost, trials

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from foreword.cli.train_request import run_folder
+from foreword.cli.train import run_folder
 from foreword.errors import CannotWrite, UnknownPrefix, UsageError
 
 if TYPE_CHECKING:

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from foreword.cli import options as common
 from foreword.cli import output
-from foreword.cli import train_options as training
-from foreword.cli.app import SectionedCommand
-from foreword.cli.bench import bench_options as its
+from foreword.cli.bench import options as its
 from foreword.errors import UsageError
+from foreword.validation import setting
 
 MACHINE = "  foreword bench machine --tokens 900"
 START = "  foreword bench start --rounds 3"
 CURVES = "  foreword bench curves --of length,owners --memory --out curves"
 
 
-def register(app: typer.Typer) -> None:
-    """Make them commands of `app`."""
-    for command, example in ((machine, MACHINE), (start, START), (curves, CURVES)):
-        app.command(cls=SectionedCommand, epilog=its.example(example))(command)  # type: ignore[type-var]
-
-
 def machine(
     context: typer.Context,
-    base: training.Base = "smollm2-135m-instruct",
-    tokens: Annotated[
-        int,
-        typer.Option(
-            "--tokens", metavar="N", min=1, help="Tokens of a step; 450 are about 8 examples of E2E."
-        ),
-    ] = 450,
-    rounds: its.Rounds = 7,
-    threads: its.Threads = None,
-    out: its.Out = None,
-    json: common.Json = False,
+    tokens: int = setting(450, ge=1, help="Tokens of a step; 450 are about 8 examples of E2E"),
+    rounds: int = its.rounds_option(7),
+    *,
+    given: its.BenchOptions,
 ) -> None:
     """What the machine can do at most.
 
     Its rate of matrix products, of large squares and at the shapes of the model's layers, and of copying
     memory.
     """
-    model = its.loaded(base, threads, out, peft=False)
+    model = its.loaded(given, peft=False)
     from foreword.research.bench import roofline as measured
     from foreword.research.bench import room
 
@@ -68,10 +51,7 @@ def machine(
         model,
         None,
         f"What the machine can do, with {tokens} tokens",
-        limits={
-            "matrix products (2048 x 2048)": f"{squares} GFLOP/s",
-            "memory (copying)": f"{copying} GB/s",
-        },
+        limits={"matrix products (2048 x 2048)": f"{squares} GFLOP/s", "memory (copying)": f"{copying} GB/s"},
         notes=(
             "Median and quartiles of the rounds. Forward: outputs of the layer. Backward: gradients of its "
             "inputs; frozen weights need none of their own.",
@@ -83,30 +63,29 @@ def machine(
         | {"all": found.together},
         ratio_name="of the rate of large squares",
     )
-    its.tell(report, out, json)
+    its.tell(report, given)
 
 
 def start(
     context: typer.Context,
-    base: training.Base = "smollm2-135m-instruct",
-    length: its.Length = 10,
-    rounds: its.Rounds = 7,
-    threads: its.Threads = None,
-    no_peft: its.NoPeft = False,
-    out: its.Out = None,
-    json: common.Json = False,
+    length: int = its.length_option,
+    rounds: int = its.rounds_option(7),
+    *,
+    given: its.PeerOptions,
 ) -> None:
     """Seconds until help and until the first token.
 
     Each in a process of its own, with files and caches warm, against PEFT in a script of six lines.
     """
-    model = its.loaded(base, threads, out, peft=not no_peft)
+    model = its.loaded(given, peft=not given.no_peft)
     from foreword.research.bench import room
     from foreword.research.bench import startup as measured
 
     room.check(room.weights(model), model.device, "another copy of the base")
     rates = its.rates_of(model)
-    found = measured.measure(model, length=length, rounds=rounds, peft=not no_peft, on_round=its.told(rounds))
+    found = measured.measure(
+        model, length=length, rounds=rounds, peft=not given.no_peft, on_round=its.told(rounds)
+    )
     report = its.report_of(
         context,
         model,
@@ -121,30 +100,21 @@ def start(
         ratios={f.way: f.share for f in found if f.share is not None},
         ratio_name="limit / own time",
     )
-    its.tell(report, out, json)
+    its.tell(report, given)
 
 
 def curves(
     context: typer.Context,
-    base: training.Base = "smollm2-135m-instruct",
-    of: Annotated[
-        str,
-        typer.Option("--of", metavar="NAME,NAME", help="What grows: length, batch, text, owners, prefixes."),
-    ] = "length,batch,text,owners,prefixes",
-    points: Annotated[
-        str | None,
-        typer.Option(
-            "--points",
-            metavar="N,N",
-            help="Points of a single curve, instead of its own.",
-            show_default=False,
-        ),
-    ] = None,
-    memory: Annotated[bool, typer.Option("--memory", help="Measure peak memory, too (on the CPU).")] = False,
-    rounds: its.Rounds = 5,
-    threads: its.Threads = None,
-    out: its.Out = None,
-    json: common.Json = False,
+    of: str = setting(
+        "length,batch,text,owners,prefixes",
+        metavar="NAME,NAME",
+        help="What grows: length, batch, text, owners, prefixes",
+    ),
+    points: str | None = setting(None, metavar="N,N", help="Points of a single curve, instead of its own"),
+    memory: bool = setting(False, help="Measure peak memory, too (on the CPU)"),
+    rounds: int = its.rounds_option(5),
+    *,
+    given: its.BenchOptions,
 ) -> None:
     """How the cost grows with one size while the others stay.
 
@@ -153,21 +123,21 @@ def curves(
     generated.
     """
     names = [name.strip() for name in of.split(",")]
-    given = None if points is None else its.numbers("--points", points)
-    if given is not None and len(names) != 1:
+    chosen_points = None if points is None else its.numbers("--points", points)
+    if chosen_points is not None and len(names) != 1:
         raise UsageError(f"--points are of one curve, and --of is {of!r}; name one")
-    model = its.loaded(base, threads, out, peft=False, device="cpu" if memory else "auto")
+    model = its.loaded(given, peft=False, device="cpu" if memory else "auto")
     from foreword.research.bench import scaling as measured
     from foreword.research.bench.report import Panel
 
     if unknown := [name for name in names if name not in measured.AXES]:
         raise UsageError(f"--of has {unknown[0]!r}; expected some of {', '.join(measured.AXES)}")
-    asked = {name: given or measured.AXES[name].points for name in names}
-    for name, values in asked.items():
+    points_of = {name: chosen_points or measured.AXES[name].points for name in names}
+    for name, values in points_of.items():
         measured.check(model, name, values)
     rates = its.rates_of(model)
     rows, notes, panels = [], [], []
-    for name, values in asked.items():
+    for name, values in points_of.items():
         axis = measured.AXES[name]
         found = measured.measure(
             model, name, values, rounds=rounds, memory=memory, on_round=its.told(rounds, f"{name}: ")
@@ -203,4 +173,4 @@ def curves(
         rows=rows,
         panels=panels,
     )
-    its.tell(report, out, json)
+    its.tell(report, given)

@@ -2,53 +2,59 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from foreword.cli import options as common
+from foreword.base.options import ModelOptions
 from foreword.cli import output
-from foreword.cli.command_line import command_line
+from foreword.cli.options import DATA, OUTPUT, base_option, json_option, option_of
+from foreword.cli.output import command_line
 from foreword.errors import UsageError
+from foreword.training.settings import TrainingSettings
+from foreword.validation import check_settings, setting
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
     from foreword.research.bench.report import Report
     from foreword.research.bench.roofline import Limits
 
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Examples to measure on; default: invented ones.", rich_help_panel=common.DATA
-    ),
-]
-Rounds = Annotated[
-    int,
-    typer.Option(
-        "--rounds", metavar="N", min=1, help="Rounds; each measures every way once, and medians are reported."
-    ),
-]
-Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Torch threads; default: torch's choice.")
-]
-Length = Annotated[int, typer.Option("--length", metavar="P", min=1, help="Number of virtual tokens.")]
-NoPeft = Annotated[bool, typer.Option("--no-peft", help="Leave PEFT out.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What every benchmark takes."""
+
+    base: str = base_option()
+    threads: int | None = setting(None, ge=1, default_text="torch's choice", help="Torch threads")
+    out: Path | None = setting(
+        None,
         metavar="FOLDER",
-        help="Where report.md, report.json and the picture go; default: nowhere.",
-        rich_help_panel=common.OUTPUT,
-    ),
-]
+        section=OUTPUT,
+        default_text="nowhere",
+        help="Where report.md, report.json and the picture go",
+    )
+    json: bool = json_option()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
-def example(*lines: str) -> str:
-    """The examples at the end of a command's help."""
-    return "\n".join(("\b\nExample:", *lines))
+@dataclass(frozen=True)
+class PeerOptions(BenchOptions):
+    """What a benchmark takes that compares with PEFT."""
+
+    no_peft: bool = setting(False, help="Leave PEFT out")
+
+
+data_option = setting(None, section=DATA, default_text="invented ones", help="Examples to measure on")
+rounds_option = functools.partial(
+    setting, ge=1, help="Rounds; each measures every way once, and medians are reported"
+)
+length_option = option_of(TrainingSettings, "length", 10, section=None, help="Number of virtual tokens")
 
 
 def numbers(option: str, text: str) -> list[int]:
@@ -65,9 +71,7 @@ def numbers(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def loaded(
-    base: str, threads: int | None, out: Path | None, *, peft: bool, device: str = "auto"
-) -> BaseModel:
+def loaded(given: BenchOptions, *, peft: bool, device: str = "auto") -> BaseModel:
     """The base model in float32; refuses before the work what can't be measured.
 
     Raises:
@@ -85,11 +89,11 @@ def loaded(
     from foreword.research.bench import roofline as flops
     from foreword.research.bench.report import check_folder
 
-    if out is not None:
-        check_folder(out)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    model = load_base(base, device=device, dtype="float32", attention="auto")
+    if given.out is not None:
+        check_folder(given.out)
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    model = load_base(given.base, ModelOptions(device=device, dtype="float32"))
     if model.is_encoder_decoder:
         raise UsageError(f"{model.name} is an encoder-decoder; the benchmarks take a decoder-only base")
     if peft and model.device.type != "cpu":
@@ -134,7 +138,7 @@ def report_of(
     )
 
 
-def tell(report: Report, out: Path | None, json: bool) -> None:
+def tell(report: Report, given: BenchOptions) -> None:
     """Print the report, and write it where it was asked for.
 
     Raises:
@@ -142,7 +146,8 @@ def tell(report: Report, out: Path | None, json: bool) -> None:
     """
     from foreword.research.bench.report import as_json, cell, write
 
-    if json:
+    out = given.out
+    if given.json:
         written = [] if out is None else write(report, out)
         return output.json_object({**as_json(report), "files": written})
     for name, value in {**report.environment, **report.limits}.items():

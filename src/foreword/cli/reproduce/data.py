@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foreword.cli import output
-from foreword.cli.reading import Reading
+from foreword.cli.loading import Reading
 from foreword.errors import BadExamples, UsageError
 
 if TYPE_CHECKING:
