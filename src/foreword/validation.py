@@ -267,6 +267,7 @@ def from_mapping(kind: Any, given: Mapping[str, Any], what: str = "settings") ->
         each = inner.get(name) or top[name]
         if isinstance(value, str) and each.parse is not None:
             value = each.parse(value)
+        value = tuple(value) if isinstance(value, list) else value  # files and JSON have no tuples
         if name not in inner or dataclasses.is_dataclass(value):
             made[each.path[0]] = value
         else:
