@@ -116,7 +116,7 @@ class _RequestContext:
             )
         configuration = self._server.configuration
         found = await run_in_threadpool(identity, configuration, self._server.store, self._headers)
-        self._state["visitor"] = found
+        self._state["identity"] = found
         self._server.limiter.admit(found.name, found.limits)
         declared = self._headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._limit:
@@ -161,7 +161,7 @@ class _RequestContext:
         metrics = self._server.metrics
         metrics.requests.labels(route, str(self.status)).inc()
         metrics.request_seconds.labels(route).observe(seconds)
-        found = self._state.get("visitor")
+        found = self._state.get("identity")
         fields = {
             "request": self._id,
             "method": self.scope["method"],
