@@ -375,7 +375,7 @@ def test_the_logits_of_a_step_are_fetched_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(RunningRow, "choose", noted)
     batch = ContinuousBatch(base)
     for prompt in ("ab", "cd", "ef"):
-        batch.join(RunningRow(row(base, prompt), room=12))
+        batch.prefill(RunningRow(row(base, prompt), max_new_tokens=12))
     assert len(batch.rows) == 3
     batch.step()
     assert {(logits_V.dtype, logits_V.device.type) for logits_V in seen} == {(torch.float32, "cpu")}

@@ -22,7 +22,7 @@ from foreword.errors import EngineStopped, UsageError
 from foreword.models import resolve
 from foreword.serving import logs
 from foreword.serving.config import Configuration
-from foreword.serving.loading import open_base
+from foreword.serving.served_model import open_base
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.engine import SERVED_NAME, VllmEngine, check_base
 from foreword.serving.vllm.prefix_source import BLOBS, STORE
@@ -153,7 +153,7 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
         process = _start(configuration, base, secret)
         url = process.url
     try:
-        window = _window_of(url, secret)
+        max_positions = _max_positions_of(url, secret)
     except BaseException:
         if process is not None:
             process.close()
@@ -165,7 +165,7 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
         if process is not None:
             process.close()
 
-    engine = VllmEngine(base, url, secret, window=window, is_up=poller.beats, on_close=close)
+    engine = VllmEngine(base, url, secret, max_positions=max_positions, is_up=poller.is_up, on_close=close)
     _let_weights_go(base)
     return engine
 
@@ -196,7 +196,7 @@ def _start(configuration: Configuration, base: BaseModel, secret: str) -> VllmPr
     return process
 
 
-def _window_of(url: str, secret: str) -> int:
+def _max_positions_of(url: str, secret: str) -> int:
     """Positions of a request, which `--max-model-len` can make fewer than the base has.
 
     Raises:

@@ -39,24 +39,24 @@ class HealthPoller:
         """
         self._url = url
         self._every = every
-        self._beats = True
+        self._up = True
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._look, name="foreword-vllm-pulse", daemon=True)
         self._thread.start()
 
-    def beats(self) -> bool:
+    def is_up(self) -> bool:
         """Whether vLLM took requests when it was last asked."""
-        return self._beats
+        return self._up
 
     def close(self) -> None:
         """Ask no more."""
         self._ending.set()
         self._thread.join()
-        self._beats = False
+        self._up = False
 
     def _look(self) -> None:
         while not self._ending.wait(self._every):
-            self._beats = answers(self._url)
+            self._up = answers(self._url)
 
 
 def answers(url: str) -> bool:
