@@ -206,10 +206,10 @@ _SAME_LINE = "Start it with the line that `foreword serve --vllm-line` prints, w
 
 def _message(response: httpx.Response) -> str:
     try:
-        found = response.json()["error"]
+        error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
         return response.text[:200]
-    return str(found.get("message") if isinstance(found, dict) else found)
+    return str(error.get("message") if isinstance(error, dict) else error)
 
 
 # -- What vLLM streams back -------------------------------------------------------------------------

