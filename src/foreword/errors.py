@@ -18,6 +18,10 @@ class ForewordWarning(UserWarning):
     """Something the user should know that does not stop the work."""
 
 
+class ForewordDeprecation(ForewordWarning, FutureWarning):
+    """A name that goes with the next release; says what to write instead."""
+
+
 class UsageError(ForewordError, ValueError):
     """The call itself is wrong: an option out of range, options that exclude each other."""
 
