@@ -1,4 +1,4 @@
-"""Fixtures that all tests share; what they are made of is in stand_ins.py."""
+"""Fixtures that all tests share; what they are made of is in support/stand_ins.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from foreword import BaseModel, Prefix
 from foreword.prefix import BaseIdentity
 from foreword.template import Template
-from stand_ins import END, byte_tokenizer, tiny_llama
+from support.stand_ins import END, byte_tokenizer, tiny_llama
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foreword"
 ROOMS = [
     ["_version"],
     ["errors"],
+    ["_aliases"],
     ["files"],
     ["validation"],
     ["reporting"],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from foreword import _aliases
+
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
     from foreword.examples import Example
@@ -39,6 +41,8 @@ _HOMES = {
     "train": "foreword.training.train",
     "train_many": "foreword.training.train_many",
 }
+
+_aliases.install()
 
 
 def __getattr__(name: str) -> Any:

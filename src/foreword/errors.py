@@ -19,7 +19,7 @@ class ForewordWarning(UserWarning):
 
 
 class ForewordDeprecation(ForewordWarning, FutureWarning):
-    """A name that goes with the next release; says what to write instead."""
+    """An old name that still works for one release; the message says the new one."""
 
 
 class UsageError(ForewordError, ValueError):

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from by_hand import greedy, layers_of, logits, token_losses
 from foreword import BaseModel, Example, Prefix, generate
 from foreword.base.activation_checkpointing import gradient_checkpointing
 from foreword.base.attention import AttentionContext, attention_context
@@ -16,6 +15,7 @@ from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import encode
 from foreword.training.initialization import activations
+from support.by_hand import greedy, layers_of, logits, token_losses
 
 pytestmark = pytest.mark.real_model
 

@@ -12,6 +12,13 @@ from foreword import BaseModel, Prefix
 from upgrade import surface, tiny_base
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Old names are used here on purpose; that they are called old is tested where they are."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.filterwarnings("ignore::foreword.errors.ForewordDeprecation"))
+
+
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all bases."""

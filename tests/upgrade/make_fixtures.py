@@ -10,6 +10,7 @@ was a release's newest, and has the rows of that store in the tables that it kno
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -135,18 +136,14 @@ def make_runs() -> None:
         for name, run in runs.RUNS.items():
             base = models[run.get("$base", "tiny-llama")]
             # Steps 9 and 10 are in the log, and not in the checkpoint.
-            try:
+            with contextlib.suppress(Killed):
                 runs.run_one(name, base, folder / name, stop_at(None, 10))
-            except Killed:
-                pass
             prefix = runs.run_one(name, base, Path(undisturbed, name))
             prefix.save(folder / f"{name}.prefix")
             told["one"][name] = {"digest": surface.digest(prefix.tensors)}
-        try:
+        with contextlib.suppress(Killed):
             # Two owners are in the middle, the third has not begun: two places.
             runs.run_many(models["tiny-llama"], folder / "many", stop_at("ben/2", 14))
-        except Killed:
-            pass
         for owner, prefix in runs.run_many(models["tiny-llama"], Path(undisturbed, "many")).items():
             file = f"many-{list(runs.MANY_OWNERS).index(owner)}.prefix"
             prefix.save(folder / file)
@@ -253,7 +250,9 @@ def add_jobs(folder: Path) -> None:
     from foreword.store.access import Caller
 
     caller = Caller("alice", "owner")
-    content = "".join(json.dumps({"source": e.source, "target": e.target}) + "\n" for e in surface.examples(3))
+    content = "".join(
+        json.dumps({"source": e.source, "target": e.target}) + "\n" for e in surface.examples(3)
+    )
     with PrefixStore(folder) as store:
         files = [
             uploads.add(store.catalogue, caller, "alice", name, content.encode(), limit=None)
@@ -269,7 +268,13 @@ def add_jobs(folder: Path) -> None:
                 name="reviews",
                 training_file=files[0].id,
                 validation_file=files[1].id,
-                settings={"steps": 20, "clip": 0.5, "seed": 0, "template": Template().to_json(), "start": None},
+                settings={
+                    "steps": 20,
+                    "clip": 0.5,
+                    "seed": 0,
+                    "template": Template().to_json(),
+                    "start": None,
+                },
                 alike="0" * 64,
                 asked={"hyperparameters": {"steps": 20, "clip": 0.5}, "metadata": {"a": "b"}},
             )
@@ -303,7 +308,10 @@ def copy_rows(source: str, target: str) -> None:
     """Every row of the tables that both have."""
     import sqlalchemy
 
-    old, new = sqlalchemy.create_engine(source), sqlalchemy.create_engine(target.replace("postgresql://", "postgresql+psycopg://"))
+    old, new = (
+        sqlalchemy.create_engine(source),
+        sqlalchemy.create_engine(target.replace("postgresql://", "postgresql+psycopg://")),
+    )
     tables = sqlalchemy.MetaData()
     tables.reflect(new)
     with old.connect() as reading, new.begin() as writing:
@@ -314,6 +322,9 @@ def copy_rows(source: str, target: str) -> None:
             rows = [dict(row._mapping) for row in reading.execute(sqlalchemy.select(table))]
             if rows:
                 writing.execute(table.insert(), rows)
+            if rows and new.dialect.name == "postgresql" and table.name in ("audit", "job_event"):
+                last = max(row["id"] for row in rows)
+                writing.exec_driver_sql(f"SELECT setval('{table.name}_id_seq', {last})")
     old.dispose()
     new.dispose()
 
@@ -448,7 +459,9 @@ def make_jobs() -> None:
     shutil.rmtree(undisturbed / "store" / "checkpoints")
     connection = sqlite3.connect(undisturbed / "store" / "catalogue.sqlite")
     with connection:
-        connection.execute("UPDATE job SET state = 'queued', worker = NULL, attempts = 0 WHERE state = 'running'")
+        connection.execute(
+            "UPDATE job SET state = 'queued', worker = NULL, attempts = 0 WHERE state = 'running'"
+        )
     connection.close()
     settings["store"] = str(undisturbed / "store")
     assert trainer("from foreword.serving.trainer import main; main()") == 0
@@ -463,10 +476,14 @@ def make_jobs() -> None:
     shutil.rmtree(undisturbed)
     for picture in out.rglob("curves.png"):
         picture.unlink()
-    write("jobs/expected.json", {"machine": surface.machine(), "secret": secret, "jobs": jobs, "results": shown})
+    write(
+        "jobs/expected.json", {"machine": surface.machine(), "secret": secret, "jobs": jobs, "results": shown}
+    )
 
 
-def serve_without_training(settings: dict[str, Any], secret: str) -> tuple[subprocess.Popen[str], httpx.Client]:
+def serve_without_training(
+    settings: dict[str, Any], secret: str
+) -> tuple[subprocess.Popen[str], httpx.Client]:
     words = ["serve", "--json", "--no-training", "--port", "0"]
     for name, value in settings.items():
         words += ["--set", f"{name}={value}"]
@@ -590,7 +607,11 @@ def command_lines() -> list[str]:
         for line in text.splitlines():
             line = line.strip().removeprefix("Example: ").removeprefix("$ ")
             if line.startswith("foreword ") and "`" not in line:
-                found.append(" ".join(shlex.split(line, comments=True)[1:]) if "'" not in line and '"' not in line else line.removeprefix("foreword ").split("#")[0].strip())
+                found.append(
+                    " ".join(shlex.split(line, comments=True)[1:])
+                    if "'" not in line and '"' not in line
+                    else line.removeprefix("foreword ").split("#")[0].strip()
+                )
     for name, command in surface.commands():
         needed = []
         for parameter in command.params:
@@ -606,9 +627,9 @@ def command_lines() -> list[str]:
                     choices += typing.get_args(kind)
                 else:
                     pending += typing.get_args(kind)
-            for choice in choices:
-                if parameter.param_type_name == "option":
-                    found.append(shlex.join([*name.split(), parameter.opts[0], str(choice), *needed]))
+            if parameter.param_type_name == "option":
+                words = [*name.split(), parameter.opts[0]]
+                found += [shlex.join([*words, str(choice), *needed]) for choice in choices]
     kept = []
     for line in dict.fromkeys(found):
         try:
@@ -652,7 +673,10 @@ def main() -> None:
             PARTS[name]()
             print(name, f"{time.monotonic() - start:.1f} s", flush=True)
     commit = subprocess.run(
-        ["git", "log", "-1", "--format=%H %s", "--", "src"], cwd=surface.REPOSITORY, check=True, capture_output=True
+        ["git", "log", "-1", "--format=%H %s", "--", "src"],
+        cwd=surface.REPOSITORY,
+        check=True,
+        capture_output=True,
     ).stdout.decode()
     write("made.json", {"commit": commit.split()[0], "machine": surface.machine()})
 

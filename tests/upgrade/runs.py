@@ -40,10 +40,19 @@ RUNS: dict[str, dict[str, Any]] = {
 """Keywords of `train` beside the common ones."""
 
 MANY_OWNERS = {"anna": examples(6), "ben/2": examples(7, 6), "çelik": examples(5, 13)}
-MANY: dict[str, Any] = {**COMMON, "clip": 0.5, "accumulate": 2, "places": 2, "pass_tokens": 400, "isolated": True}
+MANY: dict[str, Any] = {
+    **COMMON,
+    "clip": 0.5,
+    "accumulate": 2,
+    "places": 2,
+    "pass_tokens": 400,
+    "isolated": True,
+}
 
 
-def run_one(name: str, base: BaseModel, folder: Path, on_progress: Callable[[Any], None] | None = None) -> Prefix:
+def run_one(
+    name: str, base: BaseModel, folder: Path, on_progress: Callable[[Any], None] | None = None
+) -> Prefix:
     """Begin or go on with one of the runs."""
     settings = {key: value for key, value in RUNS[name].items() if not key.startswith("$")}
     if "$dev" in RUNS[name]:
@@ -53,7 +62,9 @@ def run_one(name: str, base: BaseModel, folder: Path, on_progress: Callable[[Any
     return train(base, examples(), checkpoint_dir=folder, on_progress=on_progress, **{**COMMON, **settings})
 
 
-def run_many(base: BaseModel, folder: Path, on_progress: Callable[[Any], None] | None = None) -> dict[str, Prefix]:
+def run_many(
+    base: BaseModel, folder: Path, on_progress: Callable[[Any], None] | None = None
+) -> dict[str, Prefix]:
     """Begin or go on with the run of many owners."""
     dev = {"ben/2": examples(3, 40)}
     return train_many(base, MANY_OWNERS, dev=dev, checkpoint_dir=folder, on_progress=on_progress, **MANY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -17,7 +18,7 @@ from foreword.evaluation import evaluate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 REPOSITORY = Path(__file__).parents[2]
-WORDS = "abcd efgh ijkl mnop qrst uvwx yzab cdef".split()
+WORDS = ["abcd", "efgh", "ijkl", "mnop", "qrst", "uvwx", "yzab", "cdef"]
 
 
 def examples(count: int = 12, first: int = 0) -> list[Example]:
@@ -76,7 +77,7 @@ TRAIN: dict[str, dict[str, Any]] = {
         "batch_size": 3,
         "accumulate": 2,
         "learning_rate": 0.02,
-        "warmup": 0.0,
+        "warmup": 2.0,
         "weight_decay": 0.5,
         "clip": 0.0625,
         "parameterization": "mlp+start",
@@ -252,6 +253,12 @@ def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[st
             yield " ".join((*path, name)), command
 
 
+@functools.cache
+def all_commands() -> dict[str, Any]:
+    """Every command by its path; building them takes a moment."""
+    return dict(commands())
+
+
 def options_of(command: Any) -> list[dict[str, Any]]:
     """Its options and arguments as a caller writes them."""
     return [
@@ -271,7 +278,7 @@ def options_of(command: Any) -> list[dict[str, Any]]:
 
 def parse(words: list[str]) -> None:
     """Parse a command line without running it; an error of click's if it is no command line."""
-    known = dict(commands())
+    known = all_commands()
     for size in (3, 2, 1):
         if (command := known.get(" ".join(words[:size]))) is not None:
             command.make_context(" ".join(words[:size]), list(words[size:]))

@@ -28,7 +28,11 @@ def services() -> dict[str, dict[str, Any]]:
 
 def lines() -> list[list[str]]:
     """What the image's entry point, `foreword`, is called with."""
-    found = [given["command"] for given in services().values() if given.get("image") == "foreword" and "command" in given]
+    found = [
+        given["command"]
+        for given in services().values()
+        if given.get("image") == "foreword" and "command" in given
+    ]
     return [*found, ["serve"]]
 
 

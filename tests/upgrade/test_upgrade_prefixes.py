@@ -57,5 +57,7 @@ def test_it_does_to_its_base_what_it_did(models: dict[str, BaseModel], name: str
     for found, before in zip(losses, expected["losses"], strict=True):
         torch.testing.assert_close(found, torch.tensor(before), rtol=1e-4, atol=1e-4)
     texts = generate(base, [row.source for row in rows_of(name)], prefixes=prefix, max_new_tokens=8)
-    if surface.machine() == surface.recorded("made.json")["machine"]:  # elsewhere a near tie may fall otherwise
+    if (
+        surface.machine() == surface.recorded("made.json")["machine"]
+    ):  # elsewhere a near tie may fall otherwise
         assert texts == expected["texts"]

@@ -64,13 +64,14 @@ def migrate(opening: Callable[[], PrefixStore], place: list[str]) -> None:
     try:
         opening().close()
     except OutdatedCatalogue as error:
-        assert "foreword store migrate" in str(error)
+        if "foreword store migrate" not in str(error):
+            raise
         words = place[:2] if "--blobs" in place and not takes_blobs() else place
         assert runs.call(["store", "migrate", *words]) == 0
 
 
 def takes_blobs() -> bool:
-    options = dict(surface.commands())["store migrate"].params
+    options = surface.all_commands()["store migrate"].params
     return any("--blobs" in option.opts for option in options)
 
 
@@ -109,7 +110,10 @@ def check(store: PrefixStore, expected: dict[str, Any]) -> None:
     store.collect_garbage()
     store.forget("alice")
     assert "alice" not in {version.owner for version in store.each()}
-    assert hashlib.sha256(store.get("bob/reviews").to_bytes()).hexdigest() == store.describe("bob/reviews").version.digest
+    assert (
+        hashlib.sha256(store.get("bob/reviews").to_bytes()).hexdigest()
+        == store.describe("bob/reviews").version.digest
+    )
 
 
 def assert_holds(found: Any, before: Any) -> None:

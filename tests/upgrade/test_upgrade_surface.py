@@ -32,7 +32,7 @@ def test_every_option_of_a_command_is_taken(command: str, capsys: pytest.Capture
         assert runs.call(command.split()) != 0
         one_line(capsys.readouterr().err, GONE["options"][command])
         return
-    there = surface.options_of(dict(surface.commands())[command])
+    there = surface.options_of(surface.all_commands()[command])
     arguments = [option for option in there if option["kind"] == "argument"]
     before = [option for option in OPTIONS[command] if option["kind"] == "argument"]
     for old, new in zip(before, arguments, strict=False):
@@ -70,7 +70,8 @@ def calls(models: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize(
-    ("function", "name"), [(function, name) for function, cases in surface.CASES.items() for name in ("none", *cases)]
+    ("function", "name"),
+    [(function, name) for function, cases in surface.CASES.items() for name in ("none", *cases)],
 )
 def test_a_keyword_does_what_it_did(calls: surface.Calls, function: str, name: str) -> None:
     case: dict[str, Any] = {} if name == "none" else surface.CASES[function][name]
@@ -93,7 +94,15 @@ def test_keywords_that_should_change_the_result_do() -> None:
     # Else a keyword that is taken and forgotten would pass above.
     silent = {
         "train": {"accumulate", "by_source", "gradient_checkpointing", "packed", "dev", "on_progress"}
-        | {"checkpoint_dir", "checkpoint_every", "tensorboard", "labels", "licence", "evaluate_every", "patience"},
+        | {
+            "checkpoint_dir",
+            "checkpoint_every",
+            "tensorboard",
+            "labels",
+            "licence",
+            "evaluate_every",
+            "patience",
+        },
     }
     silent["train_many"] = silent["train"] | {"places", "pass_tokens", "isolated", "on_failure"}
     for function, allowed in silent.items():

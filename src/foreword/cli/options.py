@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Union
 
 import typer
 from typer.models import ArgumentInfo
@@ -40,6 +40,13 @@ BASE = "smollm2-135m-instruct"
 # -- from definitions to options -----------------------------------------------------------------
 
 
+Class = TypeVar("Class")
+
+
+class Given(dict[str, Any], Generic[Class]):
+    """The options of a class of settings that were given, by name, as text; other sources have the rest."""
+
+
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command as typer takes it: an option for every setting in its signature.
 
@@ -48,6 +55,7 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {}
+    given: dict[str, list[str]] = {}
     parameters: list[inspect.Parameter] = []
     for one in signature.parameters.values():
         one = one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -56,6 +64,10 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
         elif dataclasses.is_dataclass(one.annotation) and settings_of(one.annotation):  # type: ignore[arg-type]
             groups[one.name] = one.annotation
             parameters += _parameters_of(one.annotation)
+        elif typing.get_origin(one.annotation) is Given:
+            (kind,) = typing.get_args(one.annotation)
+            parameters += (texts := _text_parameters(kind))
+            given[one.name] = [each.name for each in texts]
         else:
             parameters.append(one)
     parameters.sort(key=lambda one: not isinstance(one.default, ArgumentInfo))  # in the help, too
@@ -64,6 +76,8 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(**values: Any) -> Any:
         for name, kind in groups.items():
             values[name] = _made(kind, values)
+        for name, options in given.items():
+            values[name] = {each: value for each in options if (value := values.pop(each)) is not None}
         return command(**values)
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -108,6 +122,17 @@ def _parameters_of(kind: Any) -> list[inspect.Parameter]:
     return found
 
 
+def _text_parameters(kind: Any) -> list[inspect.Parameter]:
+    """Parameters of the settings that are one value each; values stay text, so that "none" is one."""
+    found = []
+    for each in settings_of(kind):
+        if {str, int, float, bool} & set(each.alternatives) or each.choices:
+            flag = bool in each.alternatives
+            annotation: Any = bool | None if flag else str | None
+            found.append(_parameter(each.name, each, annotation, given=True))
+    return found
+
+
 def _key(name: str) -> str:
     """The name of an option's parameter; `as` and `with` can be none in Python."""
     return f"{name}_" if keyword.iskeyword(name) else name
@@ -117,14 +142,16 @@ def _parameter(
     name: str, described: Setting, annotation: Any, *, given: bool = False, hidden: bool = False
 ) -> inspect.Parameter:
     """One option. With `given`, one that was not typed comes as None, so that it can be told apart."""
-    flag = annotation is bool
+    spelling, flag = described.option, annotation is bool
+    if flag and described.default is True:
+        spelling = spelling.replace("--", "--no-", 1)
+    elif annotation == bool | None:
+        spelling = f"{spelling}/--no-{described.option.removeprefix('--')}"
     bounded = int in described.alternatives and not given
     option = typer.Option(
         *(() if described.short is None else (described.short,)),
-        described.option.replace("--", "--no-", 1)
-        if flag and described.default is True
-        else described.option,
-        metavar=described.metavar or _METAVARS.get(_bare(annotation)),
+        spelling,
+        metavar=None if bool in described.alternatives else _metavar(described),
         help=help_of(described),
         rich_help_panel=described.section,
         show_default=False,
@@ -133,11 +160,7 @@ def _parameter(
         min=described.ge if bounded else None,
         max=described.le if bounded else None,
     )
-    default = described.default
-    if flag:
-        default = False
-    elif given and default is not ...:
-        default = None
+    default = False if flag else None if given and described.default is not ... else described.default
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -146,18 +169,17 @@ def _parameter(
     )
 
 
-_METAVARS = {int: "N", float: "X", Path: "FILE"}
-
-
-def _bare(annotation: Any) -> Any:
-    """The type without None."""
-    return next((part for part in typing.get_args(annotation) if part is not type(None)), annotation)
+def _metavar(described: Setting) -> str | None:
+    usual = {int: "N", float: "X", Path: "FILE"}
+    return described.metavar or next((usual[kind] for kind in described.alternatives if kind in usual), None)
 
 
 def help_of(described: Setting) -> str:
     """The help of an option: the sentence of its definition, with the default behind it."""
     text, default = described.help, described.shown_default
-    if default in (None, "", "()") or described.type is bool:
+    if described.default is False:
+        return f"{text}."
+    if default in (None, "", "()"):
         return f"{text}."
     return f"{text}; default{':' if described.default_text is not None else ''} {default}."
 
