@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 
-from foreword.cli.reproduce.reproduce_data import max_length_of
-from foreword.cli.reproduce.reproduce_extrapolation import EXTRAPOLATION
-from foreword.cli.reproduce.reproduce_methods import ABLATION, FULL, LOW_DATA
-from foreword.cli.reproduce.reproduce_trials import Kind, make_plan
+from foreword.cli.reproduce.data import max_length_of
+from foreword.cli.reproduce.trials import ABLATION, EXTRAPOLATION, FULL, LOW_DATA, Kind, make_plan
 from foreword.research.experiments.results import alone
 from support.stand_ins import random_examples
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_owners_who_are_done_are_not_trained_again(
         built.append(len(arguments[2]))
         return build_trainer(*arguments, **more)
 
-    monkeypatch.setattr("foreword.training.train_many.build_trainer", build)
+    monkeypatch.setattr(sys.modules["foreword.training.train_many"], "build_trainer", build)
     assert run(*command).status == 0
     assert built == [len(OWNERS["eve"])]
     assert run(*command).status == 0

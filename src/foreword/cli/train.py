@@ -27,6 +27,7 @@ from foreword.cli.options import (
     typed,
     unescaped,
 )
+from foreword.cli.train_destinations import destination, run_folder
 from foreword.errors import CheckpointMismatch, UsageError
 from foreword.training.settings import OWNERS, PREFIX, OwnersSettings, TrainingSettings
 from foreword.validation import setting, settings_of
@@ -226,7 +227,6 @@ def train(
     if by is None:
         assert out is not None
         return _train_one(request, out, tensorboard=tensorboard)
-    from foreword.cli.owner_destinations import destination
     from foreword.cli.train_owners import train_owners
 
     with destination(out, name, store, blobs, checkpoint_dir) as goal:
@@ -270,11 +270,6 @@ def _check_owner_options(
 
 
 # -- one prefix ----------------------------------------------------------------------------------
-
-
-def run_folder(out: Path) -> Path:
-    """Where a run keeps its checkpoints when nothing is said: beside what it writes."""
-    return out.with_suffix(".run") if out.suffix == ".prefix" else out.with_name(f"{out.name}.run")
 
 
 def _train_one(request: Request, out: Path, *, tensorboard: bool) -> None:

@@ -23,8 +23,7 @@ import typer
 from foreword import files
 from foreword.cli import output
 from foreword.cli.output import LINES, duration
-from foreword.cli.owner_destinations import Destination
-from foreword.cli.train import Request
+from foreword.cli.train_destinations import Destination
 from foreword.errors import (
     CheckpointMismatch,
     DamagedCheckpoint,
@@ -37,6 +36,7 @@ from foreword.training.settings import OwnersSettings
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
+    from foreword.cli.train import Request
     from foreword.examples import Example
     from foreword.prefix import Prefix
     from foreword.training.run_log import Progress

@@ -31,8 +31,8 @@ class OpenAIHyperparameters(Body):
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto | None = None
 
 
-ELSEWHERE = {"epochs": "n_epochs", "batch_size": "batch_size", "seed": "seed, beside the hyperparameters"}
-"""Settings of training that OpenAI's own fields stand for."""
+ELSEWHERE = {"epochs": "n_epochs", "batch_size": "batch_size", "seed": "seed"}
+"""Settings of training that a field of OpenAI's stands for."""
 
 LARGEST: dict[str, int] = {
     "length": 1024,
@@ -72,7 +72,9 @@ def _bounded(described: Setting) -> Any:
     kind, most = described.alternatives[0], LARGEST.get(described.name, 1_000_000)
     if kind in (int, float):
         least = 2 if described.name == "max_length" else described.ge  # a source and a target
-        return Annotated[kind, Field(ge=least, gt=described.gt, le=most)]
+        return Annotated[
+            kind, Field(ge=least, gt=described.gt, le=min(most, described.le or most), lt=described.lt)
+        ]
     if typing.get_origin(kind) is tuple:
         return Annotated[list[typing.get_args(kind)[0]], Field(min_length=1, max_length=16)]  # type: ignore[misc]
     if kind is bool or described.choices:
