@@ -47,11 +47,7 @@ class Limiter:
         self._lock = threading.Lock()
 
     def admit(self, who: str, limits: Limits) -> None:
-        """Count a request.
-
-        Raises:
-            Refused: 429, with the seconds to wait.
-        """
+        """Count a request. Raises Refused: 429, with the seconds to wait."""
         with self._lock:
             requests = self._bucket(who, "requests", limits.requests_per_minute)
             tokens = self._bucket(who, "tokens", limits.tokens_per_minute)

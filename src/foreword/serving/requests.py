@@ -152,11 +152,7 @@ class ChatBody(Sampled):
 
 
 def refuse_fields_beside(form: Iterable[str], known: Collection[str]) -> None:
-    """Refuse a form with a field that has no meaning here, as bodies in JSON are.
-
-    Raises:
-        Refused: 400.
-    """
+    """Refuse a form with a field that has no meaning here, as bodies in JSON are. Raises Refused: 400."""
     for field in form:
         if field not in known:
             param = field.partition("[")[0]  # a field with parts comes as `expires_after[seconds]`
