@@ -28,14 +28,14 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    """Of a streamed answer."""
+    """What a streamed answer is to have beside the text."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class ResponseFormat(Body):
-    """Text only."""
+    """The form of an answer: text is the only one."""
 
     type: Literal["text"]
 

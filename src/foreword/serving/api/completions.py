@@ -21,7 +21,7 @@ from foreword.serving.requests import ChatBody, CompletionBody
 
 router = APIRouter(tags=["text"])
 DEFAULT_MAX_TOKENS = 16
-"""Of /v1/completions, as OpenAI's own; that of chat is a setting of the server."""
+"""New tokens of /v1/completions, as OpenAI's own; those of chat are a setting of the server."""
 
 
 @router.post("/v1/completions", response_model=schemas.Completion, responses=ERRORS)
