@@ -25,7 +25,7 @@ from foreword.training.initialization import Initialization
 from foreword.training.parameterization import ParameterizationSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-MODULES = ("", ".errors", ".evaluation", ".parameterization", ".prefix", ".training")
+MODULES = ("", ".errors", ".evaluation", ".prefix", ".training", ".training.parameterization")
 ELSEWHERE = {
     "AdamW": "torch.optim",
     "KeyboardInterrupt": "builtins",
