@@ -1,8 +1,8 @@
 """The store: prefixes kept like rows in a database.
 
-`store.py` is what callers use. Below it, a database (who owns which version under which name) and
-blobs (the prefix files, each stored once). The database decides what exists: a version is listed only
-after its blob is safe on the disk, and a blob that no version names is removed as garbage.
+`store.py` is what callers use. Below it, a catalogue (who owns which version under which name) and
+blobs (the prefix files, once per digest). The catalogue is the truth; a blob nobody names is
+garbage, and a version is listed only after its blob is safe on the disk.
 """
 
 from __future__ import annotations
