@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
-from foreword.serving.api.auth import owner_of, writer_of
 from foreword.serving.api.models import describe
 from foreword.serving.api.prompts import find_model
 from foreword.serving.api.schemas import (
@@ -21,7 +20,7 @@ from foreword.serving.api.schemas import (
     JobList,
     seconds_of,
 )
-from foreword.serving.api.state import server_of, visitor_of
+from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import queue, uploads
 from foreword.serving.jobs import settings as job_settings
@@ -39,14 +38,14 @@ After = Annotated[str | None, Query(max_length=40)]
 @router.post("", response_model=JobAnswer, responses=ERRORS)
 def create_job(request: Request, body: JobBody) -> Any:
     """Train a prefix on an uploaded file; it will be called by its owner's name and `suffix`."""
-    server, identity = server_of(request), visitor_of(request)
+    server, identity = server_of(request), identity_of(request)
     catalogue = server.store.catalogue
-    owner = writer_of(identity, "jobs")
+    owner = identity.writer("jobs")
     identifier = f"ftjob-{secrets.token_hex(12)}"
     _, name = parse_name(f"{owner}/{body.suffix or identifier}")
     start = find_model(server, identity.view, body.model).prefix
     # The version, not a name that may mean another one when the job's turn comes.
-    reference = None if start is None else describe(identity.view, body.model).reference
+    reference = None if start is None else describe(identity.view, body.model).version.reference
     files = [uploads.find(catalogue, owner, body.training_file, param="training_file")]
     if body.validation_file is not None:
         files.append(uploads.find(catalogue, owner, body.validation_file, param="validation_file"))
@@ -80,30 +79,30 @@ def create_job(request: Request, body: JobBody) -> Any:
 @router.get("", response_model=JobList, responses=ERRORS)
 def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
     """The caller's jobs, newest first."""
-    server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
-    found, more = queue.listed(server.store.catalogue, owner, limit, after)
-    return JobList(data=[_answer(record) for record in found], has_more=more)
+    server, owner = server_of(request), identity_of(request).owner("jobs")
+    jobs, more = queue.listed(server.store.catalogue, owner, limit, after)
+    return JobList(data=[_answer(record) for record in jobs], has_more=more)
 
 
 @router.get("/{job_id}", response_model=JobAnswer, responses=ERRORS)
 def retrieve_job(request: Request, job_id: JobId) -> Any:
     """One job."""
-    server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
+    server, owner = server_of(request), identity_of(request).owner("jobs")
     return _answer(queue.find(server.store.catalogue, owner, job_id))
 
 
 @router.post("/{job_id}/cancel", response_model=JobAnswer, responses=ERRORS)
 def cancel_job(request: Request, job_id: JobId) -> Any:
     """Stop a job that has not ended; nothing of it is kept."""
-    server, identity = server_of(request), visitor_of(request)
-    owner = writer_of(identity, "jobs")
+    server, identity = server_of(request), identity_of(request)
+    owner = identity.writer("jobs")
     return _answer(queue.cancel(server.store.catalogue, identity.caller, owner, job_id))
 
 
 @router.get("/{job_id}/events", response_model=JobEvents, responses=ERRORS)
 def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After = None) -> Any:
     """What has happened to a job, newest first."""
-    server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
+    server, owner = server_of(request), identity_of(request).owner("jobs")
     queue.find(server.store.catalogue, owner, job_id)
     before = None
     if after is not None:
@@ -113,7 +112,7 @@ def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After
                 400, "after is no event; expected the id of the last one on the page before", param="after"
             )
         before = int(number)
-    found, more = queue.events(server.store.catalogue, job_id, limit, before)
+    events, more = queue.events(server.store.catalogue, job_id, limit, before)
     data = [
         JobEvent(
             id=f"ftevent-{row['id']}",
@@ -123,7 +122,7 @@ def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After
             type="message" if row["data"] is None else "metrics",
             data=row["data"],
         )
-        for row in found
+        for row in events
     ]
     return JobEvents(data=data, has_more=more)
 
@@ -136,11 +135,11 @@ def list_checkpoints(
     after: Annotated[str | None, Query(max_length=60)] = None,
 ) -> Any:
     """The step whose keys and values became the prefix; none before the job is done."""
-    server, identity = server_of(request), visitor_of(request)
-    record = queue.find(server.store.catalogue, owner_of(identity, "jobs"), job_id)
+    server, identity = server_of(request), identity_of(request)
+    record = queue.find(server.store.catalogue, identity.owner("jobs"), job_id)
     data = []
     if record.result is not None and after is None:
-        origin = describe(identity.view, record.result).facts["origin"]
+        origin = describe(identity.view, record.result).version.facts["origin"]
         measured = {"step": float(origin["steps"])}
         if origin["dev_loss"] is not None:
             measured["full_valid_loss"] = origin["dev_loss"]
