@@ -19,8 +19,7 @@ import pytest
 import foreword
 from foreword import BaseModel, Prefix, PrefixStore, errors
 from foreword.evaluation import evaluate
-from foreword.training.initialization import Initialization
-from foreword.training.settings import OwnersSettings, TrainingSettings
+from foreword.training.settings import Initialization, OwnersSettings, TrainingSettings
 from foreword.validation import Setting, flat_settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
