@@ -370,10 +370,10 @@ def migrate(
 
     Example: foreword store migrate --store prefixes
     """
-    from foreword.store.schema import migrate as migrate_catalogue
-    from foreword.store.store import open_catalogue
+    from foreword.store.schema import migrate as migrate_database
+    from foreword.store.schema import open_to_migrate
 
-    before, after = migrate_catalogue(open_catalogue(place))
+    before, after = migrate_database(open_to_migrate(place))
     text = f"schema {after}, nothing to do" if before == after else f"schema {before} -> {after}"
     output.tell({"before": before, "after": after}, text, json=json)
 

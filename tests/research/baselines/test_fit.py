@@ -26,11 +26,11 @@ DEV = random_examples(6, seed=1)
 def started(base: BaseModel, name: str, **settings: Any) -> Any:
     """A trainee of the method, its rows, dev rows, and settings."""
     method: Method = (METHODS | VARIANTS)[name]
-    setting = setting_of(base, method.usual)
-    trainee = method.begin(setting)
+    inputs = setting_of(base, method.default)
+    trainee = method.begin(inputs)
     dev, _ = encode(DEV, base.tokenizer, trainee.template)
-    given = {"steps": 8, "batch_size": 4, "evaluate_every": 2, "learning_rate": method.usual.get(RATE)}
-    return trainee, setting.rows, dev, make_settings(**{**given, **settings})
+    given = {"steps": 8, "batch_size": 4, "evaluate_every": 2, "learning_rate": method.default.get(RATE)}
+    return trainee, inputs.rows, dev, make_settings(**{**given, **settings})
 
 
 def test_a_prefix_comes_out_as_train_makes_it(tiny_base: BaseModel) -> None:

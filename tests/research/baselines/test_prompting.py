@@ -22,11 +22,11 @@ def ids(base, text: str) -> list[int]:
 @pytest.mark.parametrize(("name", "choice"), [("zero-shot", {"form": "text"}), ("few-shot", {"shots": 2})])
 def test_a_text_in_front_counts_as_if_each_row_began_with_it(name: str, choice: dict) -> None:
     base = roomy_base()
-    setting = setting_of(base, choice)
+    inputs = setting_of(base, choice)
     front = INSTRUCTION + "\n"
-    for shown in setting.examples[: choice.get("shots", 0)]:
+    for shown in inputs.examples[: choice.get("shots", 0)]:
         front += f"{shown.source}\n{shown.target}{END}"
-    trainee = METHODS[name].begin(setting)
+    trainee = METHODS[name].begin(inputs)
     losses = trainee.losses(rows_of(base, ASKED))
     expected = [
         by_hand.token_losses(base.model, ids(base, f"{front}{e.source}\n"), ids(base, e.target + END), None)
@@ -49,7 +49,7 @@ def test_a_chat_has_the_instruction_as_its_system_message() -> None:
 
 def test_nothing_is_trained(tiny_base) -> None:
     for name in ("none", "zero-shot"):
-        trainee = METHODS[name].begin(setting_of(tiny_base, METHODS[name].usual))
+        trainee = METHODS[name].begin(setting_of(tiny_base, METHODS[name].default))
         assert trainee.parameters == []
         assert trainee.finish().kept == 0
 

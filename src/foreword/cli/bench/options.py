@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from foreword.base.options import ModelOptions
 from foreword.cli import output
 from foreword.cli.options import DATA, OUTPUT, base_option, json_option, option_of
-from foreword.cli.output import command_line
+from foreword.cli.output import command_line, duration
 from foreword.errors import UsageError
 from foreword.training.settings import TrainingSettings
 from foreword.validation import check_settings, setting
@@ -115,8 +116,15 @@ def rates_of(model: BaseModel) -> Limits:
 
 
 def told(rounds: int, before: str = "") -> Callable[[int], None]:
-    """Says which round is done."""
-    return lambda number: output.note(f"{before}round {number} of {rounds}")
+    """Says which round is done, and how long the others take."""
+    start_time = time.perf_counter()
+
+    def tell(number: int) -> None:
+        left = (time.perf_counter() - start_time) / number * (rounds - number)
+        rest = f", {duration(left)} left" if number < rounds else ""
+        output.note(f"{before}round {number} of {rounds}{rest}")
+
+    return tell
 
 
 def report_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from foreword.cli.options import (
     option_of,
 )
 from foreword.cli.output import command_line
-from foreword.cli.reproduce.data import MAX_LENGTH, metrics_of, read_material, tell_left_out
+from foreword.cli.reproduce.data import MAX_LENGTH, metrics_of, read_splits, tell_left_out
 from foreword.cli.reproduce.trials import ABLATION, EXTRAPOLATION, FULL, LOW_DATA, Kind, carry_out, make_plan
 from foreword.errors import UsageError
 from foreword.training.settings import TRAINING, TrainingSettings
@@ -98,18 +97,17 @@ def personalization(
 ) -> None:
     """Own prefixes against none, a shared one, others'.
 
-    Says what it will cost before it begins. A run that was stopped goes on when the same command is given
-    again. The report is report.md in the folder of the run, its picture matrix.png.
+    A run that was stopped goes on when the same command is given again. The report is report.md in the folder
+    of the run, its picture matrix.png.
     """
     from foreword.cli.loading import load_base
-    from foreword.cli.output import Counter, duration
+    from foreword.cli.output import Counter
     from foreword.examples import read_examples
     from foreword.files import write_text
     from foreword.research.environment import describe_machine
     from foreword.research.experiments import personalization as experiment
     from foreword.research.experiments import plots
     from foreword.research.experiments import report_personalization as report
-    from foreword.research.experiments.cost import measure_rates
     from foreword.research.experiments.personalization import choose_owners
     from foreword.research.experiments.results import Results, alone
 
@@ -150,32 +148,28 @@ def personalization(
     )
     settings = experiment.settings_of(model, data, recipe, longest)
     context.with_resource(alone(out))
-    ledger = Results(out, experiment.EXPERIMENT, settings)
+    results = Results(out, experiment.EXPERIMENT, settings)
     if unmeasured := len(data.unmeasured):
         output.note(f"{unmeasured} owners have no dev examples and are left out")
-    work = experiment.remaining(data, recipe, ledger)
-    if work.train_rows or work.score_rows:
-        pooled = [example for examples in data.train.values() for example in examples]
-        seconds = measure_rates(model, pooled, length=length).seconds(work)
+    prefixes, scores = experiment.left(data, results)
+    if prefixes or scores:
         typer.echo(
-            f"{len(data.owners)} owners; to train on: {work.train_rows} rows, to score: {work.score_rows} "
-            f"rows; about {duration(seconds)}, told from a short trial",
-            err=True,
+            f"{len(data.owners)} owners; to train: {prefixes} prefixes, to score: {scores} owners", err=True
         )
-        ledger.begin_session(command=command_line(context), **describe_machine(model))
-    columns = experiment.run(model, data, recipe, out, ledger, Counter())
+        results.begin_session(command=command_line(context), **describe_machine(model))
+    columns = experiment.run(model, data, recipe, out, results, Counter())
     plots.draw(report.make_matrix(columns), out / "matrix.png")
-    page = report.make_report(ledger, data, columns, model.name, "matrix.png")
+    page = report.make_report(results, data, columns, model.name, "matrix.png")
     write_text(out / "report.md", page, overwrite=True)
     if json:
         return output.json_object(
             {
                 "report": out / "report.md",
                 "picture": out / "matrix.png",
-                "results": ledger.path,
+                "results": results.path,
                 "owners": len(data.owners),
                 "own_against": {
-                    rival: {"rival": rival, **dataclasses.asdict(each), "verdict": each.verdict}
+                    rival: {"rival": rival, **report.figures_of(each)}
                     for rival, each in report.contrasts(columns).items()
                 },
             }
@@ -277,7 +271,7 @@ HELP = {
 
 MORE = """
 
-Says what it will cost before it begins. A run that was stopped goes on when the same command is given again;
+A run that was stopped goes on when the same command is given again;
 methods, sizes, subsets and seeds may be added. The report is report.md in the folder of the run, its picture
 figures.png.
 """
@@ -299,10 +293,10 @@ def command_of(kind: Kind) -> Callable[..., None]:
         chosen = kind.chosen(vars(trial))
         sets = metrics_of(trial.task, trial.metrics)
         reading = Reading(trial.task, files.format, files.fields())
-        material = read_material(trial.train, trial.dev, trial.test, reading, chosen, trial.seed)
-        plan = make_plan(chosen, len(material.train))
+        splits = read_splits(trial.train, trial.dev, trial.test, reading, chosen, trial.seed)
+        plan = make_plan(chosen, len(splits.train))
         model = load_base(base, options)
-        carry_out(kind, context, model, material, plan, trial.out, metrics=sets, json=json)
+        carry_out(kind, context, model, splits, plan, trial.out, metrics=sets, json=json)
 
     return command
 
@@ -331,7 +325,7 @@ def extrapolation(
     chosen = EXTRAPOLATION.chosen(vars(trial))
     sets = metrics_of(trial.task, trial.metrics)
     reading = Reading(trial.task, files.format, files.fields(group_field))
-    material, unseen, left_out = split_by_group(
+    splits, unseen, left_out = split_by_group(
         reading.training(trial.train, groups=True),
         reading.entries(trial.dev, groups=True),
         held_out or (),
@@ -342,13 +336,13 @@ def extrapolation(
     )
     typer.echo(f"measured as unseen: {', '.join(unseen)}", err=True)
     tell_left_out(left_out)
-    plan = make_plan(chosen, len(material.train))
+    plan = make_plan(chosen, len(splits.train))
     model = load_base(base, options)
     carry_out(
         EXTRAPOLATION,
         context,
         model,
-        material,
+        splits,
         plan,
         trial.out,
         metrics=sets,
