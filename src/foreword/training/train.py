@@ -24,9 +24,9 @@ from foreword.template import Placement, Template
 from foreword.training.initialization import Initialization
 from foreword.training.loop import run
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings
+from foreword.training.trainer import Trainer, build_trainer
 
 
 class StopRequest:
@@ -202,7 +202,7 @@ def train(
 
 def make_prefix(
     base: BaseModel,
-    trainer: PrefixTrainer,
+    trainer: Trainer,
     template: Template,
     data_digest: str,
     *,
@@ -218,7 +218,7 @@ def make_prefix(
         tensors=best.tensors,
         base=base.identity,
         template=template,
-        positions=trainer.positions,
+        positions=trainer.trained.positions,
         origin=Origin(
             parameterization=f"{settings.parameterization}{f', layers {layers}' if layers else ''}",
             initialization="none" if settings.parameterization.kind == "mlp" else begun,
@@ -326,5 +326,5 @@ def describe(
     }
 
 
-def _raise(trainer: PrefixTrainer, error: TrainingDiverged) -> None:
+def _raise(trainer: Trainer, error: TrainingDiverged) -> None:
     raise error

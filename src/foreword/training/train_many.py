@@ -27,7 +27,6 @@ from foreword.template import Template
 from foreword.training.initialization import Initialization
 from foreword.training.loop import run
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import TrainingSettings
 from foreword.training.train import (
@@ -39,6 +38,7 @@ from foreword.training.train import (
     make_settings,
     stop_on_interrupt,
 )
+from foreword.training.trainer import Trainer, build_trainer
 
 PLACES = 64
 """Owners that train at once, unless told otherwise."""
@@ -205,7 +205,7 @@ class _OwnersRun:
         self._report = report
         self._digests: dict[str, str] = {}
 
-    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[PrefixTrainer]:
+    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Trainer]:
         """A learner per owner, made when a place is free; owners whose data can't be used are noted."""
         for owner, examples in pairs:
             if owner in self._digests:
@@ -215,7 +215,7 @@ class _OwnersRun:
             except (BadExamples, WindowExceeded, DamagedCheckpoint) as error:
                 self._fail(owner, error)
 
-    def _enter(self, owner: str, examples: Sequence[Example]) -> PrefixTrainer:
+    def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
         dev = self._dev.get(owner, ())
         try:
             encoded, encoded_dev = encode_both(
@@ -244,7 +244,7 @@ class _OwnersRun:
         )
         return trainer
 
-    def finish(self, trainer: PrefixTrainer) -> None:
+    def finish(self, trainer: Trainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
         owner = trainer.owner or ""
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
@@ -255,7 +255,7 @@ class _OwnersRun:
         else:
             self.prefixes[owner] = prefix
 
-    def diverged(self, trainer: PrefixTrainer, error: ForewordError) -> None:
+    def diverged(self, trainer: Trainer, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""
         self.run_logs.pop(id(trainer)).close()
         self._fail(trainer.owner or "", error)
