@@ -91,7 +91,7 @@ def test_weights_in_a_subject_change_what_it_says_and_not_what_the_base_says(
 def test_one_step_of_fine_tuning_is_adam_by_hand(tiny_base: BaseModel) -> None:
     rate, clip = 0.01, 0.5
     trainee, rows, dev, settings = started(
-        tiny_base, "fine-tuning", steps=1, learning_rate=rate, clip=clip, warmup=0
+        tiny_base, "fine-tuning", steps=1, learning_rate=rate, max_grad_norm=clip, warmup=0
     )
     model = copy.deepcopy(tiny_base.model).requires_grad_(True)
     batch = [rows[i] for i in BatchSampler([r.tokens for r in rows], 4, 0, by_length=False).batch(0)]
@@ -134,7 +134,7 @@ def test_patience_ends_a_training_and_the_best_step_is_kept(tiny_base: BaseModel
 
 
 def test_divergence_says_which_rate(tiny_base: BaseModel) -> None:
-    trainee, rows, dev, settings = started(tiny_base, "fine-tuning", learning_rate=1e30, clip=0)
+    trainee, rows, dev, settings = started(tiny_base, "fine-tuning", learning_rate=1e30, max_grad_norm=0)
     with pytest.raises(TrainingDiverged, match=r"lower learning rate than 1e\+30"):
         fit(tiny_base, trainee, rows, dev, settings)
 

@@ -129,7 +129,7 @@ def test_gradients_of_the_embeddings_are_those_of_one_pass_over_embeddings_and_t
     tiny_base: BaseModel,
 ) -> None:
     rows, _ = encode(random_examples(4), tiny_base.tokenizer, tiny_base.template)
-    settings = make_settings(length=3, batch_size=4, steps=1, clip=0, parameterization="embedding")
+    settings = make_settings(length=3, batch_size=4, steps=1, max_grad_norm=0, parameterization="embedding")
     trainer = build_trainer(tiny_base, settings, rows, [])
     (parameter,) = trainer.trained.parameters.parameters()
     by_hand = parameter.detach().clone().requires_grad_()

@@ -98,7 +98,7 @@ def test_owners_enter_as_places_fall_free(tiny_base: BaseModel, monkeypatch: pyt
         length=2,
         steps=2,
         batch_size=2,
-        places=3,
+        concurrent_owners=3,
         into=lambda owner, _: handed.append(owner),
     )
     assert result == {}
@@ -118,7 +118,7 @@ def test_each_owner_keeps_their_own_best_dev_step_and_patience(tiny_base: BaseMo
 
 
 def test_a_stopped_run_of_many_ends_in_the_same_prefixes(tiny_base: BaseModel, tmp_path: Path) -> None:
-    whole = train_many(tiny_base, OWNERS, **OPTIONS, isolated=True, places=2)
+    whole = train_many(tiny_base, OWNERS, **OPTIONS, isolated=True, concurrent_owners=2)
 
     def interrupt(progress: Progress) -> None:
         if progress.owner == "alice" and progress.step == 4 and progress.note is None:
@@ -133,12 +133,12 @@ def test_a_stopped_run_of_many_ends_in_the_same_prefixes(tiny_base: BaseModel, t
             OWNERS,
             **OPTIONS,
             isolated=True,
-            places=2,
+            concurrent_owners=2,
             checkpoint_dir=tmp_path,
             on_progress=interrupt,
         )
     assert {path.name for path in tmp_path.iterdir()} == {"@alice", "@bob"}
-    resumed = train_many(tiny_base, OWNERS, **OPTIONS, isolated=True, places=2, checkpoint_dir=tmp_path)
+    resumed = train_many(tiny_base, OWNERS, **OPTIONS, isolated=True, concurrent_owners=2, checkpoint_dir=tmp_path)
     assert all(same(whole[owner], resumed[owner]) for owner in OWNERS)
 
 
@@ -191,7 +191,7 @@ def test_a_shared_start_is_where_every_owner_begins(tiny_base: BaseModel) -> Non
 
 def test_passes_are_divided_by_tokens_without_changing_the_result(tiny_base: BaseModel) -> None:
     one = train_many(tiny_base, OWNERS, **OPTIONS)
-    small = train_many(tiny_base, OWNERS, **OPTIONS, pass_tokens=30)
+    small = train_many(tiny_base, OWNERS, **OPTIONS, max_batch_tokens=30)
     assert all(close(one[owner], small[owner]) for owner in OWNERS)
 
 

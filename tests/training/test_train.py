@@ -184,7 +184,7 @@ def test_accumulating_parts_gives_the_step_of_the_whole_batch(tiny_base: BaseMod
     for reduction in ("token", "sequence"):
         options: dict[str, Any] = {**QUICK, "batch_size": 8, "reduction": reduction}
         whole = train(tiny_base, examples, **options)
-        parts = train(tiny_base, examples, **options, accumulate=3)
+        parts = train(tiny_base, examples, **options, gradient_accumulation=3)
         torch.testing.assert_close(whole.key(), parts.key(), rtol=1e-4, atol=1e-5)
 
 
@@ -342,7 +342,7 @@ def test_bad_calls_are_refused_before_any_work(tiny_base: BaseModel) -> None:
         train(tiny_base, TASK, parameterization="lora")
     with pytest.raises(UsageError, match="expected random, words"):
         train(tiny_base, TASK, init="zeros")
-    for name in ("length", "steps", "batch_size", "accumulate"):
+    for name in ("length", "steps", "batch_size", "gradient_accumulation"):
         with pytest.raises(UsageError, match=f"{name} is 2.5; expected a whole number"):
             train(tiny_base, TASK, **{name: 2.5})
     for name in ("length", "steps", "batch_size", "learning_rate"):

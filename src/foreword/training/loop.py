@@ -274,7 +274,7 @@ def _parts(
     if pass_tokens is None or isolated:
         per_trainer: list[list[Part]] = []
         for index, (trainer, rows_of_trainer) in enumerate(zip(trainers, rows, strict=True)):
-            size = math.ceil(len(rows_of_trainer) / trainer.settings.accumulate)
+            size = math.ceil(len(rows_of_trainer) / trainer.settings.gradient_accumulation)
             starts = range(0, len(rows_of_trainer), size)
             per_trainer.append(
                 [[(index, row) for row in rows_of_trainer[start : start + size]] for start in starts]

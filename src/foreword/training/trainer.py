@@ -120,7 +120,7 @@ class Trainer:
         if key_values:  # else the passes left the gradient in the parameters themselves
             outputs = [tensor for pair in key_values.values() for tensor in pair]
             torch.autograd.backward(outputs, [tensor for pair in gradients.values() for tensor in pair])
-        limit = self.settings.clip or math.inf
+        limit = self.settings.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit)
         if not math.isfinite(norm):
             raise TrainingDiverged(

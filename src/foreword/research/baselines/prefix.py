@@ -18,7 +18,8 @@ from foreword.encoding import EncodedExample
 from foreword.prefix import Prefix
 from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
-from foreword.training.train import choose_template, make_settings
+from foreword.training.settings import make_settings
+from foreword.training.train import choose_template
 from foreword.training.trainer import trained_prefix
 
 

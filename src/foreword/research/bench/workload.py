@@ -20,7 +20,7 @@ from foreword.encoding import EncodedExample
 from foreword.research.bench import memory, roofline
 from foreword.research.bench.memory import above_the_base
 from foreword.research.bench.train_step import step_of
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
 from foreword.training.trainer import Trainer, build_trainer
 
 TARGETS = 4
