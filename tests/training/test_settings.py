@@ -195,5 +195,6 @@ def test_what_depends_on_base_and_data_is_filled_in_once() -> None:
     resolved = make_settings(layers="last:1").resolve(Geometry({"decoder": sizes}), 100)
     assert resolved.lengths == {"decoder": 10}
     assert resolved.trained_layers == {"decoder": range(3, 4)}
-    assert (resolved.steps, resolved.warmup_steps, resolved.learning_rate) == (62, 3, 0.05)
-    assert (resolved.evaluate_every, resolved.checkpoint_every) == (7, 6)
+    schedule = resolved.schedule
+    assert (schedule.steps, schedule.warmup_steps, schedule.learning_rate) == (62, 3, 0.05)
+    assert (schedule.evaluate_every, schedule.checkpoint_every) == (7, 6)

@@ -303,10 +303,14 @@ class TrainingSettings:
         Raises:
             UsageError: a stream that the base does not have, or more layers than one has.
         """
-        steps = self.steps_for(examples)
         return ResolvedSettings(
-            lengths=self.lengths(geometry),
-            trained_layers=self.trained_layers(geometry),
+            self.lengths(geometry), self.trained_layers(geometry), self.schedule(examples)
+        )
+
+    def schedule(self, examples: int) -> Schedule:
+        """What the run does when, over so many examples."""
+        steps = self.steps_for(examples)
+        return Schedule(
             steps=steps,
             warmup_steps=self.warmup_steps(steps),
             learning_rate=self.learning_rate,
@@ -392,25 +396,35 @@ class OwnersSettings:
 
 
 @dataclass(frozen=True)
-class ResolvedSettings:
-    """What a run does, with nothing left open: the settings filled in from base model and data.
+class Schedule:
+    """What a run does when, with nothing left open.
 
     Attributes:
-        lengths: P of each stream that is trained.
-        trained_layers: of each stream, the layers that are trained; None: all.
         steps: optimiser steps.
         warmup_steps: steps over which the learning rate rises.
         learning_rate: at its peak.
         evaluate_every, checkpoint_every: steps between dev losses, and between checkpoints.
     """
 
-    lengths: Mapping[Stream, int]
-    trained_layers: Mapping[Stream, range] | None
     steps: int
     warmup_steps: int
     learning_rate: float
     evaluate_every: int
     checkpoint_every: int
+
+
+@dataclass(frozen=True)
+class ResolvedSettings:
+    """The settings with nothing left open, filled in from base model and data.
+
+    Attributes:
+        lengths: P of each stream that is trained.
+        trained_layers: of each stream, the layers that are trained; None: all.
+    """
+
+    lengths: Mapping[Stream, int]
+    trained_layers: Mapping[Stream, range] | None
+    schedule: Schedule
 
 
 # -- made from plain data ------------------------------------------------------------------------
