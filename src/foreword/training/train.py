@@ -1,6 +1,6 @@
 """train: examples and a base model in, a prefix out.
 
-Interrupt: Ctrl-C asks a run to stop after its step, instead of tearing it apart.
+Ctrl-C asks a run to stop after its step; it writes a checkpoint, from which the same call goes on.
 """
 
 from __future__ import annotations
@@ -59,9 +59,6 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-# -- train: examples and a base model in, a prefix out ---------------------------------------------
 
 
 class TrainingStopped(KeyboardInterrupt):
