@@ -20,6 +20,7 @@ from foreword.encoding import EncodedExample, encode
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
 from foreword.examples import Example, digest
 from foreword.prefix import Origin, Prefix, Stream
+from foreword.prefix_file import check_description
 from foreword.template import Placement, Template
 from foreword.training.initialization import Initialization
 from foreword.training.loop import run
@@ -160,6 +161,7 @@ def train(
         seed=seed,
         **more,
     )
+    check_description({"labels": labels, "licence": licence})  # before hours of work, not after them
     examples, dev = list(examples), list(dev or ())  # read several times
     report = on_progress or (lambda progress: None)
     chosen = choose_template(base, settings, template)
@@ -230,6 +232,7 @@ def make_prefix(
         ),
         licence=licence,
         labels=labels or {},
+        template_digest=template.rendering_digest(base.tokenizer),
     )
 
 
