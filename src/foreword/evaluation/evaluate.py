@@ -1,7 +1,4 @@
-"""evaluate: examples in; their loss, and how close the texts written for their sources come, out.
-
-Losses: the mean loss per target token over examples, and the perplexity it stands for.
-"""
+"""evaluate: examples in; their loss per target token, and how close generated texts come to theirs, out."""
 
 from __future__ import annotations
 
@@ -83,7 +80,7 @@ def token_loss(
     return TokenLoss(total / tokens, tokens)
 
 
-# -- evaluate: examples in; their loss, and how close the texts written for their sources come, out
+# -- losses and texts --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Import of a folder that PEFT saved: prefix tuning and cartridges.
+"""Import of a folder that PEFT saved (prefix tuning, cartridges), and export of one that PEFT loads.
 
-PEFT saves the keys and values themselves, as its cache takes them, and its text starts at position
-P like ours: nothing is computed, the numbers are the same bit for bit.
+PEFT saves the keys and values themselves, as its cache takes them, and its text starts at position P like
+ours: nothing is computed, the numbers are the same bit for bit. A folder is a config, one tensor and a page
+for people.
 
-Export of a prefix as a folder that PEFT loads: config, one tensor, and a page that says what it is.
+Shapes: L layers, H key/value heads, P prefix length, D head size, N numbers of one virtual token.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ CONFIG = "adapter_config.json"
 SAFETENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 TENSOR = "prompt_embeddings"
+CARD = "README.md"
 
 _WHAT = "a folder that PEFT saved with save_pretrained"
 _TYPES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -128,10 +130,7 @@ def _check_config(config: dict[str, Any], sizes: StreamGeometry, flat_PN: torch.
             )
 
 
-# -- Export of a prefix as a folder that PEFT loads: config, one tensor, and a page that says what it is
-
-
-CARD = "README.md"
+# -- export ------------------------------------------------------------------------------------
 
 
 def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrite: bool = False) -> None:

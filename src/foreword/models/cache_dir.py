@@ -5,7 +5,7 @@ downloads/<alias>/     wheels and GGUF files of a pull that is not finished yet
 locks/<alias>.lock     held by the process that pulls
 fingerprints/          digests of model folders, see `foreword.models.fingerprint`
 
-SHA-256 of files, compared with what the catalogue expects.
+Files that were fetched are compared with the SHA-256 that the catalogue or the hub names.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _settle(folder: Path) -> None:
             os.fsync(written.fileno())
 
 
-# -- SHA-256 of files, compared with what the catalogue expects ------------------------------------
+# -- SHA-256 of fetched files ------------------------------------------------------------------
 
 
 def sha256_of(path: Path) -> str:

@@ -1,7 +1,4 @@
-"""Plain: corpus BLEU and chrF by sacrebleu with its defaults, for any text and any number of references.
-
-References: one list for each text, and the way round that sacrebleu takes them.
-"""
+"""The metrics `plain`: corpus BLEU and chrF by sacrebleu with its defaults, for any number of references."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from foreword.errors import UsageError
 
 
 def columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """A list per place, with None where a text has fewer references."""
+    """References the way round that sacrebleu takes them: a list per place, None where a text has fewer."""
     most = max(len(each) for each in references)
     return [[each[place] if place < len(each) else None for each in references] for place in range(most)]
 
@@ -37,9 +34,6 @@ def check_pairs(texts: Sequence[str], references: Sequence[Sequence[str]]) -> No
             raise UsageError(f"text {place} is without references and can't be scored; give it at least one")
         if not all(one.strip() for one in some):
             raise UsageError(f"text {place} has an empty reference; leave such references out")
-
-
-# -- Plain: corpus BLEU and chrF by sacrebleu with its defaults, for any text and any number of references
 
 
 @dataclass(frozen=True)
