@@ -16,9 +16,9 @@ from sacrebleu.metrics import CHRF
 from foreword.errors import MetricUnavailable, UsageError
 from foreword.evaluation import Prediction, score, scores_by_part
 from foreword.evaluation.metrics import METRICS, require, shown
+from foreword.evaluation.metrics.bleu_chrf_rouge import rouge_scores
 from foreword.evaluation.metrics.e2e import mteval_scores, nist
 from foreword.evaluation.metrics.meteor import Meteor, keeping_meteor
-from foreword.evaluation.metrics.rouge import rouge_scores
 from foreword.evaluation.metrics.webnlg import multi_bleu
 from foreword.evaluation.tasks import TASKS
 
@@ -253,7 +253,9 @@ def test_a_package_that_is_not_installed_is_named(
 @pytest.mark.parametrize("name", ["bertscore", "bleurt", "moverscore"])
 def test_metrics_that_went_say_so_in_a_line_with_what_to_use(name: str) -> None:
     for call in (lambda: require(["plain", name]), lambda: score([name], ["a"], [["a"]])):
-        with pytest.raises(UsageError, match=rf"'{name}' are no longer .*evaluate --out.*package b?") as raised:
+        with pytest.raises(
+            UsageError, match=rf"'{name}' are no longer .*evaluate --out.*package b?"
+        ) as raised:
             call()
         assert len(str(raised.value).splitlines()) == 1
 

@@ -11,7 +11,7 @@ from foreword.base.base_model import BaseModel
 from foreword.encoding import encode_example
 from foreword.errors import BadExamples
 from foreword.evaluation.metrics import require
-from foreword.evaluation.metrics.bleu_chrf import text_scores
+from foreword.evaluation.metrics.bleu_chrf_rouge import text_scores
 from foreword.evaluation.scoring import Prediction, scores_by_part
 from foreword.examples import Entry, Example, entries_of, examples_of
 from foreword.generation import generate

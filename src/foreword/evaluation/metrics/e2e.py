@@ -11,7 +11,7 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from foreword.errors import MetricUnavailable
-from foreword.evaluation.metrics.bleu_chrf import columns
+from foreword.evaluation.metrics.bleu_chrf_rouge import columns
 from foreword.evaluation.metrics.meteor import meteor, penn_tokens
 
 LONGEST = 5

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from foreword.errors import UsageError
-from foreword.evaluation.metrics.bleu_chrf import check_pairs, plain_scores
+from foreword.evaluation.metrics.bleu_chrf_rouge import (
+    check_pairs,
+    plain_scores,
+    require_rouge,
+    rouge_scores,
+)
 from foreword.evaluation.metrics.e2e import e2e_scores
 from foreword.evaluation.metrics.meteor import METEOR_JAR, require_jar, require_java
-from foreword.evaluation.metrics.rouge import require_rouge, rouge_scores
 from foreword.evaluation.metrics.webnlg import dart_scores, require_folding, webnlg_scores
 
 Compute = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
