@@ -11,8 +11,8 @@ import pytest
 
 from foreword import BaseModel, Prefix, Template, generate
 from foreword.sampling import Decoding
-from saved_bases import save_tiny
-from stand_ins import random_prefix
+from support.saved_bases import save_tiny
+from support.stand_ins import random_prefix
 
 SHORT = ("--max-new-tokens", 6)
 

@@ -14,7 +14,7 @@ from foreword.cli.reproduce.reproduce_extrapolation import EXTRAPOLATION
 from foreword.cli.reproduce.reproduce_methods import ABLATION, FULL, LOW_DATA
 from foreword.cli.reproduce.reproduce_trials import Kind, make_plan
 from foreword.research.experiments.results import alone
-from stand_ins import random_examples
+from support.stand_ins import random_examples
 
 SMALL = (
     *("--sizes", "4,6", "--subsets", 2, "--steps", 3, "--batch-size", 2, "--length", 2, "--beams", 1),

@@ -11,7 +11,7 @@ import pytest
 
 from foreword import Example
 from foreword.training.checkpoint import list_checkpoints
-from mailboxes import OWNERS, write
+from support.mailboxes import OWNERS, write
 
 QUICK = ("--length", 3, "--steps", 6, "--batch-size", 3)
 

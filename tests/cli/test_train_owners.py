@@ -13,7 +13,7 @@ from foreword import BaseModel, Prefix, PrefixStore, train, train_many
 from foreword.examples import read_examples
 from foreword.training.checkpoint import list_checkpoints
 from foreword.training.prefix_trainer import build_trainer
-from mailboxes import OWNERS, write
+from support.mailboxes import OWNERS, write
 
 QUICK = ("--length", 3, "--steps", 6, "--batch-size", 3)
 SETTINGS: dict[str, Any] = {"length": 3, "steps": 6, "batch_size": 3}

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from foreword import BaseModel, Prefix
-from saved_bases import save_tiny
-from stand_ins import random_examples
+from support.saved_bases import save_tiny
+from support.stand_ins import random_examples
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bart import tiny_bart_base
 
 from foreword import BaseModel, Example, Prefix, train, train_many
 from foreword.encoding import encode
@@ -21,7 +20,8 @@ from foreword.training.initialization import Initialization, activations, initia
 from foreword.training.loop import train_step
 from foreword.training.parameterization import ParameterizationSettings
 from foreword.training.train import build_trainer, make_settings
-from stand_ins import random_examples, random_prefix, tiny_llama
+from support.stand_ins import random_examples, random_prefix, tiny_llama
+from support.tiny_bart import tiny_bart_base
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
 QUICK: dict[str, Any] = {"length": 4, "steps": 12, "batch_size": 4, "learning_rate": 2e-2}
@@ -129,7 +129,7 @@ def test_gradients_of_the_embeddings_are_those_of_one_pass_over_embeddings_and_t
     tiny_base: BaseModel,
 ) -> None:
     rows, _ = encode(random_examples(4), tiny_base.tokenizer, tiny_base.template)
-    settings = make_settings(length=3, batch_size=4, steps=1, clip=0, parameterization="embedding")
+    settings = make_settings(length=3, batch_size=4, steps=1, max_grad_norm=0, parameterization="embedding")
     trainer = build_trainer(tiny_base, settings, rows, [])
     (parameter,) = trainer.parameters.parameters()
     by_hand = parameter.detach().clone().requires_grad_()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from by_hand import token_losses
 from foreword import BaseModel, Example, Prefix, Template, train
 from foreword.encoding import encode
 from foreword.errors import (
@@ -28,7 +27,8 @@ from foreword.training.initialization import Initialization, activations, initia
 from foreword.training.loop import train_step
 from foreword.training.parameterization import Parameterization, ParameterizationSettings
 from foreword.training.train import build_trainer, make_settings
-from stand_ins import byte_tokenizer, random_examples, tiny_llama
+from support.by_hand import token_losses
+from support.stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
 QUICK: dict[str, Any] = {"length": 4, "steps": 12, "batch_size": 4, "learning_rate": 5e-3}
@@ -184,7 +184,7 @@ def test_accumulating_parts_gives_the_step_of_the_whole_batch(tiny_base: BaseMod
     for reduction in ("token", "sequence"):
         options: dict[str, Any] = {**QUICK, "batch_size": 8, "reduction": reduction}
         whole = train(tiny_base, examples, **options)
-        parts = train(tiny_base, examples, **options, accumulate=3)
+        parts = train(tiny_base, examples, **options, gradient_accumulation=3)
         torch.testing.assert_close(whole.key(), parts.key(), rtol=1e-4, atol=1e-5)
 
 
@@ -342,7 +342,7 @@ def test_bad_calls_are_refused_before_any_work(tiny_base: BaseModel) -> None:
         train(tiny_base, TASK, parameterization="lora")
     with pytest.raises(UsageError, match="expected random, words"):
         train(tiny_base, TASK, init="zeros")
-    for name in ("length", "steps", "batch_size", "accumulate"):
+    for name in ("length", "steps", "batch_size", "gradient_accumulation"):
         with pytest.raises(UsageError, match=f"{name} is 2.5; expected a whole number"):
             train(tiny_base, TASK, **{name: 2.5})
     for name in ("length", "steps", "batch_size", "learning_rate"):

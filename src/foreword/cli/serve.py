@@ -2,156 +2,72 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from foreword.cli import options as common
 from foreword.cli import output
 from foreword.errors import UsageError
+from foreword.serving import config as server
+from foreword.validation import Setting, settings_of
 
-STORE, ADDRESS, OPERATION = "Store", "Address", "Operation"
+OPERATION = "Operation"
 EXAMPLE = "  foreword serve --no-keys\n  foreword serve --config server.toml --host 0.0.0.0 --port 8000"
+VARIABLES = {"store": "FOREWORD_STORE", "blobs": "FOREWORD_STORE_BLOBS"}
+"""Of settings that other commands have, too: as for those, the variable stands for the option."""
+
+VllmLine = Annotated[
+    bool,
+    typer.Option(
+        "--vllm-line",
+        help="Print the command that starts such a vLLM, and exit.",
+        rich_help_panel=server.ENGINE,
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Settings in TOML; see docs/server-settings.md.", rich_help_panel=OPERATION
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting by its name, such as limits.jobs=2; repeatable.",
+        rich_help_panel=OPERATION,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object when the server is ready.", rich_help_panel=common.OUTPUT
+    ),
+]
 
 
 def serve(
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Alias, folder or Hugging Face id; default smollm2-135m-instruct.",
-            rich_help_panel=common.MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=common.MODEL),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="auto, float32, bfloat16, float16.", rich_help_panel=common.MODEL),
-    ] = None,
-    quantization: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Quantize the weights: int8 or nf4.", rich_help_panel=common.MODEL),
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Engine that generates: local or vllm.", rich_help_panel=common.MODEL
-        ),
-    ] = None,
-    engine_url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="URL of a running vLLM; without, one is started.",
-            rich_help_panel=common.MODEL,
-        ),
-    ] = None,
-    vllm_line: Annotated[
-        bool,
-        typer.Option(
-            "--vllm-line",
-            help="Print the command that starts such a vLLM, and exit.",
-            rich_help_panel=common.MODEL,
-        ),
-    ] = False,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            envvar="FOREWORD_STORE",
-            metavar="PLACE",
-            help="Folder of the store, or URL of its database.",
-            rich_help_panel=STORE,
-        ),
-    ] = None,
-    blobs: Annotated[
-        str | None,
-        typer.Option(
-            envvar="FOREWORD_STORE_BLOBS",
-            metavar="PLACE",
-            help="Where a database's files are: folder or URL.",
-            rich_help_panel=STORE,
-        ),
-    ] = None,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Address to listen on; default 127.0.0.1.", rich_help_panel=ADDRESS
-        ),
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Port; default 8000; 0 takes a free one.", rich_help_panel=ADDRESS),
-    ] = None,
-    no_keys: Annotated[
-        bool,
-        typer.Option(
-            "--no-keys",
-            help="Require no API key; for your own machine, on a loopback address only.",
-            rich_help_panel=ADDRESS,
-        ),
-    ] = False,
-    no_training: Annotated[
-        bool,
-        typer.Option(
-            "--no-training",
-            help="Accept jobs, but leave training to other servers.",
-            rich_help_panel=OPERATION,
-        ),
-    ] = False,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Settings in TOML; see docs/serve.md.", rich_help_panel=OPERATION),
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other setting, such as limits.jobs=2; repeatable.",
-            rich_help_panel=OPERATION,
-        ),
-    ] = None,
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print one JSON object when the server is ready.", rich_help_panel=common.OUTPUT
-        ),
-    ] = False,
+    config: Config = None,
+    setting: Set = None,
+    vllm_line: VllmLine = False,
+    json: Json = False,
+    **flags: Any,
 ) -> None:
     """Serve the OpenAI API: chat with prefixes, upload examples, train new ones.
 
     Settings come from the file, then FOREWORD_SERVE_... in the environment, then these options; the
     later wins. SIGTERM or Ctrl-C finishes what runs and writes checkpoints; a second one ends at once.
     """
-    from foreword.serving import config as settings
-
-    flags = {
-        **common.pairs(setting, "--set"),
-        **{
-            name: value
-            for name, value in {
-                "base": base,
-                "device": device,
-                "dtype": dtype,
-                "quantization": quantization,
-                "engine": engine or ("vllm" if engine_url or vllm_line else None),
-                "engine_url": engine_url,
-                "store": store,
-                "blobs": blobs,
-                "host": host,
-                "port": port,
-                "keys": False if no_keys else None,
-                "training": False if no_training else None,
-            }.items()
-            if value is not None
-        },
-    }
-    chosen = settings.read(config, os.environ, flags)
+    if flags["engine"] is None and (flags["engine_url"] or vllm_line):
+        flags["engine"] = "vllm"
+    given = {name: value for name, value in flags.items() if value is not None}
+    chosen = server.read(config, os.environ, {**common.pairs(setting, "--set"), **given})
     # What is wrong with the settings is said before the slow part.
     try:
         from foreword.serving.serve import serve as run
@@ -179,3 +95,45 @@ def serve(
             typer.echo("no key is asked for: any program on this machine may call")
 
     run(chosen, announce=announce)
+
+
+def _options(kind: Any) -> Iterator[inspect.Parameter]:
+    """An option for each setting that is one value; tables such as limits are given with --set.
+
+    Values stay text, so that "none" is one, and the settings' own checks say what was expected. The default
+    is left to the configuration: an option that was not given must not win over the file.
+    """
+    for each in settings_of(kind):
+        kinds = each.alternatives
+        if not set(kinds) & {str, int, float, bool} and not each.choices:
+            continue
+        option = typer.Option(
+            *([f"{each.option}/--no-{each.option.removeprefix('--')}"] if bool in kinds else []),
+            envvar=VARIABLES.get(each.name),
+            metavar=None if bool in kinds else each.metavar or ("N" if int in kinds else "SECONDS"),
+            help=_help(each),
+            rich_help_panel=each.section,
+        )
+        given: Any = bool | None if bool in kinds else str | None
+        yield _parameter(each.name, None, Annotated[given, option])
+
+
+def _parameter(name: str, default: Any, hint: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _help(each: Setting) -> str:
+    default = each.shown_default
+    return f"{each.help}." if default is None else f"{each.help}; default {default}."
+
+
+def _with_options(kind: Any) -> None:
+    """Let typer see the options of the settings in front of `serve`'s own, instead of `**flags`."""
+    own = {"config": Config, "setting": Set, "vllm_line": VllmLine, "json": Json}
+    defaults = inspect.signature(serve).parameters
+    parameters = [*_options(kind), *(_parameter(name, defaults[name].default, own[name]) for name in own)]
+    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    serve.__annotations__ = {each.name: each.annotation for each in parameters}
+
+
+_with_options(server.Configuration)

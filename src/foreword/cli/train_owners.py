@@ -39,7 +39,7 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
         UsageError, WindowExceeded, TrainingStopped: as `train_many`.
     """
     from foreword.prefix_file import check_description
-    from foreword.training.train import make_settings
+    from foreword.training.settings import make_settings
     from foreword.training.train_many import train_many
 
     check_description({"labels": asked.labels, "licence": asked.licence})
@@ -126,7 +126,8 @@ def _done_before(
 ) -> set[str]:
     """Owners whose prefixes are there from the same run; nobody's run may have been another one."""
     from foreword.training.checkpoint import list_checkpoints, read
-    from foreword.training.train import choose_template, describe, make_settings
+    from foreword.training.settings import make_settings
+    from foreword.training.train import choose_template, describe
 
     settings = make_settings(**asked.settings)
     template = choose_template(base, settings, asked.template(base.template))

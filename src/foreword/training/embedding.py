@@ -20,8 +20,9 @@ from foreword.base.base_model import BaseModel
 from foreword.base.loss import keeps_logits
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError
-from foreword.training.initialization import Initialization, activations, starting_ids
+from foreword.training.initialization import activations, starting_ids
 from foreword.training.parameterization import KeysValues, KeyValues
+from foreword.training.settings import Initialization
 
 SAMPLED = 4096
 """Tokens of the vocabulary whose embeddings tell the size of random ones."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.prefix import Stream
 from foreword.training.parameterization import KeysValues
+from foreword.training.settings import Initialization
 
 RANDOM_SCALE = 0.02
 """Standard deviation of random keys and values.
@@ -27,40 +27,6 @@ RANDOM_SCALE = 0.02
 N(0, 1), PEFT's default, lifts the loss of a frozen model far above that without a prefix; at 0.02
 the prefix begins as a weak attention sink with almost no value. Measured in docs/defaults.md.
 """
-
-DEFAULT_WORDS = "Write the answer to the text."
-"""Words that fit any task: as good as demonstrations (docs/defaults.md), and no text of an owner's."""
-
-Kind = Literal["random", "words", "text", "demonstrations"]
-
-
-@dataclass(frozen=True)
-class Initialization:
-    """What training starts from.
-
-    Attributes:
-        kind: `random`; `words` or `text`: activations of `text`, repeated or cut to P tokens;
-            `demonstrations`: activations of training examples drawn with the run's seed.
-        text: the words or the text; None for the others.
-    """
-
-    kind: Kind
-    text: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("random", "words", "text", "demonstrations"):
-            raise UsageError(f"init is {self.kind!r}; expected random, words:..., text:... or demonstrations")
-        if (self.kind in ("words", "text")) != bool(self.text):
-            raise UsageError(f"init {self.kind!r} {'needs' if not self.text else 'takes no'} text")
-
-    def __str__(self) -> str:
-        return self.kind if self.text is None else f"{self.kind}: {self.text[:60]}"
-
-    @classmethod
-    def parse(cls, written: str) -> Initialization:
-        """From `random`, `demonstrations`, `words:summarize` or `text:...`."""
-        kind, colon, text = written.partition(":")
-        return cls(kind.strip(), text.strip() if colon else None)  # type: ignore[arg-type]
 
 
 def initial_key_values(

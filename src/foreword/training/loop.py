@@ -17,7 +17,6 @@ from foreword.base.activation_checkpointing import gradient_checkpointing
 from foreword.base.base_model import BaseModel, batches_by_length
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch
-from foreword.base.prepacked_linear import packed_weights
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
 from foreword.training.parameterization import KeyValues
@@ -64,7 +63,7 @@ def train_step(
 
     Args:
         pass_tokens: most tokens of one pass of the base model; more are divided into several. None: a
-            learner's own `accumulate` decides, and all share a pass.
+            learner's own `gradient_accumulation` decides, and all share a pass.
         isolated: a pass of its own for every learner: it computes bit for bit what it would alone.
 
     Returns:
@@ -82,11 +81,7 @@ def train_step(
         for index, trainer in enumerate(trainers)
     ]
     sums = [0.0] * len(trainers)
-    all_settings = [trainer.settings for trainer in trainers]
-    with (
-        gradient_checkpointing(base.model, any(each.gradient_checkpointing for each in all_settings)),
-        packed_weights(any(each.packed for each in all_settings)),
-    ):
+    with gradient_checkpointing(base.model, any(each.settings.gradient_checkpointing for each in trainers)):
         for part in _parts(trainers, rows, pass_tokens, isolated):
             for index, summed in _backward(base, trainers, part, leaves, divisors).items():
                 sums[index] += summed
@@ -195,7 +190,7 @@ def _parts(
     if pass_tokens is None or isolated:
         per_learner: list[list[Part]] = []
         for index, (trainer, rows_of_owner) in enumerate(zip(trainers, rows, strict=True)):
-            size = math.ceil(len(rows_of_owner) / trainer.settings.accumulate)
+            size = math.ceil(len(rows_of_owner) / trainer.settings.gradient_accumulation)
             starts = range(0, len(rows_of_owner), size)
             per_learner.append(
                 [[(index, row) for row in rows_of_owner[start : start + size]] for start in starts]

@@ -8,58 +8,17 @@ Shapes: L layers, H key/value heads, P prefix length, D head size, E embedding s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
-from foreword.errors import UsageError
 from foreword.prefix import Stream, StreamGeometry
+from foreword.training.settings import ParameterizationSettings
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of one stream, each `[L, H, P, D]`."""
 
 KeyValues = dict[Stream, KeysValues]
-
-
-@dataclass(frozen=True)
-class ParameterizationSettings:
-    """What is trained.
-
-    Attributes:
-        kind: `direct` trains the keys and values themselves, from a starting point and at a high learning
-            rate, which is what we measured to be best (docs/defaults.md); `mlp` trains an embedding and a
-            two-layer network that makes them (Li & Liang 2021, section 4.3); `mlp+start` adds that
-            network, starting from zero, to the keys and values of the initialisation; `embedding` trains
-            input embeddings alone, which one pass of the base turns into keys and values (section 7.2).
-        width: W, of the network's hidden layer (the paper: 512 for tables, 800 for summaries).
-        freeze_first: keep the first virtual token as it was initialised: it tends to be the
-            attention sink (Cartridges, 2025). Not for `mlp`, which has no starting point.
-    """
-
-    kind: Literal["direct", "mlp", "mlp+start", "embedding"] = "direct"
-    width: int = 512
-    freeze_first: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("direct", "mlp", "mlp+start", "embedding"):
-            raise UsageError(
-                f"parameterization is {self.kind!r}; expected direct, mlp, mlp+start or embedding"
-            )
-        if self.width < 1:
-            raise UsageError(f"width is {self.width}; expected a positive number")
-        if self.freeze_first and self.kind == "mlp":
-            raise UsageError("freeze_first needs a starting point; 'mlp' has none, use direct or mlp+start")
-
-    @property
-    def has_network(self) -> bool:
-        """Whether there is a network, of which the width is meant."""
-        return self.kind in ("mlp", "mlp+start")
-
-    def __str__(self) -> str:
-        width = f"({self.width})" if self.has_network else ""
-        return f"{self.kind}{width}{', first frozen' if self.freeze_first else ''}"
 
 
 class Parameterization(nn.Module):

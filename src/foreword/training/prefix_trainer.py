@@ -91,10 +91,7 @@ class PrefixTrainer:
         self.best = Best()
         self.history: list[dict[str, Any]] = []
         lengths = [example.tokens for example in examples]
-        sources = [example.source_ids for example in examples] if settings.by_source else None
-        self._order = BatchSampler(
-            lengths, settings.batch_size, settings.seed, by_length=by_length, sources=sources
-        )
+        self._order = BatchSampler(lengths, settings.batch_size, settings.seed, by_length=by_length)
         self._optimizer = torch.optim.AdamW(
             parameters.parameters(),
             lr=settings.learning_rate,
@@ -123,7 +120,7 @@ class PrefixTrainer:
         incoming = [tensor for pair in gradients.values() for tensor in pair]
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(outputs, incoming)
-        limit = self.settings.clip or math.inf
+        limit = self.settings.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), limit)
         if not math.isfinite(norm):
             raise TrainingDiverged(

@@ -111,7 +111,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     loss = trainee.losses(batch).mean()
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(trainee.parameters, settings.clip or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(trainee.parameters, settings.max_grad_norm or math.inf)
     if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
         raise TrainingDiverged(
             f"loss {float(loss.detach()):g}, gradient {float(norm):g} at step {step + 1}; take a lower "

@@ -19,7 +19,8 @@ from foreword.prefix import Prefix
 from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
 from foreword.training.prefix_trainer import build_trainer
-from foreword.training.train import choose_template, make_settings
+from foreword.training.settings import make_settings
+from foreword.training.train import choose_template
 
 
 class Prefixed:

@@ -27,7 +27,7 @@ from foreword.research.bench import data, room
 from foreword.research.bench.peak_memory import peak, reset_peak
 from foreword.research.bench.train_step import step_of
 from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
 
 
 class MeasurementFailed(ForewordError):
@@ -51,7 +51,7 @@ def run(what: str, command: Sequence[str], threads: int) -> str:
 # -- Peak memory of a training step above the loaded base model, each way in a process of its own --
 
 
-WAYS = ("Foreword", "Foreword, checkpointing", "Foreword, packed", "PEFT", "PEFT, projection")
+WAYS = ("Foreword", "Foreword, checkpointing", "PEFT", "PEFT, projection")
 STEPS = 4
 
 
@@ -120,7 +120,6 @@ def _measure_here(way: str, name: str, path: Path | None, size: int, length: int
         batch_size=size,
         steps=STEPS,
         gradient_checkpointing=way.endswith("checkpointing"),
-        packed=way.endswith("packed"),
     )
     prefix_trainer = build_trainer(base, settings, rows, [])
     if not way.startswith("PEFT"):

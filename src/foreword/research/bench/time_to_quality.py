@@ -18,7 +18,7 @@ from foreword.research.bench import peft
 from foreword.training.batch_sampler import BatchSampler
 from foreword.training.loop import dev_loss, train_step
 from foreword.training.prefix_trainer import build_trainer
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
 
 DIRECT, PROJECTED = "PEFT, direct", "PEFT, projection"
 FOREWORD = "Foreword"

@@ -12,7 +12,7 @@ from foreword.research.bench import roofline as flops
 from foreword.research.bench.timing import Spread, Work, in_turns, spread
 from foreword.training.loop import train_step
 from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
 
 RANDOM, BY_SOURCE = "random", "by source"
 MACHINE = "machine"
@@ -72,9 +72,6 @@ def measure(
     for size in sizes:
         prefix_trainers = {
             (RANDOM, FOREWORD): _learner(base, rows, size, length),
-            (RANDOM, PACKED): _learner(base, rows, size, length, packed=True),
-            (BY_SOURCE, FOREWORD): _learner(base, rows, size, length, by_source=True),
-            (BY_SOURCE, PACKED): _learner(base, rows, size, length, by_source=True, packed=True),
         }
         ways: dict[str, Work] = {" / ".join(key): _ours(base, each) for key, each in prefix_trainers.items()}
         twin = _learner(base, rows, size, length)
@@ -88,7 +85,7 @@ def measure(
         turns = in_turns(ways, rounds, on_round=told)
         rates = [operations / each for each in turns.seconds[MACHINE]]
         work = [flops.training_step(base, _batch(twin, number), length) for number in range(rounds)]
-        for (batch, way), prefix_trainer in prefix_trainers.items():
+        for batch, way in prefix_trainers:
             name = f"{batch} / {way}"
             seconds = turns.seconds[name]
             found.append(
@@ -97,7 +94,7 @@ def measure(
                     way=way,
                     seconds=turns.of(name),
                     examples=spread([size / each for each in seconds]),
-                    share=_share(work, seconds, rates) if not prefix_trainer.settings.by_source else None,
+                    share=_share(work, seconds, rates),
                     faster=None if peft_folder is None else turns.faster(name, PEFT),
                 )
             )
@@ -131,13 +128,8 @@ def _learner(
     rows: Sequence[EncodedExample],
     size: int,
     length: int,
-    *,
-    by_source: bool = False,
-    packed: bool = False,
 ) -> PrefixTrainer:
-    settings = make_settings(
-        length=length, steps=1_000_000, batch_size=size, by_source=by_source, packed=packed
-    )
+    settings = make_settings(length=length, steps=1_000_000, batch_size=size)
     return build_trainer(base, settings, list(rows), [])
 
 

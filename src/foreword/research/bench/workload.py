@@ -21,7 +21,7 @@ from foreword.research.bench import memory, roofline
 from foreword.research.bench.memory import above_the_base
 from foreword.research.bench.train_step import step_of
 from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
 
 TARGETS = 4
 """A fourth of each text is target."""

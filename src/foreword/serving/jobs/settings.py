@@ -12,12 +12,11 @@ from pydantic import Field
 
 from foreword.errors import WindowExceeded
 from foreword.prefix import Prefix
-from foreword.serving.api.schemas import LONGEST_NAME, Body
 from foreword.serving.errors import Refused
+from foreword.serving.requests import LONGEST_NAME, Body
 from foreword.serving.served_model import ServedModel
 from foreword.template import Template
-from foreword.training.settings import DEFAULT_LEARNING_RATE
-from foreword.training.train import make_settings
+from foreword.training.settings import DEFAULT_LEARNING_RATE, make_settings
 
 Auto = Literal["auto"]
 
@@ -97,11 +96,7 @@ class JobBody(Body):
 
     @property
     def chosen(self) -> Hyperparameters:
-        """Hyperparameters, wherever they were given.
-
-        Raises:
-            Refused: in both places.
-        """
+        """Hyperparameters, wherever they were given. Raises Refused: in both places."""
         inner = self.method.supervised.hyperparameters if self.method and self.method.supervised else None
         if inner is not None and self.hyperparameters is not None:
             raise Refused(
