@@ -49,7 +49,7 @@ class Loads(KVConnectorMetadata):
 
 
 class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
-    """The connector. Its settings: `folder` of prefix files (else the store of the environment), `memory_bytes`."""
+    """Settings: `folder` of prefix files (else the store of the environment), `memory_bytes`."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         """
