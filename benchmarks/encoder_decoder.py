@@ -29,7 +29,8 @@ from foreword.encoding import EncodedExample, encode
 from foreword.examples import read_examples
 from foreword.prefix import Stream
 from foreword.training.loop import dev_loss, train_step
-from foreword.training.train import build_trainer, make_settings
+from foreword.training.settings import make_settings
+from foreword.training.trainer import build_trainer
 
 RATES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8]
 STREAM_SETS: dict[str, tuple[Stream, ...]] = {

@@ -19,7 +19,8 @@ from foreword.encoding import encode
 from foreword.examples import read_examples
 from foreword.training.loop import dev_loss, train_step
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.train import build_trainer, make_settings
+from foreword.training.settings import make_settings
+from foreword.training.trainer import build_trainer
 
 NUMBERS = {
     "learning_rate": float,

@@ -242,11 +242,11 @@ def test_lora_trains_beside_the_same_weights(quantized: BaseModel) -> None:
     pytest.importorskip("peft")
     (method,) = methods_named(["lora-8"])
     setting = setting_of(quantized)
-    trainee = method.begin(setting)
-    trainee.losses(setting.rows).mean().backward()
-    assert any(p.grad is not None and bool(p.grad.any()) for p in trainee.parameters)
+    adapter = method.begin(setting)
+    adapter.losses(setting.rows).mean().backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in adapter.parameters)
     ours, theirs = (
-        model.get_submodule("model.layers.0.mlp.up_proj") for model in (quantized.model, trainee.base.model)
+        model.get_submodule("model.layers.0.mlp.up_proj") for model in (quantized.model, adapter.base.model)
     )
     assert ours.weight.data_ptr() == theirs.weight.data_ptr()
 

@@ -38,7 +38,7 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
         CheckpointMismatch: an owner's run had other settings or data.
         UsageError, WindowExceeded, TrainingStopped: as `train_many`.
     """
-    from foreword.training.train import make_settings
+    from foreword.training.settings import make_settings
     from foreword.training.train_many import train_many
 
     by_owner, dev = _by_owner(asked.examples), _by_owner(asked.dev or ())
@@ -124,7 +124,8 @@ def _done_before(
 ) -> set[str]:
     """Owners whose prefixes are there from the same run; nobody's run may have been another one."""
     from foreword.training.checkpoint import list_checkpoints, read
-    from foreword.training.train import choose_template, describe, make_settings
+    from foreword.training.settings import make_settings
+    from foreword.training.train import choose_template, describe
 
     settings = make_settings(**asked.settings)
     template = choose_template(base, settings, asked.template(base.template))

@@ -76,7 +76,7 @@ def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: out of range, or options that do not go together.
     """
-    from foreword.training.train import make_settings
+    from foreword.training.settings import make_settings
 
     settings = {name: options[name] for name in SETTINGS}
     settings["length"] = lengths_of(options["length"])
@@ -171,7 +171,7 @@ def _bad_length(text: str) -> UsageError:
 
 
 def _parameterization(kind: str | None, width: int | None, freeze_first: bool) -> Any:
-    from foreword.training.parameterization import ParameterizationSettings
+    from foreword.training.settings import ParameterizationSettings
 
     given: dict[str, Any] = {"kind": kind, "width": width, "freeze_first": freeze_first or None}
     given = {name: value for name, value in given.items() if value is not None}

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from foreword.base.attention import AttentionContext, LayerInfo, attention_context
 from foreword.base.base_model import BaseModel
+from foreword.base.prefix_batch import KeyValuePair
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.prefix import Stream
-from foreword.training.parameterization import KeysValues
+from foreword.training.settings import Initialization
 
 RANDOM_SCALE = 0.02
 """Standard deviation of random keys and values.
@@ -28,40 +28,6 @@ N(0, 1), PEFT's default, lifts the loss of a frozen model far above that without
 the prefix begins as a weak attention sink with almost no value. Measured in docs/defaults.md.
 """
 
-DEFAULT_WORDS = "Write the answer to the text."
-"""Words that fit any task: as good as demonstrations (docs/defaults.md), and no text of an owner's."""
-
-Kind = Literal["random", "words", "text", "demonstrations"]
-
-
-@dataclass(frozen=True)
-class Initialization:
-    """What training starts from.
-
-    Attributes:
-        kind: `random`; `words` or `text`: activations of `text`, repeated or cut to P tokens;
-            `demonstrations`: activations of training examples drawn with the run's seed.
-        text: the words or the text; None for the others.
-    """
-
-    kind: Kind
-    text: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("random", "words", "text", "demonstrations"):
-            raise UsageError(f"init is {self.kind!r}; expected random, words:..., text:... or demonstrations")
-        if (self.kind in ("words", "text")) != bool(self.text):
-            raise UsageError(f"init {self.kind!r} {'needs' if not self.text else 'takes no'} text")
-
-    def __str__(self) -> str:
-        return self.kind if self.text is None else f"{self.kind}: {self.text[:60]}"
-
-    @classmethod
-    def parse(cls, written: str) -> Initialization:
-        """From `random`, `demonstrations`, `words:summarize` or `text:...`."""
-        kind, colon, text = written.partition(":")
-        return cls(kind.strip(), text.strip() if colon else None)  # type: ignore[arg-type]
-
 
 def initial_key_values(
     base: BaseModel,
@@ -69,7 +35,7 @@ def initial_key_values(
     length: int | Mapping[Stream, int],
     examples: Sequence[EncodedExample],
     seed: int,
-) -> dict[Stream, KeysValues]:
+) -> dict[Stream, KeyValuePair]:
     """Keys and values `[L, H, P, D]` per stream to start from, float32 on the CPU.
 
     Args:
@@ -119,14 +85,14 @@ def starting_ids(
 
 def activations(
     base: BaseModel, source_ids: Sequence[int], target_ids: Sequence[int], length: int
-) -> dict[Stream, KeysValues]:
+) -> dict[Stream, KeyValuePair]:
     """The base model's own keys and values at the first `length` tokens of a text.
 
     Args:
         source_ids: the text of a decoder-only model, or of the encoder.
         target_ids: the decoder's text of an encoder-decoder.
     """
-    found: dict[Stream, dict[int, KeysValues]] = {}
+    found: dict[Stream, dict[int, KeyValuePair]] = {}
 
     def record(
         module: nn.Module,
@@ -156,7 +122,7 @@ def activations(
     }
 
 
-def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeysValues]:
+def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeyValuePair]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:

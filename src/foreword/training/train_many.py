@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 from urllib.parse import quote
 
 from foreword.base.base_model import BaseModel
@@ -22,30 +22,20 @@ from foreword.errors import (
     WindowExceeded,
 )
 from foreword.examples import Example
-from foreword.prefix import Prefix, Stream
+from foreword.prefix import Prefix
 from foreword.template import Template
-from foreword.training.initialization import Initialization
 from foreword.training.loop import run
-from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.run_log import Progress, RunLog
-from foreword.training.settings import TrainingSettings
+from foreword.training.settings import OwnersOptions, TrainingSettings, make_settings, owners_settings
 from foreword.training.train import (
     TrainingStopped,
     choose_template,
     describe,
     encode_both,
     make_prefix,
-    make_settings,
     stop_on_interrupt,
 )
-
-PLACES = 64
-"""Owners that train at once, unless told otherwise."""
-
-PASS_TOKENS = 2048
-"""Tokens of one pass of the base model over the rows of all owners: memory depends on it, and a pass of
-fewer does not fill the matrix products of a CPU."""
+from foreword.training.trainer import Trainer, build_trainer
 
 OwnersExamples = Mapping[str, Sequence[Example]] | Iterable[tuple[str, Sequence[Example]]]
 
@@ -55,25 +45,14 @@ def train_many(
     by_owner: OwnersExamples,
     *,
     dev: Mapping[str, Sequence[Example]] | None = None,
-    length: int | Mapping[Stream, int] | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    parameterization: str | ParameterizationSettings | None = None,
-    init: str | Initialization | None = None,
-    seed: int = 0,
     checkpoint_dir: str | Path | Callable[[str], Path] | None = None,
     checkpoint_every: int | None = None,
     template: Template | None = None,
     start: Prefix | None = None,
-    places: int = PLACES,
-    pass_tokens: int = PASS_TOKENS,
-    isolated: bool = False,
     into: Callable[[str, Prefix], None] | None = None,
     on_failure: Callable[[str, ForewordError], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    **more: Any,
+    **options: Unpack[OwnersOptions],
 ) -> dict[str, Prefix]:
     """Learn one prefix per owner from that owner's examples alone, all in one run.
 
@@ -84,18 +63,17 @@ def train_many(
         start: a prefix that every owner starts from, for instance one trained on pooled data of owners
             who agreed to that: then every owner's prefix holds something of theirs. None, the default,
             lets nothing pass between owners.
-        places: owners that train at once.
-        pass_tokens: most tokens of one pass of the base model.
-        isolated: give every owner passes of their own: slower, and bit for bit what `train` computes.
-            Otherwise owners share passes, and results agree to the last bits of float32 arithmetic.
         into: called with (owner, prefix) as each is done, instead of keeping it for the result.
         on_failure: called with (owner, error) as each fails; `OwnersFailed` comes at the end all the same.
         checkpoint_dir: one folder per owner in it (or a function that names an owner's folder); a stopped
             run goes on where each owner was.
         checkpoint_every: steps of an owner between checkpoints; default: a tenth of theirs.
-        length, steps, epochs, batch_size, learning_rate, parameterization, init, seed, template, more:
-            as for `train`; the same for all owners. Steps that are not given follow each owner's number
-            of examples.
+        template: as for `train`.
+        options: fields of `TrainingSettings`, as for `train`; the same for all owners. Steps that are not
+            given follow each owner's number of examples. And those of `OwnersSettings`:
+            `concurrent_owners`, `max_batch_tokens`, and `isolated`, which gives every owner passes of their
+            own: slower, and bit for bit what `train` computes. Otherwise owners share passes, and results
+            agree to the last bits of float32 arithmetic.
 
     Returns:
         A prefix per owner, those handed to `into` left out.
@@ -106,19 +84,8 @@ def train_many(
             prefixes.
         UsageError, WindowExceeded, CheckpointMismatch, TrainingStopped: as for `train`.
     """
-    if places < 1 or pass_tokens < 1:
-        raise UsageError(f"places is {places}, pass_tokens is {pass_tokens}; expected at least 1")
-    settings = make_settings(
-        length=length,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        parameterization=parameterization,
-        init=init,
-        seed=seed,
-        **more,
-    )
+    owners, training_options = owners_settings(options)
+    settings = make_settings(**training_options)
     base.text_limit(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
     owners_run = _OwnersRun(
         base,
@@ -143,9 +110,9 @@ def train_many(
             run(
                 base,
                 owners_run.trainers(pairs),
-                places=places,
-                pass_tokens=pass_tokens,
-                isolated=isolated,
+                places=owners.concurrent_owners,
+                pass_tokens=owners.max_batch_tokens,
+                isolated=owners.isolated,
                 on_step=lambda trainer, step: owners_run.run_logs[id(trainer)].on_step(step),
                 on_evaluation=lambda trainer, loss: owners_run.run_logs[id(trainer)].on_evaluation(loss),
                 on_finish=owners_run.finish,
@@ -205,7 +172,7 @@ class _OwnersRun:
         self._report = report
         self._digests: dict[str, str] = {}
 
-    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[PrefixTrainer]:
+    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Trainer]:
         """A learner per owner, made when a place is free; owners whose data can't be used are noted."""
         for owner, examples in pairs:
             if owner in self._digests:
@@ -215,7 +182,7 @@ class _OwnersRun:
             except (BadExamples, WindowExceeded, DamagedCheckpoint) as error:
                 self._fail(owner, error)
 
-    def _enter(self, owner: str, examples: Sequence[Example]) -> PrefixTrainer:
+    def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
         dev = self._dev.get(owner, ())
         try:
             encoded, encoded_dev = encode_both(
@@ -244,7 +211,7 @@ class _OwnersRun:
         )
         return trainer
 
-    def finish(self, trainer: PrefixTrainer) -> None:
+    def finish(self, trainer: Trainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
         owner = trainer.owner or ""
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
@@ -255,7 +222,7 @@ class _OwnersRun:
         else:
             self.prefixes[owner] = prefix
 
-    def diverged(self, trainer: PrefixTrainer, error: ForewordError) -> None:
+    def diverged(self, trainer: Trainer, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""
         self.run_logs.pop(id(trainer)).close()
         self._fail(trainer.owner or "", error)

@@ -18,8 +18,9 @@ from foreword.encoding import EncodedExample
 from foreword.prefix import Prefix
 from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
-from foreword.training.prefix_trainer import build_trainer
-from foreword.training.train import choose_template, make_settings
+from foreword.training.settings import make_settings
+from foreword.training.train import choose_template
+from foreword.training.trainer import trained_prefix
 
 
 class Prefixed:
@@ -73,8 +74,8 @@ def ours(**options: Any) -> Callable[[AdapterInputs], Prefixed]:
     def begin(inputs: AdapterInputs) -> Prefixed:
         settings = make_settings(**{"length": inputs.length, "seed": inputs.seed, **inputs.choice, **options})
         template = choose_template(inputs.base, settings, None)
-        trainer = build_trainer(inputs.base, settings, inputs.rows, (), placement=template.placement)
-        return Prefixed(inputs.base, trainer.parameters, template)
+        trained = trained_prefix(inputs.base, settings, inputs.rows, placement=template.placement)
+        return Prefixed(inputs.base, trained.parameters, template)
 
     return begin
 

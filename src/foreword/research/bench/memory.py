@@ -25,8 +25,8 @@ from foreword.models import resolve
 from foreword.research.bench import workload
 from foreword.research.bench.train_step import step_of
 from foreword.research.bench.workload import Workload
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
+from foreword.training.trainer import Trainer, build_trainer
 
 WAYS = ("Foreword", "Foreword, checkpointing", "PEFT", "PEFT, projection")
 STEPS = 4
@@ -146,7 +146,7 @@ def _measure_here(request: Mapping[str, Any]) -> int:
     return _peft(request["base"], length, batches, projection=way.endswith("projection"))
 
 
-def _batch(trainer: PrefixTrainer, number: int) -> list[EncodedExample]:
+def _batch(trainer: Trainer, number: int) -> list[EncodedExample]:
     trainer.step = number
     return trainer.batch()
 

@@ -10,8 +10,8 @@ from foreword.encoding import EncodedExample
 from foreword.research.bench import roofline
 from foreword.research.bench.timing import Spread, Work, in_turns, spread
 from foreword.training.loop import train_step
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
+from foreword.training.trainer import Trainer, build_trainer
 
 MACHINE, FOREWORD, PEFT = "machine", "Foreword", "PEFT"
 
@@ -77,39 +77,39 @@ def measure(
     return figures
 
 
-def step_of(base: BaseModel, prefix_trainers: Sequence[PrefixTrainer]) -> Work:
+def step_of(base: BaseModel, trainers: Sequence[Trainer]) -> Work:
     """A step of all of them in one pass of the base model; it raises TrainingDiverged."""
 
     def step(number: int) -> None:
-        for report in train_step(base, prefix_trainers):
+        for report in train_step(base, trainers):
             if isinstance(report, Exception):
                 raise report
 
     return step
 
 
-def _trainer(base: BaseModel, rows: Sequence[EncodedExample], size: int, length: int) -> PrefixTrainer:
+def _trainer(base: BaseModel, rows: Sequence[EncodedExample], size: int, length: int) -> Trainer:
     settings = make_settings(length=length, steps=1_000_000, batch_size=size)
     return build_trainer(base, settings, list(rows), [])
 
 
-def _batch(prefix_trainer: PrefixTrainer, number: int) -> list[EncodedExample]:
+def _batch(trainer: Trainer, number: int) -> list[EncodedExample]:
     """The rows of a round: those of the trainer's step after the one that warms up."""
-    prefix_trainer.step = number + 1
-    return prefix_trainer.batch()
+    trainer.step = number + 1
+    return trainer.batch()
 
 
-def _ours(base: BaseModel, prefix_trainer: PrefixTrainer) -> Work:
-    step = step_of(base, [prefix_trainer])
+def _ours(base: BaseModel, trainer: Trainer) -> Work:
+    step = step_of(base, [trainer])
 
     def work(number: int) -> None:
-        _batch(prefix_trainer, number)
+        _batch(trainer, number)
         step(number)
 
     return work
 
 
-def _peft(folder: str, twin: PrefixTrainer, length: int) -> Work:
+def _peft(folder: str, twin: Trainer, length: int) -> Work:
     from foreword.research.bench import peft as peft_peer
 
     model = peft_peer.load(folder, length=length, projection=False)

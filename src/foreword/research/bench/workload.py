@@ -15,8 +15,8 @@ from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.examples import Example, read_examples
 from foreword.research.bench import roofline
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
+from foreword.training.trainer import Trainer, build_trainer
 
 NAMES = ("Copper Pot", "Blue Heron", "Lantern", "Old Mill", "Seven Stairs", "Garden Gate", "Wren", "Anchor")
 KINDS = ("pub", "restaurant", "coffee shop", "bistro")
@@ -98,7 +98,7 @@ def random_rows(base: BaseModel, work: Workload) -> list[EncodedExample]:
     return made
 
 
-def trainers(base: BaseModel, work: Workload) -> list[PrefixTrainer]:
+def trainers(base: BaseModel, work: Workload) -> list[Trainer]:
     """One for each owner."""
     rows = random_rows(base, work)
     size = work.rows // work.owners

@@ -24,7 +24,7 @@ from foreword.research.experiments.plan import OnProgress
 from foreword.research.experiments.results import Results
 from foreword.research.experiments.statistics import Column
 from foreword.training import Progress, train, train_many
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
 
 ByOwner = dict[str, list[Example]]
 

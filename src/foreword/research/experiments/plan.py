@@ -10,8 +10,7 @@ from typing import Any
 
 from foreword.errors import UsageError
 from foreword.research.baselines.registry import RATE, Choice, Method
-from foreword.training.settings import TrainingSettings
-from foreword.training.train import make_settings
+from foreword.training.settings import TrainingSettings, make_settings
 
 TUNING = "tuning"
 """Name of the subset that learning rates are chosen on; no trial uses it."""

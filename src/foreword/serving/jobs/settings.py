@@ -16,8 +16,7 @@ from foreword.serving.api.schemas import LONGEST_NAME, Body
 from foreword.serving.errors import Refused
 from foreword.serving.served_model import ServedModel
 from foreword.template import Template
-from foreword.training.settings import DEFAULT_LEARNING_RATE
-from foreword.training.train import make_settings
+from foreword.training.settings import DEFAULT_LEARNING_RATE, make_settings
 
 Auto = Literal["auto"]
 
