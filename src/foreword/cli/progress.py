@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -100,14 +101,24 @@ class Counter:
     def __init__(self) -> None:
         self._in_place = sys.stderr.isatty()
         self._next: dict[str, int] = {}
+        self._began: dict[str, tuple[int, float]] = {}
+        self._width = 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Say that `done` of `total` are done."""
+        """Say that `done` of `total` are done, and how long the rest takes at the pace so far."""
+        first, start_time = self._began.setdefault(what, (done, time.perf_counter()))
+        text = f"{what} {done}/{total}"
+        if first < done < total:
+            seconds = (time.perf_counter() - start_time) / (done - first) * (total - done)
+            text += f"  {duration(seconds)} left"
         if self._in_place:
-            # Back to the start of the line: an error that comes next is not written behind the count.
-            typer.echo(f"{what} {done}/{total}{'' if done >= total else chr(13)}", err=True, nl=done >= total)
+            # Back to the start of the line: an error that comes next is not written behind the count. Spaces
+            # cover what is left of a longer line.
+            end = "" if done >= total else "\r"
+            typer.echo(text.ljust(self._width) + end, err=True, nl=done >= total)
+            self._width = 0 if done >= total else len(text)
         elif done >= min(self._next.get(what, 0), total):
-            typer.echo(f"{what} {done}/{total}", err=True)
+            typer.echo(text, err=True)
             self._next[what] = done + max(1, total // 4)
 
 

@@ -155,10 +155,10 @@ def migrate(place: StorePlace = "prefixes", json: Json = False) -> None:
 
     Example: foreword store migrate --store prefixes
     """
-    from foreword.store.schema import migrate as migrate_catalogue
-    from foreword.store.store import open_catalogue
+    from foreword.store.schema import migrate as migrate_database
+    from foreword.store.schema import open_to_migrate
 
-    before, after = migrate_catalogue(open_catalogue(place))
+    before, after = migrate_database(open_to_migrate(place))
     if json:
         return output.json_object({"before": before, "after": after})
     typer.echo(f"schema {after}, nothing to do" if before == after else f"schema {before} -> {after}")

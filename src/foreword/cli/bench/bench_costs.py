@@ -45,9 +45,7 @@ def machine(
     """
     model = its.loaded(base, threads, out, peft=False)
     from foreword.research.bench import roofline as measured
-    from foreword.research.bench import room
 
-    room.check(room.states(model, tokens), model.device, f"a product with {tokens} tokens")
     found = measured.at_shapes(model, tokens, rounds, on_round=its.told(rounds))
     squares, copying = found.squares.scaled(1e-9), found.copying.scaled(1e-9)
     rows: list[tuple[object, ...]] = [
@@ -101,10 +99,8 @@ def start(
     Each in a process of its own, with files and caches warm, against PEFT in a script of six lines.
     """
     model = its.loaded(base, threads, out, peft=not no_peft)
-    from foreword.research.bench import room
     from foreword.research.bench import startup as measured
 
-    room.check(room.weights(model), model.device, "another copy of the base")
     rates = its.rates_of(model)
     found = measured.measure(model, length=length, rounds=rounds, peft=not no_peft, on_round=its.told(rounds))
     report = its.report_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from foreword.cli import options as common
 from foreword.cli import output
 from foreword.cli.command_line import command_line
+from foreword.cli.progress import duration
 from foreword.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,8 +113,15 @@ def rates_of(model: BaseModel) -> Limits:
 
 
 def told(rounds: int, before: str = "") -> Callable[[int], None]:
-    """Says which round is done."""
-    return lambda number: output.note(f"{before}round {number} of {rounds}")
+    """Says which round is done, and how long the others take."""
+    start_time = time.perf_counter()
+
+    def tell(number: int) -> None:
+        left = (time.perf_counter() - start_time) / number * (rounds - number)
+        rest = f", {duration(left)} left" if number < rounds else ""
+        output.note(f"{before}round {number} of {rounds}{rest}")
+
+    return tell
 
 
 def report_of(

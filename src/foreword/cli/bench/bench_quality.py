@@ -66,11 +66,8 @@ def quality(
     from foreword.encoding import encode
     from foreword.examples import read_examples
     from foreword.models import resolve
-    from foreword.research.bench import room
     from foreword.research.bench import time_to_quality as measured
 
-    copies = sum(len(each) for each in rates.values())
-    room.check(copies * room.weights(model), model.device, f"{copies} copies of the base for PEFT")
     rows, _ = encode(read_examples(train), model.tokenizer, model.template, max_length)
     dev_encoded, _ = encode(read_examples(dev, limit=dev_rows), model.tokenizer, model.template, max_length)
     limits = its.rates_of(model)

@@ -39,29 +39,29 @@ def step(
     """Training steps a second, against PEFT.
 
     In examples a second and as a share of the machine's rate of matrix products; in float32, on batches
-    of random examples, and on batches drawn by source, where a source that several examples share is
-    computed once.
+    of random examples.
     """
     asked = its.numbers("--sizes", sizes)
     model = its.loaded(base, threads, out, peft=not no_peft)
     from foreword.encoding import encode
     from foreword.models import resolve
-    from foreword.research.bench import data as examples_of
     from foreword.research.bench import train_step as measured
+    from foreword.research.bench import workload
 
     count = max(asked) * (rounds + 1)
-    rows, _ = encode(examples_of.examples(data, count), model.tokenizer, model.template)
-    measured.check(model, rows, asked, peft=not no_peft)
+    rows, _ = encode(workload.examples(data, count), model.tokenizer, model.template)
     rates = its.rates_of(model)
-    found = measured.measure(
-        model,
-        rows,
-        asked,
-        length=length,
-        rounds=rounds,
-        peft_folder=None if no_peft else str(resolve(base).path),
-        on_round=lambda batch, number: its.told(rounds, f"{batch}: ")(number),
-    )
+    figures: list[measured.StepFigures] = []
+    for size in asked:
+        figures += measured.measure(
+            model,
+            rows,
+            size,
+            length=length,
+            rounds=rounds,
+            peft_folder=None if no_peft else str(resolve(base).path),
+            on_round=its.told(rounds, f"{size} rows: "),
+        )
     report = its.report_of(
         context,
         model,
@@ -70,14 +70,13 @@ def step(
         notes=(
             "Median and quartiles of the rounds; ways in turns on the same rows.",
             "Share: matrix products that the real tokens need, forward and backward, over the time and the "
-            "machine's rate of products of 2048 x 2048 in the same round. Sources that are shared are "
-            "computed once, so there it has no meaning. Above 1: rows that begin alike, or a machine that "
-            "was busy with something else while its rate was taken.",
-            "Times PEFT: its step on as many random examples, in the same round.",
+            "machine's rate of products of 2048 x 2048 in the same round. Above 1: rows that begin alike, or "
+            "a machine that was busy with something else while its rate was taken.",
+            "Times PEFT: its step on the same examples, in the same round.",
         ),
         columns=("batch", "way", "seconds", "examples/s", "share of the machine's rate", "times PEFT"),
-        rows=[(f.batch, f.way, f.seconds, f.examples, f.share, f.faster) for f in found],
-        ratios={f"{f.way}; {f.batch}": f.faster for f in found if f.faster is not None},
+        rows=[(f.batch, f.way, f.seconds, f.examples, f.share, f.faster) for f in figures],
+        ratios={f"{f.way}; {f.batch}": f.faster for f in figures if f.faster is not None},
         ratio_name="times PEFT's examples a second",
     )
     its.tell(report, out, json)
@@ -101,13 +100,11 @@ def memory(
     Above the loaded base model, on the CPU, each way in a process of its own.
     """
     model = its.loaded(base, threads, out, peft=not no_peft, device="cpu")
-    from foreword.encoding import encode
-    from foreword.research.bench import data as examples_of
     from foreword.research.bench import memory as measured
+    from foreword.research.bench import workload
     from foreword.research.bench.timing import spread
 
-    rows, _ = encode(examples_of.examples(data, measured.STEPS * size), model.tokenizer, model.template)
-    measured.check(model, rows, size)
+    workload.examples(data, measured.STEPS * size)  # whether there are enough
     rates = its.rates_of(model)
     found = measured.measure(
         base, data, size, length, peft=not no_peft, rounds=rounds, on_round=its.told(rounds)
@@ -164,7 +161,7 @@ def generate(
     model = its.loaded(base, threads, out, peft=not no_peft)
     from foreword.research.bench import generation as measured
 
-    measured.check(model, owners, length, new_tokens, peft=not no_peft)
+    measured.check(model, length, new_tokens)
     rates = its.rates_of(model)
     found = measured.measure(
         model,

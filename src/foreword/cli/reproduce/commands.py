@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import typer
@@ -67,18 +66,17 @@ def personalization(
 ) -> None:
     """Own prefixes against none, a shared one, others'.
 
-    Says what it will cost before it begins. A run that was stopped goes on when the same command is given
-    again. The report is report.md in the folder of the run, its picture matrix.png.
+    A run that was stopped goes on when the same command is given again. The report is report.md in the folder
+    of the run, its picture matrix.png.
     """
     from foreword.cli.loading import load_base
-    from foreword.cli.progress import Counter, duration
+    from foreword.cli.progress import Counter
     from foreword.examples import read_examples
     from foreword.files import write_text
     from foreword.research.environment import describe_machine
     from foreword.research.experiments import personalization as experiment
     from foreword.research.experiments import plots
     from foreword.research.experiments import report_personalization as report
-    from foreword.research.experiments.cost import measure_rates
     from foreword.research.experiments.personalization import choose_owners
     from foreword.research.experiments.results import Results, alone
 
@@ -119,32 +117,28 @@ def personalization(
     )
     settings = experiment.settings_of(model, data, recipe, longest)
     context.with_resource(alone(out))
-    ledger = Results(out, experiment.EXPERIMENT, settings)
+    results = Results(out, experiment.EXPERIMENT, settings)
     if unmeasured := len(data.unmeasured):
         output.note(f"{unmeasured} owners have no dev examples and are left out")
-    work = experiment.remaining(data, recipe, ledger)
-    if work.train_rows or work.score_rows:
-        pooled = [example for examples in data.train.values() for example in examples]
-        seconds = measure_rates(model, pooled, length=length).seconds(work)
+    prefixes, scores = experiment.left(data, results)
+    if prefixes or scores:
         typer.echo(
-            f"{len(data.owners)} owners; to train on: {work.train_rows} rows, to score: {work.score_rows} "
-            f"rows; about {duration(seconds)}, told from a short trial",
-            err=True,
+            f"{len(data.owners)} owners; to train: {prefixes} prefixes, to score: {scores} owners", err=True
         )
-        ledger.begin_session(command=command_line(context), **describe_machine(model))
-    columns = experiment.run(model, data, recipe, out, ledger, Counter())
+        results.begin_session(command=command_line(context), **describe_machine(model))
+    columns = experiment.run(model, data, recipe, out, results, Counter())
     plots.draw(report.make_matrix(columns), out / "matrix.png")
-    page = report.make_report(ledger, data, columns, model.name, "matrix.png")
+    page = report.make_report(results, data, columns, model.name, "matrix.png")
     write_text(out / "report.md", page, overwrite=True)
     if json:
         return output.json_object(
             {
                 "report": out / "report.md",
                 "picture": out / "matrix.png",
-                "results": ledger.path,
+                "results": results.path,
                 "owners": len(data.owners),
                 "own_against": {
-                    rival: {"rival": rival, **dataclasses.asdict(each), "verdict": each.verdict}
+                    rival: {"rival": rival, **report.figures_of(each)}
                     for rival, each in report.contrasts(columns).items()
                 },
             }

@@ -29,7 +29,7 @@ INSTRUCTIONS = {
     "xsum": "Summarize the text in one sentence.",
     "cnn": "Summarize the text in a few sentences.",
     "scitldr": "Summarize the text in one sentence.",
-    "aeslc": "Write the subject line of this e-mail.",
+    "aeslc": "Write the evaluated line of this e-mail.",
 }
 """Tasks in words, for methods that prompt."""
 
@@ -37,7 +37,7 @@ USUAL = "e2e"
 """Whose instruction and decoding are taken where no task is named: those of the paper's tables."""
 
 
-def read_material(
+def read_splits(
     train: Path, dev: Path, test: Path | None, reading: Reading, chosen: Mapping[str, Any], seed: int
 ) -> DataSplits:
     """Examples to train on, to choose by, and to measure on."""
@@ -56,9 +56,9 @@ def read_material(
                 "may choose, or measure on fewer with --measured-sources"
             )
         chosen_by = draw_dev(others, dev_rows, seed)
-    material, left_out = apart(train_examples, chosen_by, {"measured": measured})
+    splits, left_out = apart(train_examples, chosen_by, {"measured": measured})
     tell_left_out(left_out)
-    return material
+    return splits
 
 
 def tell_left_out(examples: int) -> None:
@@ -99,7 +99,7 @@ def max_length_of(task: str | None, given: int | None) -> int:
     return int(found.cut_source + beside) if given is None else given
 
 
-def cut_as_published(material: DataSplits, task: str | None, plan: Plan, model: BaseModel) -> DataSplits:
+def cut_as_published(splits: DataSplits, task: str | None, plan: Plan, model: BaseModel) -> DataSplits:
     """Sources of a task with long ones, cut alike in training, choosing and measuring; how many is said.
 
     They are cut where the task has it, or sooner where `max_length` leaves less room beside the longest
@@ -109,19 +109,19 @@ def cut_as_published(material: DataSplits, task: str | None, plan: Plan, model: 
 
     found = None if task is None else find_task(task)
     if found is None or found.cut_source is None:
-        return material
+        return splits
     beside = 0 if model.is_encoder_decoder else plan.decoding["max_new_tokens"] + TEMPLATE_TOKENS
     tokens = min(found.cut_source, plan.max_length - beside)
-    train, number = cut_sources(material.train, model.tokenizer, tokens)
-    dev, more = cut_sources(material.dev, model.tokenizer, tokens)
-    parts = {name: cut_sources(part, model.tokenizer, tokens) for name, part in material.measured.items()}
+    train, number = cut_sources(splits.train, model.tokenizer, tokens)
+    dev, more = cut_sources(splits.dev, model.tokenizer, tokens)
+    parts = {name: cut_sources(part, model.tokenizer, tokens) for name, part in splits.measured.items()}
     measured = sum(cut for _, cut in parts.values())
     if number or more or measured:
         output.note(
             f"sources are cut after {tokens} tokens: {number} of {len(train)} in training, {more} of "
-            f"{len(dev)} that choose, {measured} of {sum(map(len, material.measured.values()))} measured"
+            f"{len(dev)} that choose, {measured} of {sum(map(len, splits.measured.values()))} measured"
         )
-    return replace(material, train=train, dev=dev, measured={name: part for name, (part, _) in parts.items()})
+    return replace(splits, train=train, dev=dev, measured={name: part for name, (part, _) in parts.items()})
 
 
 def metrics_of(task: str | None, given: Sequence[str] | None) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def extrapolation(
     chosen = EXTRAPOLATION.chosen(context.params)
     fields = common.fields_of(source_field, target_field, group_field)
     sets, reading = metrics_of(task, metrics), Reading(task, format, fields)
-    material, unseen, left_out = split_by_group(
+    splits, unseen, left_out = split_by_group(
         reading.training(train, groups=True),
         reading.entries(dev, groups=True),
         held_out or (),
@@ -102,13 +102,13 @@ def extrapolation(
     )
     typer.echo(f"measured as unseen: {', '.join(unseen)}", err=True)
     tell_left_out(left_out)
-    plan = make_plan(chosen, len(material.train))
+    plan = make_plan(chosen, len(splits.train))
     model = load_base(base, device=device, dtype=dtype, attention=attention, quantization=quantization)
     carry_out(
         EXTRAPOLATION,
         context,
         model,
-        material,
+        splits,
         plan,
         out,
         metrics=sets,

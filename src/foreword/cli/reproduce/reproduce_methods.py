@@ -11,7 +11,7 @@ from foreword.cli import train_options as its
 from foreword.cli.reading import Reading
 from foreword.cli.reproduce import reproduce_options as shared
 from foreword.cli.reproduce import reproduce_trial_options as own
-from foreword.cli.reproduce.reproduce_data import metrics_of, read_material
+from foreword.cli.reproduce.reproduce_data import metrics_of, read_splits
 from foreword.cli.reproduce.reproduce_trials import Kind, carry_out, make_plan
 
 LOW_DATA = Kind(
@@ -79,9 +79,8 @@ HELP = {
 
 MORE = """
 
-Says what it will cost before it begins. A run that was stopped goes on when the same command is given again;
-methods, sizes, subsets and seeds may be added. The report is report.md in the folder of the run, its picture
-figures.png.
+A run that was stopped goes on when the same command is given again; methods, sizes, subsets and seeds may be
+added. The report is report.md in the folder of the run, its picture figures.png.
 """
 
 
@@ -136,10 +135,10 @@ def command_of(kind: Kind) -> Callable[..., None]:
         chosen = kind.chosen(context.params)
         fields = common.fields_of(source_field, target_field, None)
         sets = metrics_of(task, metrics)
-        material = read_material(train, dev, test, Reading(task, format, fields), chosen, seed)
-        plan = make_plan(chosen, len(material.train))
+        splits = read_splits(train, dev, test, Reading(task, format, fields), chosen, seed)
+        plan = make_plan(chosen, len(splits.train))
         model = load_base(base, device=device, dtype=dtype, attention=attention, quantization=quantization)
-        carry_out(kind, context, model, material, plan, out, metrics=sets, json=json)
+        carry_out(kind, context, model, splits, plan, out, metrics=sets, json=json)
 
     command.__doc__ = HELP[kind.name] + MORE
     return command

@@ -45,8 +45,8 @@ class Kind:
 
     def chosen(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The command's options, and what they stand for where nothing was given."""
-        usual = self.quick if options["quick"] else self.full
-        return {**options, **{name: usual[name] for name in usual if options.get(name) is None}}
+        defaults = self.quick if options["quick"] else self.full
+        return {**options, **{name: defaults[name] for name in defaults if options.get(name) is None}}
 
 
 def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:
@@ -87,7 +87,7 @@ def carry_out(
     kind: Kind,
     context: typer.Context,
     model: BaseModel,
-    material: DataSplits,
+    splits: DataSplits,
     plan: Plan,
     out: Path,
     *,
@@ -101,70 +101,65 @@ def carry_out(
         metrics: sets computed of the texts, beside the figures of every trial.
         more: settings that make the run this one, beside those of the plan.
     """
-    from foreword.cli.progress import Counter, duration
+    from foreword.cli.progress import Counter
     from foreword.files import write_text
     from foreword.research.environment import describe_machine, package_versions
-    from foreword.research.experiments import report_trials, trial_cost, trials
+    from foreword.research.experiments import report_trials, trials
     from foreword.research.experiments.checks import check, check_chosen, without_unsupported
     from foreword.research.experiments.measure import rescore
-    from foreword.research.experiments.merge_runs import take_over
-    from foreword.research.experiments.results import Results, alone
+    from foreword.research.experiments.results import Results, alone, take_over
 
-    material = cut_as_published(material, context.params["task"], plan, model)
+    splits = cut_as_published(splits, context.params["task"], plan, model)
     if context.params["others"] is None:  # nobody has asked for them by name
-        others, refused = without_unsupported(model, plan.others, material, plan)
+        others, refused = without_unsupported(model, plan.others, splits, plan)
         plan = replace(plan, others=tuple(others))
         for why in refused.values():
             output.note(f"left out: {why}")
-    check(model, material, plan)
+    check(model, splits, plan)
     context.with_resource(alone(out))
-    ledger = Results(out, kind.name, {**trials.settings_of(model, material, plan), **(more or {})})
+    results = Results(out, kind.name, {**trials.settings_of(model, splits, plan), **(more or {})})
     for folder in context.params["also"] or ():
-        output.note(f"{take_over(ledger, folder)} pieces taken over from {folder}")
-    check_chosen(model, material, plan, ledger)
-    groups, command = list(material.measured), command_line(context)
+        output.note(f"{take_over(results, folder)} pieces taken over from {folder}")
+    check_chosen(model, splits, plan, results)
+    groups, command = list(splits.measured), command_line(context)
 
     def report() -> None:
         numbers = model.model.num_parameters()
         page = report_trials.make_report(
-            kind.title, command, ledger, plan, groups, model.name, numbers, "figures.png"
+            kind.title, command, results, plan, groups, model.name, numbers, "figures.png"
         )
-        report_trials.draw(ledger, plan, groups, out / "figures.png", title=kind.title)
+        report_trials.draw(results, plan, groups, out / "figures.png", title=kind.title)
         write_text(out / "report.md", page, overwrite=True)
 
-    left = trial_cost.left(model, material, plan, ledger)
-    if left.measured:
-        typer.echo(
-            f"{left.measured} trials to make, {left.trainings} trainings with those that choose rates; about "
-            f"{duration(left.seconds)}, told from a short trial",
-            err=True,
-        )
+    left = sum(trial.key not in results.records for trial in plan.trials())
+    if left:
+        typer.echo(f"{left} trials to make", err=True)
         if not context.params["quick"] and report_trials.is_too_small(plan):
             output.note(report_trials.too_few(plan))
         scorers = package_versions("sacrebleu", "rouge-score", "pycocoevalcap")
-        ledger.begin_session(command=command, **describe_machine(model), metrics=scorers)
+        results.begin_session(command=command, **describe_machine(model), metrics=scorers)
     count = Counter()
 
     def after_each() -> None:
-        rescore(ledger, plan, metrics, out, count)
+        rescore(results, plan, metrics, out, count)
         report()
 
-    trials.run(model, material, plan, ledger, out, count, after_each)
+    trials.run(model, splits, plan, results, out, count, after_each)
     after_each()
     if json:
         return output.json_object(
             {
                 "report": out / "report.md",
                 "picture": out / "figures.png",
-                "results": ledger.path,
-                "figures": _figures(ledger, plan, groups),
+                "results": results.path,
+                "figures": _figures(results, plan, groups),
             }
         )
-    typer.echo(report_trials.summary(ledger, plan, groups))
+    typer.echo(report_trials.summary(results, plan, groups))
     typer.echo(f"report   {out / 'report.md'}\npicture  {out / 'figures.png'}")
 
 
-def _figures(ledger: Results, plan: Plan, groups: list[str]) -> list[dict[str, Any]]:
+def _figures(results: Results, plan: Plan, groups: list[str]) -> list[dict[str, Any]]:
     """Every cell of the report's tables."""
     from foreword.research.experiments import statistics
 
@@ -174,13 +169,13 @@ def _figures(ledger: Results, plan: Plan, groups: list[str]) -> list[dict[str, A
             "method": method.name,
             "n": size,
             "metric": metric,
-            "mean": found.mean,
-            "spread": found.spread,
-            "trials": len(found.values),
+            "mean": cell.mean,
+            "spread": cell.spread,
+            "trials": len(cell.values),
         }
         for group in groups
         for method in statistics.all_methods(plan)
         for size in statistics.sizes(plan)
-        for metric in statistics.metrics(ledger)
-        if (found := statistics.cell(ledger, plan, method, size, group, metric)).values
+        for metric in statistics.metrics(results)
+        if (cell := statistics.cell(results, plan, method, size, group, metric)).values
     ]
