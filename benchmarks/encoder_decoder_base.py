@@ -31,7 +31,7 @@ from foreword import Example, Template
 from foreword.base.batch import encoder_decoder_batch
 from foreword.encoding import EncodedExample, encode
 from foreword.training.batch_sampler import BatchSampler
-from foreword.training.prefix_trainer import rate_factor
+from foreword.training.trainer import rate_factor
 
 PAD, END, MASK = "<pad>", "</s>", "<mask>"
 MASKED_SHARE = 0.3

@@ -125,29 +125,18 @@ def test_a_base_model_is_packed_and_its_weights_stay() -> None:
 
 def copies(base: BaseModel) -> int:
     found = [module.packed for module in base.model.modules() if isinstance(module, PackedLinear)]
-    return sum(len(packed._copies) for packed in found)
+    return sum(packed.copy is not None for packed in found)
 
 
-def test_generation_packs_where_it_pays_and_training_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of every layer for generation; another, for gradients, of those that pass them on."""
-    results = []
-    for packed in (False, True):
-        with packed_weights(False):
-            base = BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama")
-            results.append(
-                train(base, random_examples(6), length=3, steps=4, batch_size=3, seed=1, packed=packed)
-            )
-        assert (copies(base) > 3 * 7 + 1) == packed
-        if not packed:
-            assert copies(base) == 0
-            for pays in (False, True):
-                monkeypatch.setattr(generation, "packing_pays", lambda rows, pays=pays: pays)
-                with packed_weights(False):  # generation decides for itself
-                    generate(base, ["ab"], max_new_tokens=2)
-                assert copies(base) == (3 * 7 + 1) * pays
-    one, two = results
-    for name, tensor in one.tensors.items():
-        torch.testing.assert_close(two.tensors[name], tensor, rtol=1e-3, atol=1e-4)
+def test_generation_packs_where_it_pays_and_training_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    with packed_weights(False):
+        base = BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama")
+        train(base, random_examples(6), length=3, steps=4, batch_size=3, seed=1)
+        assert copies(base) == 0
+        for pays in (False, True):  # generation decides for itself
+            monkeypatch.setattr(generation, "packing_pays", lambda rows, pays=pays: pays)
+            generate(base, ["ab"], max_new_tokens=2)
+            assert copies(base) == (3 * 7 + 1) * pays
 
 
 def test_packed_weights_end_with_the_block() -> None:
@@ -155,7 +144,7 @@ def test_packed_weights_end_with_the_block() -> None:
     inputs = torch.randn(3, 40)
     with packed_weights(False):
         assert torch.equal(packed(inputs), plain(inputs))
-    assert not packed.packed._copies
+    assert packed.packed.copy is None
 
 
 def test_what_can_not_be_packed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

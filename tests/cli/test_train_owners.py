@@ -12,7 +12,7 @@ import torch
 from foreword import BaseModel, Prefix, PrefixStore, train, train_many
 from foreword.examples import read_examples
 from foreword.training.checkpoint import list_checkpoints
-from foreword.training.prefix_trainer import build_trainer
+from foreword.training.trainer import build_trainer
 from support.mailboxes import OWNERS, write
 
 QUICK = ("--length", 3, "--steps", 6, "--batch-size", 3)

@@ -141,12 +141,6 @@ class Batch:
     targets: tuple[int, ...]
     target_starts: tuple[int, ...] = ()
 
-    @property
-    def row_M(self) -> torch.Tensor:
-        """The row of each target token."""
-        counts = torch.tensor(self.targets, device=self.target_M.device)
-        return torch.arange(len(self.targets), device=counts.device).repeat_interleave(counts)
-
 
 def decoder_batch(
     rows: Sequence[EncodedExample],

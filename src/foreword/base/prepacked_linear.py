@@ -1,21 +1,14 @@
-"""Packing: frozen weights laid out once for the CPU's matrix products.
+"""Frozen weights kept in the order in which the CPU's matrix products read them, for generation.
 
 A matrix product on a CPU first copies the weight into the order in which its kernel reads it. With few rows,
 as in generation, that takes longer than the arithmetic. Weights that never change can be kept in that order:
-one copy for forward passes, one for the gradient of activations, each made when it is first needed, within
-`packed_weights` only: memory is the price. Products are the same to rounding; `benchmarks/packing.py`
-measures what is gained.
+a copy made when it is first needed, within `packed_weights` only: memory is the price. Products are the same
+to rounding; `benchmarks/packing.py` measures what is gained.
 
-Shapes: M rows, I inputs, O outputs.
-
-Processor: which one this machine has.
-
-Whether packed weights pay on this machine: tried once, and remembered.
-
-That depends on the processor and on the number of rows: a single row can be faster with weights as they are,
-since no kernel puts those in order for it. So a few products of each kind are timed the first time that
-anybody asks, and the answer is kept in the user's cache folder (`packing.json`): the same machine computes
-the same bits tomorrow. Delete the file to have it tried again.
+Whether it pays depends on the processor and on the number of rows: a single row can be faster with weights as
+they are, since no kernel puts those in order for it. So a few products of each kind are timed the first time
+that anybody asks, and the answer is kept in the user's cache folder (`packing.json`): the same machine
+computes the same bits tomorrow. Delete the file to have it tried again.
 
 Shapes: M rows, I inputs, O outputs.
 """
@@ -36,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from foreword.errors import ForewordError
 from foreword.files import write_text
@@ -45,8 +37,8 @@ from foreword.models.cache_dir import cache_folder
 _used: ContextVar[bool] = ContextVar("foreword_packed_weights", default=False)
 
 MOST_BYTES = 2 << 30
-"""Models whose weights are larger are not packed: a copy, or two when training, would be dear. A constant,
-not a share of what is free, so that one model gives the same bits on the same machine every day."""
+"""Models whose weights are larger are not packed: a copy would be dear. A constant, not a share of what is
+free, so that one model gives the same bits on the same machine every day."""
 
 
 def can_pack() -> bool:
@@ -104,26 +96,23 @@ def _takes_packing(module: nn.Linear) -> bool:
 
 
 class Packed:
-    """Copies of one weight `[O, I]` in the kernels' order, made when first asked for."""
+    """A copy of one weight `[O, I]` in the kernel's order, made when first asked for."""
 
     def __init__(self) -> None:
         self._weight: torch.Tensor | None = None
         self._made_of: tuple[int, int] | None = None
-        self._copies: dict[bool, torch.Tensor] = {}
+        self.copy: torch.Tensor | None = None
         self._lock = threading.Lock()
 
-    def of(self, weight_OI: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+    def of(self, weight_OI: torch.Tensor) -> torch.Tensor:
         """The copy of the weight as it is now."""
-        now = (weight_OI.data_ptr(), weight_OI._version)
-        with self._lock:
-            if weight_OI is not self._weight or now != self._made_of:
+        now = (weight_OI.data_ptr(), weight_OI._version)  # torch counts the changes in place
+        with self._lock:  # requests of a server generate in threads
+            if self.copy is None or weight_OI is not self._weight or now != self._made_of:
                 self._weight, self._made_of = weight_OI, now
-                self._copies = {}
-            if transposed not in self._copies:
                 with torch.no_grad():
-                    plain = weight_OI.t().contiguous() if transposed else weight_OI
-                    self._copies[transposed] = torch.ops.mkldnn._reorder_linear_weight(plain)
-            return self._copies[transposed]
+                    self.copy = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
+            return self.copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         return Packed()
@@ -140,33 +129,14 @@ class PackedLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., I]` to `[..., O]`."""
         weight, bias = self.weight, self.bias
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        differentiated = torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in (input, weight, bias)
+        )
         fits = weight.dtype == input.dtype == torch.float32 and weight.device.type == "cpu"
-        if not _used.get() or trained or not fits or not input.numel():
+        if not _used.get() or differentiated or not fits or not input.numel():
             return super().forward(input)
         rows_MI = input.reshape(-1, input.shape[-1])
-        if torch.is_grad_enabled() and input.requires_grad:
-            product_MO = _FrozenProduct.apply(rows_MI, weight, bias, self.packed)
-        else:
-            product_MO = product(rows_MI, self.packed.of(weight, transposed=False), bias)
-        return product_MO.view(*input.shape[:-1], -1)  # type: ignore[no-any-return]
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """The product, differentiated by its input alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, rows_MI: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, packed: Packed
-    ) -> torch.Tensor:
-        ctx.weight, ctx.packed = weight, packed
-        return product(rows_MI, packed.of(weight, transposed=False), bias)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        packed = ctx.packed.of(ctx.weight, transposed=True)
-        return product(gradients[0], packed, None), None, None, None
+        return product(rows_MI, self.packed.of(weight), bias).view(*input.shape[:-1], -1)
 
 
 def product(rows_MI: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -174,11 +144,11 @@ def product(rows_MI: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | No
     return torch.ops.mkldnn._linear_pointwise(rows_MI, packed, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-# -- Processor: which one this machine has ---------------------------------------------------------
+# -- whether packed weights pay on this machine: tried once, and remembered --------------------------
 
 
 DESCRIBED = Path("/proc/cpuinfo")
-"""Where Linux says; Python does not know it there."""
+"""Where Linux says which processor this is; Python does not know it there."""
 
 
 def describe_processor() -> dict[str, str]:
@@ -188,9 +158,6 @@ def describe_processor() -> dict[str, str]:
         return unknown
     pairs = (line.partition(":") for line in DESCRIBED.read_text(errors="replace").splitlines())
     return unknown | {name.strip(): value.strip() for name, colon, value in pairs if colon}
-
-
-# -- Whether packed weights pay on this machine: tried once, and remembered ------------------------
 
 
 WEIGHTS, INPUTS, OUTPUTS = 24, 1024, 1536

@@ -18,10 +18,10 @@ from torch import nn
 from foreword.base.attention import AttentionContext, LayerInfo, attention_context
 from foreword.base.base_model import BaseModel
 from foreword.base.loss import keeps_logits
+from foreword.base.prefix_batch import KeyValuePair, KeyValues
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.training.initialization import activations, starting_ids
-from foreword.training.parameterization import KeysValues, KeyValues
 from foreword.training.settings import Initialization
 
 SAMPLED = 4096
@@ -30,7 +30,7 @@ SAMPLED = 4096
 
 def compile_embeddings(base: BaseModel, embeddings_PE: torch.Tensor) -> KeyValues:
     """Keys and values `[L, H, P, D]` of embeddings, float32, with a gradient if they have one."""
-    found: dict[int, KeysValues] = {}
+    found: dict[int, KeyValuePair] = {}
 
     def record(
         module: nn.Module,

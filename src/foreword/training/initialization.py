@@ -15,10 +15,10 @@ from torch import nn
 
 from foreword.base.attention import AttentionContext, LayerInfo, attention_context
 from foreword.base.base_model import BaseModel
+from foreword.base.prefix_batch import KeyValuePair
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.prefix import Stream
-from foreword.training.parameterization import KeysValues
 from foreword.training.settings import Initialization
 
 RANDOM_SCALE = 0.02
@@ -35,7 +35,7 @@ def initial_key_values(
     length: int | Mapping[Stream, int],
     examples: Sequence[EncodedExample],
     seed: int,
-) -> dict[Stream, KeysValues]:
+) -> dict[Stream, KeyValuePair]:
     """Keys and values `[L, H, P, D]` per stream to start from, float32 on the CPU.
 
     Args:
@@ -85,14 +85,14 @@ def starting_ids(
 
 def activations(
     base: BaseModel, source_ids: Sequence[int], target_ids: Sequence[int], length: int
-) -> dict[Stream, KeysValues]:
+) -> dict[Stream, KeyValuePair]:
     """The base model's own keys and values at the first `length` tokens of a text.
 
     Args:
         source_ids: the text of a decoder-only model, or of the encoder.
         target_ids: the decoder's text of an encoder-decoder.
     """
-    found: dict[Stream, dict[int, KeysValues]] = {}
+    found: dict[Stream, dict[int, KeyValuePair]] = {}
 
     def record(
         module: nn.Module,
@@ -122,7 +122,7 @@ def activations(
     }
 
 
-def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeysValues]:
+def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeyValuePair]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:

@@ -7,18 +7,16 @@ Shapes: L layers, H key/value heads, P prefix length, D head size, E embedding s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from foreword.prefix import Stream, StreamGeometry
+from foreword.base.prefix_batch import KeyValuePair, KeyValues
+from foreword.prefix import Positions, Stream, StreamGeometry
+from foreword.template import Placement
 from foreword.training.settings import ParameterizationSettings
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values of one stream, each `[L, H, P, D]`."""
-
-KeyValues = dict[Stream, KeysValues]
 
 
 class Parameterization(nn.Module):
@@ -27,7 +25,7 @@ class Parameterization(nn.Module):
     def __init__(
         self,
         settings: ParameterizationSettings,
-        start: Mapping[Stream, KeysValues],
+        start: Mapping[Stream, KeyValuePair],
         seed: int,
         layers: Mapping[Stream, range] | None = None,
     ) -> None:
@@ -62,7 +60,7 @@ class Parameterization(nn.Module):
 
     def forward(self) -> KeyValues:
         """The prefix that the parameters stand for now: keys and values per stream, float32."""
-        compiled: KeyValues = {}
+        key_values: KeyValues = {}
         for stream, module in self.streams.items():
             key, value = module()
             if self.layers is not None:
@@ -72,8 +70,8 @@ class Parameterization(nn.Module):
             if self.freeze_first:
                 key = torch.cat([getattr(self, f"first_{stream}_key"), key[:, :, 1:]], dim=2)
                 value = torch.cat([getattr(self, f"first_{stream}_value"), value[:, :, 1:]], dim=2)
-            compiled[stream] = (key, value)  # type: ignore[index]
-        return compiled
+            key_values[stream] = (key, value)  # type: ignore[index]
+        return key_values
 
 
 def _among(start_LHPD: torch.Tensor, trained_LHPD: torch.Tensor, layers: range) -> torch.Tensor:
@@ -113,7 +111,7 @@ class Direct(nn.Module):
         self.key = nn.Parameter(key_LHPD.float().clone())
         self.value = nn.Parameter(value_LHPD.float().clone())
 
-    def forward(self) -> KeysValues:
+    def forward(self) -> KeyValuePair:
         return self.key, self.value
 
 
@@ -156,7 +154,7 @@ class Network(nn.Module):
             "start_value", value_LHPD.float().clone() if from_start else None, persistent=False
         )
 
-    def forward(self) -> KeysValues:
+    def forward(self) -> KeyValuePair:
         g = self.sizes
         flat_PX = self.outer(torch.tanh(self.inner(self.embedding.weight)))
         states = flat_PX.view(-1, g.layers, g.kv_heads, g.key_dim + g.value_dim).permute(1, 2, 0, 3)
@@ -164,3 +162,39 @@ class Network(nn.Module):
         if self.start_key is not None and self.start_value is not None:
             key, value = self.start_key + key, self.start_value + value
         return key, value
+
+
+# -- as the training loop takes it -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedPrefix:
+    """A prefix in training, as a `Trainable` of the loop.
+
+    Attributes:
+        parameters: a module whose call gives the keys and values.
+        placement: whether all text sees it, or the target alone.
+        positions: where the text stands behind it.
+    """
+
+    parameters: nn.Module
+    placement: Placement = "prefix"
+    positions: Positions = "text-after-prefix"
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """All of the module's."""
+        return self.parameters.named_parameters()
+
+    def key_values(self) -> KeyValues:
+        """The keys and values that the parameters stand for now."""
+        return self.parameters()  # type: ignore[no-any-return]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The prefix as it is now: "decoder.key" and so on, `[L, H, P, D]`, on the CPU."""
+        with torch.no_grad():
+            key_values = self.key_values()
+        return {
+            f"{stream}.{part}": tensor.detach().cpu().clone()
+            for stream, pair in key_values.items()
+            for part, tensor in zip(("key", "value"), pair, strict=True)
+        }

@@ -20,7 +20,7 @@ from foreword import files
 from foreword.errors import CannotWrite, DamagedCheckpoint, UsageError
 from foreword.training import checkpoint
 from foreword.training.loop import StepReport
-from foreword.training.prefix_trainer import PrefixTrainer
+from foreword.training.trainer import Trainer
 
 SMOOTHING_STEPS = 10
 
@@ -165,7 +165,7 @@ class RunLog:
 
     def __init__(
         self,
-        trainer: PrefixTrainer,
+        trainer: Trainer,
         *,
         folder: Path | None,
         description: dict[str, Any],

@@ -22,9 +22,9 @@ from foreword.examples import Example, digest
 from foreword.prefix import Origin, Prefix
 from foreword.template import Template
 from foreword.training.loop import run
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import TrainingOptions, TrainingSettings, make_settings
+from foreword.training.trainer import Trainer, build_trainer
 
 
 class StopRequest:
@@ -170,7 +170,7 @@ def train(
 
 def make_prefix(
     base: BaseModel,
-    trainer: PrefixTrainer,
+    trainer: Trainer,
     template: Template,
     data_digest: str,
     *,
@@ -186,7 +186,7 @@ def make_prefix(
         tensors=best.tensors,
         base=base.identity,
         template=template,
-        positions=trainer.positions,
+        positions=trainer.trained.positions,
         origin=Origin(
             parameterization=f"{settings.parameterization}{f', layers {layers}' if layers else ''}",
             initialization="none" if settings.parameterization.kind == "mlp" else begun,
@@ -267,5 +267,5 @@ def describe(
     }
 
 
-def _raise(trainer: PrefixTrainer, error: TrainingDiverged) -> None:
+def _raise(trainer: Trainer, error: TrainingDiverged) -> None:
     raise error

@@ -25,7 +25,6 @@ from foreword.examples import Example
 from foreword.prefix import Prefix
 from foreword.template import Template
 from foreword.training.loop import run
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import OwnersOptions, TrainingSettings, make_settings, owners_settings
 from foreword.training.train import (
@@ -36,6 +35,7 @@ from foreword.training.train import (
     make_prefix,
     stop_on_interrupt,
 )
+from foreword.training.trainer import Trainer, build_trainer
 
 OwnersExamples = Mapping[str, Sequence[Example]] | Iterable[tuple[str, Sequence[Example]]]
 
@@ -172,7 +172,7 @@ class _OwnersRun:
         self._report = report
         self._digests: dict[str, str] = {}
 
-    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[PrefixTrainer]:
+    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Trainer]:
         """A learner per owner, made when a place is free; owners whose data can't be used are noted."""
         for owner, examples in pairs:
             if owner in self._digests:
@@ -182,7 +182,7 @@ class _OwnersRun:
             except (BadExamples, WindowExceeded, DamagedCheckpoint) as error:
                 self._fail(owner, error)
 
-    def _enter(self, owner: str, examples: Sequence[Example]) -> PrefixTrainer:
+    def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
         dev = self._dev.get(owner, ())
         try:
             encoded, encoded_dev = encode_both(
@@ -211,7 +211,7 @@ class _OwnersRun:
         )
         return trainer
 
-    def finish(self, trainer: PrefixTrainer) -> None:
+    def finish(self, trainer: Trainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
         owner = trainer.owner or ""
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
@@ -222,7 +222,7 @@ class _OwnersRun:
         else:
             self.prefixes[owner] = prefix
 
-    def diverged(self, trainer: PrefixTrainer, error: ForewordError) -> None:
+    def diverged(self, trainer: Trainer, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""
         self.run_logs.pop(id(trainer)).close()
         self._fail(trainer.owner or "", error)

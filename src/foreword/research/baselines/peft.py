@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from foreword.base.base_model import BaseModel
+from foreword.base.prefix_batch import KeyValues
 from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.interop.conversion import from_flat
 from foreword.research.baselines.fine_tuning import Weights, sharing_copy
 from foreword.research.baselines.prefix import Prefixed
 from foreword.research.baselines.protocol import AdapterInputs
 from foreword.training.embedding import compile_embeddings, starting_embeddings
-from foreword.training.parameterization import KeyValues
 from foreword.training.settings import DEFAULT_WORDS, Initialization
 
 PROJECTION_WIDTH = 512

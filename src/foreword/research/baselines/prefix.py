@@ -18,9 +18,9 @@ from foreword.encoding import EncodedExample
 from foreword.prefix import Prefix
 from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
-from foreword.training.prefix_trainer import build_trainer
 from foreword.training.settings import make_settings
 from foreword.training.train import choose_template
+from foreword.training.trainer import trained_prefix
 
 
 class Prefixed:
@@ -76,8 +76,8 @@ def ours(**options: Any) -> Callable[[AdapterInputs], Prefixed]:
             **{"length": setting.length, "seed": setting.seed, **setting.choice, **options}
         )
         template = choose_template(setting.base, settings, None)
-        trainer = build_trainer(setting.base, settings, setting.rows, (), placement=template.placement)
-        return Prefixed(setting.base, trainer.parameters, template)
+        trained = trained_prefix(setting.base, settings, setting.rows, placement=template.placement)
+        return Prefixed(setting.base, trained.parameters, template)
 
     return begin
 

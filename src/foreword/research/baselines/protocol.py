@@ -1,7 +1,7 @@
-"""Trainee: what the harness trains, and what an experiment measures when it is done.
+"""What a method is to training and to an experiment.
 
-Every method is the same two things to the harness: parameters, and the loss of each target token of some
-rows. What comes out is a subject: a model, perhaps with a prefix, that is scored and writes like any other.
+To training it is parameters, and the loss of each target token of some rows (fit.py brings these into the
+training loop). What comes out is a model, perhaps with a prefix, that is scored and writes like any other.
 """
 
 from __future__ import annotations
@@ -79,10 +79,12 @@ class Trainee(Protocol):
     """A method at work.
 
     Attributes:
-        parameters: what the optimiser changes; empty for methods without training.
+        base: the model that computes its losses.
+        parameters: what the optimizer changes; empty for methods without training.
         template: how the rows that it is given were made of examples.
     """
 
+    base: BaseModel
     parameters: list[nn.Parameter]
     template: Template
 

@@ -26,8 +26,8 @@ from foreword.models import resolve
 from foreword.research.bench import data, room
 from foreword.research.bench.peak_memory import peak, reset_peak
 from foreword.research.bench.train_step import step_of
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.settings import make_settings
+from foreword.training.trainer import Trainer, build_trainer
 
 
 class MeasurementFailed(ForewordError):
@@ -129,7 +129,7 @@ def _measure_here(way: str, name: str, path: Path | None, size: int, length: int
     return _peft(way, name, length, [_batch(prefix_trainer, number) for number in range(STEPS)])
 
 
-def _batch(prefix_trainer: PrefixTrainer, number: int) -> list[EncodedExample]:
+def _batch(prefix_trainer: Trainer, number: int) -> list[EncodedExample]:
     prefix_trainer.step = number
     return prefix_trainer.batch()
 

@@ -17,8 +17,8 @@ from foreword.errors import UsageError
 from foreword.research.bench import peft
 from foreword.training.batch_sampler import BatchSampler
 from foreword.training.loop import dev_loss, train_step
-from foreword.training.prefix_trainer import build_trainer
 from foreword.training.settings import make_settings
+from foreword.training.trainer import build_trainer
 
 DIRECT, PROJECTED = "PEFT, direct", "PEFT, projection"
 FOREWORD = "Foreword"

@@ -11,8 +11,8 @@ from foreword.research.bench import roofline, room
 from foreword.research.bench import roofline as flops
 from foreword.research.bench.timing import Spread, Work, in_turns, spread
 from foreword.training.loop import train_step
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.settings import make_settings
+from foreword.training.trainer import Trainer, build_trainer
 
 RANDOM, BY_SOURCE = "random", "by source"
 MACHINE = "machine"
@@ -106,7 +106,7 @@ def measure(
     return found
 
 
-def step_of(base: BaseModel, prefix_trainers: Sequence[PrefixTrainer]) -> Work:
+def step_of(base: BaseModel, prefix_trainers: Sequence[Trainer]) -> Work:
     """A step of all of them in one pass of the base model; it raises TrainingDiverged."""
 
     def step(number: int) -> None:
@@ -128,18 +128,18 @@ def _learner(
     rows: Sequence[EncodedExample],
     size: int,
     length: int,
-) -> PrefixTrainer:
+) -> Trainer:
     settings = make_settings(length=length, steps=1_000_000, batch_size=size)
     return build_trainer(base, settings, list(rows), [])
 
 
-def _batch(prefix_trainer: PrefixTrainer, number: int) -> list[EncodedExample]:
+def _batch(prefix_trainer: Trainer, number: int) -> list[EncodedExample]:
     """The rows of a round: those of the learner's step after the one that warms up."""
     prefix_trainer.step = number + 1
     return prefix_trainer.batch()
 
 
-def _ours(base: BaseModel, prefix_trainer: PrefixTrainer) -> Work:
+def _ours(base: BaseModel, prefix_trainer: Trainer) -> Work:
     step = step_of(base, [prefix_trainer])
 
     def work(number: int) -> None:
@@ -149,7 +149,7 @@ def _ours(base: BaseModel, prefix_trainer: PrefixTrainer) -> Work:
     return work
 
 
-def _peft(folder: str, twin: PrefixTrainer, length: int) -> Work:
+def _peft(folder: str, twin: Trainer, length: int) -> Work:
     from foreword.research.bench import peft as peft_peer
 
     model = peft_peer.load(folder, length=length, projection=False)

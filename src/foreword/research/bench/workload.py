@@ -20,8 +20,8 @@ from foreword.encoding import EncodedExample
 from foreword.research.bench import memory, roofline
 from foreword.research.bench.memory import above_the_base
 from foreword.research.bench.train_step import step_of
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.settings import make_settings
+from foreword.training.trainer import Trainer, build_trainer
 
 TARGETS = 4
 """A fourth of each text is target."""
@@ -59,7 +59,7 @@ def examples(base: BaseModel, work: Workload) -> list[EncodedExample]:
     return made
 
 
-def trainers(base: BaseModel, work: Workload) -> list[PrefixTrainer]:
+def trainers(base: BaseModel, work: Workload) -> list[Trainer]:
     """One for each owner."""
     rows = examples(base, work)
     size = work.rows // work.owners

@@ -1,11 +1,7 @@
-"""Learner: one prefix in training, with its own parameters, optimiser, schedule and best step.
+"""One training run: the data's order, the optimizer, the learning rate's schedule, and the best step so far.
 
-A learner knows nothing of the base model's layers nor of other learners: the loop gives it the
-gradient of its keys and values, and it makes a step.
-
-Schedule: linear warm-up, then linear decay to zero (Li & Liang 2021, without their step at zero).
-
-Beginning: a learner at step 0, from settings and data.
+A trainer knows nothing of the model's layers nor of other trainers. The loop gives it the gradient of its
+keys and values (or leaves it in the parameters, where these belong to the model), and it makes a step.
 """
 
 from __future__ import annotations
@@ -19,50 +15,52 @@ from typing import Any
 import torch
 
 from foreword.base.base_model import BaseModel
+from foreword.base.prefix_batch import KeyValuePair, KeyValues
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged, UsageError
-from foreword.prefix import Positions, Prefix, Stream
+from foreword.prefix import Prefix, Stream
 from foreword.template import Placement
 from foreword.training.batch_sampler import BatchSampler
 from foreword.training.embedding import compile_embeddings, starting_embeddings
 from foreword.training.initialization import initial_key_values
-from foreword.training.parameterization import Embeddings, KeysValues, KeyValues, Parameterization
+from foreword.training.objective import Trainable
+from foreword.training.parameterization import Embeddings, Parameterization, TrainedPrefix
 from foreword.training.settings import TrainingSettings
 
 
 def rate_factor(step: int, *, warmup: int, steps: int) -> float:
-    """Share of the learning rate for optimiser step `step`, counted from 0.
+    """Share of the learning rate for optimizer step `step`, counted from 0.
 
-    The first step of a warm-up is not wasted on a rate of zero, nor is the last of the decay.
+    Linear warm-up, then linear decay to zero (Li & Liang 2021); but neither the first step of the warm-up nor
+    the last of the decay is wasted on a rate of zero.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return (steps - step) / max(1, steps - warmup)
 
 
-# -- Learner: one prefix in training, with its own parameters, optimiser, schedule and best step ---
-
-
 @dataclass
 class Best:
-    """The best step so far, by dev loss; without a dev set, the last step."""
+    """The best step so far, by dev loss; without a dev set, the last step.
+
+    Attributes:
+        tensors: what was trained, as it was then.
+        worse: dev evaluations since then.
+    """
 
     step: int = 0
     dev_loss: float = math.inf
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     worse: int = 0
-    """Dev evaluations since then."""
 
 
-class PrefixTrainer:
-    """State of one prefix in training.
+class Trainer:
+    """State of one run.
 
     Attributes:
         owner: whose prefix it is, where there are several.
-        placement: whether all text sees it, or the target alone.
-        positions: where the text stands behind it.
-        step: optimiser steps done.
-        steps: optimiser steps to do.
+        trained: what the optimizer changes.
+        step, steps: optimizer steps done, and to do.
         best: what would be returned if the run ended now.
         history: rows of the log: {"step", "loss", "learning_rate", ...}.
     """
@@ -70,19 +68,16 @@ class PrefixTrainer:
     def __init__(
         self,
         settings: TrainingSettings,
-        parameters: Parameterization | Embeddings,
+        trained: Trainable,
         examples: Sequence[EncodedExample],
         dev: Sequence[EncodedExample],
         *,
         by_length: bool,
-        placement: Placement = "prefix",
-        positions: Positions = "text-after-prefix",
     ) -> None:
+        """`by_length`: put examples of like length into one batch, for models that need padding."""
         self.owner: str | None = None
         self.settings = settings
-        self.parameters = parameters
-        self.placement = placement
-        self.positions = positions
+        self.trained = trained
         self.examples = examples
         self.dev = dev
         self.step = 0
@@ -92,8 +87,9 @@ class PrefixTrainer:
         self.history: list[dict[str, Any]] = []
         lengths = [example.tokens for example in examples]
         self._order = BatchSampler(lengths, settings.batch_size, settings.seed, by_length=by_length)
+        self._parameters = dict(trained.named_parameters())
         self._optimizer = torch.optim.AdamW(
-            parameters.parameters(),
+            self._parameters.values(),
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             fused=True,
@@ -110,18 +106,22 @@ class PrefixTrainer:
         warmup = self.settings.warmup_steps(self.steps)
         return self.settings.learning_rate * rate_factor(self.step, warmup=warmup, steps=self.steps)
 
-    def update(self, compiled: KeyValues, gradients: KeyValues) -> float:
-        """One optimiser step from the gradients of the compiled keys and values; returns their norm.
+    def begin(self) -> KeyValues:
+        """Forget the last step's gradients; return the prefix that the parameters stand for now, if any."""
+        self._optimizer.zero_grad(set_to_none=True)
+        return self.trained.key_values()
+
+    def update(self, key_values: KeyValues, gradients: KeyValues) -> float:
+        """One optimizer step from the gradients of what `begin` returned; returns the gradient's norm.
 
         Raises:
             TrainingDiverged: a gradient is not finite; nothing was changed.
         """
-        outputs = [tensor for pair in compiled.values() for tensor in pair]
-        incoming = [tensor for pair in gradients.values() for tensor in pair]
-        self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(outputs, incoming)
+        if key_values:  # else the passes left the gradient in the parameters themselves
+            outputs = [tensor for pair in key_values.values() for tensor in pair]
+            torch.autograd.backward(outputs, [tensor for pair in gradients.values() for tensor in pair])
         limit = self.settings.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit)
         if not math.isfinite(norm):
             raise TrainingDiverged(
                 f"the gradient became {float(norm)} at step {self.step + 1}; take a lower learning rate than "
@@ -133,7 +133,7 @@ class PrefixTrainer:
         self.step += 1
         return float(norm)
 
-    # -- the course of the run -----------------------------------------------------------------
+    # -- the run's end, and its best step --------------------------------------------------------
 
     @property
     def finished(self) -> bool:
@@ -146,34 +146,24 @@ class PrefixTrainer:
         return bool(self.dev) and (self.step % self.evaluate_every == 0 or self.step >= self.steps)
 
     def note_dev_loss(self, loss: float) -> None:
-        """Remember the prefix as it is now if `loss` is the lowest so far."""
+        """Remember what is trained as it is now if `loss` is the lowest so far."""
         if loss < self.best.dev_loss:
-            self.best = Best(self.step, loss, self.tensors())
+            self.best = Best(self.step, loss, self.trained.tensors())
         else:
             self.best.worse += 1
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The prefix as it is now: "decoder.key" and so on, `[L, H, P, D]`."""
-        with torch.no_grad():
-            compiled = self.parameters()
-        return {
-            f"{stream}.{part}": tensor.detach().cpu().clone()
-            for stream, pair in compiled.items()
-            for part, tensor in zip(("key", "value"), pair, strict=True)
-        }
 
     def result(self) -> Best:
         """What the run ends in: the best step by dev loss, or the last one without a dev set."""
         if self.dev and self.best.tensors:
             return self.best
-        return Best(self.step, math.inf, self.tensors())
+        return Best(self.step, math.inf, self.trained.tensors())
 
     # -- to and from a checkpoint --------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors and plain data from which `restore` continues bit for bit."""
-        tensors = {f"parameters.{name}": p.detach() for name, p in self.parameters.named_parameters()}
-        for name, parameter in self.parameters.named_parameters():
+        tensors = {f"parameters.{name}": p.detach() for name, p in self._parameters.items()}
+        for name, parameter in self._parameters.items():
             for part, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{part}.{name}"] = value
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.tensors.items()}
@@ -187,15 +177,15 @@ class PrefixTrainer:
         return tensors, data
 
     def restore(self, tensors: dict[str, torch.Tensor], data: dict[str, Any]) -> None:
-        """The reverse of `state`, on a learner built from the same settings and data."""
+        """The reverse of `state`, on a trainer built from the same settings and data."""
         with torch.no_grad():
-            for name, parameter in self.parameters.named_parameters():
+            for name, parameter in self._parameters.items():
                 parameter.copy_(tensors[f"parameters.{name}"])
-                parts = ("step", "exp_avg", "exp_avg_sq")
-                found = {part: tensors.get(f"optimizer.{part}.{name}") for part in parts}
+                parts = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+                kept = {part: tensors.get(f"optimizer.{part}.{name}") for part in parts}
                 if data["step"] > 0:
                     self._optimizer.state[parameter] = {
-                        p: t.clone() for p, t in found.items() if t is not None
+                        p: t.clone() for p, t in kept.items() if t is not None
                     }
         self.step = data["step"]
         best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
@@ -204,7 +194,7 @@ class PrefixTrainer:
         self.history = data["history"]
 
 
-# -- Beginning: a learner at step 0, from settings and data ----------------------------------------
+# -- a prefix's trainer at step 0, from settings and data ------------------------------------------
 
 
 def build_trainer(
@@ -215,8 +205,22 @@ def build_trainer(
     *,
     start: Prefix | None = None,
     placement: Placement = "prefix",
-) -> PrefixTrainer:
-    """A learner at step 0, beginning at the keys and values of `start` or of the initialisation.
+) -> Trainer:
+    """The trainer of a prefix; raises what `trained_prefix` raises."""
+    trained = trained_prefix(base, settings, examples, start=start, placement=placement)
+    # Only models that need padding gain from batches of like length.
+    return Trainer(settings, trained, examples, dev, by_length=not base.takes_positions)
+
+
+def trained_prefix(
+    base: BaseModel,
+    settings: TrainingSettings,
+    examples: Sequence[EncodedExample],
+    *,
+    start: Prefix | None = None,
+    placement: Placement = "prefix",
+) -> TrainedPrefix:
+    """A prefix in training, at the keys and values of `start` or of the initialization.
 
     Raises:
         UsageError: embeddings shall be trained from `start`, or more layers than there are; `start` has
@@ -228,18 +232,9 @@ def build_trainer(
         parameters = _embeddings(base, settings, examples, start)
     else:
         layers = settings.trained_layers(base.geometry)
-        begin = _begin(base, settings, examples, start)
-        parameters = Parameterization(settings.parameterization, begin, settings.seed, layers)
-    # Only models that need padding gain from batches of like length.
-    return PrefixTrainer(
-        settings,
-        parameters.to(base.device),
-        examples,
-        dev,
-        by_length=not base.takes_positions,
-        placement=placement,
-        positions=base.positions,
-    )
+        initial = _initial(base, settings, examples, start)
+        parameters = Parameterization(settings.parameterization, initial, settings.seed, layers)
+    return TrainedPrefix(parameters.to(base.device), placement, base.positions)
 
 
 def _embeddings(
@@ -255,22 +250,23 @@ def _embeddings(
     return Embeddings(settings.parameterization, initial_PE, functools.partial(compile_embeddings, base))
 
 
-def _begin(
+def _initial(
     base: BaseModel, settings: TrainingSettings, examples: Sequence[EncodedExample], start: Prefix | None
-) -> dict[Stream, KeysValues]:
+) -> dict[Stream, KeyValuePair]:
     if start is None:
-        return initial_key_values(
-            base, settings.init, settings.lengths(base.geometry), examples, settings.seed
-        )
+        lengths = settings.lengths(base.geometry)
+        return initial_key_values(base, settings.init, lengths, examples, settings.seed)
     start.check_fits(base.identity, base.geometry)
-    begins = {stream: start.stream_length(stream) for stream in start.streams}
-    given = settings.streams is not None or isinstance(settings.length, Mapping)
-    lengths = settings.lengths(base.geometry if given else start.geometry)
-    if begins != lengths:
-        raise UsageError(f"start has length {_told(begins)}, the run has {_told(lengths)}; make them equal")
+    given = {stream: start.stream_length(stream) for stream in start.streams}
+    by_base = settings.streams is not None or isinstance(settings.length, Mapping)
+    expected = settings.lengths(base.geometry if by_base else start.geometry)
+    if given != expected:
+        raise UsageError(
+            f"start has length {_in_words(given)}, the run has {_in_words(expected)}; make them equal"
+        )
     return {stream: (start.key(stream), start.value(stream)) for stream in start.streams}
 
 
-def _told(lengths: Mapping[Stream, int]) -> str:
+def _in_words(lengths: Mapping[Stream, int]) -> str:
     each = ", ".join(f"{stream} {length}" for stream, length in lengths.items())
     return str(lengths["decoder"]) if set(lengths) == {"decoder"} else each
