@@ -138,7 +138,9 @@ def test_a_stopped_run_of_many_ends_in_the_same_prefixes(tiny_base: BaseModel, t
             on_progress=interrupt,
         )
     assert {path.name for path in tmp_path.iterdir()} == {"@alice", "@bob"}
-    resumed = train_many(tiny_base, OWNERS, **OPTIONS, isolated=True, concurrent_owners=2, checkpoint_dir=tmp_path)
+    resumed = train_many(
+        tiny_base, OWNERS, **OPTIONS, isolated=True, concurrent_owners=2, checkpoint_dir=tmp_path
+    )
     assert all(same(whole[owner], resumed[owner]) for owner in OWNERS)
 
 
