@@ -15,8 +15,12 @@ from support.stand_ins import END, byte_tokenizer, tiny_llama
 
 REPOSITORY = Path(__file__).parents[1]
 
-# Tiny models gain nothing from threads, and lose much where tests run beside other work.
+pytest_plugins = ["support.stores"]
+
+# Tiny models gain nothing from threads, and lose much where tests run beside other work: one each, here and in
+# the processes that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

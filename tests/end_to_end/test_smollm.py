@@ -47,8 +47,9 @@ def real_prefix(base: BaseModel, text: str, length: int, noise: float = 0.3) -> 
 
 @pytest.fixture(autouse=True, scope="module")
 def all_cores() -> Iterator[None]:
-    """Given back afterwards: other tests compare bit by bit with processes of one thread."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """Where no other process of the tests wants them; given back for tests that compare bit by bit."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
 

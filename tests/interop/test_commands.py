@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from foreword import BaseModel, Prefix
 from foreword.cli import exports, imports
 from foreword.errors import GeometryMismatch, NonFinitePrefix, OutputExists
-from interop.test_original import PrefixTuning, save
 from support.interop_models import build
+from support.original_checkpoints import PrefixTuning, save
 from support.stand_ins import byte_tokenizer, random_prefix
 
 FIXTURES = Path(__file__).parent / "fixtures"

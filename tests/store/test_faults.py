@@ -18,7 +18,7 @@ from foreword.errors import (
     UsageError,
 )
 from foreword.store import PrefixStore
-from store.conftest import run_sql
+from support.stores import run_sql
 
 
 def only_file(place):

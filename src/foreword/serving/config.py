@@ -11,6 +11,7 @@ import ipaddress
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,14 @@ from foreword.store.names import check_owner
 from foreword.validation import Setting, check_settings, current_names, setting, settings_of
 
 ENVIRONMENT = "FOREWORD_SERVE_"
-MODEL, ENGINE, STORE, ADDRESS = "Base model", "Engine", "Store", "Address"
-REQUESTS, TRAINING, LIMITS = "Requests", "Training", "Limits"
+MODEL, ENGINE = "Base model", "Engine"
+
+_model = partial(setting, section=MODEL, metavar="NAME")
+_engine = partial(setting, section=ENGINE)
+_store = partial(setting, section="Store", metavar="PLACE")
+_address = partial(setting, section="Address")
+_requests = partial(setting, section="Requests")
+_training = partial(setting, section="Training")
 
 
 @dataclass(frozen=True)
@@ -47,106 +54,64 @@ NO_LIMITS = Limits(None, None, None, None)
 class Configuration:
     """Everything that can be set."""
 
-    base: str = setting(
-        "smollm2-135m-instruct", section=MODEL, metavar="NAME", help="Alias, folder or Hugging Face id"
+    base: str = _model("smollm2-135m-instruct", help="Alias, folder or Hugging Face id")
+    name: str | None = _model(
+        None, default_text="as in base; of a folder the last part", help="What the base is called in the API"
     )
-    name: str | None = setting(
+    device: str = _model("auto", help="auto, cpu, cuda, cuda:1, mps")
+    dtype: str = _model("auto", help="auto, float32, bfloat16, float16")
+    attention: str = _model("auto", help="Attention kernel, as for every command")
+    quantization: str | None = _model(None, help="Quantize the weights: int8 or nf4; local engine only")
+    engine: Literal["local", "vllm"] = _engine(
+        "local", metavar="NAME", help="Engine that generates: local or vllm"
+    )
+    engine_url: str | None = _engine(
+        None, metavar="URL", help="URL of a running vLLM; without, one is started"
+    )
+    engine_arguments: str | None = _engine(
+        None, metavar="TEXT", help="More arguments for the vLLM that is started, as in a shell"
+    )
+    engine_seconds: float = _engine(900.0, gt=0, help="Time for a vLLM to start")
+    store: str = _store("prefixes", help="Folder of the store, or URL of its database")
+    blobs: str | None = _store(None, help="Where a database's files are: folder or URL")
+    checkpoints: str | None = _store(
         None,
-        section=MODEL,
-        metavar="NAME",
-        default_text="as in base; of a folder the last part",
-        help="What the base is called in the API",
-    )
-    device: str = setting("auto", section=MODEL, metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")
-    dtype: str = setting("auto", section=MODEL, metavar="NAME", help="auto, float32, bfloat16, float16")
-    attention: str = setting(
-        "auto", section=MODEL, metavar="NAME", help="Attention kernel, as for every command"
-    )
-    quantization: str | None = setting(
-        None, section=MODEL, metavar="NAME", help="Quantize the weights: int8 or nf4; local engine only"
-    )
-    engine: Literal["local", "vllm"] = setting(
-        "local", section=ENGINE, metavar="NAME", help="Engine that generates: local or vllm"
-    )
-    engine_url: str | None = setting(
-        None, section=ENGINE, metavar="URL", help="URL of a running vLLM; without, one is started"
-    )
-    engine_arguments: str | None = setting(
-        None,
-        section=ENGINE,
-        metavar="TEXT",
-        help="More arguments for the vLLM that is started, as in a shell",
-    )
-    engine_seconds: float = setting(900.0, gt=0, section=ENGINE, help="Time for a vLLM to start")
-    store: str = setting(
-        "prefixes", section=STORE, metavar="PLACE", help="Folder of the store, or URL of its database"
-    )
-    blobs: str | None = setting(
-        None, section=STORE, metavar="PLACE", help="Where a database's files are: folder or URL"
-    )
-    checkpoints: str | None = setting(
-        None,
-        section=STORE,
         metavar="FOLDER",
         help="Folder for the checkpoints of jobs; needed where the store is a database",
     )
-    host: str = setting("127.0.0.1", section=ADDRESS, metavar="NAME", help="Address to listen on")
-    port: int = setting(8000, ge=0, le=65535, section=ADDRESS, help="Port; 0 takes a free one")
-    keys: bool = setting(
-        True,
-        section=ADDRESS,
-        help="Require an API key; without, for your own machine, on a loopback address only",
+    host: str = _address("127.0.0.1", metavar="NAME", help="Address to listen on")
+    port: int = _address(8000, ge=0, le=65535, help="Port; 0 takes a free one")
+    keys: bool = _address(
+        True, help="Require an API key; without, for your own machine, on a loopback address only"
     )
-    owner: str = setting(
-        "local", section=ADDRESS, metavar="NAME", help="Owner of all files and jobs, without keys"
+    owner: str = _address("local", metavar="NAME", help="Owner of all files and jobs, without keys")
+    body_bytes: int = _requests(4 << 20, ge=1, help="Largest request")
+    upload_bytes: int = _requests(64 << 20, ge=1, help="Largest file")
+    body_seconds: float = _requests(
+        30.0, gt=0, help="Time for a client to send its request; uploads have more, by their size"
     )
-    body_bytes: int = setting(4 << 20, ge=1, section=REQUESTS, help="Largest request")
-    upload_bytes: int = setting(64 << 20, ge=1, section=REQUESTS, help="Largest file")
-    body_seconds: float = setting(
-        30.0,
-        gt=0,
-        section=REQUESTS,
-        help="Time for a client to send its request; uploads have more, by their size",
+    write_seconds: float = _requests(
+        60.0, gt=0, help="Time for a client to take a piece of the answer; then its texts are stopped"
     )
-    write_seconds: float = setting(
-        60.0,
-        gt=0,
-        section=REQUESTS,
-        help="Time for a client to take a piece of the answer; then its texts are stopped",
+    drain_seconds: float = _requests(120.0, gt=0, help="Time for running requests after SIGTERM")
+    rows: int = _requests(64, ge=1, help="Most texts of one request: prompts times n")
+    waiting_rows: int = _requests(2048, ge=1, help="Most texts written or waiting; beyond, requests get 503")
+    default_max_tokens: int = _requests(
+        512, ge=1, help="New tokens of a chat answer where the request does not say"
     )
-    drain_seconds: float = setting(
-        120.0, gt=0, section=REQUESTS, help="Time for running requests after SIGTERM"
+    training: bool = _training(True, help="Train the jobs; without, other servers on the store do")
+    jobs_together: int = _training(8, ge=1, help="Most jobs in one training run")
+    isolated: bool = _training(False, help="Train each job in passes of its own, bit for bit as if alone")
+    turn_seconds: float = _training(600.0, gt=0, help="Time after which a run yields to jobs that wait")
+    lease_seconds: float = _training(30.0, gt=0, help="A training process silent for so long loses its jobs")
+    idle_seconds: float = _training(60.0, gt=0, help="The training process ends after so long without a job")
+    trainer_threads: int | None = _training(
+        None, ge=1, default_text="torch's choice", help="Threads of the training process"
     )
-    rows: int = setting(64, ge=1, section=REQUESTS, help="Most texts of one request: prompts times n")
-    waiting_rows: int = setting(
-        2048, ge=1, section=REQUESTS, help="Most texts written or waiting; beyond, requests get 503"
-    )
-    default_max_tokens: int = setting(
-        512, ge=1, section=REQUESTS, help="New tokens of a chat answer where the request does not say"
-    )
-    training: bool = setting(
-        True, section=TRAINING, help="Train the jobs; without, other servers on the store do"
-    )
-    jobs_together: int = setting(8, ge=1, section=TRAINING, help="Most jobs in one training run")
-    isolated: bool = setting(
-        False, section=TRAINING, help="Train each job in passes of its own, bit for bit as if alone"
-    )
-    turn_seconds: float = setting(
-        600.0, gt=0, section=TRAINING, help="Time after which a run yields to jobs that wait"
-    )
-    lease_seconds: float = setting(
-        30.0, gt=0, section=TRAINING, help="A training process silent for so long loses its jobs"
-    )
-    idle_seconds: float = setting(
-        60.0, gt=0, section=TRAINING, help="The training process ends after so long without a job"
-    )
-    trainer_threads: int | None = setting(
-        None, ge=1, section=TRAINING, default_text="torch's choice", help="Threads of the training process"
-    )
-    limits: Limits = setting(default_factory=Limits, section=LIMITS, help="What each caller may use")
+    limits: Limits = setting(section="Limits", default_factory=Limits, help="What each caller may use")
     key_limits: Mapping[str, Limits] = setting(
+        section="Limits",
         default_factory=dict,
-        section=LIMITS,
         default_text="none",
         help="Limits of single keys, by the key's id, instead",
     )

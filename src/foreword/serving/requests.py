@@ -28,14 +28,14 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    """Of a streamed answer."""
+    """What a streamed answer is to have beside the text."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class ResponseFormat(Body):
-    """Text only."""
+    """The form of an answer: text is the only one."""
 
     type: Literal["text"]
 
@@ -152,11 +152,7 @@ class ChatBody(Sampled):
 
 
 def refuse_fields_beside(form: Iterable[str], known: Collection[str]) -> None:
-    """Refuse a form with a field that has no meaning here, as bodies in JSON are.
-
-    Raises:
-        Refused: 400.
-    """
+    """Refuse a form with a field that has no meaning here, as bodies in JSON are. Raises Refused: 400."""
     for field in form:
         if field not in known:
             param = field.partition("[")[0]  # a field with parts comes as `expires_after[seconds]`

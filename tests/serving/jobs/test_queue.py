@@ -15,7 +15,6 @@ from foreword.serving.jobs.queue import Job
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
 from foreword.store.schema import job as table
-from store.conftest import postgres_place, postgres_server, sqlite_place  # noqa: F401
 
 BLANK = Job(
     id="", owner="", created="", state="queued", model="m", name="n", training_file="f", validation_file=None,

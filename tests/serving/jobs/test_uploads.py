@@ -11,7 +11,7 @@ from foreword.serving.errors import Refused
 from foreword.serving.jobs import uploads
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
-from store.conftest import make_prefix, postgres_place, postgres_server, sqlite_place  # noqa: F401
+from support.stores import make_prefix
 
 ALICE = Caller("alice", "owner")
 CONTENT = b'{"source": "a", "target": "b"}\n' * 10

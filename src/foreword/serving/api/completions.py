@@ -10,19 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
+from foreword.serving.api import schemas
 from foreword.serving.api.prompts import conversation, find_model, make_rows, prompt_ids
-from foreword.serving.api.schemas import (
-    ERRORS,
-    AnswerMessage,
-    ChatChoice,
-    ChatCompletion,
-    ChatLogprobs,
-    ChatToken,
-    Completion,
-    CompletionChoice,
-    CompletionLogprobs,
-    LikelyToken,
-)
+from foreword.serving.api.schemas import ERRORS
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.api.streaming import CompletedText, Completions, plain, stream, unless_gone
 from foreword.serving.engine.detokenizer import UNFINISHED, TextDelta, TokenText
@@ -31,10 +21,10 @@ from foreword.serving.requests import ChatBody, CompletionBody
 
 router = APIRouter(tags=["text"])
 DEFAULT_MAX_TOKENS = 16
-"""Of /v1/completions, as OpenAI's own; that of chat is a setting of the server."""
+"""New tokens of /v1/completions, as OpenAI's own; those of chat are a setting of the server."""
 
 
-@router.post("/v1/completions", response_model=Completion, responses=ERRORS)
+@router.post("/v1/completions", response_model=schemas.Completion, responses=ERRORS)
 async def complete(request: Request, body: CompletionBody) -> Any:
     """Continue one or more prompts, each behind the model's prefix and in its template."""
     server, identity = server_of(request), identity_of(request)
@@ -42,8 +32,8 @@ async def complete(request: Request, body: CompletionBody) -> Any:
     texts = Completions(server, identity, rows, body)
     head = _head("cmpl", body.model)
 
-    def choice(index: int, part: CompletedText | TextDelta, offset: int) -> CompletionChoice:
-        return CompletionChoice(
+    def choice(index: int, part: CompletedText | TextDelta, offset: int) -> schemas.CompletionChoice:
+        return schemas.CompletionChoice(
             index=index,
             text=part.text,
             logprobs=None if body.logprobs is None else _completion_logprobs(part.logprobs, offset),
@@ -53,22 +43,22 @@ async def complete(request: Request, body: CompletionBody) -> Any:
     if not body.stream:
         whole = await unless_gone(request, texts.whole())
         choices = [choice(index, text, 0) for index, text in enumerate(whole)]
-        return Completion(**head, choices=choices, usage=texts.usage)
+        return schemas.Completion(**head, choices=choices, usage=texts.usage)
 
     offsets = [0] * len(rows)
 
     def chunks(delta: TextDelta) -> Sequence[dict[str, Any]]:
         piece = choice(delta.row, delta, offsets[delta.row])
         offsets[delta.row] += len(delta.text)
-        return [plain(Completion(**head, choices=[piece]))]
+        return [plain(schemas.Completion(**head, choices=[piece]))]
 
     def ending() -> Sequence[dict[str, Any]]:
-        return [plain(Completion(**head, choices=[], usage=texts.usage))] if body.wants_usage else []
+        return [plain(schemas.Completion(**head, choices=[], usage=texts.usage))] if body.wants_usage else []
 
     return await stream(request, texts, (), chunks, ending)
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=ERRORS)
+@router.post("/v1/chat/completions", response_model=schemas.ChatCompletion, responses=ERRORS)
 async def chat(request: Request, body: ChatBody) -> Any:
     """Answer a conversation, or the one message of a model that was trained on single texts."""
     server, identity = server_of(request), identity_of(request)
@@ -78,15 +68,15 @@ async def chat(request: Request, body: ChatBody) -> Any:
     if not body.stream:
         whole = await unless_gone(request, texts.whole())
         choices = [
-            ChatChoice(
+            schemas.ChatChoice(
                 index=index,
-                message=AnswerMessage(content=text.text),
+                message=schemas.AnswerMessage(content=text.text),
                 logprobs=_chat_logprobs(text.logprobs) if body.logprobs else None,
                 finish_reason=text.finish_reason,
             )
             for index, text in enumerate(whole)
         ]
-        return ChatCompletion(**head, choices=choices, usage=texts.usage)
+        return schemas.ChatCompletion(**head, choices=choices, usage=texts.usage)
 
     common = {**head, "object": "chat.completion.chunk", **({"usage": None} if body.wants_usage else {})}
 
@@ -138,12 +128,12 @@ def _chat_rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -
     return make_rows(server, identity.caller, model, [prompt], body, max_tokens=longest, logprobs=logprobs)
 
 
-def _completion_logprobs(tokens: Sequence[TokenText], offset: int) -> CompletionLogprobs:
+def _completion_logprobs(tokens: Sequence[TokenText], offset: int) -> schemas.CompletionLogprobs:
     offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(token.text)
-    return CompletionLogprobs(
+    return schemas.CompletionLogprobs(
         tokens=[token.text for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
         top_logprobs=[dict(token.likeliest) for token in tokens],
@@ -151,7 +141,7 @@ def _completion_logprobs(tokens: Sequence[TokenText], offset: int) -> Completion
     )
 
 
-def _chat_logprobs(tokens: Sequence[TokenText]) -> ChatLogprobs:
+def _chat_logprobs(tokens: Sequence[TokenText]) -> schemas.ChatLogprobs:
     def likely(text: str, logprob: float) -> dict[str, Any]:
         # No bytes for a token that is a part of a character: its text does not tell them.
         return {
@@ -160,11 +150,11 @@ def _chat_logprobs(tokens: Sequence[TokenText]) -> ChatLogprobs:
             "logprob": logprob,
         }
 
-    return ChatLogprobs(
+    return schemas.ChatLogprobs(
         content=[
-            ChatToken(
+            schemas.ChatToken(
                 **likely(token.text, token.logprob),
-                top_logprobs=[LikelyToken(**likely(*pair)) for pair in token.likeliest],
+                top_logprobs=[schemas.LikelyToken(**likely(*pair)) for pair in token.likeliest],
             )
             for token in tokens
         ]

@@ -7,19 +7,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
+from foreword.serving.api import schemas
 from foreword.serving.api.models import describe
 from foreword.serving.api.prompts import find_model
-from foreword.serving.api.schemas import (
-    ERRORS,
-    JobAnswer,
-    JobCheckpoint,
-    JobCheckpoints,
-    JobError,
-    JobEvent,
-    JobEvents,
-    JobList,
-    seconds_of,
-)
+from foreword.serving.api.schemas import ERRORS, seconds_of
 from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import queue, uploads
@@ -35,7 +26,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[str | None, Query(max_length=40)]
 
 
-@router.post("", response_model=JobAnswer, responses=ERRORS)
+@router.post("", response_model=schemas.JobAnswer, responses=ERRORS)
 def create_job(request: Request, body: JobBody) -> Any:
     """Train a prefix on an uploaded file; it will be called by its owner's name and `suffix`."""
     server, identity = server_of(request), identity_of(request)
@@ -76,22 +67,22 @@ def create_job(request: Request, body: JobBody) -> Any:
     return _answer(record)
 
 
-@router.get("", response_model=JobList, responses=ERRORS)
+@router.get("", response_model=schemas.JobList, responses=ERRORS)
 def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
     """The caller's jobs, newest first."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
     jobs, more = queue.listed(server.store.catalogue, owner, limit, after)
-    return JobList(data=[_answer(record) for record in jobs], has_more=more)
+    return schemas.JobList(data=[_answer(record) for record in jobs], has_more=more)
 
 
-@router.get("/{job_id}", response_model=JobAnswer, responses=ERRORS)
+@router.get("/{job_id}", response_model=schemas.JobAnswer, responses=ERRORS)
 def retrieve_job(request: Request, job_id: JobId) -> Any:
     """One job."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
     return _answer(queue.find(server.store.catalogue, owner, job_id))
 
 
-@router.post("/{job_id}/cancel", response_model=JobAnswer, responses=ERRORS)
+@router.post("/{job_id}/cancel", response_model=schemas.JobAnswer, responses=ERRORS)
 def cancel_job(request: Request, job_id: JobId) -> Any:
     """Stop a job that has not ended; nothing of it is kept."""
     server, identity = server_of(request), identity_of(request)
@@ -99,7 +90,7 @@ def cancel_job(request: Request, job_id: JobId) -> Any:
     return _answer(queue.cancel(server.store.catalogue, identity.caller, owner, job_id))
 
 
-@router.get("/{job_id}/events", response_model=JobEvents, responses=ERRORS)
+@router.get("/{job_id}/events", response_model=schemas.JobEvents, responses=ERRORS)
 def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After = None) -> Any:
     """What has happened to a job, newest first."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
@@ -114,7 +105,7 @@ def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After
         before = int(number)
     events, more = queue.events(server.store.catalogue, job_id, limit, before)
     data = [
-        JobEvent(
+        schemas.JobEvent(
             id=f"ftevent-{row['id']}",
             created_at=seconds_of(row["at"]),
             level=row["level"],
@@ -124,10 +115,10 @@ def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After
         )
         for row in events
     ]
-    return JobEvents(data=data, has_more=more)
+    return schemas.JobEvents(data=data, has_more=more)
 
 
-@router.get("/{job_id}/checkpoints", response_model=JobCheckpoints, responses=ERRORS)
+@router.get("/{job_id}/checkpoints", response_model=schemas.JobCheckpoints, responses=ERRORS)
 def list_checkpoints(
     request: Request,
     job_id: JobId,
@@ -144,7 +135,7 @@ def list_checkpoints(
         if origin["dev_loss"] is not None:
             measured["full_valid_loss"] = origin["dev_loss"]
         data.append(
-            JobCheckpoint(
+            schemas.JobCheckpoint(
                 id=f"ftckpt-{record.id.removeprefix('ftjob-')}",
                 created_at=seconds_of(record.finished or record.created),
                 fine_tuned_model_checkpoint=record.result,
@@ -154,15 +145,15 @@ def list_checkpoints(
             )
         )
     only = data[0].id if data else None
-    return JobCheckpoints(data=data, first_id=only, last_id=only)
+    return schemas.JobCheckpoints(data=data, first_id=only, last_id=only)
 
 
-def _answer(record: Job) -> JobAnswer:
+def _answer(record: Job) -> schemas.JobAnswer:
     hyperparameters = job_settings.shown(record.asked["hyperparameters"])
-    return JobAnswer(
+    return schemas.JobAnswer(
         id=record.id,
         created_at=seconds_of(record.created),
-        error=None if record.error is None else JobError(**record.error),
+        error=None if record.error is None else schemas.JobError(**record.error),
         fine_tuned_model=record.result,
         finished_at=None if record.finished is None else seconds_of(record.finished),
         hyperparameters=hyperparameters,

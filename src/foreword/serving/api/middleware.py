@@ -27,14 +27,14 @@ OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 """Paths that need no key and are answered while the server drains."""
 UPLOADS = ("/v1/files", "/v1/prefixes")
 SLOWEST_BYTES_PER_SECOND = 64_000
-"""Of an upload, beyond the seconds that every body has."""
+"""An upload may be as slow as this, beyond the seconds that every body has."""
 CLIENT_GONE = 499
 """What logs and metrics say of a request whose client went away; nobody gets to read it."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """Wraps the app."""
+    """ASGI middleware around the whole app."""
 
     def __init__(self, app: ASGIApp, server: ServerState) -> None:
         self._app = app

@@ -10,16 +10,8 @@ from starlette.responses import Response
 
 from foreword.errors import BadName, UnknownPrefix
 from foreword.prefix import Prefix
-from foreword.serving.api.schemas import (
-    ERRORS,
-    Deleted,
-    ModelAnswer,
-    ModelFacts,
-    ModelList,
-    PrefixAnswer,
-    binary_responses,
-    seconds_of,
-)
+from foreword.serving.api import schemas
+from foreword.serving.api.schemas import ERRORS, binary_responses, seconds_of
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.errors import Refused, unknown_model
 from foreword.serving.jobs import uploads
@@ -30,7 +22,7 @@ router = APIRouter(tags=["models"])
 ModelName = Annotated[str, Path(description="The base, owner/name, or owner/name@version.", max_length=300)]
 
 
-@router.get("/v1/models", response_model=ModelList, responses=ERRORS)
+@router.get("/v1/models", response_model=schemas.ModelList, responses=ERRORS)
 def list_models(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
@@ -44,15 +36,15 @@ def list_models(
         page = view.list(limit=limit, after=start)
         for version in page:
             if len(models) == limit:
-                return ModelList(data=models, has_more=True, next=models[-1].id)
+                return schemas.ModelList(data=models, has_more=True, next=models[-1].id)
             if _fits(server, version):
                 models.append(_model_of(version, f"{version.owner}/{version.name}"))
         start = page.next
         if start is None:
-            return ModelList(data=models)
+            return schemas.ModelList(data=models)
 
 
-@router.get("/v1/models/{model:path}", response_model=ModelAnswer, responses=ERRORS)
+@router.get("/v1/models/{model:path}", response_model=schemas.ModelAnswer, responses=ERRORS)
 def retrieve_model(request: Request, model: ModelName) -> Any:
     """One model."""
     server, view = server_of(request), identity_of(request).view
@@ -69,14 +61,14 @@ def retrieve_model(request: Request, model: ModelName) -> Any:
     return _model_of(version, model)
 
 
-@router.delete("/v1/models/{model:path}", response_model=Deleted, responses=ERRORS)
+@router.delete("/v1/models/{model:path}", response_model=schemas.Deleted, responses=ERRORS)
 def delete_model(request: Request, model: ModelName) -> Any:
     """Delete a prefix: the one version that is named, or else all of them."""
     server, view = server_of(request), identity_of(request).view
     if model == server.served.name:
         raise Refused(403, f"{model} is the base model; it can't be deleted here", param="model")
     _remove(view, model)
-    return Deleted(id=model, object="model")
+    return schemas.Deleted(id=model, object="model")
 
 
 def describe(view: PrefixStore, name: str) -> Description:
@@ -100,12 +92,12 @@ def _fits(server: ServerState, version: Version) -> bool:
     return mine is None or mine == server.served.identity.fingerprint
 
 
-def _model_of(version: Version, name: str) -> ModelAnswer:
-    return ModelAnswer(
+def _model_of(version: Version, name: str) -> schemas.ModelAnswer:
+    return schemas.ModelAnswer(
         id=name,
         created=seconds_of(version.created),
         owned_by=version.owner,
-        foreword=ModelFacts(
+        foreword=schemas.ModelFacts(
             digest=version.digest,
             length=version.length,
             base=version.base,
@@ -116,8 +108,8 @@ def _model_of(version: Version, name: str) -> ModelAnswer:
     )
 
 
-def _base(server: ServerState) -> ModelAnswer:
-    return ModelAnswer(id=server.served.name, created=0, owned_by="foreword")
+def _base(server: ServerState) -> schemas.ModelAnswer:
+    return schemas.ModelAnswer(id=server.served.name, created=0, owned_by="foreword")
 
 
 # -- Prefix files ----------------------------------------------------------------------------------
@@ -128,7 +120,7 @@ Owner = Annotated[str, Path(max_length=128)]
 Name = Annotated[str, Path(max_length=220, description="Name, or name@version.")]
 
 
-@prefix_router.post("", response_model=PrefixAnswer, responses=ERRORS)
+@prefix_router.post("", response_model=schemas.PrefixAnswer, responses=ERRORS)
 async def upload_prefix(
     request: Request,
     file: Annotated[UploadFile, File(description="A prefix file for this server's base.")],
@@ -140,7 +132,7 @@ async def upload_prefix(
     return await run_in_threadpool(_put, server_of(request), identity_of(request), name, content)
 
 
-@prefix_router.get("/{owner}/{name}", response_model=PrefixAnswer, responses=ERRORS)
+@prefix_router.get("/{owner}/{name}", response_model=schemas.PrefixAnswer, responses=ERRORS)
 def describe_prefix(request: Request, owner: Owner, name: Name) -> Any:
     """All that the store says of a version and its prefix."""
     return _prefix_answer(describe(identity_of(request).view, f"{owner}/{name}"))
@@ -159,14 +151,14 @@ def download_prefix(request: Request, owner: Owner, name: Name) -> Response:
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 
-@prefix_router.delete("/{owner}/{name}", response_model=Deleted, responses=ERRORS)
+@prefix_router.delete("/{owner}/{name}", response_model=schemas.Deleted, responses=ERRORS)
 def delete_prefix(request: Request, owner: Owner, name: Name) -> Any:
     """Delete the one version that is named, or else all of them."""
     _remove(identity_of(request).view, f"{owner}/{name}")
-    return Deleted(id=f"{owner}/{name}", object="prefix")
+    return schemas.Deleted(id=f"{owner}/{name}", object="prefix")
 
 
-def _put(server: ServerState, identity: RequestIdentity, name: str, content: bytes) -> PrefixAnswer:
+def _put(server: ServerState, identity: RequestIdentity, name: str, content: bytes) -> schemas.PrefixAnswer:
     full = name if "/" in name else f"{identity.writer('prefixes')}/{name}"
     prefix = Prefix.from_bytes(content, where="the file")
     server.served.check(prefix)
@@ -178,6 +170,6 @@ def _put(server: ServerState, identity: RequestIdentity, name: str, content: byt
     return _prefix_answer(describe(identity.view, version.reference))
 
 
-def _prefix_answer(description: Description) -> PrefixAnswer:
+def _prefix_answer(description: Description) -> schemas.PrefixAnswer:
     facts = description.to_json()
-    return PrefixAnswer(id=facts.pop("reference"), **facts)
+    return schemas.PrefixAnswer(id=facts.pop("reference"), **facts)

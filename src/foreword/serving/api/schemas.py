@@ -50,7 +50,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """Of /v1/completions, whole or a piece of a stream."""
+    """The answer of /v1/completions, whole or a piece of a stream."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -99,7 +99,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """Of /v1/chat/completions."""
+    """The answer of /v1/chat/completions."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -279,7 +279,7 @@ class Health(BaseModel):
 
 
 def seconds_of(moment: str) -> int:
-    """A time of the catalogue as a Unix time stamp."""
+    """A time of the store's database as a Unix time stamp."""
     return int(datetime.datetime.fromisoformat(moment).timestamp())
 
 

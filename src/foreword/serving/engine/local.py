@@ -17,7 +17,7 @@ from foreword.serving.engine.protocol import STOPPING, Row, Token, check_row
 from foreword.serving.engine.scheduler import FairQueue, PendingRow, next_that_fits
 
 MAX_ROWS = 32
-"""Rows of the running batch, unless told otherwise: more give a CPU no more tokens a second."""
+"""Rows of the batch, unless it is said otherwise: more give a CPU no more tokens a second."""
 
 MAX_HELD = 65_536
 """Tokens, virtual ones among them, whose keys and values are held; bounds memory."""

@@ -28,7 +28,7 @@ class Sampling:
         temperature: 0 takes the likeliest token; above, samples.
         top_p: sample among the likeliest tokens of this share.
         seed: of sampling; the same seed, prompt and prefix give the same tokens whatever else runs.
-        logprobs: how many of the likeliest tokens to tell with each new one; None for no log-probabilities.
+        logprobs: how many of the likeliest tokens to give with each new one; None for no log-probabilities.
         min_tokens: no token that ends the text comes before this many, or the window's end.
     """
 
@@ -69,7 +69,7 @@ class Token:
     """A new token of a row.
 
     Attributes:
-        token_id: the token; the one that ended the text is told, too.
+        token_id: the token; the one that ended the text comes, too.
         logprob: its log-probability before temperature and top_p, where asked for.
         likeliest: (token id, log-probability) of the likeliest, where asked for.
         finish_reason: set on the last token of a row.

@@ -105,11 +105,7 @@ def add(connection: Connection, caller: Caller, record: Job, *, limit: int | Non
 
 
 def find(database: Database, owner: str, identifier: str) -> Job:
-    """A job of an owner.
-
-    Raises:
-        Refused: 404, absent or somebody else's.
-    """
+    """A job of an owner. Raises Refused: 404, absent or somebody else's."""
     rows = database.rows(select(job).where(job.c.id == identifier, job.c.owner == owner))
     if not rows:
         raise _unknown(identifier)

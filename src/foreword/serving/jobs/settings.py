@@ -96,11 +96,7 @@ class JobBody(Body):
 
     @property
     def chosen(self) -> Hyperparameters:
-        """Hyperparameters, wherever they were given.
-
-        Raises:
-            Refused: in both places.
-        """
+        """Hyperparameters, wherever they were given. Raises Refused: in both places."""
         inner = self.method.supervised.hyperparameters if self.method and self.method.supervised else None
         if inner is not None and self.hyperparameters is not None:
             raise Refused(

@@ -22,7 +22,7 @@ LONGEST_PAUSE = 60.0
 
 
 class Supervisor:
-    """Of one server's training process.
+    """Keeps a training process of one server running while there are jobs.
 
     Attributes:
         started, died: processes so far.

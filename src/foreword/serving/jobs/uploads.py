@@ -47,11 +47,7 @@ class Upload:
 
 
 def parse(content: bytes, filename: str) -> list[Example]:
-    """The examples of a file.
-
-    Raises:
-        BadExamples: names the line that is wrong, and why.
-    """
+    """The examples of a file. Raises BadExamples: names the line that is wrong, and why."""
     with tempfile.TemporaryDirectory(prefix="foreword-") as folder:
         path = Path(folder) / "upload.jsonl"  # never a name that came from outside
         path.write_bytes(content)
@@ -100,11 +96,7 @@ def _insert(
 
 
 def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int | None) -> None:
-    """Refuse what would bring an owner's files and prefixes over the limit.
-
-    Raises:
-        Refused: 429.
-    """
+    """Refuse what would bring an owner's files and prefixes over the limit. Raises Refused: 429."""
     if limit is None:
         return
     mine = select(version.c.digest).where(version.c.owner == owner).distinct().subquery()
@@ -140,11 +132,7 @@ def listed(
 
 
 def find(database: Database, owner: str, identifier: str, *, param: str | None = None) -> Upload:
-    """A file of an owner.
-
-    Raises:
-        Refused: 404, absent or somebody else's.
-    """
+    """A file of an owner. Raises Refused: 404, absent or somebody else's."""
     rows = database.rows(select(*_FACTS).where(upload.c.id == identifier, upload.c.owner == owner))
     if not rows:
         raise _unknown(identifier, param)
@@ -161,11 +149,7 @@ def content(database: Database, owner: str, identifier: str) -> bytes:
 
 @transaction
 def remove(connection: Connection, caller: Caller, owner: str, identifier: str) -> None:
-    """Delete a file.
-
-    Raises:
-        Refused: 404 as `find`; 409 while a job needs it.
-    """
+    """Delete a file. Raises Refused: 404 as `find`; 409 while a job needs it."""
     needs = or_(job.c.training_file == identifier, job.c.validation_file == identifier)
     using = select(job.c.id).where(job.c.owner == owner, job.c.state.in_(LIVE), needs)
     if (needing := connection.execute(using).scalar()) is not None:

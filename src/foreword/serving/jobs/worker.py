@@ -13,19 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from foreword import errors
 from foreword.base.base_model import BaseModel
-from foreword.errors import (
-    BadExamples,
-    BadPrefix,
-    CheckpointMismatch,
-    DamagedCheckpoint,
-    ForewordError,
-    OwnersFailed,
-    TrainingDiverged,
-    UnknownPrefix,
-    UsageError,
-    WindowExceeded,
-)
+from foreword.errors import ForewordError
 from foreword.examples import Example
 from foreword.prefix import Prefix
 from foreword.serving import logs
@@ -50,12 +40,12 @@ ADVANCED = 0.1
 is written as often."""
 
 _OWNERS_TO_READ = (
-    BadExamples,
-    BadPrefix,
-    TrainingDiverged,
-    UnknownPrefix,
-    UsageError,
-    WindowExceeded,
+    errors.BadExamples,
+    errors.BadPrefix,
+    errors.TrainingDiverged,
+    errors.UnknownPrefix,
+    errors.UsageError,
+    errors.WindowExceeded,
     Refused,
 )
 """Errors whose messages are about the caller's data and settings; those of files and databases are not
@@ -144,7 +134,7 @@ class TrainingRun:
                 examples[job.id] = self._examples(job, job.training_file)
                 if job.validation_file is not None:
                     dev[job.id] = self._examples(job, job.validation_file)
-            except (BadExamples, Refused) as error:
+            except (errors.BadExamples, Refused) as error:
                 examples.pop(job.id, None)
                 self._fail(job.id, error)
                 continue
@@ -171,7 +161,7 @@ class TrainingRun:
                 on_progress=self._progress,
                 **settings,
             )
-        except OwnersFailed as failures:  # `_failed_one` has had each already
+        except errors.OwnersFailed as failures:  # `_failed_one` has had each already
             logs.event("jobs failed", worker=self._worker, jobs=list(failures.errors))
 
     def failed(self, jobs: Sequence[Job], error: ForewordError) -> None:
@@ -179,12 +169,12 @@ class TrainingRun:
         if len(jobs) == 1 and isinstance(error, _OWNERS_TO_READ):
             self._fail(jobs[0].id, error)
             return
-        if len(jobs) == 1 and isinstance(error, CheckpointMismatch):
+        if len(jobs) == 1 and isinstance(error, errors.CheckpointMismatch):
             self._drop_checkpoints(jobs[0].id)
         queue.release(self._database, self._worker, orderly=False)
 
     def _failed_one(self, identifier: str, error: ForewordError) -> None:
-        if isinstance(error, DamagedCheckpoint):
+        if isinstance(error, errors.DamagedCheckpoint):
             self._drop_checkpoints(identifier)  # and back into the queue when the run is over
         else:
             self._fail(identifier, error)

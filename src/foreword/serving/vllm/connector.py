@@ -38,7 +38,7 @@ from foreword.serving.vllm.ticket import secret_of
 
 LOGGER = logging.getLogger("vllm.foreword")
 MEMORY_BYTES = 1 << 30
-"""Of prefixes that a worker keeps, unless `memory_bytes` in the connector's settings says otherwise."""
+"""Bytes of prefixes that a worker keeps, unless `memory_bytes` in the connector's settings says otherwise."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Loads(KVConnectorMetadata):
 
 
 class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
-    """See above. Settings: `folder` of prefix files (else the store of the environment), `memory_bytes`."""
+    """The connector. Its settings: `folder` of prefix files (else the store of the environment), `memory_bytes`."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         """

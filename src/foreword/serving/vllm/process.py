@@ -50,7 +50,7 @@ class HealthPoller:
         self._thread.start()
 
     def is_up(self) -> bool:
-        """Whether vLLM took requests when it was last asked."""
+        """Whether vLLM took requests at the last look."""
         return self._up
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ def answers(url: str) -> bool:
 
 
 class VllmProcess:
-    """Of one gateway.
+    """A `vllm serve` that this process starts and ends.
 
     Attributes:
         url: where it listens, on this machine only.
@@ -123,7 +123,7 @@ class VllmProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs it."""
+        """The process id of the guard that runs it."""
         return self._process.pid
 
     def _start(self) -> subprocess.Popen[bytes]:
