@@ -48,8 +48,7 @@ Metrics = Annotated[
     typer.Option(
         "--metrics",
         metavar="NAME",
-        help="e2e, webnlg, dart, rouge, plain, bertscore, bleurt or moverscore; repeatable. Default: "
-        "the task's.",
+        help="e2e, webnlg, dart, rouge or plain; repeatable. Default: the task's.",
         rich_help_panel=common.TEXT,
     ),
 ]

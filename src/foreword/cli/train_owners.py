@@ -38,9 +38,11 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
         CheckpointMismatch: an owner's run had other settings or data.
         UsageError, WindowExceeded, TrainingStopped: as `train_many`.
     """
+    from foreword.prefix_file import check_description
     from foreword.training.settings import make_settings
     from foreword.training.train_many import train_many
 
+    check_description({"labels": asked.labels, "licence": asked.licence})
     by_owner, dev = _by_owner(asked.examples), _by_owner(asked.dev or ())
     goal.check(by_owner)
     if not asked.overwrite:
