@@ -51,9 +51,9 @@ def main() -> None:
         taken: list[list[float]] = [[], []]
         for _ in range(given.rounds):
             for run, times in zip(runs, taken, strict=True):
-                begun = time.perf_counter()
+                start_time = time.perf_counter()
                 run()
-                times.append(time.perf_counter() - begun)
+                times.append(time.perf_counter() - start_time)
         ratios = [without / with_ for with_, without in zip(*taken, strict=True)]
         medians = " | ".join(f"{statistics.median(times):.3f}" for times in taken)
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"

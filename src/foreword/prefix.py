@@ -21,13 +21,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from foreword import prefix_file
-from foreword.errors import (
-    GeometryMismatch,
-    NonFinitePrefix,
-    UnsupportedGeometry,
-    UsageError,
-    WrongBaseModel,
-)
+from foreword.errors import GeometryMismatch, NonFinitePrefix, UnsupportedGeometry, UsageError, WrongBaseModel
 from foreword.prefix_file import Header
 from foreword.template import RAW, Template
 from foreword.validation import check_fields, is_text_mapping

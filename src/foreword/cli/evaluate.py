@@ -68,7 +68,7 @@ def evaluate(
         metavar="NAME",
         section=TEXT,
         default_text="the task's",
-        help="e2e, webnlg, dart, rouge, plain, bertscore, bleurt or moverscore; repeatable",
+        help="e2e, webnlg, dart, rouge or plain; repeatable",
     ),
     outputs: Path | None = setting(
         None,

@@ -52,8 +52,10 @@ def train_owners(request: Request, goal: Destination, owners: OwnersSettings) ->
         CheckpointMismatch: an owner's run had other settings or data.
         UsageError, WindowExceeded, TrainingStopped: as `train_many`.
     """
+    from foreword.prefix_file import check_description
     from foreword.training.train_many import train_many
 
+    check_description({"labels": request.labels, "licence": request.licence})
     by_owner, dev = _by_owner(request.examples), _by_owner(request.dev or ())
     goal.check(by_owner)
     if not request.overwrite:

@@ -179,11 +179,11 @@ def read(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
     given: dict[str, Any] = {}
     for where, source in (
         (str(path), {} if path is None else _file(path)),
-        ("the environment", _nested(variables)),
-        ("the flags", _nested({name: value for name, value in flags.items() if value is not None})),
+        ("the environment", variables),
+        ("the flags", {name: value for name, value in flags.items() if value is not None}),
     ):
         try:
-            checked = _checked(Configuration, source)
+            checked = _checked(Configuration, _nested(source))
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from error
         for name, value in checked.items():
@@ -218,7 +218,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
         *outer, last = name.split(".")
         place = tree
         for part in outer:
-            place = place.setdefault(part, {})
+            place = _table(part, place.setdefault(part, {}))
         place[last] = value
     return tree
 
@@ -247,8 +247,8 @@ def _limits(path: str, given: Any) -> dict[str, Any]:
     return _checked(Limits, table, f"{path}.")
 
 
-def _table(path: str, given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
+def _table(path: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
         raise UsageError(f"{path} is {given!r}; expected a table of limits")
     return given
 

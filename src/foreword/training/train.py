@@ -20,6 +20,7 @@ from foreword.encoding import EncodedExample, encode
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged
 from foreword.examples import Example, digest
 from foreword.prefix import Origin, Prefix
+from foreword.prefix_file import check_description
 from foreword.template import Template
 from foreword.training.loop import run
 from foreword.training.run_log import Progress, RunLog
@@ -125,6 +126,7 @@ def train(
         TrainingStopped: Ctrl-C; a KeyboardInterrupt that says where the checkpoint is.
     """
     settings = make_settings(**options)
+    check_description({"labels": labels, "licence": licence})  # before hours of work, not after them
     examples, dev = list(examples), list(dev or ())  # read several times
     report = on_progress or (lambda progress: None)
     chosen = choose_template(base, settings, template)
@@ -195,6 +197,7 @@ def make_prefix(
         ),
         licence=licence,
         labels=labels or {},
+        template_digest=template.rendering_digest(base.tokenizer),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from foreword import BaseModel
 from foreword.errors import UsageError
-from foreword.research.baselines.protocol import AdapterInputs, Trainee
+from foreword.research.baselines.protocol import Adapter, AdapterInputs
 from foreword.research.baselines.registry import METHODS, Method
 from foreword.research.experiments.plan import Plan
 from foreword.research.experiments.results import Results
@@ -37,7 +37,7 @@ def seeds_of(base: BaseModel, plan: Plan, folder: Path) -> tuple[Results, dict[t
     splits = small_splits()
 
     def recording(method: Method) -> Method:
-        def begin(inputs: AdapterInputs) -> Trainee:
+        def begin(inputs: AdapterInputs) -> Adapter:
             subset = tuple(example.source for example in inputs.examples)
             seen[method.name, subset, inputs.seed] = inputs.seed
             return method.begin(inputs)

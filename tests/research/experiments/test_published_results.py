@@ -15,7 +15,7 @@ from foreword.cli.reproduce.reproduce_trials import make_plan
 from foreword.research.experiments.report_trials import make_report
 from foreword.research.experiments.results import Results
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "docs/results"
+PUBLISHED = Path(__file__).resolve().parents[3] / "docs/results"
 PARAMETERS = 134_515_008
 """Of SmolLM2-135M-Instruct, the base model of both runs."""
 

@@ -14,7 +14,7 @@ from foreword import BaseModel, generate, train
 from foreword.errors import CheckpointMismatch
 from foreword.evaluation import text_scores, token_loss
 from foreword.examples import examples_of
-from foreword.research.baselines.protocol import AdapterInputs, Trainee
+from foreword.research.baselines.protocol import Adapter, AdapterInputs
 from foreword.research.baselines.registry import METHODS, MOST_TRIED, RATE, Method, methods_named, rates
 from foreword.research.experiments import statistics
 from foreword.research.experiments.measure import measure
@@ -195,16 +195,16 @@ def test_losing_trials_count_against_the_first_method(tmp_path: Path) -> None:
 def test_losses_that_are_not_finite_are_noted_and_end_no_run(
     tiny_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin(inputs: AdapterInputs) -> Trainee:
-        trainee = METHODS["prefix"].begin(inputs)
-        losses, passes = trainee.losses, []
+    def begin(inputs: AdapterInputs) -> Adapter:
+        adapter = METHODS["prefix"].begin(inputs)
+        losses, passes = adapter.losses, []
 
         def first_without(rows: Any) -> torch.Tensor:
             passes.append(1)
             return losses(rows) * (math.nan if len(passes) == 1 else 1)
 
-        trainee.losses = first_without  # type: ignore[method-assign]
-        return trainee
+        adapter.losses = first_without  # type: ignore[method-assign]
+        return adapter
 
     def without_a_loss(*arguments: Any) -> Any:
         figures, predictions = measure(*arguments)

@@ -20,9 +20,18 @@ from foreword.errors import (
 )
 from foreword.serving.vllm import plan, ticket
 from foreword.serving.vllm.checks import check_settings
-from foreword.serving.vllm.pages import HeadShard, PagesMemory, ShardedPrefix, pages_of
 from foreword.serving.vllm.plan import CacheSalts, blocks_between, slots
-from foreword.serving.vllm.prefix_source import BLOBS, STORE, FolderSource, StoreSource, open_source
+from foreword.serving.vllm.prefixes import (
+    BLOBS,
+    STORE,
+    FolderSource,
+    HeadShard,
+    ShardedPrefix,
+    ShardMemory,
+    StoreSource,
+    open_source,
+    shard_of,
+)
 from support.stand_ins import random_prefix
 
 SECRET = "0123456789abcdef" * 4
@@ -135,7 +144,7 @@ def test_every_head_is_held_by_one_worker_or_by_equally_many() -> None:
 def test_pages_are_the_workers_own_heads_token_after_token(plain_prefix: Prefix) -> None:
     layers, heads, length, size = plain_prefix.key().shape
     for rank in range(heads):
-        pages = pages_of(plain_prefix, HeadShard(layers, heads, size, rank, heads), torch.float64)
+        pages = shard_of(plain_prefix, HeadShard(layers, heads, size, rank, heads), torch.float64)
         assert pages.length == length
         for token in range(length):
             assert torch.equal(pages.key_LPHD[:, token, 0], plain_prefix.key()[:, rank, token].double())
@@ -145,13 +154,13 @@ def test_pages_are_the_workers_own_heads_token_after_token(plain_prefix: Prefix)
 def test_a_prefix_of_another_model_or_place_becomes_no_pages(tiny_base: BaseModel) -> None:
     share = HeadShard(3, 2, 8)
     with pytest.raises(GeometryMismatch, match="4 layers"):
-        pages_of(random_prefix(tiny_base, 3), HeadShard(4, 2, 8), torch.float32)
+        shard_of(random_prefix(tiny_base, 3), HeadShard(4, 2, 8), torch.float32)
     for changes in (
         {"template": Template(placement="infix")},
         {"positions": "text-after-prefix-within-window"},
     ):
         with pytest.raises(UsageError, match="in front of the text"):
-            pages_of(random_prefix(tiny_base, 3, **changes), share, torch.float32)
+            shard_of(random_prefix(tiny_base, 3, **changes), share, torch.float32)
 
 
 def test_the_least_recently_used_leave_the_memory() -> None:
@@ -161,7 +170,7 @@ def test_the_least_recently_used_leave_the_memory() -> None:
         size = 100 if digest == "large" else 10
         return ShardedPrefix(torch.zeros(1, size, 1, 1), torch.zeros(1, size, 1, 1))  # 8 bytes a token
 
-    memory = PagesMemory(160, load)
+    memory = ShardMemory(160, load)
     for digest in ("a", "b", "a", "c", "a"):
         memory.get(digest)
     assert (memory.read, len(memory), memory.size) == (3, 2, 160)

@@ -23,7 +23,7 @@ from foreword.errors import (
 from foreword.serving.config import of
 from foreword.serving.vllm import launch, ticket
 from foreword.serving.vllm.engine import VllmEngine
-from foreword.serving.vllm.prefix_source import STORE
+from foreword.serving.vllm.prefixes import STORE
 from foreword.serving.vllm.process import HealthPoller, answers
 
 SECRET = "0123456789abcdef" * 4

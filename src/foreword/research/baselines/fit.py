@@ -16,7 +16,7 @@ from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
 from foreword.prefix import Positions
-from foreword.research.baselines.protocol import Trainee
+from foreword.research.baselines.protocol import Adapter
 from foreword.template import Placement
 from foreword.training import loop
 from foreword.training.objective import RowLosses
@@ -42,13 +42,13 @@ class Fit:
 
 def fit(
     base: BaseModel,
-    trainee: Trainee,
+    adapter: Adapter,
     rows: Sequence[EncodedExample],
     dev: Sequence[EncodedExample],
     settings: TrainingSettings,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Fit:
-    """Train, and leave the trainee as it was at its best step; without parameters, only measure it.
+    """Train, and leave the adapter as it was at its best step; without parameters, only measure it.
 
     Args:
         dev: examples by which the best step is chosen; at least one.
@@ -58,10 +58,10 @@ def fit(
     Raises:
         TrainingDiverged: a loss or a gradient is not finite.
     """
-    if not trainee.parameters:
-        loss = mean_loss(trainee, dev)
+    if not adapter.parameters:
+        loss = mean_loss(adapter, dev)
         return Fit(0, loss, 0, {0: loss})
-    method = _InTraining(trainee)
+    method = _InTraining(adapter)
     trainer = Trainer(settings, method, rows, dev, by_length=not base.takes_positions)
     curve: dict[int, float] = {}
     loop.run(
@@ -83,26 +83,26 @@ def fit(
     return Fit(best.step, best.dev_loss, trainer.step, curve)
 
 
-def mean_loss(trainee: Trainee, rows: Sequence[EncodedExample]) -> float:
+def mean_loss(adapter: Adapter, rows: Sequence[EncodedExample]) -> float:
     """Mean loss per target token, in nats."""
-    method = _InTraining(trainee)
-    return loop.mean_loss(trainee.base, method, rows, method)
+    method = _InTraining(adapter)
+    return loop.mean_loss(adapter.base, method, rows, method)
 
 
 @dataclass(frozen=True)
 class _InTraining:
-    """A trainee as the loop's trainable and objective.
+    """A adapter as the loop's trainable and objective.
 
     Its pass is its own (a copy of the model with modules in it, a prefix that PEFT's network makes): it
     brings its parameters into that itself, and the loop puts no prefix in front.
     """
 
-    trainee: Trainee
+    adapter: Adapter
     placement: Placement = "prefix"
     positions: Positions = "text-after-prefix"
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        return ((str(place), parameter) for place, parameter in enumerate(self.trainee.parameters))
+        return ((str(place), parameter) for place, parameter in enumerate(self.adapter.parameters))
 
     def key_values(self) -> KeyValues:
         return {}
@@ -116,7 +116,7 @@ class _InTraining:
     def losses(
         self, base: BaseModel, rows: Sequence[EncodedExample], prefixes: PrefixBatch | None
     ) -> RowLosses:
-        return RowLosses(self.trainee.losses(rows), tuple(map(self.count, rows)))
+        return RowLosses(self.adapter.losses(rows), tuple(map(self.count, rows)))
 
 
 def _raise(trainer: Trainer, error: TrainingDiverged) -> None:

@@ -75,7 +75,7 @@ class ContextCost:
     template: Template
 
 
-class Trainee(Protocol):
+class Adapter(Protocol):
     """A method at work.
 
     Attributes:
@@ -95,9 +95,9 @@ class Trainee(Protocol):
         """What the parameters stand for now, to be measured."""
 
 
-def nothing(setting: AdapterInputs) -> ContextCost:
+def nothing(inputs: AdapterInputs) -> ContextCost:
     """The front of methods that put nothing there."""
-    return ContextCost(0, setting.base.template)
+    return ContextCost(0, inputs.base.template)
 
 
 def with_weights(base: BaseModel, model: Any) -> BaseModel:

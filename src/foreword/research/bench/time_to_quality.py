@@ -127,14 +127,14 @@ def _own(
     seed: int,
 ) -> Run:
     settings = make_settings(length=length, steps=steps, batch_size=size, seed=seed)
-    prefix_trainer = build_trainer(base, settings, list(rows), list(dev))
+    trainer = build_trainer(base, settings, list(rows), list(dev))
 
     def step(number: int) -> None:
-        for report in train_step(base, [prefix_trainer]):
+        for report in train_step(base, [trainer]):
             if isinstance(report, Exception):
                 raise report
 
-    return Run(step, lambda: dev_loss(base, prefix_trainer), steps, watched)
+    return Run(step, lambda: dev_loss(base, trainer), steps, watched)
 
 
 def best(runs: Mapping[str, Run], form: str) -> str:

@@ -77,11 +77,11 @@ def measure(
     return figures
 
 
-def step_of(base: BaseModel, prefix_trainers: Sequence[Trainer]) -> Work:
+def step_of(base: BaseModel, trainers: Sequence[Trainer]) -> Work:
     """A step of all of them in one pass of the base model; it raises TrainingDiverged."""
 
     def step(number: int) -> None:
-        for report in train_step(base, prefix_trainers):
+        for report in train_step(base, trainers):
             if isinstance(report, Exception):
                 raise report
 
@@ -93,17 +93,17 @@ def _trainer(base: BaseModel, rows: Sequence[EncodedExample], size: int, length:
     return build_trainer(base, settings, list(rows), [])
 
 
-def _batch(prefix_trainer: Trainer, number: int) -> list[EncodedExample]:
+def _batch(trainer: Trainer, number: int) -> list[EncodedExample]:
     """The rows of a round: those of the trainer's step after the one that warms up."""
-    prefix_trainer.step = number + 1
-    return prefix_trainer.batch()
+    trainer.step = number + 1
+    return trainer.batch()
 
 
-def _ours(base: BaseModel, prefix_trainer: Trainer) -> Work:
-    step = step_of(base, [prefix_trainer])
+def _ours(base: BaseModel, trainer: Trainer) -> Work:
+    step = step_of(base, [trainer])
 
     def work(number: int) -> None:
-        _batch(prefix_trainer, number)
+        _batch(trainer, number)
         step(number)
 
     return work

@@ -22,8 +22,7 @@ from foreword.errors import TrainingDiverged
 from foreword.evaluation import Prediction
 from foreword.examples import Example
 from foreword.research.baselines.fit import Fit, fit
-from foreword.research.baselines.protocol import AdapterInputs
-from foreword.research.baselines.protocol import Trainee as Adapter
+from foreword.research.baselines.protocol import Adapter, AdapterInputs
 from foreword.research.baselines.registry import RATE, Choice, Method
 from foreword.research.experiments.checks import choices
 from foreword.research.experiments.measure import measure

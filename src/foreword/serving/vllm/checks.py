@@ -9,7 +9,7 @@ from typing import Any
 from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
 from foreword.models.fingerprint import fingerprint, short
 from foreword.prefix import Prefix
-from foreword.serving.vllm.pages import HeadShard
+from foreword.serving.vllm.prefixes import HeadShard
 
 
 def check_settings(vllm_config: Any, kv_cache_config: Any) -> None:

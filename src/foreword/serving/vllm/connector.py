@@ -31,9 +31,8 @@ from foreword.serving.vllm.checks import (
     share_of,
     weights_of,
 )
-from foreword.serving.vllm.pages import PagesMemory, ShardedPrefix, pages_of
 from foreword.serving.vllm.plan import CacheSalts
-from foreword.serving.vllm.prefix_source import open_source
+from foreword.serving.vllm.prefixes import ShardedPrefix, ShardMemory, open_source, shard_of
 from foreword.serving.vllm.ticket import secret_of
 
 LOGGER = logging.getLogger("vllm.foreword")
@@ -49,7 +48,7 @@ class Loads(KVConnectorMetadata):
 
 
 class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
-    """The connector. Its settings: `folder` of prefix files (else the store of the environment), `memory_bytes`."""
+    """Settings: `folder` of prefix files (else the store of the environment), `memory_bytes`."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         """
@@ -73,7 +72,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             self._share = share_of(vllm_config)
             self._weights = weights_of(vllm_config)
             self._dtype = vllm_config.model_config.dtype
-            self._memory = PagesMemory(int(extra.get("memory_bytes", MEMORY_BYTES)), self._read)
+            self._memory = ShardMemory(int(extra.get("memory_bytes", MEMORY_BYTES)), self._read)
 
     # -- in the scheduler's process --------------------------------------------------------------
 
@@ -155,12 +154,12 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
                 self._fail(load, load.refusal)
                 continue
             try:
-                pages = self._memory.get(load.digest)
-                if pages.length < load.stop:
+                shard = self._memory.get(load.digest)
+                if shard.length < load.stop:
                     raise GeometryMismatch(
-                        f"the prefix has {pages.length} tokens, the request counts on {load.stop}"
+                        f"the prefix has {shard.length} tokens, the request counts on {load.stop}"
                     )
-                self._write(forward_context, load, pages)
+                self._write(forward_context, load, shard)
             except Exception as error:  # whatever it is, it is this request's alone, and fails it
                 self._fail(load, f"{type(error).__name__}: {error}")
 
@@ -181,9 +180,9 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
     def _read(self, digest: str) -> ShardedPrefix:
         prefix = self._source.get(digest)
         check_base(prefix, self._weights)
-        return pages_of(prefix, self._share, self._dtype)
+        return shard_of(prefix, self._share, self._dtype)
 
-    def _write(self, forward_context: Any, load: plan.Load, pages: ShardedPrefix) -> None:
+    def _write(self, forward_context: Any, load: plan.Load, shard: ShardedPrefix) -> None:
         layers = attention_layers(forward_context.no_compile_layers)
         if len(layers) != self._share.layers:
             raise GeometryMismatch(f"found {len(layers)} attention layers, expected {self._share.layers}")
@@ -191,7 +190,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
         for index, layer in layers.items():
             key_PHD, value_PHD = (
                 stacked[index, load.start : load.stop].to(layer.kv_cache.device)
-                for stacked in (pages.key_LPHD, pages.value_LPHD)
+                for stacked in (shard.key_LPHD, shard.value_LPHD)
             )
             # The layer's own way in: what a cache looks like inside is the attention backend's business.
             layer.impl.do_kv_cache_update(

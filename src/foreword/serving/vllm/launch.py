@@ -22,7 +22,7 @@ from foreword.serving.config import Configuration
 from foreword.serving.served_model import open_base
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.engine import SERVED_NAME, VllmEngine, check_base
-from foreword.serving.vllm.prefix_source import BLOBS, STORE
+from foreword.serving.vllm.prefixes import BLOBS, STORE
 from foreword.serving.vllm.process import HealthPoller, VllmProcess, answers, free_port
 
 CONNECTOR = {

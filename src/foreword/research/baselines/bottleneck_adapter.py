@@ -49,7 +49,7 @@ class Bottleneck(nn.Module):
         return hidden_BTE + added_BTE.to(hidden_BTE.dtype)
 
 
-def adapter(reduction: int | None) -> Callable[[AdapterInputs], Weights]:
+def bottleneck_adapter(reduction: int | None) -> Callable[[AdapterInputs], Weights]:
     """Bottlenecks of E / `reduction` numbers; None: as wide as the prefix's number of parameters allows."""
 
     def begin(inputs: AdapterInputs) -> Weights:
