@@ -7,8 +7,7 @@ import torch
 
 from by_hand import layers_of, token_losses
 from foreword import BaseModel
-from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.attention import AttentionContext, attention_context
+from foreword.base.attention import AttentionContext, attention_context, gradient_checkpointing
 from foreword.base.loading import choose_kernel
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock

@@ -13,7 +13,7 @@ from torch import nn
 from baselines_settings import setting_of
 from foreword import BaseModel, Prefix, generate, train
 from foreword.base import loading
-from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.attention import gradient_checkpointing
 from foreword.base.loss import detect_linear_head, plain_head, target_losses
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import PackedLinear, is_prepared, prepare

@@ -18,8 +18,12 @@ from by_hand import layers_of
 from by_hand import logits as past_key_values_logits
 from encoder_decoder import ENCODER_DECODER_WORKING
 from foreword import BaseModel, Prefix, generate, train
-from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.attention import IMPLEMENTATIONS, AttentionContext, attention_context
+from foreword.base.attention import (
+    IMPLEMENTATIONS,
+    AttentionContext,
+    attention_context,
+    gradient_checkpointing,
+)
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import EncodedExample, encode

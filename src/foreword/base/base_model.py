@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
 from foreword.base.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
-from foreword.base.compatibility import check_prefix_effect, probe
+from foreword.base.compatibility import check_prefix_effect, enable_window_shift, probe
 from foreword.base.kv_cache import takes_prefixes
 from foreword.base.loading import (
     Quantization,
@@ -31,7 +31,6 @@ from foreword.base.loading import (
 from foreword.base.loss import detect_linear_head, target_losses
 from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
 from foreword.base.prepacked_linear import prepare
-from foreword.base.sliding_window import enable_window_shift
 from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
