@@ -24,7 +24,7 @@ import torch
 
 from foreword import BaseModel, Example, Prefix, train, train_many
 from foreword.examples import read_examples
-from foreword.research.bench.peak_memory import peak, reset_peak
+from foreword.research.bench.memory import peak, reset_peak
 
 FIELDS = {"owner": "user"}
 ByOwner = Mapping[str, Sequence[Example]]

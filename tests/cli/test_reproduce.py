@@ -13,7 +13,7 @@ import pytest
 from foreword import Example
 from foreword.research.experiments import personalization as experiment
 from foreword.research.experiments.results import alone
-from personal_data import owners_examples
+from support.personal_data import owners_examples
 
 SMALL = ("--steps", 6, "--batch-size", 2, "--length", 2, "--dev-rows", 2, "--learning-rate", "0.1")
 
@@ -35,7 +35,7 @@ def command(base: str) -> tuple[object, ...]:
 def test_the_report_holds_the_figures_of_the_results(run: Any, command: tuple[object, ...]) -> None:
     done = run(*command, "--out", "run")
     assert done.status == 0, done.stderr
-    assert "3 owners; to train on: 72 rows, to score: 30 rows; about" in done.stderr
+    assert "3 owners; to train: 4 prefixes, to score: 3 owners\n" in done.stderr
     assert "Own prefix against no prefix" in done.stdout
     page = Path("run/report.md").read_text()
     lines = [json.loads(line) for line in Path("run/results.jsonl").read_text().splitlines()]
@@ -91,12 +91,12 @@ def test_the_same_command_goes_on_and_says_what_is_left(
     assert not Path("run/report.md").exists()
     done = run(*command, "--out", "run")
     assert done.status == 0, done.stderr
-    assert "to train on: 0 rows, to score: 30 rows" in done.stderr
+    assert "to train: 0 prefixes, to score: 3 owners" in done.stderr
 
     kept = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     again = run(*command, "--out", "run")
     assert again.status == 0
-    assert "to train on" not in again.stderr
+    assert "to train" not in again.stderr
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == kept
 
 

@@ -10,11 +10,11 @@ import pytest
 import sacrebleu
 import torch
 
-from by_hand import layers_of, token_losses
 from foreword import BaseModel, Example, Template, generate
 from foreword.errors import BadExamples, WindowExceeded
 from foreword.evaluation import TokenLoss, evaluate, token_loss
-from stand_ins import random_examples, random_prefix
+from support.by_hand import layers_of, token_losses
+from support.stand_ins import random_examples, random_prefix
 
 
 def test_loss_is_the_mean_over_target_tokens_computed_by_hand(tiny_base: BaseModel) -> None:

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import official_digits
 import pytest
-from invented_texts import Invented, digest, invented_texts, with_empty_outputs
 from sacrebleu.metrics import CHRF
 
 from foreword.errors import MetricUnavailable, UsageError
@@ -23,6 +21,8 @@ from foreword.evaluation.metrics.meteor import Meteor, keeping_meteor
 from foreword.evaluation.metrics.rouge import rouge_scores
 from foreword.evaluation.metrics.webnlg import multi_bleu
 from foreword.evaluation.tasks import TASKS
+from support import official_digits
+from support.invented_texts import Invented, digest, invented_texts, with_empty_outputs
 
 TEXTS = invented_texts()
 WITH_EMPTY = with_empty_outputs(TEXTS)

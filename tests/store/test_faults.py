@@ -18,8 +18,7 @@ from foreword.errors import (
     UsageError,
 )
 from foreword.store import PrefixStore
-
-from .conftest import run_sql
+from support.stores import run_sql
 
 
 def only_file(place):
@@ -132,11 +131,11 @@ def test_full_disk_under_the_catalogue_lists_nothing(sqlite_store, prefixes):
         connection.execute(f"PRAGMA max_page_count={pages}")
 
     store.close()
-    event.listen(store._catalogue.engine, "connect", fill)
+    event.listen(store._database.engine, "connect", fill)
     big = prefixes(2, labels={"note": "x" * 100_000})
     with pytest.raises(CannotWrite, match="full"):
         store.put("a/x", big)
-    event.remove(store._catalogue.engine, "connect", fill)
+    event.remove(store._database.engine, "connect", fill)
     store.close()
     assert [v.name for v in store.list()] == ["before"]
     assert store.verify().problems == ()

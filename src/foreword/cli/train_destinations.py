@@ -1,4 +1,4 @@
-"""Destinations: where the prefixes of a run with many owners go, and their checkpoints meanwhile."""
+"""Destinations: where the prefixes of a run go, a file or a version for each owner, and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
-from foreword.cli.train_request import run_folder
 from foreword.errors import CannotWrite, UnknownPrefix, UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +17,11 @@ if TYPE_CHECKING:
 
 LONGEST_FILE_NAME = 200
 """Bytes; file systems take 255, and temporary files have longer names."""
+
+
+def run_folder(out: Path) -> Path:
+    """Where a run keeps its checkpoints when nothing is said: beside what it writes."""
+    return out.with_suffix(".run") if out.suffix == ".prefix" else out.with_name(f"{out.name}.run")
 
 
 class Destination(Protocol):

@@ -1,4 +1,4 @@
-"""Evaluation: the loss of examples under a prefix, and how close its texts come to theirs."""
+"""Evaluation: the loss of examples under a prefix, and scores of the texts generated with it."""
 
 from foreword.evaluation.evaluate import Evaluation, TokenLoss, evaluate, token_loss
 from foreword.evaluation.metrics import METRICS, score

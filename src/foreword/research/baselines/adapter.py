@@ -52,17 +52,17 @@ class Bottleneck(nn.Module):
 def adapter(reduction: int | None) -> Callable[[AdapterInputs], Weights]:
     """Bottlenecks of E / `reduction` numbers; None: as wide as the prefix's number of parameters allows."""
 
-    def begin(setting: AdapterInputs) -> Weights:
-        base = setting.base
+    def begin(inputs: AdapterInputs) -> Weights:
+        base = inputs.base
         if base.is_encoder_decoder:
             raise UsageError(
                 f"{base.name} is an encoder-decoder: bottleneck adapters are compared on decoder-only models "
                 "here; leave them out"
             )
         size = hidden_size(base)
-        width = max(1, size // reduction) if reduction else equal_width(base, setting.length)
+        width = max(1, size // reduction) if reduction else equal_width(base, inputs.length)
         model = sharing_copy(base)
-        generator = torch.Generator().manual_seed(setting.seed)
+        generator = torch.Generator().manual_seed(inputs.seed)
         blocks = decoder_blocks(model, base.geometry.streams["decoder"].layers)
         parameters: list[nn.Parameter] = []
         for block in blocks:

@@ -42,7 +42,7 @@ class Method:
     title: str
     begin: Callable[[AdapterInputs], Trainee]
     grid: tuple[Choice, ...]
-    usual: Choice
+    default: Choice
     work: Literal["frozen", "weights", "none"] = "frozen"
     fits: Callable[[BaseModel, Choice], bool] | None = None
     front: Callable[[AdapterInputs], ContextCost] = nothing

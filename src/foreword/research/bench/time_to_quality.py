@@ -63,9 +63,9 @@ def race(runs: Mapping[str, Run], on_step: Callable[[int], None] = lambda number
         for run in runs.values():
             if number >= run.steps:
                 continue
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             run.step(number)
-            run.seconds += time.perf_counter() - begun
+            run.seconds += time.perf_counter() - start_time
             done = number + 1
             if done == run.steps or done % run.watched == 0:
                 run.run_log[done] = (run.loss(), run.seconds)

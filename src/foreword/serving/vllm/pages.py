@@ -1,14 +1,12 @@
-"""Pages: where a prefix lies in a paged cache, which of its heads a worker holds. Knows no server's classes.
+"""A prefix as one worker writes it into its paged cache: the worker's heads, ready and kept in memory.
 
-Shapes: L layers, H key/value heads, P prefix length, D head size.
-
-Memory: prefixes that a worker has read before, ready to be written into the cache.
+Knows no server's classes. Shapes: L layers, H key/value heads, P prefix length, D head size.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -101,28 +99,10 @@ def pages_of(prefix: Prefix, share: HeadShard, dtype: torch.dtype) -> ShardedPre
     return ShardedPrefix(key_LPHD, value_LPHD)
 
 
-def slots(block_ids: Sequence[int], block_size: int, start: int, stop: int) -> list[int]:
-    """Slots of the tokens `start` to `stop` of a request whose blocks are `block_ids`."""
-    return [block_ids[token // block_size] * block_size + token % block_size for token in range(start, stop)]
-
-
-def blocks_between(block_ids: Sequence[int], block_size: int, start: int, stop: int) -> list[int]:
-    """The blocks that hold the tokens `start` to `stop`."""
-    return list(block_ids[start // block_size : -(-stop // block_size)])
-
-
-def missing(computed: int, length: int) -> int:
-    """Tokens of a prefix that have to be loaded when the cache holds the first `computed` of a request."""
-    return max(0, length - computed)
-
-
-# -- Memory: prefixes that a worker has read before, ready to be written into the cache ------------
-
-
 class PagesMemory:
     """Pages by digest, up to a number of bytes; the least recently used leave first. For one thread.
 
-    Whether a request may have a prefix is in its ticket, so that no owner stands in the key.
+    Whether a request may have a prefix is what its signature says, so no owner stands in the key.
 
     Attributes:
         read: how often `load` was called.
@@ -137,9 +117,9 @@ class PagesMemory:
 
     def get(self, digest: str) -> ShardedPrefix:
         """The pages, read when they are not here. Raises as `load`."""
-        if (found := self._kept.get(digest)) is not None:
+        if (kept := self._kept.get(digest)) is not None:
             self._kept.move_to_end(digest)
-            return found
+            return kept
         self.read += 1
         pages = self._load(digest)
         if pages.size <= self.limit:

@@ -1,4 +1,4 @@
-"""Sources: where a worker reads prefixes from, by digest. What is read is checked against it."""
+"""Where a vLLM worker reads prefixes from, by digest, and checks them against it: a folder or the store."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class FolderSource:
             content = path.read_bytes()
         except FileNotFoundError as error:
             raise UnknownPrefix(f"{path} is not there; put the prefix file under its digest") from error
-        found = hashlib.sha256(content).hexdigest()
-        if found != digest:
+        actual = hashlib.sha256(content).hexdigest()
+        if actual != digest:
             raise AlteredBlob(
-                f"{path} has SHA-256 {found[:12]}..., expected its name; it is not used. Fetch it again"
+                f"{path} has SHA-256 {actual[:12]}..., expected its name; it is not used. Fetch it again"
             )
         return Prefix.from_bytes(content, where=str(path))
 
