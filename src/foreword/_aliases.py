@@ -50,7 +50,7 @@ MOVED = {
     "bench.workload": "research.bench.workload",
     "cache": "base.kv_cache",
     "causal": "base.attention",
-    "checkpointing": "base.activation_checkpointing",
+    "checkpointing": "base.attention",
     "compilation": "training.embedding",
     "decoding": "sampling",
     "evaluation.losses": "evaluation.evaluate",
@@ -191,8 +191,8 @@ MOVED = {
     "training.order": "training.batch_sampler",
     "training.schedule": "training.trainer",
     "trial": "base.compatibility",
-    "turning": "base.rope",
-    "windows": "base.sliding_window",
+    "turning": "base.sliding_window",
+    "windows": "base.compatibility",
 }
 """Old path to new path, both below `foreword`."""
 _PACKAGES = ("baselines", "bench", "experiments")

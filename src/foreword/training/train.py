@@ -232,7 +232,7 @@ def encode_both(
     """
     if not examples:
         raise BadExamples("there are no training examples; give at least one")
-    window = base.text_limit(settings.lengths(base.geometry).get("decoder", 0))
+    window = base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))
     limit = settings.max_length if window is None else min(settings.max_length or window, window)
     apart = base.is_encoder_decoder
     encoded, cut = encode(examples, base.tokenizer, template, limit, apart=apart)

@@ -87,7 +87,7 @@ def train_many(
     """
     owners, training_options = owners_settings(options)
     settings = make_settings(**training_options)
-    base.text_limit(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
+    base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
     owners_run = _OwnersRun(
         base,
         settings,

@@ -135,7 +135,7 @@ def personalization(
     train_examples = read_examples(train, format=files.format, fields=fields)
     dev_examples = read_examples(dev, format=files.format, fields=fields)
     model = load_base(base, options)
-    room = model.text_limit(length)
+    room = model.max_text_tokens(length)
     longest = chosen["max_length"] or MAX_LENGTH
     longest = longest if room is None else min(longest, room)
     data = choose_owners(

@@ -10,12 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
+from foreword.sampling import UNFINISHED
 from foreword.serving.api import schemas
 from foreword.serving.api.prompts import conversation, find_model, make_rows, prompt_ids
 from foreword.serving.api.schemas import ERRORS
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.api.streaming import CompletedText, Completions, plain, stream, unless_gone
-from foreword.serving.engine.detokenizer import UNFINISHED, TextDelta, TokenText
+from foreword.serving.engine.detokenizer import TextDelta, TokenText
 from foreword.serving.engine.protocol import Row
 from foreword.serving.requests import ChatBody, CompletionBody
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 
 from foreword.base.base_model import BaseModel
-from foreword.base.prepacked_linear import is_prepared, packed_weights, packing_pays
+from foreword.base.prepacked_linear import is_prepared, prepacked_weights, prepacking_pays
 from foreword.errors import EngineStopped, UnsupportedArchitecture
 from foreword.serving.engine.continuous_batch import ContinuousBatch, RunningRow
 from foreword.serving.engine.protocol import STOPPING, Row, Token, check_row
@@ -102,7 +102,7 @@ class LocalEngine:
 
     def _run(self) -> None:
         try:
-            with packed_weights(is_prepared(self._base.model) and packing_pays(self._max_rows)):
+            with prepacked_weights(is_prepared(self._base.model) and prepacking_pays(self._max_rows)):
                 self._serve()
         except BaseException as error:
             self._give_up(error)

@@ -120,7 +120,7 @@ def check_row(base: BaseModel, row: Row, *, max_positions: int | None = None, wh
             "the prefix is an infix, which stands behind the source; engines put a prefix in front. "
             "`foreword evaluate` measures infixes"
         )
-    limits = (base.text_limit(row.prefix_length), max_positions and max_positions - row.prefix_length)
+    limits = (base.max_text_tokens(row.prefix_length), max_positions and max_positions - row.prefix_length)
     limit = min((limit for limit in limits if limit is not None), default=None)
     if limit is None:
         return row.sampling.max_tokens
