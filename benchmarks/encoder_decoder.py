@@ -29,7 +29,8 @@ from foreword.encoding import EncodedExample, encode
 from foreword.examples import read_examples
 from foreword.prefix import Stream
 from foreword.training.loop import dev_loss, train_step
-from foreword.training.train import build_trainer, make_settings
+from foreword.training.settings import make_settings
+from foreword.training.trainer import build_trainer
 
 RATES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8]
 STREAM_SETS: dict[str, tuple[Stream, ...]] = {
@@ -42,17 +43,17 @@ STREAM_SETS: dict[str, tuple[Stream, ...]] = {
 
 def main() -> None:
     arguments = _arguments()
-    told, dev_told = (
+    examples, dev_examples = (
         _short(read_examples(path), arguments.attributes) for path in (arguments.train, arguments.dev)
     )
-    dev_told = _spread(dev_told, arguments.dev_rows)
-    task, dev_task = [_reversed(e) for e in told], [_reversed(e) for e in dev_told]
+    dev_examples = _spread(dev_examples, arguments.dev_rows)
+    task, dev_task = [_reversed(e) for e in examples], [_reversed(e) for e in dev_examples]
     tables = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.folder or temporary)
         for kind in arguments.models:
             if not (folder / kind / "base.json").exists():
-                train_base(kind, folder / kind, told, dev_told, arguments.base_steps)
+                train_base(kind, folder / kind, examples, dev_examples, arguments.base_steps)
             tables.append(_compare(kind, folder / kind, task, dev_task, arguments))
     for table in tables:
         print("\n" + _markdown(table))
@@ -143,7 +144,7 @@ def _learn(
         learning_rate=rate,
         seed=seed,
     )
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     trainer = build_trainer(base, settings, rows, dev_rows)
     before = dev_loss(base, trainer)
     while trainer.step < trainer.steps:
@@ -155,7 +156,7 @@ def _learn(
         rate=rate,
         seed=seed,
         dev_loss=[round(before, 4), round(loss, 4)],
-        seconds=round(time.perf_counter() - begun),
+        seconds=round(time.perf_counter() - start_time),
     )
     return loss, Prefix(trainer.tensors(), base.identity, base.template)
 
@@ -169,8 +170,8 @@ def _right(texts: list[str], examples: list[Example]) -> float:
     """F1 over attributes with their values: what is in the text, and what should be."""
     wanted, got, both = 0, 0, 0
     for text, example in zip(texts, examples, strict=True):
-        truth, told = (set(line.strip().split(" | ")) for line in (example.target, text))
-        wanted, got, both = wanted + len(truth), got + len(told), both + len(truth & told)
+        expected, written = (set(line.strip().split(" | ")) for line in (example.target, text))
+        wanted, got, both = wanted + len(expected), got + len(written), both + len(expected & written)
     return round(2 * both / (wanted + got), 3)
 
 

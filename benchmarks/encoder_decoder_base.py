@@ -31,7 +31,7 @@ from foreword import Example, Template
 from foreword.base.batch import encoder_decoder_batch
 from foreword.encoding import EncodedExample, encode
 from foreword.training.batch_sampler import BatchSampler
-from foreword.training.prefix_trainer import rate_factor
+from foreword.training.trainer import rate_factor
 
 PAD, END, MASK = "<pad>", "</s>", "<mask>"
 MASKED_SHARE = 0.3
@@ -63,20 +63,22 @@ RECIPES = {"bart": Recipe(2500, 16, 1e-3, _adamw), "t5": Recipe(3000, 32, 0.03, 
 
 
 def train_base(
-    kind: str, folder: Path, told: list[Example], dev_told: list[Example], steps: int | None
+    kind: str, folder: Path, examples: list[Example], dev_examples: list[Example], steps: int | None
 ) -> None:
     """Train all weights of a small model from scratch, and save it with its dev losses."""
     recipe = RECIPES[kind]
     steps = steps or recipe.steps
     torch.manual_seed(0)
-    tokenizer = _make_tokenizer(told)
+    tokenizer = _make_tokenizer(examples)
     model = _make_model(kind, tokenizer)
     template = Template(style="raw", end=END)
-    rows, _ = encode(_lessons(told, seed=1), tokenizer, template)
-    dev_sets = {name: encode(part, tokenizer, template)[0] for name, part in _dev_lessons(dev_told).items()}
+    rows, _ = encode(_lessons(examples, seed=1), tokenizer, template)
+    dev_sets = {
+        name: encode(part, tokenizer, template)[0] for name, part in _dev_lessons(dev_examples).items()
+    }
     order = BatchSampler([row.tokens for row in rows], recipe.batch_size, 0, by_length=True)
     optimizer = recipe.optimizer(model.parameters(), recipe.rate)
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     model.train()
     for step in range(steps):
         loss = _loss(model, [rows[i] for i in order.batch(step)])
@@ -87,14 +89,14 @@ def train_base(
             group["lr"] = recipe.rate * rate_factor(step, warmup=WARMUP, steps=steps)
         optimizer.step()
         if step % 200 == 0:
-            spent = round(time.perf_counter() - begun)
+            spent = round(time.perf_counter() - start_time)
             report(
                 what="base step", model=kind, step=step, loss=round(float(loss.detach()), 3), seconds=spent
             )
     model.eval()
     with torch.no_grad():
         dev = {name: round(float(_loss(model, part)), 3) for name, part in dev_sets.items()}
-    seconds = round(time.perf_counter() - begun)
+    seconds = round(time.perf_counter() - start_time)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "base.json").write_text(json.dumps({"steps": steps, "seconds": seconds, "dev": dev}))
@@ -109,7 +111,7 @@ def _loss(model: Any, rows: Sequence[EncodedExample]) -> torch.Tensor:
     return cross_entropy(logits_MV, batch.target_M)
 
 
-def _make_tokenizer(told: list[Example]) -> PreTrainedTokenizerFast:
+def _make_tokenizer(examples: list[Example]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -119,7 +121,7 @@ def _make_tokenizer(told: list[Example]) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text for e in told for text in (e.source, e.target)), trainer)
+    tokenizer.train_from_iterator((text for e in examples for text in (e.source, e.target)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, mask_token=MASK, padding_side="right"
     )
@@ -162,23 +164,23 @@ def _make_model(kind: str, tokenizer: PreTrainedTokenizerFast) -> Any:
     return T5ForConditionalGeneration(config)
 
 
-def _lessons(told: list[Example], seed: int) -> list[Example]:
+def _lessons(examples: list[Example], seed: int) -> list[Example]:
     """What the base learns: half of it verbalising, a quarter each mending sentences and attributes."""
     generator = random.Random(seed)
     lessons = []
-    for number, example in enumerate(told):
+    for number, example in enumerate(examples):
         lessons.append(example)
         line = example.source if number % 2 else example.target
         lessons.append(Example(_masked(line, generator), line))
     return lessons
 
 
-def _dev_lessons(dev_told: list[Example]) -> dict[str, list[Example]]:
+def _dev_lessons(dev_examples: list[Example]) -> dict[str, list[Example]]:
     generator = random.Random(2)
     return {
-        "verbalising": dev_told,
-        "mending sentences": [Example(_masked(e.target, generator), e.target) for e in dev_told],
-        "mending attributes": [Example(_masked(e.source, generator), e.source) for e in dev_told],
+        "verbalising": dev_examples,
+        "mending sentences": [Example(_masked(e.target, generator), e.target) for e in dev_examples],
+        "mending attributes": [Example(_masked(e.source, generator), e.source) for e in dev_examples],
     }
 
 

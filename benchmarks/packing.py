@@ -1,9 +1,9 @@
 """What packed weights gain on a CPU: the same work with and without, in turns in one run.
 
-    python -m benchmarks.packing --data trainset.csv
+    python -m benchmarks.packing
 
-Training steps of 8 and 16 random examples, and new tokens of 1, 8 and 32 rows. The ratio is that of each
-round, and its median is given; so is the memory of the copies.
+New tokens of 1, 8 and 32 rows. The ratio is that of each round, and its median is given; so is the memory of
+the copies.
 """
 
 from __future__ import annotations
@@ -19,36 +19,29 @@ import torch
 
 from foreword import BaseModel, generate, generation
 from foreword.base import prepacked_linear
-from foreword.encoding import encode
-from foreword.examples import read_examples
 from foreword.research.bench.generation import PROMPTS, make_prefix
-from foreword.training.loop import train_step
-from foreword.training.train import build_trainer, make_settings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True, help="examples to train on")
     parser.add_argument("--base", default="smollm2-135m-instruct")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=3, help="training steps of a round")
     parser.add_argument("--new-tokens", type=int, default=24)
     given = parser.parse_args()
-    generation.packing_pays = lambda rows: True  # on this machine, too: that is the question
+    generation.prepacking_pays = lambda rows: True  # on this machine, too: that is the question
     packed = BaseModel.load(given.base, dtype=torch.float32)
     prepacked_linear.MOST_BYTES = 0
     plain = BaseModel.load(given.base, dtype=torch.float32)
-    layers = [m for m in packed.model.modules() if isinstance(m, prepacked_linear.PackedLinear)]
+    layers = [m for m in packed.model.modules() if isinstance(m, prepacked_linear.PrepackedLinear)]
     copy = sum(layer.weight.nbytes for layer in layers)
     print(
         json.dumps(
             {"packed layers": len(layers), "bytes of a copy": copy, "threads": torch.get_num_threads()}
         )
     )
-    works = {f"training step of {size}": _training(given, size) for size in (8, 16)}
-    works |= {f"generation, {rows} rows": _generation(given, rows) for rows in (1, 8, 32)}
+    works = {f"generation, {rows} rows": _generation(given, rows) for rows in (1, 8, 32)}
     print("\n| work | with, seconds | without, seconds | without / with, median of rounds | spread |")
     print("|---|---|---|---|---|")
     for what, work in works.items():
@@ -58,27 +51,13 @@ def main() -> None:
         taken: list[list[float]] = [[], []]
         for _ in range(given.rounds):
             for run, times in zip(runs, taken, strict=True):
-                begun = time.perf_counter()
+                start_time = time.perf_counter()
                 run()
-                times.append(time.perf_counter() - begun)
+                times.append(time.perf_counter() - start_time)
         ratios = [without / with_ for with_, without in zip(*taken, strict=True)]
         medians = " | ".join(f"{statistics.median(times):.3f}" for times in taken)
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         print(f"| {what} | {medians} | {statistics.median(ratios):.2f} | {spread} |", flush=True)
-
-
-def _training(given: argparse.Namespace, size: int) -> Callable[[BaseModel], Callable[[], Any]]:
-    def work(base: BaseModel) -> Callable[[], Any]:
-        rows, _ = encode(read_examples(given.data, limit=2000), base.tokenizer, base.template)
-        trainer = build_trainer(base, make_settings(steps=100_000, batch_size=size, packed=True), rows, [])
-
-        def run() -> None:
-            for _ in range(given.steps):
-                train_step(base, [trainer])
-
-        return run
-
-    return work
 
 
 def _generation(given: argparse.Namespace, rows: int) -> Callable[[BaseModel], Callable[[], Any]]:

@@ -19,7 +19,8 @@ from foreword.encoding import encode
 from foreword.examples import read_examples
 from foreword.training.loop import dev_loss, train_step
 from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.train import build_trainer, make_settings
+from foreword.training.settings import make_settings
+from foreword.training.trainer import build_trainer
 
 NUMBERS = {
     "learning_rate": float,
@@ -58,7 +59,7 @@ def main() -> None:
     )
     fixed = {"length": arguments.length, "steps": arguments.steps, "batch_size": arguments.batch_size}
     for recipe in arguments.recipes:
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         settings = make_settings(**{**fixed, **_options(recipe)})
         trainer = build_trainer(base, settings, train_rows, dev_rows)
         run_log = {0: dev_loss(base, trainer)}
@@ -66,7 +67,7 @@ def main() -> None:
             train_step(base, [trainer])
             if trainer.step in (trainer.steps // 2, trainer.steps):
                 run_log[trainer.step] = round(dev_loss(base, trainer), 4)
-        seconds = round(time.perf_counter() - begun)
+        seconds = round(time.perf_counter() - start_time)
         print(json.dumps({"recipe": recipe, "dev_loss": run_log, "seconds": seconds}), flush=True)
 
 

@@ -44,9 +44,9 @@ def main() -> None:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             assert server.stdout is not None
-            told = json.loads(server.stdout.readline())
-            client = openai.OpenAI(base_url=told["url"], api_key="none", max_retries=0, timeout=600)
-            compare(client, told["base"], given)
+            listening = json.loads(server.stdout.readline())
+            client = openai.OpenAI(base_url=listening["url"], api_key="none", max_retries=0, timeout=600)
+            compare(client, listening["base"], given)
         finally:
             server.terminate()
             server.wait()
@@ -56,23 +56,23 @@ def compare(client: openai.OpenAI, base: str, given: Any) -> None:
     file = client.files.create(file=DATA, purpose="fine-tune").id
     models = [finished(client, start(client, base, file, f"m{n}", 1)) for n in range(MODELS)]
     turn(client, models, given.clients, 5.0, given.tokens)  # warm
-    found: dict[str, list[dict[str, float]]] = {"alone": [], "beside training": []}
+    figures: dict[str, list[dict[str, float]]] = {"alone": [], "beside training": []}
     for number in range(given.rounds):
-        found["alone"].append(turn(client, models, given.clients, given.seconds, given.tokens))
+        figures["alone"].append(turn(client, models, given.clients, given.seconds, given.tokens))
         job = start(client, base, file, f"endless{number}", ENDLESS)
         until_training(client, job, 2)
-        found["beside training"].append(turn(client, models, given.clients, given.seconds, given.tokens))
+        figures["beside training"].append(turn(client, models, given.clients, given.seconds, given.tokens))
         client.fine_tuning.jobs.cancel(job)
         time.sleep(5)  # the step under way ends
-        for what, turns in found.items():
+        for what, turns in figures.items():
             print(json.dumps({"turn": number, "what": what, **turns[-1]}), flush=True)
     ratios = {
         name: round(
-            statistics.median(t[name] for t in found["beside training"])
-            / statistics.median(t[name] for t in found["alone"]),
+            statistics.median(t[name] for t in figures["beside training"])
+            / statistics.median(t[name] for t in figures["alone"]),
             3,
         )
-        for name in found["alone"][0]
+        for name in figures["alone"][0]
     }
     print(json.dumps({"ratio of medians": ratios}))
 
@@ -90,7 +90,7 @@ def finished(client: openai.OpenAI, identifier: str) -> str:
 
 
 def until_training(client: openai.OpenAI, identifier: str, seconds: float) -> None:
-    """Until training has begun, and a little longer."""
+    """Until training has start_time, and a little longer."""
     while client.fine_tuning.jobs.retrieve(identifier).status != "running":
         time.sleep(0.2)
     time.sleep(seconds)
@@ -104,13 +104,13 @@ def turn(
     ends = time.perf_counter() + seconds
 
     def ask(number: int) -> None:
-        while (begun := time.perf_counter()) < ends:
+        while (start_time := time.perf_counter()) < ends:
             client.completions.create(
                 model=models[number % len(models)], prompt=PROMPT, max_tokens=tokens, temperature=0
             )
-            taken.append(time.perf_counter() - begun)
+            taken.append(time.perf_counter() - start_time)
 
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
@@ -118,7 +118,7 @@ def turn(
         thread.join()
     taken.sort()
     return {
-        "requests_per_second": round(len(taken) / (time.perf_counter() - begun), 3),
+        "requests_per_second": round(len(taken) / (time.perf_counter() - start_time), 3),
         "p50_seconds": round(statistics.median(taken), 3),
         "p95_seconds": round(taken[int(len(taken) * 0.95)], 3),
     }

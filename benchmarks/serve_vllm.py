@@ -60,7 +60,7 @@ COUNTERS = {
 
 
 @dataclass(frozen=True)
-class RopeShift:
+class RoundFigures:
     """What a way's round took.
 
     Attributes:
@@ -109,7 +109,7 @@ def main() -> None:
     print(report.markdown(_report(given, machine, ways, turns)))
 
 
-# -- who is asked ----------------------------------------------------------------------------------
+# -- requests -------------------------------------------------------------------------------------
 
 
 def _commands(given: Any, folder: str, adapters: Sequence[Path]) -> dict[str, list[str]]:
@@ -156,19 +156,19 @@ def _running(commands: Mapping[str, list[str]], given: Any) -> Iterator[dict[str
             process.close()
 
 
-def _in_turns(ways: Sequence[Way], urls: Mapping[str, str], given: Any) -> dict[str, list[RopeShift]]:
-    found: dict[str, list[RopeShift]] = {way.name: [] for way in ways}
+def _in_turns(ways: Sequence[Way], urls: Mapping[str, str], given: Any) -> dict[str, list[RoundFigures]]:
+    found: dict[str, list[RoundFigures]] = {way.name: [] for way in ways}
     for number in range(-1, given.rounds):  # the first to warm up
         for way in ways:
             turn = asyncio.run(_turn(urls[way.server], way.bodies(number), given.tokens))
             if number >= 0:
                 found[way.name].append(turn)
-            told = {"way": way.name, "round": number, "tokens_per_second": round(turn.tokens, 1)}
-            print(json.dumps(told), file=sys.stderr, flush=True)
+            line = {"way": way.name, "round": number, "tokens_per_second": round(turn.tokens, 1)}
+            print(json.dumps(line), file=sys.stderr, flush=True)
     return found
 
 
-async def _turn(url: str, bodies: Sequence[dict[str, Any]], tokens: int) -> RopeShift:
+async def _turn(url: str, bodies: Sequence[dict[str, Any]], tokens: int) -> RoundFigures:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits, trust_env=False) as client:
 
@@ -184,12 +184,12 @@ async def _turn(url: str, bodies: Sequence[dict[str, Any]], tokens: int) -> Rope
 
         contents = [json.dumps(body).encode() for body in bodies]
         before = await _counters(client)
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         await asyncio.gather(*map(ask, contents))
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start_time
         after = await _counters(client)
     counted = {name: after[name] - before[name] for name in after}
-    return RopeShift(tokens * len(bodies) / seconds, counted["first"] / len(bodies), counted)
+    return RoundFigures(tokens * len(bodies) / seconds, counted["first"] / len(bodies), counted)
 
 
 async def _counters(client: httpx.AsyncClient) -> dict[str, float]:
@@ -206,11 +206,11 @@ async def _counters(client: httpx.AsyncClient) -> dict[str, float]:
     return seen[-1]
 
 
-# -- what is told ----------------------------------------------------------------------------------
+# -- the report -----------------------------------------------------------------------------------
 
 
 def _report(
-    given: Any, machine: Mapping[str, Any], ways: Sequence[Way], turns: Mapping[str, Sequence[RopeShift]]
+    given: Any, machine: Mapping[str, Any], ways: Sequence[Way], turns: Mapping[str, Sequence[RoundFigures]]
 ) -> report.Report:
     prefixes = turns[ways[0].name]
     return report.Report(

@@ -150,7 +150,7 @@ def _difference(
 
 def _trained(base: BaseModel, plain: Any, filler: list[int], arguments: argparse.Namespace) -> str:
     """Loss of dev targets behind short and long prompts, as a table."""
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     prefix = train(
         base,
         read_examples(arguments.text),
@@ -158,16 +158,16 @@ def _trained(base: BaseModel, plain: Any, filler: list[int], arguments: argparse
         steps=arguments.steps,
         batch_size=arguments.batch_size,
     )
-    report(what="trained", steps=arguments.steps, seconds=round(time.perf_counter() - begun))
-    told = read_examples(arguments.dev)
-    told = told[:: len(told) // arguments.dev_rows][: arguments.dev_rows]
+    report(what="trained", steps=arguments.steps, seconds=round(time.perf_counter() - start_time))
+    dev_examples = read_examples(arguments.dev)
+    dev_examples = dev_examples[:: len(dev_examples) // arguments.dev_rows][: arguments.dev_rows]
     lines = ["| prompt | none | Foreword | seen from afar | PEFT |", "|---|---|---|---|---|"]
     afar = dataclasses.replace(prefix, positions=AFAR)
     with tempfile.TemporaryDirectory() as folder:
         export_peft(prefix, Path(folder) / "peft", base)
         peft = PeftModel.from_pretrained(plain, Path(folder) / "peft").eval()
         for tokens in (0, *(n for n in arguments.prompt_tokens if n >= SHORTEST_FILLED)):
-            rows = [_behind(base, filler, tokens, example) for example in told]
+            rows = [_behind(base, filler, tokens, example) for example in dev_examples]
             losses = {
                 "none": base.token_losses(rows),
                 "Foreword": base.token_losses(rows, prefix),

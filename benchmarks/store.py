@@ -69,7 +69,7 @@ def fill(store: PrefixStore, count: int) -> None:
     store.put_many({f"seed/p{i}": make_prefix(i, (1, 1, 1, 4)) for i in range(100)})
     numbers = (
         f"WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {count - 1})"
-        if store._catalogue.is_sqlite
+        if store.database.is_sqlite
         else f"WITH n AS (SELECT i FROM generate_series(0, {count - 1}) AS i)"
     )
 
@@ -95,13 +95,13 @@ def fill(store: PrefixStore, count: int) -> None:
     for table, query in rows.items():
         statement = (
             f"INSERT INTO {table} {numbers} {query}"
-            if not store._catalogue.is_sqlite
+            if not store.database.is_sqlite
             else f"{numbers} INSERT INTO {table} {query}"
         )
         prepared = sqlalchemy.text(statement)
-        store._catalogue.write(lambda connection, prepared=prepared: connection.execute(prepared))
-    if not store._catalogue.is_sqlite:  # what autovacuum would do a minute later
-        store._catalogue.write(lambda connection: connection.exec_driver_sql("ANALYZE"))
+        store.database.write(lambda connection, prepared=prepared: connection.execute(prepared))
+    if not store.database.is_sqlite:  # what autovacuum would do a minute later
+        store.database.write(lambda connection: connection.exec_driver_sql("ANALYZE"))
 
 
 def catalogue(database: str, count: int) -> None:
@@ -109,7 +109,7 @@ def catalogue(database: str, count: int) -> None:
     with store_places.opened(database) as place, PrefixStore(**place) as store:
         start = time.perf_counter()
         fill(store, count)
-        backend = "sqlite" if store._catalogue.is_sqlite else "postgresql"
+        backend = "sqlite" if store.database.is_sqlite else "postgresql"
         report("fill", database=backend, prefixes=count, seconds=round(time.perf_counter() - start, 1))
 
         def some_name() -> str:

@@ -107,7 +107,7 @@ def check(place: dict[str, str], log: Path) -> dict[str, int]:
     store = PrefixStore(**place, memory_bytes=0)
     folder = Path(place["blobs"])
     query = sqlalchemy.select(version, blob.c.key).join(blob, blob.c.digest == version.c.digest)
-    rows = store._catalogue.rows(query)
+    rows = store.database.rows(query)
     by_reference = {}
     for row in rows:
         content = (folder / row.key).read_bytes()
@@ -122,7 +122,7 @@ def check(place: dict[str, str], log: Path) -> dict[str, int]:
     before = sum(1 for path in folder.rglob("*.prefix"))
     store.collect_garbage(grace=0)
     left = {path.relative_to(folder).as_posix() for path in folder.rglob("*.prefix")}
-    named = {row.key for row in store._catalogue.rows(query)}
+    named = {row.key for row in store.database.rows(query)}
     assert left == named, f"{len(left - named)} files too many, {len(named - left)} missing"
     assert not store.verify().problems
     return {

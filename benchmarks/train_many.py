@@ -24,7 +24,7 @@ import torch
 
 from foreword import BaseModel, Example, Prefix, train, train_many
 from foreword.examples import read_examples
-from foreword.research.bench.peak_memory import peak, reset_peak
+from foreword.research.bench.memory import peak, reset_peak
 
 FIELDS = {"owner": "user"}
 ByOwner = Mapping[str, Sequence[Example]]
@@ -74,11 +74,11 @@ def _compare_time(arguments: argparse.Namespace) -> None:
         settings = {"steps": arguments.steps, "batch_size": rows, "max_length": arguments.max_length}
         seconds: dict[str, list[float]] = {"together": [], "single": []}
         for _ in range(arguments.rounds):
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             together = train_many(base, by_owner, **settings)
             between = time.perf_counter()
             single = {owner: train(base, own, **settings) for owner, own in by_owner.items()}
-            seconds["together"].append(between - begun)
+            seconds["together"].append(between - start_time)
             seconds["single"].append(time.perf_counter() - between)
             report(rows=rows, **{way: round(found[-1], 1) for way, found in seconds.items()})
         ratios = [a / b for a, b in zip(seconds["together"], seconds["single"], strict=True)]

@@ -1,14 +1,25 @@
-"""Plain data: checks that a dataclass read from a foreign file holds what it declares."""
+"""Checked fields: what a dataclass declares of its fields, compared with the data it is made from.
+
+`check_fields` compares plain data with the declared types. `setting` declares a field of a settings class
+with all that is made from it: its range, its help, its name on the command line and in configuration
+files, and the names it had before. Nothing else restates any of these; readers go over `settings_of`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import numbers
+import sys
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
-from foreword.errors import UsageError
+from foreword.errors import ForewordDeprecation, UsageError
+
+# -- plain data ----------------------------------------------------------------------------------
 
 
 def check_fields(instance: Any) -> None:
@@ -43,3 +54,326 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting: a field of a settings class, and all that is made from it.
+
+    Attributes:
+        help: one sentence for `--help` and the reference page; the default is put behind it.
+        name: what users write; `_` becomes `-` in the option. The field's name, unless the field belongs to a
+            settings class within another.
+        path: the attributes that lead from a settings object to the value.
+        type: as annotated; `None` in it means that the setting may be left open.
+        default: the value, or ... where the setting must be given.
+        default_text: the default in words, where the value does not say it.
+        ge, gt, le, lt: bounds of a number, or of each number of a mapping.
+        choices: the values that are taken; those of the type, if it is a `Literal`.
+        metavar: what stands for the value in `--help`.
+        section: of the help and of the reference page.
+        aliases: names that the setting had before; each is taken with a `ForewordDeprecation`.
+        short: a second spelling of the option, such as `-o`.
+        variable: the variable of the environment that an option without a value is read from.
+        parse: the value from text, where the type does not say how.
+    """
+
+    help: str
+    name: str = ""
+    path: tuple[str, ...] = ()
+    type: Any = None
+    default: Any = ...
+    default_text: str | None = None
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[Any, ...] = ()
+    metavar: str | None = None
+    section: str | None = None
+    aliases: tuple[str, ...] = ()
+    short: str | None = None
+    variable: str | None = None
+    parse: Callable[[str], Any] | None = None
+
+    @property
+    def option(self) -> str:
+        """Its option on a command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def alternatives(self) -> tuple[Any, ...]:
+        """The types of its values, None left out."""
+        union = typing.get_origin(self.type) in (typing.Union, types.UnionType)
+        parts = typing.get_args(self.type) if union else (self.type,)
+        return tuple(part for part in parts if part is not type(None))
+
+    @property
+    def optional(self) -> bool:
+        """Whether None is a value of it."""
+        return self.type is None or type(None) in typing.get_args(self.type)
+
+    @property
+    def shown_default(self) -> str | None:
+        """The default in words, as the help and the reference page say it; None without one."""
+        if self.default_text is not None or self.default is ... or self.default is None:
+            return self.default_text
+        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
+
+    def check(self, value: Any) -> None:
+        """Compare a value with type, range and choices.
+
+        Raises:
+            UsageError: names the setting, what was found and what was expected.
+        """
+        if value is None and (self.optional or self.default is None):
+            return
+        if isinstance(value, Mapping):
+            for key, each in value.items():
+                self._check_one(f"{self.name} of {key}", each)
+        else:
+            self._check_one(self.name, value)
+
+    def _check_one(self, name: str, value: Any) -> None:
+        kinds = self.alternatives
+        if self.choices:
+            if value not in self.choices:
+                raise UsageError(f"{name} is {value!r}; expected {_any_of(self.choices)}")
+            return
+        for kind, number, words in (
+            (int, numbers.Integral, "a whole number"),
+            (float, numbers.Real, "a number"),
+        ):
+            if kind in kinds and (not isinstance(value, number) or isinstance(value, bool)):
+                raise UsageError(f"{name} is {value!r}; expected {words}")
+        if (bool in kinds or kinds == (str,)) and not isinstance(value, kinds):
+            raise UsageError(f"{name} is {value!r}; expected {'text' if str in kinds else 'true or false'}")
+        # Written so that NaN, which compares false with everything, is out of every range.
+        inside = (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+        if not inside:
+            raise UsageError(f"{name} is {value}; expected {self.range}")
+
+    @property
+    def range(self) -> str | None:
+        """Its bounds in words; None without any."""
+        whole = int in self.alternatives
+        if self.ge is not None and self.le is not None:
+            return f"{self.ge:g} to {self.le:g}"
+        if (whole and self.ge == 1) or self.gt == 0:
+            lower = "a positive number"
+        elif self.ge is not None:
+            lower = "zero or more" if self.ge == 0 else f"{self.ge:g} or more"
+        else:
+            lower = "" if self.gt is None else f"more than {self.gt:g}"
+        upper = f"{self.le:g} or less" if self.le is not None else ""
+        upper = f"less than {self.lt:g}" if self.lt is not None else upper
+        return (f"{lower}, {upper}" if lower and upper else lower or upper) or None
+
+    def from_text(self, text: str) -> Any:
+        """The value that `text` stands for: an option's, a variable's of the environment.
+
+        Raises:
+            UsageError: no value of this setting; says what was expected.
+        """
+        if self.parse is not None:
+            return self.parse(text)
+        if self.optional and text == "none":
+            return None
+        for kind in self.alternatives:
+            if kind is bool:
+                known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+                if text.lower() in known:
+                    return known[text.lower()]
+            elif kind in (int, float):
+                try:
+                    return kind(text)
+                except ValueError:
+                    pass
+        self.check(text)  # refuses text where none is taken
+        return text
+
+
+def setting(
+    default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING, help: str, **more: Any
+) -> Any:
+    """A field of a settings class; the keywords are the attributes of `Setting`."""
+    described = Setting(help, **more)
+    if default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=default_factory, metadata={Setting: described})
+    return dataclasses.field(default=default, metadata={Setting: described})
+
+
+@functools.cache
+def settings_of(kind: Any) -> tuple[Setting, ...]:
+    """The settings that a class declares, in its order, with the names, types and defaults of its fields."""
+    hints = typing.get_type_hints(kind)
+    found = []
+    for field in dataclasses.fields(kind):
+        described: Setting | None = field.metadata.get(Setting)
+        if described is None:
+            continue
+        hint = hints[field.name]
+        described = dataclasses.replace(
+            described,
+            name=described.name or field.name,
+            path=(field.name,),
+            type=hint,
+            default=_default_of(field),
+        )
+        if not described.choices:
+            described = dataclasses.replace(described, choices=_literals(described.alternatives))
+        found.append(described)
+    return tuple(found)
+
+
+@functools.cache
+def flat_settings(kind: Any) -> tuple[Setting, ...]:
+    """As `settings_of`, with the settings of a class within the class in place of the field that holds it."""
+    found: list[Setting] = []
+    for each in settings_of(kind):
+        within = _settings_class(each)
+        below = () if within is None else settings_of(within)
+        found += [
+            dataclasses.replace(part, path=(*each.path, *part.path), section=part.section or each.section)
+            for part in below
+        ] or [each]
+    return tuple(found)
+
+
+def from_mapping(kind: Any, given: Mapping[str, Any], what: str = "settings") -> Any:
+    """An object of a settings class from plain data, such as a table of a file; None stands for the default.
+
+    Text is read where the setting says how. The settings of a class within the class may stand beside the
+    others, in a mapping of their own, or, the first of them, as the bare value.
+
+    Raises:
+        UsageError: an unknown setting, or one out of range; `what` says of what kind it would be.
+    """
+    named = {name: value for name, value in current_names(kind, given).items() if value is not None}
+    top = {each.name: each for each in settings_of(kind)}
+    inner = {each.name: each for each in flat_settings(kind) if len(each.path) > 1}
+    if unknown := set(named) - set(top) - set(inner):
+        raise UsageError(f"unknown {what} {sorted(unknown)}; known are {sorted(top)}")
+    made: dict[str, Any] = {}
+    for name, value in named.items():
+        each = inner.get(name) or top[name]
+        if isinstance(value, str) and each.parse is not None:
+            value = each.parse(value)
+        value = tuple(value) if isinstance(value, list) else value  # files and JSON have no tuples
+        if name not in inner or dataclasses.is_dataclass(value):
+            made[each.path[0]] = value
+        else:
+            below = value if isinstance(value, Mapping) else {each.path[1]: value}
+            made.setdefault(each.path[0], {}).update(below)
+    for field, value in made.items():
+        (one,) = (each for each in top.values() if each.path[0] == field)
+        if isinstance(value, dict) and (within := _settings_class(one)) is not None:
+            made[field] = within(**value)
+    return kind(**made)
+
+
+def check_settings(instance: Any) -> None:
+    """Compare every setting of an object with its type, range and choices.
+
+    Raises:
+        UsageError: names the setting, what was found and what was expected.
+    """
+    for each in settings_of(type(instance)):  # type: ignore[arg-type]
+        each.check(getattr(instance, each.path[0]))
+
+
+def current_names(kind: Any, given: Mapping[str, Any], *, warn: bool = True) -> dict[str, Any]:
+    """`given` with the names that settings have now, and without settings that are gone.
+
+    What is gone stands in the class's `GONE`: the name, and what is to be known. The warning is left out
+    where nobody can do anything about it: names in a file that an earlier release wrote.
+
+    Raises:
+        UsageError: a setting under its old and its new name.
+    """
+    renamed = {alias: each.name for each in settings_of(kind) for alias in each.aliases}
+    gone: Mapping[str, str] = getattr(kind, "GONE", {})
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in gone:
+            if warn and value not in (None, False):
+                deprecated(f"{name} does nothing any more and will be refused: {gone[name]}")
+            continue
+        new = renamed.get(name, name)
+        if new != name and value is not None:
+            if given.get(new) is not None:
+                raise UsageError(f"{name} is the old name of {new}, and both are given; give {new}")
+            if warn:
+                deprecated(f"{name} is now called {new}; the old name will be refused")
+        if found.get(new) is None:
+            found[new] = value
+    return found
+
+
+def deprecated(message: str) -> None:
+    """Warn of a name that goes; `message` says what to write instead."""
+    warnings.warn(message, ForewordDeprecation, stacklevel=_outside())
+
+
+Class = TypeVar("Class", bound=type)
+
+
+def takes_old_names(kind: Class) -> Class:
+    """Let a settings class be made with, and asked for, the names that its settings had before."""
+    made: Any = kind.__init__  # type: ignore[misc]
+
+    @functools.wraps(made)
+    def initialize(self: Any, *values: Any, **given: Any) -> None:
+        made(self, *values, **current_names(kind, given))
+
+    def attribute(self: Any, name: str) -> Any:
+        for each in settings_of(kind):
+            if name in each.aliases:
+                deprecated(f"{name} is now called {each.name}; the old name will be refused")
+                return getattr(self, each.name)
+        raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}")
+
+    setattr(kind, "__init__", initialize)  # noqa: B010 (mypy refuses the assignment)
+    setattr(kind, "__getattr__", attribute)  # noqa: B010
+    return kind
+
+
+def _settings_class(described: Setting) -> Any:
+    """The class of settings that a field holds, if it holds one."""
+    kind = described.alternatives[0] if described.alternatives else None
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) and settings_of(kind) else None
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return ... if field.default is dataclasses.MISSING else field.default
+
+
+def _literals(kinds: Sequence[Any]) -> tuple[Any, ...]:
+    return typing.get_args(kinds[0]) if kinds and typing.get_origin(kinds[0]) is Literal else ()
+
+
+def _any_of(choices: Sequence[Any]) -> str:
+    *most, last = map(str, choices)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _outside() -> int:
+    """Frames between a warning and the first one outside of the package: the line that is to be changed."""
+    frame, depth = sys._getframe(1), 0
+    while frame is not None:
+        depth += 1
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in (__name__.partition(".")[0], "dataclasses"):
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    return depth

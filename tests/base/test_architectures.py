@@ -12,8 +12,12 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from foreword import BaseModel, Prefix, generate, train
-from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.attention import IMPLEMENTATIONS, AttentionContext, attention_context
+from foreword.base.attention import (
+    IMPLEMENTATIONS,
+    AttentionContext,
+    attention_context,
+    gradient_checkpointing,
+)
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import EncodedExample, encode

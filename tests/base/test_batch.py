@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -11,9 +12,8 @@ from foreword import BaseModel, Example, train
 from foreword.base.batch import pack_rows
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
-from foreword.encoding import EncodedExample, encode
-from foreword.training.loop import train_step
-from foreword.training.train import build_trainer, make_settings
+from foreword.encoding import EncodedExample
+from foreword.errors import ForewordDeprecation
 from support.by_hand import layers_of, token_losses
 from support.stand_ins import random_prefix
 
@@ -90,23 +90,11 @@ def test_an_infix_is_not_shared_with(tiny_base: BaseModel) -> None:
         torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_by_source_puts_the_examples_of_a_source_in_one_step(tiny_base: BaseModel) -> None:
-    examples = [Example(f"source {n % 3}: ", f"target {n}") for n in range(12)]
-    settings = make_settings(batch_size=4, by_source=True, steps=3, length=2)
-
-    rows, _ = encode(examples, tiny_base.tokenizer, tiny_base.template)
-    trainer = build_trainer(tiny_base, settings, rows, [])
-    seen = []
-    for _ in range(3):
-        batch = trainer.batch()
-        assert len({row.source_ids for row in batch}) == 1
-        seen += batch
-        train_step(tiny_base, [trainer])
-    assert sorted(row.target_ids for row in seen) == sorted(row.target_ids for row in rows)
-
-
-def test_by_source_is_an_option_of_training(tiny_base: BaseModel) -> None:
+def test_by_source_is_still_taken_and_changes_nothing(tiny_base: BaseModel) -> None:
     examples = [Example(f"source {n % 2}: ", f"target {n}") for n in range(8)]
     options = {"steps": 4, "batch_size": 4, "length": 2}
-    random, grouped = (train(tiny_base, examples, **options, by_source=by) for by in (False, True))
-    assert not torch.equal(random.key(), grouped.key())
+    expected = train(tiny_base, examples, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ForewordDeprecation)
+        found = train(tiny_base, examples, **options, by_source=True)
+    assert torch.equal(found.key(), expected.key())

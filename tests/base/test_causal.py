@@ -23,7 +23,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         return plain(query, key, *rest)
 
     monkeypatch.setattr(attention, "attend_causally", counted)
-    monkeypatch.setattr(attention, "DEVICES", {"cpu"})
+    monkeypatch.setattr(attention, "CAUSAL_DEVICES", {"cpu"})
     return seen
 
 
@@ -40,7 +40,7 @@ def test_rows_with_prefixes_of_one_length_need_no_mask(
     layers = tiny_base.geometry.streams["decoder"].layers
     assert len(calls) == layers
     assert all(keys == queries + lengths[0] for queries, keys in calls)
-    monkeypatch.setattr(attention, "DEVICES", set())
+    monkeypatch.setattr(attention, "CAUSAL_DEVICES", set())
     torch.testing.assert_close(found, losses(tiny_base, prefixes, "flat"), rtol=1e-5, atol=1e-6)
     assert len(calls) == layers
 
@@ -59,7 +59,7 @@ def test_other_rows_keep_their_mask(
     prefixes = [random_prefix(tiny_base, n, seed=n) if n else None for n in lengths]
     found = losses(tiny_base, prefixes, layout)
     assert not calls
-    monkeypatch.setattr(attention, "DEVICES", set())
+    monkeypatch.setattr(attention, "CAUSAL_DEVICES", set())
     torch.testing.assert_close(found, losses(tiny_base, prefixes, layout), rtol=1e-5, atol=1e-6)
 
 

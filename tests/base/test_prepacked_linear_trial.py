@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from foreword.base import prepacked_linear
-from foreword.base.prepacked_linear import can_pack, packing_pays
+from foreword.base.prepacked_linear import can_prepack, prepacking_pays
 
-if not can_pack():
+if not can_prepack():
     pytest.skip("this build of torch has no oneDNN kernels for packed weights", allow_module_level=True)
 
 
@@ -32,15 +32,15 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[int]
 
 
 def test_few_and_many_rows_are_told_apart(tried: list[int]) -> None:
-    assert [packing_pays(rows) for rows in (1, 3, 4, 8, 32)] == [False, False, True, True, True]
+    assert [prepacking_pays(rows) for rows in (1, 3, 4, 8, 32)] == [False, False, True, True, True]
     assert tried == [1, 8]
 
 
 def test_another_process_remembers(tried: list[int], tmp_path: Path) -> None:
-    assert packing_pays(8)
+    assert prepacking_pays(8)
     prepacked_linear._remembered.cache_clear()  # as a new process begins
-    assert packing_pays(8)
-    assert not packing_pays(1)
+    assert prepacking_pays(8)
+    assert not prepacking_pays(1)
     assert tried == [1, 8]
     (here,) = json.loads((tmp_path / "packing.json").read_text())
     assert "threads, torch" in here
@@ -49,7 +49,7 @@ def test_another_process_remembers(tried: list[int], tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"another": {"rows 2": 1}}', '{"another": 3}'])
 def test_a_file_of_something_else_is_written_anew(tried: list[int], tmp_path: Path, content: str) -> None:
     (tmp_path / "packing.json").write_text(content)
-    assert packing_pays(8)
+    assert prepacking_pays(8)
     assert tried == [1, 8]
     assert len(json.loads((tmp_path / "packing.json").read_text())) == 1
 
@@ -59,7 +59,7 @@ def test_a_cache_that_can_not_be_written_is_done_without(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path / "file"))
-    assert packing_pays(8)
+    assert prepacking_pays(8)
 
 
 def test_the_trial_times_real_products() -> None:

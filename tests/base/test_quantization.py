@@ -12,10 +12,10 @@ from torch import nn
 
 from foreword import BaseModel, Prefix, generate, train
 from foreword.base import loading
-from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.attention import gradient_checkpointing
 from foreword.base.loss import detect_linear_head, plain_head, target_losses
 from foreword.base.prefix_batch import PrefixBatch
-from foreword.base.prepacked_linear import PackedLinear, is_prepared, prepare
+from foreword.base.prepacked_linear import PrepackedLinear, enable_prepacking, is_prepared
 from foreword.errors import CheckpointMismatch, UsageError
 from foreword.research.baselines.registry import methods_named
 from foreword.research.experiments import checks
@@ -23,7 +23,7 @@ from foreword.serving import config as configuration
 from support.baselines_settings import setting_of
 from support.saved_bases import save_tiny
 from support.stand_ins import random_examples, random_prefix, tiny_llama
-from support.trials import small_material, small_plan
+from support.trials import small_plan, small_splits
 
 KINDS = ("int8", "nf4")
 
@@ -108,7 +108,7 @@ def test_a_quantised_weight_in_a_plain_layer_is_neither_packed_nor_read() -> Non
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight = Rounded(module.weight.data, requires_grad=False)
-    assert prepare(model) == 0
+    assert enable_prepacking(model) == 0
     assert not is_prepared(model)
     detect_linear_head(model)
     assert plain_head(model) is None  # its product goes through the layer
@@ -157,7 +157,7 @@ def test_losses_and_gradients_are_those_of_the_rounded_weights(
 ) -> None:
     plain = BaseModel.load(folder, device="cpu")
     weights = plain_weights_of(quantized, installed)
-    layers = [module for module in plain.model.modules() if isinstance(module, PackedLinear)]
+    layers = [module for module in plain.model.modules() if isinstance(module, PrepackedLinear)]
     assert len(weights) == len(layers) - 1  # all but the head
     for name, weight in weights.items():
         layer = plain.model.get_submodule(name)
@@ -235,18 +235,18 @@ def test_fine_tuning_is_refused(quantized: BaseModel, name: str) -> None:
     with pytest.raises(UsageError, match="quantised"):
         method.begin(setting_of(quantized))
     with pytest.raises(UsageError, match=f"{name}: .*quantised"):
-        checks.check(quantized, small_material(), small_plan(methods=(method,)))
+        checks.check(quantized, small_splits(), small_plan(methods=(method,)))
 
 
 def test_lora_trains_beside_the_same_weights(quantized: BaseModel) -> None:
     pytest.importorskip("peft")
     (method,) = methods_named(["lora-8"])
     setting = setting_of(quantized)
-    trainee = method.begin(setting)
-    trainee.losses(setting.rows).mean().backward()
-    assert any(p.grad is not None and bool(p.grad.any()) for p in trainee.parameters)
+    adapter = method.begin(setting)
+    adapter.losses(setting.rows).mean().backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in adapter.parameters)
     ours, theirs = (
-        model.get_submodule("model.layers.0.mlp.up_proj") for model in (quantized.model, trainee.base.model)
+        model.get_submodule("model.layers.0.mlp.up_proj") for model in (quantized.model, adapter.base.model)
     )
     assert ours.weight.data_ptr() == theirs.weight.data_ptr()
 

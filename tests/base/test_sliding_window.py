@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from foreword import BaseModel, Example, Prefix, generate, train
-from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.attention import AttentionContext, attention_context
+from foreword.base.attention import AttentionContext, attention_context, gradient_checkpointing
 from foreword.base.batch import Layout
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch

@@ -58,7 +58,7 @@ def finished(whole_run: tuple[Outcome, Path], tmp_path: Path) -> Outcome:
 
 
 def test_the_report_holds_the_figures_of_the_results(finished: Outcome) -> None:
-    assert "3 owners; to train on: 72 rows, to score: 30 rows; about" in finished.stderr
+    assert "3 owners; to train: 4 prefixes, to score: 3 owners\n" in finished.stderr
     assert "Own prefix against no prefix" in finished.stdout
     page = Path("run/report.md").read_text()
     lines = [json.loads(line) for line in Path("run/results.jsonl").read_text().splitlines()]
@@ -115,12 +115,12 @@ def test_the_same_command_goes_on_and_says_what_is_left(
     assert not Path("run/report.md").exists()
     done = run(*command, "--out", "run")
     assert done.status == 0, done.stderr
-    assert "to train on: 0 rows, to score: 30 rows" in done.stderr
+    assert "to train: 0 prefixes, to score: 3 owners" in done.stderr
 
     kept = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     again = run(*command, "--out", "run")
     assert again.status == 0
-    assert "to train on" not in again.stderr
+    assert "to train" not in again.stderr
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == kept
 
 

@@ -65,3 +65,8 @@ def test_the_page_for_those_who_come_from_peft(place: Path) -> None:
 
     there = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("my-model"), "exported")
     assert there.active_peft_config.num_virtual_tokens == 10
+
+
+def test_the_page_on_the_prefix_file(place: Path) -> None:
+    names = run("format.md")
+    assert Prefix.load("example.prefix") == names["made"]

@@ -306,14 +306,14 @@ def train_tiny() -> dict[str, Any]:
             "reduction": "sequence",
         },
         "patience": {"learning_rate": 0.5, "evaluate_every": 1, "patience": 2, "clip": 0.0},
-        "checkpointing, packed": {"gradient_checkpointing": True, "packed": True, "length": 4},
+        "checkpointing": {"gradient_checkpointing": True, "length": 4},
         "separator": {"template": replace(base.template, separator=" -> ", end=None)},
     }
     short = {"steps": 6, "dev": dev[:4]}
     found: dict[str, Any] = {"fingerprint": base.fingerprint, "weights": base.weights_checksum()}
     for name, settings in variants.items():
         found[name] = run_of(base, rows, steps=12, dev=dev, **settings)
-    found["by source"] = run_of(base, repeated(24), by_source=True, **short)
+    found["repeated sources"] = run_of(base, repeated(24), **short)
     found["chat"] = run_of(base, conversations(24), template=chat, steps=6, dev=conversations(4))
     found["sliding window"] = run_of(tiny_mistral(), rows, **short)
     found["bart"] = run_of(tiny_bart(), rows, length={"encoder": 3, "decoder": 5, "cross": 2}, **short)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -50,18 +49,23 @@ def test_a_configuration_survives_the_way_to_the_trainer(file: Path) -> None:
     ("settings", "said"),
     [
         ({"prot": 1}, "'prot' is no setting"),
-        ({"port": "high"}, "port is 'high'; expected int"),
+        ({"port": "high"}, "the flags: port is 'high'; expected a whole number"),
         ({"port": 70000}, "expected 0 to 65535"),
-        ({"port": True}, "expected int"),
+        ({"port": True}, "expected a whole number"),
         ({"rows": 0}, "rows is 0; expected a positive number"),
         ({"drain_seconds": "nan"}, "drain_seconds"),
         ({"limits.job": "1"}, "limits.job is no setting"),
-        ({"limits.jobs": "0"}, "expected at least 1"),
-        ({"limits": 3}, "expected a table"),
+        ({"limits.jobs": "0"}, "limits.jobs is 0; expected a positive number, or none"),
+        ({"limits": 3}, "limits is 3; expected a table"),
+        ({"limits": "3", "limits.jobs": "1"}, "limits is '3'; expected a table"),
+        ({"limits.jobs": "1", "limits": "3"}, "limits is '3'; expected a table"),
+        ({"key_limits": "3"}, "key_limits is '3'; expected a table"),
         ({"keys": "false", "host": "0.0.0.0"}, "without keys"),
         ({"keys": False, "host": "example.org"}, "without keys"),
         ({"keys": False, "host": "::"}, "without keys"),
-        ({"base": None, "keys": "perhaps"}, "expected bool"),
+        ({"engine": "tgi"}, "engine is 'tgi'; expected local or vllm"),
+        ({"trainer_threads": "0"}, "trainer_threads is 0; expected a positive number, or none"),
+        ({"base": None, "keys": "perhaps"}, "keys is 'perhaps'; expected true or false"),
     ],
 )
 def test_mistakes_are_named(settings: dict[str, Any], said: str) -> None:
@@ -98,22 +102,16 @@ def test_the_command_refuses_before_it_loads_anything(tmp_path: Path) -> None:
     assert (result.exit_code, "rows is -1" in result.stdout) == (2, True)
 
 
-def test_the_documentation_has_every_setting_with_its_default() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
-    told = {}
-    for row in re.findall(
-        r"^\| (`[^|]+) \| ([^|]+) \|",
-        text.split("## Configuration")[1].split("## Operations")[0],
-        re.MULTILINE,
-    ):
-        names, values = re.findall(r"`(\w+)`", row[0]), [value.strip() for value in row[1].split(",")]
-        told |= dict(zip(names, values if len(values) == len(names) else values * len(names), strict=True))
-    defaults = {**dataclasses.asdict(Configuration())}
-    for name in ("limits", "key_limits"):
-        del defaults[name]
-    assert {name: told.get(name) for name in defaults} == {
-        name: "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        for name, value in defaults.items()
+@pytest.mark.parametrize("where", ["file", "the environment", "the flags"])
+def test_a_mistake_is_said_with_the_place_where_it_stands(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text("rows = 0" if where == "file" else "rows = 1")
+    environment = {"FOREWORD_SERVE_ROWS": "x"} if where == "the environment" else {}
+    flags = {"limits.jobs": "many"} if where == "the flags" else {}
+    messages = {
+        "file": f"{path}: rows is 0; expected a positive number",
+        "the environment": "the environment: rows is 'x'; expected a whole number",
+        "the flags": "the flags: limits.jobs is 'many'; expected a whole number, or none",
     }
-    for name, value in dataclasses.asdict(Limits()).items():
-        assert re.search(rf"^\| `limits.{name}`.*\| {value} \|$", text, re.MULTILINE), name
+    with pytest.raises(UsageError, match=f"^{re.escape(messages[where])}$"):
+        read(path, environment, flags)

@@ -64,8 +64,8 @@ def test_put_does_not_trust_the_unfinished_upload_of_another(store, place, prefi
         if not killed:
             collector.collect_garbage(grace=0)
             killed.append(
-                collector._catalogue.write(
-                    lambda connection: leases._lease(collector._catalogue, connection, prefix.digest, 1)
+                collector._database.write(
+                    lambda connection: leases._lease(collector._database, connection, prefix.digest, 1)
                 )
             )
 

@@ -14,8 +14,7 @@ from alembic.script import ScriptDirectory
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store import PrefixStore
 from foreword.store.database import Database
-from foreword.store.schema import REVISIONS, metadata, migrate, revision
-from foreword.store.store import open_catalogue
+from foreword.store.schema import REVISIONS, metadata, migrate, open_to_migrate, revision
 
 
 def at_revision(catalogue, target):
@@ -29,7 +28,7 @@ def at_revision(catalogue, target):
 
 
 def test_migrations_make_exactly_the_declared_tables(store):
-    differences = store._catalogue.read(
+    differences = store._database.read(
         lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
     )
     assert differences == []
@@ -56,28 +55,28 @@ def test_older_catalogue_is_refused_until_migrated_and_keeps_its_rows(place, pre
     old.close()
     with pytest.raises(OutdatedCatalogue, match="foreword store migrate"):
         place.open()
-    assert migrate(open_catalogue(place.arguments["place"])) == ("0001", REVISIONS[-1])
-    assert migrate(open_catalogue(place.arguments["place"])) == (REVISIONS[-1], REVISIONS[-1])
+    assert migrate(open_to_migrate(place.arguments["place"])) == ("0001", REVISIONS[-1])
+    assert migrate(open_to_migrate(place.arguments["place"])) == (REVISIONS[-1], REVISIONS[-1])
     assert place.open().put("a/x", prefixes()).number == 8
 
 
 def test_newer_catalogue_is_refused_and_untouched(place, prefixes):
     store = place.open()
     store.put("a/x", prefixes())
-    store._catalogue.write(lambda c: c.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'"))
+    store._database.write(lambda c: c.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'"))
     store.close()
     with pytest.raises(UnsupportedCatalogue, match="update this one"):
         place.open()
     with pytest.raises(UnsupportedCatalogue):
-        migrate(open_catalogue(place.arguments["place"]))
+        migrate(open_to_migrate(place.arguments["place"]))
     assert Database(place.database).read(revision) == "0999"
 
 
 def test_migrating_nothing_is_refused(tmp_path, postgres_place):
     with pytest.raises(UnknownStore):
-        open_catalogue(tmp_path)
+        open_to_migrate(tmp_path)
     with pytest.raises(UnknownStore):
-        open_catalogue(postgres_place.database)
+        open_to_migrate(postgres_place.database)
 
 
 def test_failed_migration_leaves_no_table_behind(place, monkeypatch):

@@ -17,7 +17,7 @@ from foreword.serving.api.app import make_app
 from foreword.serving.api.state import ServerState
 from foreword.serving.config import Configuration, of
 from foreword.serving.metrics import Metrics
-from foreword.serving.metrics_readings import add_readings
+from foreword.serving.serve import add_readings
 from foreword.serving.served_model import served_of
 from foreword.store import PrefixStore
 from foreword.template import Template

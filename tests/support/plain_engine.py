@@ -41,7 +41,7 @@ class PlainEngine:
         try:
             ids = list(row.prompt_ids)
             noise = torch.Generator().manual_seed(row.sampling.seed)
-            limit = self._base.text_limit(row.prefix.length if row.prefix else 0)
+            limit = self._base.max_text_tokens(row.prefix.length if row.prefix else 0)
             room = min(row.sampling.max_tokens, limit - len(ids) if limit is not None else math.inf)
             for number in range(int(room)):
                 if self.stopped:

@@ -11,7 +11,7 @@ from foreword.research.experiments.splits import DataSplits
 from support.stand_ins import random_examples
 
 
-def small_material() -> DataSplits:
+def small_splits() -> DataSplits:
     measured = entries_of(random_examples(4, seed=2))
     return DataSplits(random_examples(30), random_examples(5, seed=1), {"measured": measured})
 

@@ -108,8 +108,8 @@ def test_a_compiled_prefix_gives_the_logits_of_the_embeddings_in_front_of_the_te
     trainer = build_trainer(tiny_base, settings, rows, [])
     while not trainer.finished:
         train_step(tiny_base, [trainer])
-    assert torch.equal(trainer.tensors()["decoder.key"], prefix.key())
-    (embeddings,) = trainer.parameters.parameters()
+    assert torch.equal(trainer.trained.tensors()["decoder.key"], prefix.key())
+    (embeddings,) = trainer.trained.parameters.parameters()
     losses = tiny_base.token_losses(TASK[:3], prefix)
     for row, found in zip(rows, losses, strict=False):
         expected = losses_behind(embeddings.detach(), row.source_ids, row.target_ids)
@@ -129,9 +129,9 @@ def test_gradients_of_the_embeddings_are_those_of_one_pass_over_embeddings_and_t
     tiny_base: BaseModel,
 ) -> None:
     rows, _ = encode(random_examples(4), tiny_base.tokenizer, tiny_base.template)
-    settings = make_settings(length=3, batch_size=4, steps=1, clip=0, parameterization="embedding")
+    settings = make_settings(length=3, batch_size=4, steps=1, max_grad_norm=0, parameterization="embedding")
     trainer = build_trainer(tiny_base, settings, rows, [])
-    (parameter,) = trainer.parameters.parameters()
+    (parameter,) = trainer.trained.parameters.parameters()
     by_hand = parameter.detach().clone().requires_grad_()
     losses = torch.cat([losses_behind(by_hand, r.source_ids, r.target_ids) for r in trainer.batch()])
     losses.mean().backward()
@@ -145,7 +145,7 @@ def test_random_embeddings_are_as_large_as_those_of_words(tiny_base: BaseModel) 
     settings = make_settings(length=50, init="random", parameterization="embedding")
     rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
     trainer = build_trainer(tiny_base, settings, rows, [])
-    (parameter,) = trainer.parameters.parameters()
+    (parameter,) = trainer.trained.parameters.parameters()
     assert float(parameter.detach().std()) == pytest.approx(
         float(tiny_base.model.get_input_embeddings().weight.std()), rel=0.1
     )

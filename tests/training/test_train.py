@@ -184,7 +184,7 @@ def test_accumulating_parts_gives_the_step_of_the_whole_batch(tiny_base: BaseMod
     for reduction in ("token", "sequence"):
         options: dict[str, Any] = {**QUICK, "batch_size": 8, "reduction": reduction}
         whole = train(tiny_base, examples, **options)
-        parts = train(tiny_base, examples, **options, accumulate=3)
+        parts = train(tiny_base, examples, **options, gradient_accumulation=3)
         torch.testing.assert_close(whole.key(), parts.key(), rtol=1e-4, atol=1e-5)
 
 
@@ -200,7 +200,7 @@ def test_the_reported_loss_is_the_reduction_computed_by_hand(tiny_base: BaseMode
     settings = make_settings(length=3, batch_size=4, reduction=reduction, steps=1)
     trainer = build_trainer(tiny_base, settings, rows, [])
     with torch.no_grad():
-        key, value = trainer.parameters()["decoder"]
+        key, value = trainer.trained.key_values()["decoder"]
     batch = trainer.batch()
     layers = list(zip(key, value, strict=True))
     by_row = [token_losses(tiny_base.model, r.source_ids, r.target_ids, layers) for r in batch]
@@ -342,7 +342,7 @@ def test_bad_calls_are_refused_before_any_work(tiny_base: BaseModel) -> None:
         train(tiny_base, TASK, parameterization="lora")
     with pytest.raises(UsageError, match="expected random, words"):
         train(tiny_base, TASK, init="zeros")
-    for name in ("length", "steps", "batch_size", "accumulate"):
+    for name in ("length", "steps", "batch_size", "gradient_accumulation"):
         with pytest.raises(UsageError, match=f"{name} is 2.5; expected a whole number"):
             train(tiny_base, TASK, **{name: 2.5})
     for name in ("length", "steps", "batch_size", "learning_rate"):
@@ -389,13 +389,13 @@ def test_tensorboard_holds_the_losses_when_asked_for(tiny_base: BaseModel, tmp_p
 def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: BaseModel) -> None:
     rows, _ = encode(TASK, tiny_base.tokenizer, tiny_base.template)
     trainer = build_trainer(tiny_base, make_settings(**QUICK), rows, [])
-    before = trainer.tensors()
-    compiled = trainer.parameters()
+    before = trainer.trained.tensors()
+    compiled = trainer.trained.key_values()
     key, value = compiled["decoder"]
     with pytest.raises(TrainingDiverged, match="gradient became nan"):
         trainer.update(compiled, {"decoder": (torch.full_like(key, float("nan")), torch.zeros_like(value))})
     assert trainer.step == 0
-    assert all(torch.equal(trainer.tensors()[name], before[name]) for name in before)
+    assert all(torch.equal(trainer.trained.tensors()[name], before[name]) for name in before)
 
 
 def test_a_prefix_that_began_at_another_says_so(tiny_base: BaseModel) -> None:
@@ -415,7 +415,7 @@ def test_fingerprint_follows_every_weight() -> None:
 
 
 def test_schedule_rises_and_falls_linearly() -> None:
-    from foreword.training.prefix_trainer import rate_factor
+    from foreword.training.trainer import rate_factor
 
     factors = [rate_factor(step, warmup=4, steps=12) for step in range(12)]
     assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])

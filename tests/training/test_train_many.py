@@ -11,7 +11,7 @@ import torch
 from foreword import BaseModel, Example, Prefix, train, train_many
 from foreword.errors import BadExamples, OwnersFailed, UsageError
 from foreword.training import Progress, TrainingStopped
-from foreword.training.prefix_trainer import PrefixTrainer
+from foreword.training.trainer import Trainer
 from support.stand_ins import random_examples, random_prefix
 
 OPTIONS: dict[str, Any] = {
@@ -69,21 +69,21 @@ def test_owners_of_very_different_size_share_a_run(tiny_base: BaseModel) -> None
 
 def test_owners_enter_as_places_fall_free(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     living = most = 0
-    build, finished = PrefixTrainer.__init__, PrefixTrainer.result
+    build, finished = Trainer.__init__, Trainer.result
 
-    def enter(self: PrefixTrainer, *args: Any, **kwargs: Any) -> None:
+    def enter(self: Trainer, *args: Any, **kwargs: Any) -> None:
         nonlocal living, most
         living += 1
         most = max(most, living)
         build(self, *args, **kwargs)
 
-    def leave(self: PrefixTrainer) -> Any:
+    def leave(self: Trainer) -> Any:
         nonlocal living
         living -= 1
         return finished(self)
 
-    monkeypatch.setattr(PrefixTrainer, "__init__", enter)
-    monkeypatch.setattr(PrefixTrainer, "result", leave)
+    monkeypatch.setattr(Trainer, "__init__", enter)
+    monkeypatch.setattr(Trainer, "result", leave)
     handed: list[str] = []
     read: list[int] = []
 
@@ -98,7 +98,7 @@ def test_owners_enter_as_places_fall_free(tiny_base: BaseModel, monkeypatch: pyt
         length=2,
         steps=2,
         batch_size=2,
-        places=3,
+        concurrent_owners=3,
         into=lambda owner, _: handed.append(owner),
     )
     assert result == {}
@@ -118,7 +118,7 @@ def test_each_owner_keeps_their_own_best_dev_step_and_patience(tiny_base: BaseMo
 
 
 def test_a_stopped_run_of_many_ends_in_the_same_prefixes(tiny_base: BaseModel, tmp_path: Path) -> None:
-    whole = train_many(tiny_base, OWNERS, **OPTIONS, isolated=True, places=2)
+    whole = train_many(tiny_base, OWNERS, **OPTIONS, isolated=True, concurrent_owners=2)
 
     def interrupt(progress: Progress) -> None:
         if progress.owner == "alice" and progress.step == 4 and progress.note is None:
@@ -133,12 +133,14 @@ def test_a_stopped_run_of_many_ends_in_the_same_prefixes(tiny_base: BaseModel, t
             OWNERS,
             **OPTIONS,
             isolated=True,
-            places=2,
+            concurrent_owners=2,
             checkpoint_dir=tmp_path,
             on_progress=interrupt,
         )
     assert {path.name for path in tmp_path.iterdir()} == {"@alice", "@bob"}
-    resumed = train_many(tiny_base, OWNERS, **OPTIONS, isolated=True, places=2, checkpoint_dir=tmp_path)
+    resumed = train_many(
+        tiny_base, OWNERS, **OPTIONS, isolated=True, concurrent_owners=2, checkpoint_dir=tmp_path
+    )
     assert all(same(whole[owner], resumed[owner]) for owner in OWNERS)
 
 
@@ -163,16 +165,16 @@ def test_one_owners_fault_leaves_the_others_their_prefixes(tiny_base: BaseModel)
 def test_a_diverging_owner_leaves_and_the_others_go_on(
     tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = PrefixTrainer.update
+    update = Trainer.update
 
-    def poisoned(self: PrefixTrainer, compiled: Any, gradients: Any) -> float:
+    def poisoned(self: Trainer, compiled: Any, gradients: Any) -> float:
         norm = update(self, compiled, gradients)
         if self.owner == "bob" and self.step == 3:
             with torch.no_grad():
-                next(iter(self.parameters.parameters())).fill_(float("inf"))
+                next(iter(self.trained.parameters.parameters())).fill_(float("inf"))
         return norm
 
-    monkeypatch.setattr(PrefixTrainer, "update", poisoned)
+    monkeypatch.setattr(Trainer, "update", poisoned)
     with pytest.raises(OwnersFailed, match="bob: the loss became") as caught:
         train_many(tiny_base, OWNERS, **OPTIONS)
     assert set(caught.value.prefixes) == {"alice", "eve"}
@@ -191,7 +193,7 @@ def test_a_shared_start_is_where_every_owner_begins(tiny_base: BaseModel) -> Non
 
 def test_passes_are_divided_by_tokens_without_changing_the_result(tiny_base: BaseModel) -> None:
     one = train_many(tiny_base, OWNERS, **OPTIONS)
-    small = train_many(tiny_base, OWNERS, **OPTIONS, pass_tokens=30)
+    small = train_many(tiny_base, OWNERS, **OPTIONS, max_batch_tokens=30)
     assert all(close(one[owner], small[owner]) for owner in OWNERS)
 
 

@@ -23,7 +23,7 @@ def scheduler_side() -> Any:
     """As vLLM makes it in the scheduler's process, without a vLLM."""
     connector = PrefixConnector.__new__(PrefixConnector)
     connector._block_size, connector._secret = BLOCK, SECRET
-    connector._asked, connector._salted, connector._salts, connector._next = {}, {}, CacheSalts(), []
+    connector._requests, connector._salted, connector._salts, connector._next = {}, {}, CacheSalts(), []
     return connector
 
 

@@ -20,6 +20,12 @@ from foreword.errors import UsageError
 from foreword.prefix import Positions, Prefix, Stream
 from foreword.template import Placement
 
+KeyValuePair = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of one stream, each `[L, H, P, D]`."""
+
+KeyValues = dict[Stream, KeyValuePair]
+"""Keys and values of all streams of one prefix, as tensors; in training with a gradient."""
+
 WITHIN_WINDOW: Positions = "text-after-prefix-within-window"
 
 
@@ -88,7 +94,7 @@ class PrefixBatch:
     @classmethod
     def from_tensors(
         cls,
-        distinct: Sequence[Mapping[Stream, tuple[torch.Tensor, torch.Tensor]]],
+        distinct: Sequence[Mapping[Stream, KeyValuePair]],
         of_row: Sequence[int],
         placements: Sequence[Placement],
         positions: Sequence[Positions],
@@ -118,7 +124,7 @@ class PrefixBatch:
         lengths = self.blocks[stream].lengths
         return tuple(0 if index is None else lengths[index] for index in self.of_row)
 
-    def kinds(self) -> tuple[int | None, ...]:
+    def sharing_groups(self) -> tuple[int | None, ...]:
         """Equal for rows whose text meets the same prefix; None for one whose source does not see it."""
         none = len(self.of_row)
         return tuple(none if i is None else None if i in self.infixes else i for i in self.of_row)

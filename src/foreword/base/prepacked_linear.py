@@ -1,21 +1,14 @@
-"""Packing: frozen weights laid out once for the CPU's matrix products.
+"""Frozen weights kept in the order in which the CPU's matrix products read them, for generation.
 
 A matrix product on a CPU first copies the weight into the order in which its kernel reads it. With few rows,
 as in generation, that takes longer than the arithmetic. Weights that never change can be kept in that order:
-one copy for forward passes, one for the gradient of activations, each made when it is first needed, within
-`packed_weights` only: memory is the price. Products are the same to rounding; `benchmarks/packing.py`
-measures what is gained.
+a copy made when it is first needed, within `prepacked_weights` only: memory is the price. Products are the
+same to rounding; `benchmarks/packing.py` measures what is gained.
 
-Shapes: M rows, I inputs, O outputs.
-
-Processor: which one this machine has.
-
-Whether packed weights pay on this machine: tried once, and remembered.
-
-That depends on the processor and on the number of rows: a single row can be faster with weights as they are,
-since no kernel puts those in order for it. So a few products of each kind are timed the first time that
-anybody asks, and the answer is kept in the user's cache folder (`packing.json`): the same machine computes
-the same bits tomorrow. Delete the file to have it tried again.
+Whether it pays depends on the processor and on the number of rows: a single row can be faster with weights as
+they are, since no kernel puts those in order for it. So a few products of each kind are timed the first time
+that anybody asks, and the answer is kept in the user's cache folder (`packing.json`): the same machine
+computes the same bits tomorrow. Delete the file to have it tried again.
 
 Shapes: M rows, I inputs, O outputs.
 """
@@ -36,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from foreword.errors import ForewordError
 from foreword.files import write_text
@@ -45,11 +37,11 @@ from foreword.models.cache_dir import cache_folder
 _used: ContextVar[bool] = ContextVar("foreword_packed_weights", default=False)
 
 MOST_BYTES = 2 << 30
-"""Models whose weights are larger are not packed: a copy, or two when training, would be dear. A constant,
-not a share of what is free, so that one model gives the same bits on the same machine every day."""
+"""Models whose weights are larger are not prepacked: a copy would be dear. A constant, not a share of what is
+free, so that one model gives the same bits on the same machine every day."""
 
 
-def can_pack() -> bool:
+def can_prepack() -> bool:
     """Whether this build of torch has the kernels (oneDNN's, those that torch.compile uses, too)."""
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
@@ -57,8 +49,8 @@ def can_pack() -> bool:
 
 
 @contextlib.contextmanager
-def packed_weights(wanted: bool) -> Iterator[None]:
-    """Compute with packed weights, or not, in this thread, where the model was prepared for it."""
+def prepacked_weights(wanted: bool) -> Iterator[None]:
+    """Compute with prepacked weights, or not, in this thread, where the model was prepared for it."""
     token = _used.set(wanted)
     try:
         yield
@@ -66,12 +58,12 @@ def packed_weights(wanted: bool) -> Iterator[None]:
         _used.reset(token)
 
 
-def prepare(model: nn.Module) -> int:
-    """Let the frozen float32 linear layers of `model` on the CPU take packed weights when asked to.
+def enable_prepacking(model: nn.Module) -> int:
+    """Let the frozen float32 linear layers of `model` on the CPU take prepacked weights when asked to.
 
     Weights stay where and what they are. A layer whose weight is trained later on is computed as ever, and
-    one whose weight is changed is packed anew; a change through `.data`, which torch does not count, is not
-    seen.
+    one whose weight is changed is prepacked anew; a change through `.data`, which torch does not count, is
+    not seen.
 
     Returns:
         How many layers.
@@ -79,17 +71,17 @@ def prepare(model: nn.Module) -> int:
     layers = [
         module for module in model.modules() if isinstance(module, nn.Linear) and _takes_packing(module)
     ]
-    if not can_pack() or sum(layer.weight.nbytes for layer in layers) > MOST_BYTES:
+    if not can_prepack() or sum(layer.weight.nbytes for layer in layers) > MOST_BYTES:
         return 0
     for layer in layers:
-        layer.__class__ = PackedLinear
-        vars(layer)["packed"] = Packed()
+        layer.__class__ = PrepackedLinear
+        vars(layer)["prepacked"] = PrepackedWeight()
     return len(layers)
 
 
 def is_prepared(model: nn.Module) -> bool:
-    """Whether any of its layers can take packed weights."""
-    return any(isinstance(module, PackedLinear) for module in model.modules())
+    """Whether any of its layers can take prepacked weights."""
+    return any(isinstance(module, PrepackedLinear) for module in model.modules())
 
 
 def _takes_packing(module: nn.Linear) -> bool:
@@ -103,82 +95,60 @@ def _takes_packing(module: nn.Linear) -> bool:
     )
 
 
-class Packed:
-    """Copies of one weight `[O, I]` in the kernels' order, made when first asked for."""
+class PrepackedWeight:
+    """A copy of one weight `[O, I]` in the kernel's order, made when first asked for."""
 
     def __init__(self) -> None:
         self._weight: torch.Tensor | None = None
         self._made_of: tuple[int, int] | None = None
-        self._copies: dict[bool, torch.Tensor] = {}
+        self.copy: torch.Tensor | None = None
         self._lock = threading.Lock()
 
-    def of(self, weight_OI: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+    def of(self, weight_OI: torch.Tensor) -> torch.Tensor:
         """The copy of the weight as it is now."""
-        now = (weight_OI.data_ptr(), weight_OI._version)
-        with self._lock:
-            if weight_OI is not self._weight or now != self._made_of:
+        now = (weight_OI.data_ptr(), weight_OI._version)  # torch counts the changes in place
+        with self._lock:  # requests of a server generate in threads
+            if self.copy is None or weight_OI is not self._weight or now != self._made_of:
                 self._weight, self._made_of = weight_OI, now
-                self._copies = {}
-            if transposed not in self._copies:
                 with torch.no_grad():
-                    plain = weight_OI.t().contiguous() if transposed else weight_OI
-                    self._copies[transposed] = torch.ops.mkldnn._reorder_linear_weight(plain)
-            return self._copies[transposed]
+                    self.copy = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
+            return self.copy
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
-        return Packed()
+    def __deepcopy__(self, memo: dict[int, Any]) -> PrepackedWeight:
+        return PrepackedWeight()
 
-    def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
-        return Packed, ()
+    def __reduce__(self) -> tuple[type[PrepackedWeight], tuple[()]]:
+        return PrepackedWeight, ()
 
 
-class PackedLinear(nn.Linear):
-    """`nn.Linear` with a frozen weight, through its packed copy."""
+class PrepackedLinear(nn.Linear):
+    """`nn.Linear` with a frozen weight, through its prepacked copy."""
 
-    packed: Packed
+    prepacked: PrepackedWeight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., I]` to `[..., O]`."""
         weight, bias = self.weight, self.bias
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        differentiated = torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in (input, weight, bias)
+        )
         fits = weight.dtype == input.dtype == torch.float32 and weight.device.type == "cpu"
-        if not _used.get() or trained or not fits or not input.numel():
+        if not _used.get() or differentiated or not fits or not input.numel():
             return super().forward(input)
         rows_MI = input.reshape(-1, input.shape[-1])
-        if torch.is_grad_enabled() and input.requires_grad:
-            product_MO = _FrozenProduct.apply(rows_MI, weight, bias, self.packed)
-        else:
-            product_MO = product(rows_MI, self.packed.of(weight, transposed=False), bias)
-        return product_MO.view(*input.shape[:-1], -1)  # type: ignore[no-any-return]
+        return product(rows_MI, self.prepacked.of(weight), bias).view(*input.shape[:-1], -1)
 
 
-class _FrozenProduct(torch.autograd.Function):
-    """The product, differentiated by its input alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, rows_MI: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, packed: Packed
-    ) -> torch.Tensor:
-        ctx.weight, ctx.packed = weight, packed
-        return product(rows_MI, packed.of(weight, transposed=False), bias)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        packed = ctx.packed.of(ctx.weight, transposed=True)
-        return product(gradients[0], packed, None), None, None, None
-
-
-def product(rows_MI: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def product(rows_MI: torch.Tensor, prepacked: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`[M, O]`, of a weight `[O, I]` in the kernels' order."""
-    return torch.ops.mkldnn._linear_pointwise(rows_MI, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._linear_pointwise(rows_MI, prepacked, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-# -- Processor: which one this machine has ---------------------------------------------------------
+# -- whether prepacked weights pay on this machine: tried once, and remembered --------------------------
 
 
 DESCRIBED = Path("/proc/cpuinfo")
-"""Where Linux says; Python does not know it there."""
+"""Where Linux says which processor this is; Python does not know it there."""
 
 
 def describe_processor() -> dict[str, str]:
@@ -190,28 +160,26 @@ def describe_processor() -> dict[str, str]:
     return unknown | {name.strip(): value.strip() for name, colon, value in pairs if colon}
 
 
-# -- Whether packed weights pay on this machine: tried once, and remembered ------------------------
-
-
 WEIGHTS, INPUTS, OUTPUTS = 24, 1024, 1536
 """150 MB: more than a cache of the processor's own, as a model's weights are."""
 ROUNDS = 7
 FEW, MANY = 1, 8
 """Rows that are tried. Fewer than half of the second are taken to be as the first."""
 LEAST = 1.1
-"""How many times as fast packed products have to be: a copy of the weights is no small price."""
+"""How many times as fast prepacked products have to be: a copy of the weights is no small price."""
 
 
-def packing_pays(rows: int) -> bool:
-    """Whether a batch of so many rows generates with packed weights on this machine, with its threads."""
+def prepacking_pays(rows: int) -> bool:
+    """Whether a batch of so many rows generates with prepacked weights on this machine, with its threads."""
     return (
-        can_pack() and _remembered(torch.get_num_threads())[_name(FEW if 2 * rows < MANY else MANY)] >= LEAST
+        can_prepack()
+        and _remembered(torch.get_num_threads())[_name(FEW if 2 * rows < MANY else MANY)] >= LEAST
     )
 
 
 @functools.cache
 def _remembered(threads: int) -> dict[str, float]:
-    """By name of a number of rows, how many times as fast packed products are."""
+    """By name of a number of rows, how many times as fast prepacked products are."""
     place = cache_folder() / "packing.json"
     here = f"{_processor()}, {threads} threads, torch {torch.__version__}"
     known = _read(place)
@@ -239,9 +207,9 @@ def _name(rows: int) -> str:
 
 @torch.no_grad()
 def _times_as_fast(rows: int) -> float:
-    """Time of plain products over that of packed ones; the median of rounds, in turns."""
+    """Time of plain products over that of prepacked ones; the median of rounds, in turns."""
     plain = torch.ones(WEIGHTS, OUTPUTS, INPUTS)
-    packed = [torch.ops.mkldnn._reorder_linear_weight(weight_OI) for weight_OI in plain]
+    prepacked = [torch.ops.mkldnn._reorder_linear_weight(weight_OI) for weight_OI in plain]
     rows_MI = torch.ones(rows, INPUTS)
     ratios = []
     for _ in range(ROUNDS + 1):
@@ -249,7 +217,7 @@ def _times_as_fast(rows: int) -> float:
         for weight_OI in plain:
             torch.nn.functional.linear(rows_MI, weight_OI)
         times.append(time.perf_counter())
-        for weight in packed:
+        for weight in prepacked:
             product(rows_MI, weight, None)
         times.append(time.perf_counter())
         ratios.append((times[1] - times[0]) / (times[2] - times[1]))

@@ -1,10 +1,11 @@
-"""Hardware: on what a figure was measured, as a report says it."""
+"""Environment: on what a figure was measured, gathered here and written as reports have it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import transformers
 from foreword import __version__
 from foreword.base.base_model import BaseModel
 from foreword.base.prepacked_linear import describe_processor
+from foreword.reporting.markdown import table
 
 
 def describe_machine(base: BaseModel) -> dict[str, Any]:
@@ -33,10 +35,50 @@ def describe_machine(base: BaseModel) -> dict[str, Any]:
 
 def package_versions(*packages: str) -> dict[str, str]:
     """The version of each package, or that it is not installed."""
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
+
+
+def conditions(
+    command: str, base: str, sessions: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> str:
+    """The section of a report that says how its figures came about: command, base, hardware and settings.
+
+    Args:
+        command: that makes these figures, all of them.
+        sessions: the starts that made them in fact, listed where they were others.
+    """
+    machines = dict.fromkeys(_machine(session) for session in sessions)
+    commands = list(dict.fromkeys(session["command"] for session in sessions))
+    starts = "".join(f"{number}. `{each}`\n" for number, each in enumerate(commands, 1))
+    made = (
+        "" if commands == [command] else f"What it shows was made in these starts of the run:\n\n{starts}\n"
+    )
+    rows = [[name, "default" if value is None else str(value)] for name, value in settings.items()]
+    return (
+        f"## How it was measured\n\n```\n{command}\n```\n\n{made}"
+        f"- Base model: {base}\n"
+        f"- Hardware: {'; then '.join(machines)}\n\n"
+        f"{table(['setting', 'value'], rows)}"
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it is of, in the plural where it needs one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _machine(session: Mapping[str, Any]) -> str:
+    packages = {
+        name: session[name] for name in ("torch", "transformers", "peft", "foreword") if name in session
+    }
+    versions = [f"{name} {version}" for name, version in (packages | session.get("metrics", {})).items()]
+    return (
+        f"{session['device']}, {counted(session['threads'], 'thread')} on {session['cores']} cores, "
+        f"{session['system']}; Python {session['python']}, {', '.join(versions)}"
+    )

@@ -1,8 +1,8 @@
 """The store: prefixes kept like rows in a database.
 
-`store.py` is what callers use. Below it, a catalogue (who owns which version under which name) and
-blobs (the prefix files, once per digest). The catalogue is the truth; a blob nobody names is
-garbage, and a version is listed only after its blob is safe on the disk.
+`PrefixStore` (store.py) is what callers use. Below it are a database (who owns which version under which
+name) and blobs (the prefix files, each once by its SHA-256). The database is the truth: a blob that no
+version names is garbage, and a version is listed only after its blob is safe on the disk.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 # Imported when first used: the names of the records are of use without a database library.
 _HOMES = {
-    "AuditEntry": "audit",
+    "AuditEntry": "access",
     "Caller": "access",
     "Collected": "maintenance",
     "Description": "record",
@@ -51,9 +51,9 @@ _HOMES = {
     "NewKey": "api_keys",
     "Page": "listing",
     "PrefixStore": "store",
-    "Problem": "verify",
+    "Problem": "maintenance",
     "Role": "access",
-    "Verification": "verify",
+    "Verification": "maintenance",
     "Version": "record",
 }
 

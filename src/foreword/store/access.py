@@ -1,97 +1,23 @@
-"""Access: who calls, what they may see, and what they may change.
+"""Access: who calls, what they may see and change, who else may see it; and the audit table of what was done.
 
 A prefix that a caller may not see does not exist for them: the condition is part of every query,
 so that an absent and a hidden prefix take the same path to the same error.
 
-Audit: who did what, when, to which digest; written in the transaction of what it tells about.
+An audit entry is written in the transaction of the change that it records.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, exists, or_, select, true
-from sqlalchemy import select as sql_select
+from sqlalchemy import ColumnElement, Connection, Executable, exists, or_, select, true
 
 from foreword.errors import NotAllowed, UnknownPrefix
 from foreword.store.database import Database
 from foreword.store.names import check_owner
+from foreword.store.record import Record
 from foreword.store.schema import audit, now, prefix, share
-
-FORGOTTEN = "(forgotten)"
-
-
-@dataclass(frozen=True)
-class AuditEntry:
-    """One line of the audit table.
-
-    Attributes:
-        id: grows with every entry.
-        at: time, UTC, ISO 8601.
-        who: the caller, with the id of their key.
-        action: put, label, delete, share, ...
-        owner: whose prefix it was about.
-        target: prefix, version or key.
-        digest: of the prefix file, where there is one.
-    """
-
-    id: int
-    at: str
-    who: str
-    action: str
-    owner: str | None
-    target: str | None
-    digest: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dataclasses.asdict(self)
-
-
-def note(
-    connection: Connection,
-    caller: Caller,
-    action: str,
-    owner: str | None,
-    target: str | None,
-    digest: str | None = None,
-) -> int:
-    """Add an entry to the transaction under way; its id."""
-    added = connection.execute(
-        audit.insert()
-        .returning(audit.c.id)
-        .values(at=now(), who=str(caller), action=action, owner=owner, target=target, digest=digest)
-    )
-    return int(added.scalar_one())
-
-
-def entries(
-    connection: Connection, owner: str | None, limit: int, before: int | None
-) -> tuple[AuditEntry, ...]:
-    """The newest entries, of one owner or all; `before` an id continues a page."""
-    query = select(audit).order_by(audit.c.id.desc()).limit(limit)
-    if owner is not None:
-        query = query.where(audit.c.owner == owner)
-    if before is not None:
-        query = query.where(audit.c.id < before)
-    return tuple(AuditEntry(**row) for row in connection.execute(query).mappings())
-
-
-def strip(connection: Connection, owner: str) -> None:
-    """Take the names of a forgotten owner's prefixes out of the entries; who, when and digest stay."""
-    connection.execute(audit.update().where(audit.c.owner == owner).values(target=f"{owner}/{FORGOTTEN}"))
-
-
-def forgotten_since(connection: Connection, entry: int) -> tuple[str, ...]:
-    """Owners that were forgotten after the entry with this id."""
-    query = select(audit.c.owner).where(audit.c.action == "forget", audit.c.id > entry).distinct()
-    return tuple(connection.execute(query).scalars())
-
-
-# -- Access: who calls, what they may see, and what they may change --------------------------------
-
 
 Role = Literal["admin", "owner", "reader"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -154,10 +80,20 @@ def check_owns(caller: Caller, owner: str) -> None:
     """For work on a whole owner: other owners do not exist for those who are no administrators.
 
     Raises:
+        BadName: no owner can be called so.
         UnknownPrefix: another owner.
     """
+    check_owner(owner)
     if caller.role != "admin" and caller.owner != owner:
         raise UnknownPrefix(f"there is no owner {owner} that {caller} may read")
+
+
+def check_scope(caller: Caller, owner: str | None, what: str) -> None:
+    """For work on one owner, or, where `owner` is None, on the whole store. Raises as the two above."""
+    if owner is None:
+        check_administrates(caller, what)
+    else:
+        check_owns(caller, owner)
 
 
 def lock(connection: Connection, caller: Caller, owner: str, name: str) -> None:
@@ -167,10 +103,10 @@ def lock(connection: Connection, caller: Caller, owner: str, name: str) -> None:
         UnknownPrefix: absent, without a version, or hidden from the caller.
         NotAllowed: the caller sees it but may not write it.
     """
-    found = sql_select(prefix.c.latest).where(
+    query = select(prefix.c.latest).where(
         prefix.c.owner == owner, prefix.c.name == name, prefix.c.latest.is_not(None), visible(caller)
     )
-    if connection.execute(found.with_for_update(of=prefix)).first() is None:
+    if connection.execute(query.with_for_update(of=prefix)).first() is None:
         raise unknown(f"{owner}/{name}", caller)
     check_writes(caller, owner)
 
@@ -183,39 +119,109 @@ def unknown(reference: object, caller: Caller) -> UnknownPrefix:
     )
 
 
-def publish(catalogue: Database, caller: Caller, owner: str, name: str, *, public: bool) -> None:
+def publish(database: Database, caller: Caller, owner: str, name: str, *, public: bool) -> None:
     """Let everybody read a prefix, or only its owner and those it is shared with."""
-
-    def work(connection: Connection) -> None:
-        lock(connection, caller, owner, name)
-        row = (prefix.c.owner == owner) & (prefix.c.name == name)
-        connection.execute(prefix.update().where(row).values(public=public))
-        note(connection, caller, "publish" if public else "unpublish", owner, f"{owner}/{name}")
-
-    catalogue.write(work)
+    row = (prefix.c.owner == owner) & (prefix.c.name == name)
+    action = "publish" if public else "unpublish"
+    _change(database, caller, owner, name, prefix.update().where(row).values(public=public), action)
 
 
-def grant(catalogue: Database, caller: Caller, owner: str, name: str, grantee: str) -> None:
+def grant(database: Database, caller: Caller, owner: str, name: str, grantee: str) -> None:
     """Let another owner read a prefix."""
-    check_owner(grantee)
-
-    def work(connection: Connection) -> None:
-        lock(connection, caller, owner, name)
-        row = {"grantee": grantee, "owner": owner, "name": name}
-        connection.execute(catalogue.insert(share).values(row).on_conflict_do_nothing())
-        note(connection, caller, "share", owner, f"{owner}/{name} with {grantee}")
-
-    catalogue.write(work)
+    row = {"grantee": check_owner(grantee), "owner": owner, "name": name}
+    added = database.insert(share).values(row).on_conflict_do_nothing()
+    _change(database, caller, owner, name, added, "share", f" with {grantee}")
 
 
-def withdraw(catalogue: Database, caller: Caller, owner: str, name: str, grantee: str) -> None:
+def withdraw(database: Database, caller: Caller, owner: str, name: str, grantee: str) -> None:
     """Take back what `grant` gave; nothing happens when it was not given."""
-    check_owner(grantee)
+    row = (share.c.grantee == check_owner(grantee)) & (share.c.owner == owner) & (share.c.name == name)
+    _change(database, caller, owner, name, share.delete().where(row), "unshare", f" with {grantee}")
+
+
+def _change(
+    database: Database,
+    caller: Caller,
+    owner: str,
+    name: str,
+    statement: Executable,
+    action: str,
+    detail: str = "",
+) -> None:
+    """Run one statement about a prefix that the caller may write, and note it in the audit table."""
 
     def work(connection: Connection) -> None:
         lock(connection, caller, owner, name)
-        row = (share.c.grantee == grantee) & (share.c.owner == owner) & (share.c.name == name)
-        connection.execute(share.delete().where(row))
-        note(connection, caller, "unshare", owner, f"{owner}/{name} with {grantee}")
+        connection.execute(statement)
+        note(connection, caller, action, owner, f"{owner}/{name}{detail}")
 
-    catalogue.write(work)
+    database.write(work)
+
+
+# -- The audit table: who did what, when, to which digest --------------------------------------------
+
+
+FORGOTTEN = "(forgotten)"
+
+
+@dataclass(frozen=True)
+class AuditEntry(Record):
+    """One line of the audit table.
+
+    Attributes:
+        id: grows with every entry.
+        at: time, UTC, ISO 8601.
+        who: the caller, with the id of their key.
+        action: put, label, delete, share, ...
+        owner: whose prefix it was about.
+        target: prefix, version or key.
+        digest: of the prefix file, where there is one.
+    """
+
+    id: int
+    at: str
+    who: str
+    action: str
+    owner: str | None
+    target: str | None
+    digest: str | None
+
+
+def note(
+    connection: Connection,
+    caller: Caller,
+    action: str,
+    owner: str | None,
+    target: str | None,
+    digest: str | None = None,
+) -> int:
+    """Add an entry to the transaction under way; its id."""
+    added = connection.execute(
+        audit.insert()
+        .returning(audit.c.id)
+        .values(at=now(), who=str(caller), action=action, owner=owner, target=target, digest=digest)
+    )
+    return int(added.scalar_one())
+
+
+def entries(
+    connection: Connection, owner: str | None, limit: int, before: int | None
+) -> tuple[AuditEntry, ...]:
+    """The newest entries, of one owner or all; `before` an id continues a page."""
+    query = select(audit).order_by(audit.c.id.desc()).limit(limit)
+    if owner is not None:
+        query = query.where(audit.c.owner == owner)
+    if before is not None:
+        query = query.where(audit.c.id < before)
+    return tuple(AuditEntry(**row) for row in connection.execute(query).mappings())
+
+
+def strip(connection: Connection, owner: str) -> None:
+    """Take the names of a forgotten owner's prefixes out of the entries; who, when and digest stay."""
+    connection.execute(audit.update().where(audit.c.owner == owner).values(target=f"{owner}/{FORGOTTEN}"))
+
+
+def forgotten_since(connection: Connection, entry: int) -> tuple[str, ...]:
+    """Owners that were forgotten after the entry with this id."""
+    query = select(audit.c.owner).where(audit.c.action == "forget", audit.c.id > entry).distinct()
+    return tuple(connection.execute(query).scalars())

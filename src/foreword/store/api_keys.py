@@ -1,4 +1,4 @@
-"""Keys: what a caller shows to say who they are. The catalogue keeps hashes, never keys.
+"""API keys: what a caller shows to say who they are. The database keeps hashes, never keys.
 
 A key is 256 random bits, so its plain SHA-256 can't be turned back by guessing; a slow hash is for
 passwords, which people choose.
@@ -12,7 +12,6 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -21,14 +20,16 @@ from foreword.store import access
 from foreword.store.access import ROLES, Caller, Role, check_administrates
 from foreword.store.database import Database
 from foreword.store.names import check_owner
+from foreword.store.record import Record
 from foreword.store.schema import api_key, now
 
 _FORM = re.compile(r"fw_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_COLUMNS = [column for column in api_key.c if column.name != "secret"]
 LONGEST_NOTE = 256
 
 
 @dataclass(frozen=True)
-class KeyRecord:
+class KeyRecord(Record):
     """What is known of a key; the key itself is not.
 
     Attributes:
@@ -47,10 +48,6 @@ class KeyRecord:
     created: str
     revoked: str | None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True)
 class NewKey:
@@ -58,20 +55,15 @@ class NewKey:
 
     Attributes:
         secret: the whole key, to be handed to its user; never shown by repr.
-        record: what the catalogue keeps.
+        record: what the database keeps.
     """
 
     secret: str = field(repr=False)
     record: KeyRecord
 
 
-def create(catalogue: Database, caller: Caller, owner: str | None, role: Role, note: str | None) -> NewKey:
-    """Make a key.
-
-    Raises:
-        UsageError: an unknown role, an administrator with an owner, or another role without one.
-        NotAllowed: the caller is no administrator.
-    """
+def create(database: Database, caller: Caller, owner: str | None, role: Role, note: str | None) -> NewKey:
+    """Make a key; an administrator's has no owner, every other has one."""
     check_administrates(caller, "make keys")
     if role not in ROLES:
         raise UsageError(f"role is {role!r}; expected {', '.join(ROLES)}")
@@ -88,38 +80,27 @@ def create(catalogue: Database, caller: Caller, owner: str | None, role: Role, n
         connection.execute(api_key.insert().values(**dataclasses.asdict(record), secret=_hash(secret)))
         access.note(connection, caller, "make key", owner, f"key {record.id} ({role})")
 
-    catalogue.write(work)
+    database.write(work)
     return NewKey(secret, record)
 
 
 def listed(connection: Connection, caller: Caller, owner: str | None) -> tuple[KeyRecord, ...]:
-    """Keys of one owner or, for administrators, all; oldest first.
-
-    Raises:
-        NotAllowed: other owners' keys, for those who are no administrators.
-    """
+    """Keys of one owner or, for administrators, all; oldest first."""
     if caller.role != "admin" and (owner is None or owner != caller.owner):
         raise NotAllowed(f"{caller} may list the keys of {caller.owner} only; an administrator may list all")
-    columns = [column for column in api_key.c if column.name != "secret"]
-    query = select(*columns).order_by(api_key.c.created, api_key.c.id)
+    query = select(*_COLUMNS).order_by(api_key.c.created, api_key.c.id)
     if owner is not None:
         query = query.where(api_key.c.owner == owner)
     return tuple(KeyRecord(**row) for row in connection.execute(query).mappings())
 
 
-def revoke(catalogue: Database, caller: Caller, identifier: str) -> KeyRecord:
-    """Refuse a key from now on; revoking it again changes nothing.
-
-    Raises:
-        UnknownKey: no key has this id.
-        NotAllowed: the caller is no administrator.
-    """
+def revoke(database: Database, caller: Caller, identifier: str) -> KeyRecord:
+    """Refuse a key from now on; revoking it again changes nothing."""
     check_administrates(caller, "revoke keys")
 
     def work(connection: Connection) -> KeyRecord:
-        columns = [column for column in api_key.c if column.name != "secret"]
-        found = select(*columns).where(api_key.c.id == identifier).with_for_update()
-        row = connection.execute(found).mappings().first()
+        query = select(*_COLUMNS).where(api_key.c.id == identifier).with_for_update()
+        row = connection.execute(query).mappings().first()
         if row is None:
             raise UnknownKey("no key has this id; `foreword store keys list` shows them")
         record = KeyRecord(**row)
@@ -130,7 +111,7 @@ def revoke(catalogue: Database, caller: Caller, identifier: str) -> KeyRecord:
         access.note(connection, caller, "revoke key", record.owner, f"key {identifier}")
         return record
 
-    return catalogue.write(work)
+    return database.write(work)
 
 
 def caller_of(connection: Connection, secret: str) -> Caller:

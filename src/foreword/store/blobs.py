@@ -1,11 +1,7 @@
-"""Blobs: prefix files by key, in a folder or in a bucket; they know bytes and keys, nothing else.
+"""Blobs: prefix files by key, in a folder or in a bucket (S3-compatible, or whatever else fsspec knows).
 
-A key is used once: it carries the digest and a random part. So a file that is being removed can
-never be the file that a put, at the same moment, believes to be there.
-
-Blobs in a bucket: S3-compatible storage, or whatever else fsspec reads and writes.
-
-Blobs in a folder, flushed to the disk before anybody hears of them.
+They know bytes and keys, nothing else. A key is used once: it carries the digest and a random part. So a file
+that is being removed can never be the file that a put, at the same moment, believes to be there.
 """
 
 from __future__ import annotations
@@ -23,7 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from foreword.errors import AlteredBlob, CannotWrite, MissingBlob, StoreUnavailable, UsageError
+from foreword.errors import (
+    AlteredBlob,
+    CannotWrite,
+    MissingBlob,
+    StoreUnavailable,
+    UnknownStore,
+    UsageError,
+)
 from foreword.files import TEMPORARY_SUFFIX, flush_folder
 
 MARKER = "foreword-store"
@@ -84,10 +87,10 @@ def read_checked(blobs: Blobs, key: str, digest: str) -> bytes:
         AlteredBlob: their SHA-256 is another one.
     """
     content = blobs.read(key)
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != digest:
         raise AlteredBlob(
-            f"the stored file {key} has SHA-256 {found[:12]}..., expected {digest[:12]}...: it was "
+            f"the stored file {key} has SHA-256 {actual[:12]}..., expected {digest[:12]}...: it was "
             "altered after it was stored and is not used. Restore it from a backup, or put the same "
             "prefix again"
         )
@@ -105,11 +108,29 @@ def open_blobs(url: str, options: dict[str, Any] | None = None) -> Blobs:
         return BucketBlobs(url, options or {})
     if options:
         raise UsageError("blob options are for buckets; a folder has none")
-
     return FolderBlobs(url.removeprefix("file://"))
 
 
-# -- Blobs in a bucket: S3-compatible storage, or whatever else fsspec reads and writes ------------
+def check_marker(blobs: Blobs, store: str) -> None:
+    """Refuse blobs of another store: two databases would collect each other's files as garbage.
+
+    Args:
+        store: the id of this one, with which fresh blobs are marked.
+
+    Raises:
+        UnknownStore: they are another store's.
+        CannotWrite, StoreUnavailable: fresh blobs could not be marked as this store's.
+    """
+    with contextlib.suppress(MissingBlob):
+        if blobs.read(MARKER).decode(errors="replace") != store:
+            raise UnknownStore(
+                f"the files at {blobs} belong to another store; choose another place for this one's"
+            )
+        return
+    blobs.write(MARKER, store.encode())
+
+
+# -- In a bucket ------------------------------------------------------------------------------------
 
 
 class BucketBlobs:
@@ -152,9 +173,8 @@ class BucketBlobs:
     def each(self) -> Iterator[Stored]:
         """See `Blobs.each`."""
         with contextlib.suppress(MissingBlob), self._named(""):
-            found = self.system.find(self.root, detail=True)
             now = datetime.datetime.now(datetime.UTC)
-            for path, entry in found.items():
+            for path, entry in self.system.find(self.root, detail=True).items():
                 key = str(path).removeprefix(self.root).lstrip("/")
                 if key != MARKER:
                     yield Stored(key, int(entry.get("size") or 0), _age(entry, now))
@@ -170,8 +190,10 @@ class BucketBlobs:
                 f"{self}/{key} was refused: {error}; check the rights of the credentials"
             ) from error
         except Exception as error:  # each storage's client has its own errors, none of them ours
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise StoreUnavailable(f"{self}/{key} did not answer ({said}); repeat the call later") from error
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise StoreUnavailable(
+                f"{self}/{key} did not answer ({reason}); repeat the call later"
+            ) from error
 
     def __str__(self) -> str:
         return _plain(self.url).rstrip("/")
@@ -192,14 +214,17 @@ def _age(entry: dict[str, Any], now: datetime.datetime) -> float:
     return 0.0  # unknown age: never old enough to be taken for a leftover
 
 
-# -- Blobs in a folder, flushed to the disk before anybody hears of them ---------------------------
+# -- In a folder ------------------------------------------------------------------------------------
 
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 class FolderBlobs:
-    """Files below one folder, spread over 256 subfolders by the digest's first byte."""
+    """Files below one folder, spread over 256 subfolders by the digest's first byte.
+
+    They are flushed to the disk before anybody hears of them.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -251,9 +276,9 @@ class FolderBlobs:
                 path = Path(folder, name)
                 key = path.relative_to(self.folder).as_posix()
                 with contextlib.suppress(FileNotFoundError):  # removed since the folder was read
-                    found = path.stat()
+                    status = path.stat()
                     if key != MARKER:
-                        yield Stored(key, found.st_size, now - found.st_mtime)
+                        yield Stored(key, status.st_size, now - status.st_mtime)
 
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():

@@ -1,10 +1,10 @@
 """Cache: prefixes ready for the model in memory, their files on the disk, both with a byte limit.
 
-Whether a caller may have a prefix is asked of the catalogue at every call; the cache only saves
+Whether a caller may have a prefix is asked of the database at every call; the cache only saves
 the reading. Its keys carry the owner beside the digest, so that nothing of one owner is ever
 handed out, kept or removed on account of another, and forgetting an owner finds all of it.
 
-Forgetting happens in one process and concerns all. The catalogue names the last audit entry that
+Forgetting happens in one process and concerns all. The database names the last audit entry that
 forgot somebody, every call reads that number along, and a cache that has seen an older one drops
 the owners forgotten since before it serves anything.
 """
@@ -45,10 +45,10 @@ class MemoryCache:
     def get(self, owner: str, digest: str) -> Prefix | None:
         """The prefix, now the most recently used; None when it is not here."""
         with self._lock:
-            found = self._kept.get((owner, digest))
-            if found is not None:
+            kept = self._kept.get((owner, digest))
+            if kept is not None:
                 self._kept.move_to_end((owner, digest))
-            return found and found[0]
+            return kept and kept[0]
 
     def put(self, owner: str, digest: str, prefix: Prefix, size: int) -> None:
         """Keep a prefix of `size` bytes; not at all when it alone is over the limit."""
@@ -113,13 +113,7 @@ class DiskCache:
             return
         path = self._path(owner, digest)
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
-            try:
-                temporary.write_bytes(content)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            _write(path, content)
             self._shrink(len(content))
 
     def drop(self, owner: str) -> int:
@@ -140,10 +134,7 @@ class DiskCache:
     def set_epoch(self, epoch: int) -> None:
         """Write it down. If that fails, the same owners are dropped once more next time."""
         with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.folder / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-            temporary.write_text(str(epoch))
-            os.replace(temporary, self.folder / EPOCH_FILE)
+            _write(self.folder / EPOCH_FILE, str(epoch).encode())
 
     def _path(self, owner: str, digest: str) -> Path:
         return self.folder / folder_name(owner) / digest
@@ -158,8 +149,8 @@ class DiskCache:
             files = []
             for path in self.folder.glob("*/*"):
                 with contextlib.suppress(OSError):
-                    found = path.stat()
-                    files.append((found.st_mtime_ns, found.st_size, path))
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, status.st_size, path))
             self._size, self._added = sum(size for _, size, _ in files), 0
             for _, size, path in sorted(files):
                 if self._size <= self.limit:
@@ -167,6 +158,26 @@ class DiskCache:
                 with contextlib.suppress(OSError):
                     path.unlink()
                 self._size -= size
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all, so that another process never reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def files_folder(chosen: str | Path | None) -> Path:
+    """Where files of remote stores are cached: below what was chosen, or in the user's cache folder."""
+    if chosen is not None:
+        return Path(chosen)
+    from foreword.models.cache_dir import cache_folder
+
+    return cache_folder() / "prefixes"
 
 
 class Cache:
@@ -185,7 +196,7 @@ class Cache:
         self._epoch = epoch if disk is None else disk.epoch()
 
     def settle(self, epoch: int, forgotten_since: Callable[[int], Iterable[str]]) -> None:
-        """Drop the owners that were forgotten up to `epoch`."""
+        """Drop the owners that were forgotten up to `epoch`, the number that a call has just read."""
         if epoch <= self._epoch:
             return
         with self._lock:
@@ -202,20 +213,22 @@ class Cache:
 
     def get(self, owner: str, digest: str, load: Callable[[bytes], Prefix]) -> Prefix | None:
         """The prefix from memory, or made by `load` from the file on the disk, or None."""
-        found, tier = self.memory.get(owner, digest), "memory"
-        if found is None:
+        prefix, tier = self.memory.get(owner, digest), "memory"
+        if prefix is None:
             tier = "blobs"
             content = self.disk.get(owner, digest) if self.disk is not None else None
             if content is not None:
                 tier = "disk"
-                found = load(content)
-                self.memory.put(owner, digest, found, len(content))
+                prefix = load(content)
+                self.memory.put(owner, digest, prefix, len(content))
         self.reads[tier] += 1
-        return found
+        return prefix
 
     def put(self, owner: str, digest: str, prefix: Prefix, content: bytes, epoch: int) -> None:
-        """Keep what was found in the catalogue at `epoch`; not when somebody was forgotten since."""
+        """Keep what the database named at `epoch`."""
         with self._lock:
+            # Somebody was forgotten while the file was read, perhaps this owner: their copies were dropped
+            # already, and nothing would drop this one.
             if epoch < self._epoch:
                 return
             self.memory.put(owner, digest, prefix, len(content))

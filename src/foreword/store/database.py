@@ -1,9 +1,10 @@
-"""Catalogue: the database, SQLite or PostgreSQL, and how work on it begins, ends and fails.
+"""Database: SQLite or PostgreSQL, where it is, and how work on it begins, ends and fails.
 
 It knows transactions and errors; what is read and written stands in the files beside it.
 
 Writes take their lock at the start (BEGIN IMMEDIATE in SQLite, row locks in PostgreSQL), so two
-writers wait for each other instead of failing at the end.
+writers wait for each other instead of failing at the end. Where PostgreSQL still has to break a circle of
+waiting writers, the work runs again.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ import sqlalchemy
 from sqlalchemy import Connection, Engine, Row, Select, event, exc
 from sqlalchemy.dialects import postgresql, sqlite
 
-from foreword.errors import CannotWrite, StoreUnavailable, UsageError
+from foreword.errors import CannotWrite, StoreUnavailable, UnknownStore, UsageError
 
 T = TypeVar("T")
+
+FILE = "catalogue.sqlite"
+"""The database of a store in a folder."""
 
 ATTEMPTS = 8
 WAIT_SECONDS = 60.0
@@ -33,22 +37,52 @@ _FULL = {"53100"}
 _READ_ONLY = {"25006", "42501"}
 
 
+def find_database(
+    place: str | Path, blobs: str | Path | None, *, create: bool
+) -> tuple[str | sqlalchemy.URL, str, Path | None]:
+    """Where a store is: the URL of its database, the place of its files, and its folder if it is in one.
+
+    Args:
+        place: a folder, which is made where `create` says so, or the URL of a database.
+        blobs: where the files go; None: into the folder.
+
+    Raises:
+        UsageError: a database without a place for the files.
+        UnknownStore: no store in the folder and `create` is false.
+        CannotWrite: the folder can't be made.
+    """
+    if "://" in str(place):
+        if blobs is None:
+            raise UsageError(
+                "a store in a database needs a place for its files: blobs='s3://bucket/folder' or a folder"
+            )
+        return str(place), str(blobs), None
+    folder = Path(place).expanduser()
+    if create:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotWrite(
+                f"the folder {folder} can't be made: {error.strerror}; choose another"
+            ) from error
+    elif not (folder / FILE).is_file():
+        raise UnknownStore(f"{folder} holds no store; check the name, or put a prefix to make one")
+    url = sqlalchemy.URL.create("sqlite", database=str(folder / FILE))
+    return url, str(blobs if blobs is not None else folder / "blobs"), folder
+
+
 class Database:
     """Connections to one database. Safe in threads and after a fork."""
 
     def __init__(self, url: str | sqlalchemy.URL) -> None:
         self.engine = _engine(url)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
-        # A single read needs no transaction of its own: two round trips fewer on PostgreSQL.
-        self._reader = (
-            self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        )
-        # Several reads that belong together see one moment; SQLite's transactions always do.
-        self._snapshots = (
-            self.engine
-            if self.is_sqlite
-            else self.engine.execution_options(isolation_level="REPEATABLE READ")
-        )
+        self._reader = self._snapshots = self.engine
+        if not self.is_sqlite:
+            # A single read needs no transaction of its own: two round trips fewer on PostgreSQL.
+            self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+            # Several reads that belong together see one moment; SQLite's transactions always do.
+            self._snapshots = self.engine.execution_options(isolation_level="REPEATABLE READ")
         _dispose_after_fork(self.engine)
 
     def read(self, work: Callable[[Connection], T], *, snapshot: bool = False) -> T:
@@ -107,17 +141,17 @@ class Database:
     def _named(self, error: exc.SQLAlchemyError) -> Exception:
         original = getattr(error, "orig", None)
         code = getattr(original, "sqlstate", None)
-        said = str(original or error).strip().splitlines()[0]
-        if code in _FULL or "disk is full" in said:
+        reason = str(original or error).strip().splitlines()[0]
+        if code in _FULL or "disk is full" in reason:
             return CannotWrite(
-                f"the disk of the catalogue {self} is full ({said}); nothing was changed. Free some space"
+                f"the disk of the database {self} is full ({reason}); nothing was changed. Free some space"
             )
-        if code in _READ_ONLY or "readonly database" in said:
-            return CannotWrite(f"the catalogue {self} can't be written ({said}); nothing was changed")
+        if code in _READ_ONLY or "readonly database" in reason:
+            return CannotWrite(f"the database {self} can't be written ({reason}); nothing was changed")
         damaged = type(error) is exc.DatabaseError  # SQLite: not a database, or its pages do not fit
         if damaged or isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError):
             return StoreUnavailable(
-                f"the catalogue {self} did not answer ({said}); what was not confirmed is not listed. "
+                f"the database {self} did not answer ({reason}); what was not confirmed is not listed. "
                 "Check that the database runs and can be reached, then repeat the call"
             )
         return error
@@ -140,9 +174,7 @@ def _engine(url: str | sqlalchemy.URL) -> Engine:
             f"databases of type {parsed.drivername} are not supported; expected postgresql or sqlite"
         )
     if not parsed.database or not Path(parsed.database).parent.is_dir():
-        raise UsageError(
-            "a SQLite catalogue needs a file in a folder that exists: sqlite:///folder/catalogue.sqlite"
-        )
+        raise UsageError(f"a SQLite database needs a file in a folder that exists: sqlite:///folder/{FILE}")
     engine = sqlalchemy.create_engine(
         parsed,
         pool_size=8,

@@ -1,8 +1,7 @@
-"""Forget: everything of one owner goes, and a report says what that was."""
+"""Forgetting an owner: rows, then files; and a report of what was removed."""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import shutil
@@ -20,6 +19,7 @@ from foreword.store.blobs import Blobs
 from foreword.store.database import Database
 from foreword.store.maintenance import remove_unnamed
 from foreword.store.names import folder_name
+from foreword.store.record import Record
 from foreword.store.schema import api_key, job, now, prefix, setting, share, upload, version
 
 JOBS = ".jobs"
@@ -27,7 +27,7 @@ JOBS = ".jobs"
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class Forgotten(Record):
     """What was removed.
 
     Attributes:
@@ -58,18 +58,13 @@ class Forgotten:
     checkpoints: int
     cached: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dataclasses.asdict(self)
 
+def forget_rows(database: Database, blobs: Blobs, caller: Caller, owner: str) -> Forgotten:
+    """Remove an owner's rows in one transaction, then the files that no version names any more.
 
-def forget_catalogue(catalogue: Database, blobs: Blobs, caller: Caller, owner: str) -> Forgotten:
-    """Remove rows, then files; killed in between, garbage collection removes the files.
-
-    Audit entries keep who, what, when and digest, and lose the names of the prefixes.
-
-    Raises:
-        StoreUnavailable, CannotWrite: repeat the call, it goes on where it stopped.
+    The order matters: a row without its file would be a version that can't be read, while a file without a
+    row is garbage. Killed in between, the next garbage collection removes the files; repeated, this goes on
+    where it stopped. Audit entries keep who, what, when and digest, and lose the names of the prefixes.
     """
 
     def count(connection: Connection, query: Any) -> int:
@@ -96,9 +91,9 @@ def forget_catalogue(catalogue: Database, blobs: Blobs, caller: Caller, owner: s
         connection.execute(update(setting).where(setting.c.name == "forgotten").values(value=str(entry)))
         return counted, list(digests)
 
-    counted, digests = catalogue.write(work)
+    counted, digests = database.write(work)
     removed = [
-        size for digest in digests if (size := remove_unnamed(catalogue, blobs, digest, now())) is not None
+        size for digest in digests if (size := remove_unnamed(database, blobs, digest, now())) is not None
     ]
     return Forgotten(
         owner=owner,
@@ -115,13 +110,25 @@ ATTEMPTS, PAUSE_SECONDS = 100, 0.05
 """For a writer who has not noticed yet: some seconds in all."""
 
 
-def forget_folder(folder: Path, owner: str) -> int:
-    """Remove an owner's folder below `folder`; how many files it had.
+def checkpoint_folders(database: Database, folder: Path | None, owner: str) -> list[Path]:
+    """Where an owner's checkpoints lie, those of their jobs on a server too, below the store's folder.
+
+    Ask before `forget_rows`: the rows of the jobs name the folders. A job's folder begins with a sign that no
+    owner's can.
+    """
+    if folder is None:
+        return []
+    jobs = database.rows(select(job.c.id).where(job.c.owner == owner))
+    return [folder / folder_name(owner), *(folder / JOBS / f"@{row.id}" for row in jobs)]
+
+
+def remove_folders(folders: list[Path]) -> int:
+    """Remove those that are there; how many files they had.
 
     Raises:
         CannotWrite: no right.
     """
-    return _remove(folder / folder_name(owner))
+    return sum(map(_remove, folders))
 
 
 def _remove(place: Path) -> int:
@@ -139,23 +146,3 @@ def _remove(place: Path) -> int:
                 ) from error
             time.sleep(PAUSE_SECONDS)
     return count
-
-
-def job_folders(catalogue: Database, folder: Path, owner: str) -> list[Path]:
-    """Where the checkpoints of an owner's jobs on a server lie; ask before the jobs are gone."""
-    rows = catalogue.rows(select(job.c.id).where(job.c.owner == owner))
-    return [job_folder(folder, row.id) for row in rows]
-
-
-def job_folder(folder: Path, identifier: str) -> Path:
-    """The folder of one job's checkpoints below the store's; no owner's folder begins with a dot."""
-    return folder / JOBS / f"@{identifier}"
-
-
-def remove_folders(folders: list[Path]) -> int:
-    """Remove those that are there; how many files they had.
-
-    Raises:
-        CannotWrite: no right.
-    """
-    return sum(_remove(folder) for folder in folders)

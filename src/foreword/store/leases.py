@@ -1,12 +1,14 @@
-"""Leases: the row of a blob, from before its upload to after its last version.
+"""Leases: how a file comes into the store while garbage collection runs beside.
 
-The protocol that keeps puts and garbage collection apart:
-  1. lease: the row is there, committed, before the file is (`ready` false at first);
+  1. lease: the blob's row is committed before its file is there (`ready` false at first);
   2. upload: the file is on the disk, flushed;
   3. claim: in the transaction that adds the version, the row must still have the same key.
 Garbage collection removes rows that no version names, in a transaction, and then their files. A
 put whose row went away between 1 and 3 starts again, with another key; so no order of events
 loses a file that a version names, whatever the clocks say.
+
+Killed after 1, the row is garbage, and its file if it came so far; killed in 3, the transaction is undone and
+both are garbage. Never is a version listed whose file is not safe.
 """
 
 from __future__ import annotations
@@ -51,12 +53,12 @@ class LostLease(Exception):
 
 
 def deposit(
-    catalogue: Database, blobs: Blobs, contents: Mapping[str, bytes], commit: Callable[[Connection], T]
+    database: Database, blobs: Blobs, contents: Mapping[str, bytes], commit: Callable[[Connection], T]
 ) -> T:
     """Store files, then `commit` the versions that name them: both, or neither is listed.
 
     Args:
-        catalogue: where the rows go.
+        database: where the rows go.
         blobs: where the files go.
         contents: bytes by digest.
         commit: adds the versions; runs again if the database or garbage collection says so.
@@ -67,10 +69,11 @@ def deposit(
     digests = sorted(contents)  # one order for all: no two writers wait for each other in a circle
 
     def take(connection: Connection) -> list[Lease]:
-        return [_lease(catalogue, connection, digest, len(contents[digest])) for digest in digests]
+        return [_lease(database, connection, digest, len(contents[digest])) for digest in digests]
 
     for _ in range(ATTEMPTS):
-        leases = catalogue.write(take, durable=False)
+        # Not durable: the commit of the version flushes this one, too, and without a version it is garbage.
+        leases = database.write(take, durable=False)
         _upload(blobs, leases, contents)
 
         def add(connection: Connection, leases: list[Lease] = leases) -> T:
@@ -79,25 +82,28 @@ def deposit(
             return commit(connection)
 
         with contextlib.suppress(LostLease):
-            return catalogue.write(add)
+            return database.write(add)
     raise StoreUnavailable(
         f"garbage collection took the same file {ATTEMPTS} times while it was being stored; "
         "collect less often, or with a longer grace time"
     )
 
 
-def _lease(catalogue: Database, connection: Connection, digest: str, size: int) -> Lease:
-    fresh = catalogue.insert(blob).values(
+def _lease(database: Database, connection: Connection, digest: str, size: int) -> Lease:
+    fresh = database.insert(blob).values(
         digest=digest, key=new_key(digest), size=size, ready=False, touched=now()
     )
+    # One statement, so that two puts of the same file share one row and one key; the newer time keeps garbage
+    # collection away from it for another while.
     taken = fresh.on_conflict_do_update(index_elements=["digest"], set_={"touched": fresh.excluded.touched})
     row = connection.execute(taken.returning(blob.c.key, blob.c.ready)).one()
     return Lease(digest, row.key, row.ready)
 
 
 def _claim(connection: Connection, lease: Lease) -> None:
-    found = select(blob.c.key, blob.c.ready).where(blob.c.digest == lease.digest)
-    row = connection.execute(found.with_for_update()).first()
+    query = select(blob.c.key, blob.c.ready).where(blob.c.digest == lease.digest)
+    # Locked until the version is committed: garbage collection skips rows that somebody holds.
+    row = connection.execute(query.with_for_update()).first()
     if row is None or row.key != lease.key:
         raise LostLease
     if not row.ready:

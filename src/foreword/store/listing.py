@@ -1,4 +1,4 @@
-"""Listing: pages of prefixes in the order of their names, each page as fast as the first.
+"""Listing prefixes: pages in the order of their names, each page as fast as the first.
 
 A page starts behind the last name of the one before (never OFFSET), and each kind of prefix that a
 caller may see (their own, public, shared) is read from an index of its own and merged here: one
@@ -60,11 +60,7 @@ class Page:
 
 
 def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, after: str | None) -> Page:
-    """One page.
-
-    Raises:
-        UsageError: a limit out of range, or filters that are no names.
-    """
+    """One page; see `PrefixStore.list`."""
     if not 1 <= limit <= LARGEST_PAGE:
         raise UsageError(f"limit is {limit}; expected 1 to {LARGEST_PAGE} prefixes a page")
     if chosen.owner is not None:
@@ -72,14 +68,14 @@ def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, aft
     if chosen.label is not None:
         check_label(chosen.label)
     start = parse_name(after) if after is not None else None
-    found: dict[tuple[str, str], Row[Any]] = {}
+    rows: dict[tuple[str, str], Row[Any]] = {}
     for branch in _branches(caller, chosen):
         names = _names(branch, chosen, start)
         if names is not None:
             for row in connection.execute(_rows(names.limit(limit + 1))):
-                found.setdefault((row.owner, row.name), row)
-    keys = sorted(found)
-    kept = [found[key] for key in keys[:limit]]
+                rows.setdefault((row.owner, row.name), row)
+    keys = sorted(rows)
+    kept = [rows[key] for key in keys[:limit]]
     more = len(keys) > limit
     return Page(tuple(map(record_of, kept)), f"{kept[-1].owner}/{kept[-1].name}" if more else None)
 

@@ -1,15 +1,12 @@
-"""Garbage: files that no version names, and how they go without taking one that is needed.
+"""Maintenance: removing files that no version names, and reading every file again to check it.
 
-A row goes in a transaction, its file only afterwards, and a key is never used again: whoever puts
-the same prefix at that moment gets another key. Killed in between, a file without a row stays
-behind; the second half finds those.
-
-Verify: read every stored file again and hold its SHA-256 against the catalogue.
+Garbage collection must never take a file that is needed. A row goes in a transaction, its file only
+afterwards, and a key is never used again: whoever puts the same prefix at that moment gets another key (see
+leases.py). Killed in between, a file without a row stays behind; `_leftovers` finds those.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from foreword.errors import DamagedBlob, MissingBlob, UsageError
 from foreword.files import TEMPORARY_SUFFIX
 from foreword.store.blobs import Blobs, Stored, read_checked
 from foreword.store.database import Database
+from foreword.store.record import Record
 from foreword.store.schema import blob, now, version
 
 GRACE_SECONDS = 3600.0
@@ -29,7 +27,7 @@ BATCH = 200
 
 
 @dataclass(frozen=True)
-class Collected:
+class Collected(Record):
     """What a garbage collection removed, or would remove.
 
     Attributes:
@@ -42,38 +40,28 @@ class Collected:
     leftovers: int = 0
     size: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dataclasses.asdict(self)
 
-
-def collect(catalogue: Database, blobs: Blobs, grace: float, *, dry_run: bool) -> Collected:
-    """Remove files that no version has named for `grace` seconds.
-
-    Raises:
-        UsageError: a negative grace time.
-        StoreUnavailable, CannotWrite: what was removed until then stays removed.
-    """
+def collect(database: Database, blobs: Blobs, grace: float, *, dry_run: bool) -> Collected:
+    """Remove files that no version has named for `grace` seconds; stopped, what is removed stays removed."""
     if grace < 0:
         raise UsageError(f"the grace time is {grace} seconds; expected 0 or more")
     unnamed = ~exists().where(version.c.digest == blob.c.digest)
     old = now(ago=grace)
     query = select(blob.c.digest, blob.c.size).where(unnamed, blob.c.touched <= old)
-    found = catalogue.rows(query)
+    rows = database.rows(query)
     if dry_run:
-        gone = [row.size for row in found]
+        gone = [row.size for row in rows]
     else:
-        gone = [
-            size for row in found if (size := remove_unnamed(catalogue, blobs, row.digest, old)) is not None
-        ]
-    left = list(_leftovers(catalogue, blobs, grace))
+        removed = (remove_unnamed(database, blobs, row.digest, old) for row in rows)
+        gone = [size for size in removed if size is not None]
+    left = list(_leftovers(database, blobs, grace))
     if not dry_run:
         for key, _ in left:
             blobs.remove(key)
     return Collected(len(gone), len(left), sum(gone) + sum(size for _, size in left))
 
 
-def remove_unnamed(catalogue: Database, blobs: Blobs, digest: str, touched_before: str) -> int | None:
+def remove_unnamed(database: Database, blobs: Blobs, digest: str, touched_before: str) -> int | None:
     """Remove one blob if still no version names it; its size, or None when it stays."""
 
     def take(connection: Connection) -> Any:
@@ -90,14 +78,14 @@ def remove_unnamed(catalogue: Database, blobs: Blobs, digest: str, touched_befor
         return row
 
     # Not durable: a power cut brings the row back at worst, and the next collection takes it again.
-    row = catalogue.write(take, durable=False)
+    row = database.write(take, durable=False)
     if row is None:
         return None
     blobs.remove(row.key)
     return int(row.size)
 
 
-def _leftovers(catalogue: Database, blobs: Blobs, grace: float) -> Iterator[tuple[str, int]]:
+def _leftovers(database: Database, blobs: Blobs, grace: float) -> Iterator[tuple[str, int]]:
     # A row is committed before its file is written, so a file without one has lost it. Only files
     # that are written under another name first need time, however little grace was asked for.
     def is_old(stored: Stored) -> bool:
@@ -106,7 +94,7 @@ def _leftovers(catalogue: Database, blobs: Blobs, grace: float) -> Iterator[tupl
 
     for some in _batches(filter(is_old, blobs.each())):
         keys = [stored.key for stored in some]
-        known = {row.key for row in catalogue.rows(select(blob.c.key).where(blob.c.key.in_(keys)))}
+        known = {row.key for row in database.rows(select(blob.c.key).where(blob.c.key.in_(keys)))}
         yield from ((stored.key, stored.size) for stored in some if stored.key not in known)
 
 
@@ -116,7 +104,7 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
         yield some
 
 
-# -- Verify: read every stored file again and hold its SHA-256 against the catalogue ---------------
+# -- Verifying: the SHA-256 of every file against the database --------------------------------------
 
 
 VERIFY_BATCH = 500
@@ -138,7 +126,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Record):
     """What a verification saw.
 
     Attributes:
@@ -151,17 +139,9 @@ class Verification:
     size: int
     problems: tuple[Problem, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dataclasses.asdict(self)
 
-
-def verify(catalogue: Database, blobs: Blobs, owner: str | None) -> Verification:
-    """Check every version, of one owner or all. Versions deleted meanwhile are no problem.
-
-    Raises:
-        StoreUnavailable: the database or the storage does not answer.
-    """
+def verify(database: Database, blobs: Blobs, owner: str | None) -> Verification:
+    """Check every version, of one owner or all. Versions deleted meanwhile are no problem."""
     here = (version.c.owner, version.c.name, version.c.number)
     query = select(*here, version.c.digest, blob.c.key, blob.c.size).join(
         blob, blob.c.digest == version.c.digest
@@ -171,31 +151,31 @@ def verify(catalogue: Database, blobs: Blobs, owner: str | None) -> Verification
         query = query.where(version.c.owner == owner)
     faults: dict[str, str | None] = {}  # by digest: shared files are read once
     problems, versions, size = [], 0, 0
-    rows = catalogue.rows(query)
+    rows = database.rows(query)
     while rows:
         for row in rows:
             versions += 1
             if row.digest not in faults:
-                faults[row.digest] = _fault(catalogue, blobs, row)
+                faults[row.digest] = _fault(database, blobs, row)
                 size += row.size
             if fault := faults[row.digest]:
                 problems.append(Problem(f"{row.owner}/{row.name}@{row.number}", row.digest, fault))
         last = rows[-1]
         behind = query.where(tuple_(*here) > tuple_(last.owner, last.name, last.number))
-        rows = catalogue.rows(behind)
+        rows = database.rows(behind)
     return Verification(versions, size, tuple(problems))
 
 
-def _fault(catalogue: Database, blobs: Blobs, row: Any) -> str | None:
+def _fault(database: Database, blobs: Blobs, row: Any) -> str | None:
     try:
         read_checked(blobs, row.key, row.digest)
     except DamagedBlob as error:
-        if _is_current(catalogue, row):
+        if _is_current(database, row):
             return "missing" if isinstance(error, MissingBlob) else "altered"
     return None
 
 
-def _is_current(catalogue: Database, row: Any) -> bool:
+def _is_current(database: Database, row: Any) -> bool:
     """Whether the version is still listed with this file: it may have been deleted and collected."""
     query = select(blob.c.key).join(version, blob.c.digest == version.c.digest)
-    return bool(catalogue.rows(query.where(version.c.digest == row.digest, blob.c.key == row.key).limit(1)))
+    return bool(database.rows(query.where(version.c.digest == row.digest, blob.c.key == row.key).limit(1)))

@@ -1,4 +1,4 @@
-"""Version: what the catalogue says about one version of a prefix."""
+"""What the database says about a version of a prefix; importable without a database library."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ if TYPE_CHECKING:
     from foreword.prefix import Prefix
 
 
+class Record:
+    """A dataclass whose fields are plain data."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
 @dataclass(frozen=True)
-class Version:
-    """One version; it never changes, only labels come and go.
+class Version(Record):
+    """One version of a prefix; it never changes, only labels come and go.
 
     Attributes:
         owner: whose prefix it is.
@@ -49,8 +57,8 @@ class Version:
         return f"{self.owner}/{self.name}@{self.number}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"reference": self.reference, **dataclasses.asdict(self)}
+        """The fields by name, and the reference."""
+        return {"reference": self.reference, **super().to_json()}
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Description:
     shared_with: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """The version's fields and these, the prefix's under names of their own."""
         return {
             **self.version.to_json(),
             "versions": list(self.numbers),
@@ -80,7 +88,7 @@ class Description:
 
 
 def columns_of(prefix: Prefix) -> dict[str, Any]:
-    """What the catalogue keeps of a prefix, so that listing opens no file."""
+    """The columns of a prefix's row in `version`, so that listing prefixes opens no file."""
     return {
         # PostgreSQL takes no NUL in text; the file itself keeps the name as it is.
         "base": prefix.base.name.replace("\0", "")[:256],

@@ -1,33 +1,27 @@
-"""PrefixStore: the store as its callers see it.
+"""PrefixStore: named, versioned prefixes of many owners, as callers use them.
 
-Administration: sharing, keys, and work on whole owners and the whole store.
-
-The second half of `PrefixStore`; the first, about single prefixes, stands in `store.py`.
-
-Opening: from what a caller calls a store to its database, its files and its caches.
+One class with a method for each thing that a caller can do. What a method does stands in the file that it
+calls: versions.py, listing.py, access.py, api_keys.py, transfer.py, maintenance.py, forget.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy as copying
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy
 
-from foreword.errors import CannotWrite, MissingBlob, UnknownStore, UsageError
+from foreword.errors import MissingBlob, UsageError
 from foreword.store import access, api_keys, forget, listing, maintenance, names, schema, transfer, versions
-from foreword.store import access as audit
-from foreword.store import maintenance as verify
 from foreword.store.access import ADMINISTRATOR, AuditEntry, Caller, Role
 from foreword.store.api_keys import KeyRecord, NewKey
-from foreword.store.blobs import MARKER, Blobs, open_blobs, read_checked
-from foreword.store.cache import Cache, DiskCache, MemoryCache
-from foreword.store.database import Database
+from foreword.store.blobs import Blobs, check_marker, open_blobs, read_checked
+from foreword.store.cache import Cache, DiskCache, MemoryCache, files_folder
+from foreword.store.database import Database, find_database
 from foreword.store.leases import deposit
 from foreword.store.listing import Page
 from foreword.store.record import Description, Version, columns_of
@@ -36,229 +30,19 @@ from foreword.store.schema import setting
 if TYPE_CHECKING:
     from foreword.prefix import Prefix
 
-
-class Administration:
-    """What `PrefixStore` can do beyond single prefixes; it fills in the attributes."""
-
-    _catalogue: Database
-    _blobs: Blobs
-    _cache: Cache
-    _caller: Caller
-    _checkpoints: Path | None
-
-    # -- sharing, keys, audit ------------------------------------------------------------------
-
-    def share(self, name: str, grantee: str) -> None:
-        """Let another owner read a prefix. Raises UnknownPrefix, NotAllowed, BadName."""
-        access.grant(self._catalogue, self._caller, *names.parse_name(name), grantee)
-
-    def unshare(self, name: str, grantee: str) -> None:
-        """Take that back. Raises UnknownPrefix, NotAllowed, BadName."""
-        access.withdraw(self._catalogue, self._caller, *names.parse_name(name), grantee)
-
-    def publish(self, name: str, *, public: bool = True) -> None:
-        """Let everybody read a prefix, or no longer. Raises UnknownPrefix, NotAllowed, BadName."""
-        access.publish(self._catalogue, self._caller, *names.parse_name(name), public=public)
-
-    def create_key(self, owner: str | None, role: Role, *, note: str | None = None) -> NewKey:
-        """Make an API key; its secret is in the answer and nowhere else.
-
-        Raises:
-            NotAllowed: the caller is no administrator.
-            UsageError: an unknown role, or role and owner that do not go together.
-        """
-        return api_keys.create(self._catalogue, self._caller, owner, role, note)
-
-    def list_keys(self, owner: str | None = None) -> tuple[KeyRecord, ...]:
-        """API keys, without their secrets. Raises NotAllowed for other owners' keys."""
-        return self._catalogue.read(lambda connection: api_keys.listed(connection, self._caller, owner))
-
-    def revoke_key(self, identifier: str) -> KeyRecord:
-        """Refuse a key from now on. Raises UnknownKey, NotAllowed."""
-        return api_keys.revoke(self._catalogue, self._caller, identifier)
-
-    def audit(
-        self, owner: str | None = None, *, limit: int = 100, before: int | None = None
-    ) -> tuple[AuditEntry, ...]:
-        """The newest entries of the audit table; owners see what was done to their own prefixes.
-
-        Raises:
-            NotAllowed: all entries, for those who are no administrators.
-            UnknownPrefix: another owner's.
-        """
-        if owner is None:
-            access.check_administrates(self._caller, "read the whole audit table")
-        else:
-            access.check_owns(self._caller, names.check_owner(owner))
-        return self._catalogue.read(lambda connection: audit.entries(connection, owner, limit, before))
-
-    # -- the whole store -----------------------------------------------------------------------
-
-    def export_owner(self, owner: str, path: str | Path, *, overwrite: bool = False) -> transfer.Exported:
-        """Write everything of an owner to one file.
-
-        Raises:
-            UnknownPrefix: no such owner for this caller.
-            DamagedBlob, OutputExists, CannotWrite, StoreUnavailable: nothing is written.
-        """
-        names.check_owner(owner)
-        return transfer.export(
-            self._catalogue, self._blobs, self._caller, owner, Path(path), overwrite=overwrite
-        )
-
-    def import_owner(self, path: str | Path, *, owner: str | None = None) -> transfer.Imported:
-        """Add an export, private, to the owner it came from or to another: all of it, or nothing.
-
-        Raises:
-            CannotRead, BadArchive, PrefixExists, NotAllowed, CannotWrite, StoreUnavailable.
-        """
-        return transfer.import_owner(self._catalogue, self._blobs, self._caller, Path(path), owner)
-
-    def verify(self, owner: str | None = None) -> verify.Verification:
-        """Read every file again and check its digest. Raises UnknownPrefix, NotAllowed, StoreUnavailable."""
-        if owner is None:
-            access.check_administrates(self._caller, "verify the whole store")
-        else:
-            access.check_owns(self._caller, names.check_owner(owner))
-        return verify.verify(self._catalogue, self._blobs, owner)
-
-    def collect_garbage(
-        self, *, grace: float = maintenance.GRACE_SECONDS, dry_run: bool = False
-    ) -> maintenance.Collected:
-        """Remove files that no version has named for `grace` seconds. Raises NotAllowed, StoreUnavailable."""
-        access.check_administrates(self._caller, "collect garbage")
-        return maintenance.collect(self._catalogue, self._blobs, grace, dry_run=dry_run)
-
-    def checkpoint_folder(self, owner: str) -> Path:
-        """Where training keeps the checkpoints of an owner's prefixes, so that `forget` finds them.
-
-        Raises:
-            UsageError: this store was opened without a folder for checkpoints.
-            UnknownPrefix: another owner's.
-        """
-        access.check_owns(self._caller, names.check_owner(owner))
-        return self._checkpoints_place() / names.folder_name(owner)
-
-    def job_folder(self) -> Path:
-        """Below it, a server keeps the checkpoints of its jobs, a folder each.
-
-        Raises:
-            UsageError: this store was opened without a folder for checkpoints.
-        """
-        return self._checkpoints_place() / forget.JOBS
-
-    def forget(self, owner: str) -> forget.Forgotten:
-        """Remove everything of an owner: versions, files, shares, keys, uploads, jobs, checkpoints, copies.
-
-        Raises:
-            NotAllowed: another owner, or a role that only reads.
-            StoreUnavailable, CannotWrite: repeat the call.
-        """
-        access.check_writes(self._caller, names.check_owner(owner))
-        place = self._checkpoints
-        folders = forget.job_folders(self._catalogue, place, owner) if place is not None else []
-        removed = forget.forget_catalogue(self._catalogue, self._blobs, self._caller, owner)
-        cached = self._cache.drop(owner)
-        count = (
-            forget.forget_folder(place, owner) + forget.remove_folders(folders) if place is not None else 0
-        )
-        return dataclasses.replace(removed, checkpoints=count, cached=cached)
-
-    def _checkpoints_place(self) -> Path:
-        if self._checkpoints is None:
-            raise UsageError("this store has no folder for checkpoints; open it with checkpoints=<folder>")
-        return self._checkpoints
-
-
-# -- Opening: from what a caller calls a store to its database, its files and its caches -----------
-
-
-CATALOGUE_FILE = "catalogue.sqlite"
-
-
-def open_catalogue(place: str | Path) -> Database:
-    """The catalogue of a store whose schema may be an older one, for migrating it.
-
-    Raises:
-        UnknownStore: there is none.
-    """
-    url, _, _ = places(place, "unused" if "://" in str(place) else None, create=False)
-    catalogue = Database(url)
-    if catalogue.read(schema.revision) is None:
-        raise UnknownStore(f"{catalogue} holds no store to migrate; check the name")
-    return catalogue
-
-
-def places(
-    place: str | Path, blobs: str | Path | None, *, create: bool
-) -> tuple[str | sqlalchemy.URL, str, Path | None]:
-    """URL of the catalogue, place of the blobs, and the store's folder if it is one.
-
-    Raises:
-        UsageError: a database without a place for the files.
-        UnknownStore: no store in the folder and `create` is false.
-        CannotWrite: the folder can't be made.
-    """
-    if "://" in str(place):
-        if blobs is None:
-            raise UsageError(
-                "a store in a database needs a place for its files: blobs='s3://bucket/folder' or a folder"
-            )
-        return str(place), str(blobs), None
-    folder = Path(place).expanduser()
-    if create:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWrite(
-                f"the folder {folder} can't be made: {error.strerror}; choose another"
-            ) from error
-    elif not (folder / CATALOGUE_FILE).is_file():
-        raise UnknownStore(f"{folder} holds no store; check the name, or put a prefix to make one")
-    url = sqlalchemy.URL.create("sqlite", database=str(folder / CATALOGUE_FILE))
-    return url, str(blobs if blobs is not None else folder / "blobs"), folder
-
-
-def check_marker(blobs: Blobs, identity: str) -> None:
-    """Refuse blobs of another store: two catalogues would collect each other's files as garbage.
-
-    Raises:
-        UnknownStore: they are another store's.
-        CannotWrite, StoreUnavailable: fresh blobs could not be marked as this store's.
-    """
-    with contextlib.suppress(MissingBlob):
-        found = blobs.read(MARKER).decode(errors="replace")
-        if found != identity:
-            raise UnknownStore(
-                f"the files at {blobs} belong to another store; choose another place for this one's"
-            )
-        return
-    blobs.write(MARKER, identity.encode())
-
-
-def cache_folder(chosen: str | Path | None) -> Path:
-    """Where files of remote stores are cached: below what was chosen, or in the user's cache folder."""
-    if chosen is not None:
-        return Path(chosen)
-    from foreword.models.cache_dir import cache_folder as of_user
-
-    return of_user() / "prefixes"
-
-
-# -- PrefixStore: the store as its callers see it --------------------------------------------------
-
+T = TypeVar("T")
 
 MEMORY_BYTES = 256 << 20
 DISK_BYTES = 4 << 30
 
 
-class PrefixStore(Administration):
+class PrefixStore:
     """Named, versioned prefixes of many owners.
 
     Calls act as local administrator; `as_owner` and `as_key` return the same store as others see it.
 
     Args:
-        place: a folder (catalogue and files inside it), or the URL of a database.
+        place: a folder (database and files inside it), or the URL of a database.
         blobs: where the files go when `place` is a database: a folder, or a URL such as
             `s3://bucket/folder`.
         create: make the store when there is none; else that is an error.
@@ -287,17 +71,18 @@ class PrefixStore(Administration):
         checkpoints: str | Path | None = None,
         blob_options: dict[str, Any] | None = None,
     ) -> None:
-        url, blobs_url, folder = places(place, blobs, create=create)
+        url, blobs_url, folder = find_database(place, blobs, create=create)
         self._caller = ADMINISTRATOR
-        self._catalogue = Database(url)
-        schema.prepare(self._catalogue, create=create)
+        self._database = Database(url)
+        schema.prepare(self._database, create=create)
         self._blobs: Blobs = open_blobs(blobs_url, blob_options)
-        identity, epoch = self._settings()
-        check_marker(self._blobs, identity)
+        rows = self._database.rows(sqlalchemy.select(setting.c.name, setting.c.value))
+        settings = {row.name: row.value for row in rows}
+        check_marker(self._blobs, settings["store"])
         disk = None
         if disk_cache is not None or "://" in blobs_url:
-            disk = DiskCache(cache_folder(disk_cache) / identity, disk_bytes)
-        self._cache = Cache(MemoryCache(memory_bytes), disk, epoch)
+            disk = DiskCache(files_folder(disk_cache) / settings["store"], disk_bytes)
+        self._cache = Cache(MemoryCache(memory_bytes), disk, int(settings["forgotten"]))
         self._checkpoints = (
             Path(checkpoints) if checkpoints is not None else folder and folder / "checkpoints"
         )
@@ -310,9 +95,12 @@ class PrefixStore(Administration):
         return self._caller
 
     @property
-    def catalogue(self) -> Database:
+    def database(self) -> Database:
         """The database, for what a server keeps in it beside prefixes."""
-        return self._catalogue
+        return self._database
+
+    catalogue = database
+    """Its name before."""
 
     @property
     def cache(self) -> Cache:
@@ -328,7 +116,7 @@ class PrefixStore(Administration):
         """
         if role not in ("owner", "reader"):
             raise UsageError(f"role is {role!r}; expected owner or reader")
-        return self._view(Caller(names.check_owner(owner), role))
+        return self.as_caller(Caller(names.check_owner(owner), role))
 
     def as_key(self, secret: str) -> PrefixStore:
         """This store as the holder of an API key sees it.
@@ -336,11 +124,13 @@ class PrefixStore(Administration):
         Raises:
             UnknownKey: malformed, never made, or revoked.
         """
-        return self._view(self._catalogue.read(lambda connection: api_keys.caller_of(connection, secret)))
+        return self.as_caller(self._database.read(lambda c: api_keys.caller_of(c, secret)))
 
     def as_caller(self, caller: Caller) -> PrefixStore:
         """This store as a caller sees it whom somebody else has identified."""
-        return self._view(caller)
+        view = copying.copy(self)
+        view._caller = caller
+        return view
 
     # -- prefixes ------------------------------------------------------------------------------
 
@@ -368,19 +158,19 @@ class PrefixStore(Administration):
             access.check_writes(self._caller, owner)
         values = [_loaded(prefix) for prefix in prefixes.values()]
         contents = {prefix.digest: prefix.to_bytes() for prefix in values}
-        described = {prefix.digest: columns_of(prefix) for prefix in values}
+        columns = {prefix.digest: columns_of(prefix) for prefix in values}
         entries = [(place, prefix.digest) for place, prefix in zip(places, values, strict=True)]
 
         def commit(connection: sqlalchemy.Connection) -> tuple[Version, ...]:
             added = {
                 (owner, name): versions.add(
-                    self._catalogue, connection, self._caller, owner, name, digest, described[digest]
+                    self._database, connection, self._caller, owner, name, digest, columns[digest]
                 )
                 for (owner, name), digest in sorted(entries)  # one order of locks for every writer
             }
             return tuple(added[place] for place in places)
 
-        return deposit(self._catalogue, self._blobs, contents, commit) if entries else ()
+        return deposit(self._database, self._blobs, contents, commit) if entries else ()
 
     def get(self, reference: str) -> Prefix:
         """The prefix that `owner/name`, `@3`, `@label` or `@sha256:<digest>` behind it means.
@@ -395,35 +185,34 @@ class PrefixStore(Administration):
         from foreword.prefix import Prefix
 
         parsed = names.parse(reference)
-        tried = None
+        missing = None
         while True:
-            located = self._locate(parsed)
+            located = self._read(versions.locate, parsed)
+            self._cache.settle(located.forgotten, self._forgotten_since)
             row = located.row
-            where = f"{row.owner}/{row.name}@{row.number}"
-            load = functools.partial(Prefix.from_bytes, where=where)
+            load = functools.partial(Prefix.from_bytes, where=f"{row.owner}/{row.name}@{row.number}")
             if (cached := self._cache.get(row.owner, row.digest, load)) is not None:
                 return cached
             try:
                 content = read_checked(self._blobs, row.key, row.digest)
             except MissingBlob:
-                if row.key == tried:
+                # Between the row and its file, the version may have been deleted and its file collected;
+                # the database then names another key, or nothing. The same key again means a lost file.
+                if row.key == missing:
                     raise
-                tried = row.key  # look again: it may have been deleted and collected in between
+                missing = row.key
                 continue
             prefix = load(content)
             self._cache.put(row.owner, row.digest, prefix, content, located.forgotten)
             return prefix
 
     def describe(self, reference: str) -> Description:
-        """All that the catalogue says of a version and its prefix.
+        """All that the database says of a version and its prefix.
 
         Raises:
             UnknownPrefix: absent, or not for this caller.
         """
-        parsed = names.parse(reference)
-        return self._catalogue.read(
-            lambda connection: versions.describe(connection, self._caller, parsed), snapshot=True
-        )
+        return self._read(versions.describe, names.parse(reference), snapshot=True)
 
     def list(
         self,
@@ -449,9 +238,7 @@ class PrefixStore(Administration):
             UsageError: a limit out of range, or text that is no name.
         """
         chosen = listing.Filter(owner, name, label, base)
-        return self._catalogue.read(
-            lambda connection: listing.page(connection, self._caller, chosen, limit, after), snapshot=True
-        )
+        return self._read(listing.page, chosen, limit, after, snapshot=True)
 
     def each(self, **filters: Any) -> Iterator[Version]:
         """Every prefix, page after page; `filters` as for `list`."""
@@ -470,7 +257,7 @@ class PrefixStore(Administration):
             UnknownPrefix, NotAllowed, BadName.
         """
         names.check_label(label)
-        return versions.set_label(self._catalogue, self._caller, names.parse(reference), label)
+        return versions.set_label(self._database, self._caller, names.parse(reference), label)
 
     def unlabel(self, name: str, label: str) -> None:
         """Remove a label; the version stays.
@@ -479,7 +266,7 @@ class PrefixStore(Administration):
             UnknownPrefix: no such prefix or label. NotAllowed, BadName.
         """
         names.check_label(label)
-        versions.drop_label(self._catalogue, self._caller, *names.parse_name(name), label)
+        versions.drop_label(self._database, self._caller, *names.parse_name(name), label)
 
     def copy(self, source: str, destination: str) -> Version:
         """Make the next version of `destination` from a version the caller may read.
@@ -488,7 +275,7 @@ class PrefixStore(Administration):
             UnknownPrefix, NotAllowed, BadName.
         """
         owner, name = names.parse_name(destination)
-        return versions.copy(self._catalogue, self._caller, names.parse(source), owner, name)
+        return versions.copy(self._database, self._caller, names.parse(source), owner, name)
 
     def delete(self, reference: str, *, all_versions: bool = False) -> tuple[str, ...]:
         """Remove one version, or with `all_versions` every version; returns what is gone.
@@ -506,11 +293,127 @@ class PrefixStore(Administration):
                 f"name the version to delete, as in {parsed.owner}/{parsed.name}@3, or ask for all versions "
                 f"of {parsed.owner}/{parsed.name} (all_versions=True, --all)"
             )
-        return versions.remove(self._catalogue, self._caller, parsed, every=all_versions)
+        return versions.remove(self._database, self._caller, parsed, every=all_versions)
+
+    # -- sharing, keys, audit ------------------------------------------------------------------
+
+    def share(self, name: str, grantee: str) -> None:
+        """Let another owner read a prefix. Raises UnknownPrefix, NotAllowed, BadName."""
+        access.grant(self._database, self._caller, *names.parse_name(name), grantee)
+
+    def unshare(self, name: str, grantee: str) -> None:
+        """Take that back. Raises UnknownPrefix, NotAllowed, BadName."""
+        access.withdraw(self._database, self._caller, *names.parse_name(name), grantee)
+
+    def publish(self, name: str, *, public: bool = True) -> None:
+        """Let everybody read a prefix, or no longer. Raises UnknownPrefix, NotAllowed, BadName."""
+        access.publish(self._database, self._caller, *names.parse_name(name), public=public)
+
+    def create_key(self, owner: str | None, role: Role, *, note: str | None = None) -> NewKey:
+        """Make an API key; its secret is in the answer and nowhere else.
+
+        Raises:
+            NotAllowed: the caller is no administrator.
+            UsageError: an unknown role, or role and owner that do not go together.
+        """
+        return api_keys.create(self._database, self._caller, owner, role, note)
+
+    def list_keys(self, owner: str | None = None) -> tuple[KeyRecord, ...]:
+        """API keys, without their secrets. Raises NotAllowed for other owners' keys."""
+        return self._read(api_keys.listed, owner)
+
+    def revoke_key(self, identifier: str) -> KeyRecord:
+        """Refuse a key from now on. Raises UnknownKey, NotAllowed."""
+        return api_keys.revoke(self._database, self._caller, identifier)
+
+    def audit(
+        self, owner: str | None = None, *, limit: int = 100, before: int | None = None
+    ) -> tuple[AuditEntry, ...]:
+        """The newest entries of the audit table; owners see what was done to their own prefixes.
+
+        Raises:
+            NotAllowed: all entries, for those who are no administrators.
+            UnknownPrefix: another owner's.
+        """
+        access.check_scope(self._caller, owner, "read the whole audit table")
+        return self._database.read(lambda connection: access.entries(connection, owner, limit, before))
+
+    # -- a whole owner, the whole store --------------------------------------------------------
+
+    def export_owner(self, owner: str, path: str | Path, *, overwrite: bool = False) -> transfer.Exported:
+        """Write everything of an owner to one file.
+
+        Raises:
+            UnknownPrefix: no such owner for this caller.
+            DamagedBlob, OutputExists, CannotWrite, StoreUnavailable: nothing is written.
+        """
+        return transfer.export(
+            self._database, self._blobs, self._caller, owner, Path(path), overwrite=overwrite
+        )
+
+    def import_owner(self, path: str | Path, *, owner: str | None = None) -> transfer.Imported:
+        """Add an export, private, to the owner it came from or to another: all of it, or nothing.
+
+        Raises:
+            CannotRead: the file is absent.
+            BadArchive: it is no export, or was altered.
+            PrefixExists: a name of it is there already.
+            NotAllowed: the caller may not write there.
+            CannotWrite, StoreUnavailable: nothing was added.
+        """
+        return transfer.import_owner(self._database, self._blobs, self._caller, Path(path), owner)
+
+    def verify(self, owner: str | None = None) -> maintenance.Verification:
+        """Read every file again and check its digest. Raises UnknownPrefix, NotAllowed, StoreUnavailable."""
+        access.check_scope(self._caller, owner, "verify the whole store")
+        return maintenance.verify(self._database, self._blobs, owner)
+
+    def collect_garbage(
+        self, *, grace: float = maintenance.GRACE_SECONDS, dry_run: bool = False
+    ) -> maintenance.Collected:
+        """Remove files that no version has named for `grace` seconds.
+
+        Raises NotAllowed, StoreUnavailable, and UsageError for a negative grace time.
+        """
+        access.check_administrates(self._caller, "collect garbage")
+        return maintenance.collect(self._database, self._blobs, grace, dry_run=dry_run)
+
+    def checkpoint_folder(self, owner: str) -> Path:
+        """Where training keeps the checkpoints of an owner's prefixes, so that `forget` finds them.
+
+        Raises:
+            UsageError: this store was opened without a folder for checkpoints.
+            UnknownPrefix: another owner's.
+        """
+        access.check_owns(self._caller, owner)
+        return self._checkpoints_place() / names.folder_name(owner)
+
+    def job_folder(self) -> Path:
+        """Below it, a server keeps the checkpoints of its jobs, a folder each.
+
+        Raises:
+            UsageError: this store was opened without a folder for checkpoints.
+        """
+        return self._checkpoints_place() / forget.JOBS
+
+    def forget(self, owner: str) -> forget.Forgotten:
+        """Remove everything of an owner: versions, files, shares, keys, uploads, jobs, checkpoints, copies.
+
+        Raises:
+            NotAllowed: another owner, or a role that only reads.
+            StoreUnavailable, CannotWrite: repeat the call.
+        """
+        access.check_writes(self._caller, names.check_owner(owner))
+        folders = forget.checkpoint_folders(self._database, self._checkpoints, owner)
+        removed = forget.forget_rows(self._database, self._blobs, self._caller, owner)
+        cached = self._cache.drop(owner)
+        return dataclasses.replace(removed, checkpoints=forget.remove_folders(folders), cached=cached)
+
+    # -- the end, and inside -------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the connections to the database."""
-        self._catalogue.close()
+        self._database.close()
 
     def __enter__(self) -> PrefixStore:
         return self
@@ -519,29 +422,21 @@ class PrefixStore(Administration):
         self.close()
 
     def __repr__(self) -> str:
-        return f"PrefixStore({self._catalogue}, blobs={self._blobs}, as {self._caller})"
+        return f"PrefixStore({self._database}, blobs={self._blobs}, as {self._caller})"
 
-    # -- inside --------------------------------------------------------------------------------
-
-    def _view(self, caller: Caller) -> PrefixStore:
-        view = copying.copy(self)
-        view._caller = caller
-        return view
-
-    def _settings(self) -> tuple[str, int]:
-        query = sqlalchemy.select(setting.c.name, setting.c.value)
-        found = self._catalogue.read(lambda c: {row.name: row.value for row in c.execute(query)})
-        return found["store"], int(found["forgotten"])
-
-    def _locate(self, reference: names.Reference) -> versions.Located:
-        located = self._catalogue.read(
-            lambda connection: versions.locate(connection, self._caller, reference)
+    def _read(self, work: Callable[..., T], *arguments: Any, snapshot: bool = False) -> T:
+        """What `work` reads for this caller; with `snapshot`, all of it as of one moment."""
+        return self._database.read(
+            lambda connection: work(connection, self._caller, *arguments), snapshot=snapshot
         )
-        self._cache.settle(located.forgotten, self._forgotten_since)
-        return located
 
     def _forgotten_since(self, entry: int) -> tuple[str, ...]:
-        return self._catalogue.read(lambda connection: audit.forgotten_since(connection, entry))
+        return self._database.read(lambda connection: access.forgotten_since(connection, entry))
+
+    def _checkpoints_place(self) -> Path:
+        if self._checkpoints is None:
+            raise UsageError("this store has no folder for checkpoints; open it with checkpoints=<folder>")
+        return self._checkpoints
 
 
 def _loaded(prefix: Prefix | str | Path) -> Prefix:

@@ -1,4 +1,4 @@
-"""Transfer: everything of one owner into one file, and back.
+"""Export and import: everything of one owner into one file, and back.
 
 A zip file, not compressed: `manifest.json` and, once per digest, `blobs/<digest>.prefix`. Labels
 and version numbers travel; who may read them does not, because another store's "bob" may be
@@ -7,7 +7,6 @@ somebody else.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import zipfile
@@ -26,8 +25,9 @@ from foreword.store.blobs import Blobs, read_checked
 from foreword.store.database import Database
 from foreword.store.leases import deposit
 from foreword.store.names import check_label, check_owner, parse_name
-from foreword.store.record import columns_of
+from foreword.store.record import Record, columns_of
 from foreword.store.schema import blob, label, now, prefix, version
+from foreword.store.versions import lock_name
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -36,7 +36,7 @@ LARGEST_BLOB = 1 << 32
 
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(Record):
     """What an export wrote.
 
     Attributes:
@@ -54,12 +54,12 @@ class Exported:
     blobs: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
+        """The fields by name."""
+        return {**super().to_json(), "path": str(self.path)}
 
 
 @dataclass(frozen=True)
-class Imported:
+class Imported(Record):
     """What an import added.
 
     Attributes:
@@ -74,21 +74,11 @@ class Imported:
     versions: int
     labels: int
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dataclasses.asdict(self)
-
 
 def export(
-    catalogue: Database, blobs: Blobs, caller: Caller, owner: str, path: Path, *, overwrite: bool
+    database: Database, blobs: Blobs, caller: Caller, owner: str, path: Path, *, overwrite: bool
 ) -> Exported:
-    """Write every version of `owner` to `path`.
-
-    Raises:
-        UnknownPrefix: no such owner for this caller.
-        DamagedBlob: a file that can't be trusted; nothing is written.
-        OutputExists, CannotWrite: about `path`.
-    """
+    """Write every version of `owner` to `path`, or nothing where a file can't be trusted."""
     check_owns(caller, owner)
     files.check_output(path, overwrite=overwrite)
 
@@ -99,34 +89,25 @@ def export(
         labels = connection.execute(select(label).where(label.c.owner == owner)).all()
         return list(versions), list(labels)
 
-    versions, labels = catalogue.read(gather, snapshot=True)
+    versions, labels = database.read(gather, snapshot=True)
     if not versions:
         raise UnknownPrefix(f"there is no owner {owner} that {caller} may read")
     keys = {row.digest: row.key for row in versions}
     described = [
         {"name": v.name, "number": v.number, "created": v.created, "digest": v.digest} for v in versions
     ]
-    pointers = [{"name": found.name, "label": found.label, "number": found.number} for found in labels]
+    pointers = [{"name": row.name, "label": row.label, "number": row.number} for row in labels]
     manifest = {"foreword-export": FORMAT, "owner": owner, "versions": described, "labels": pointers}
     with files.writing(path, overwrite=overwrite) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
         for digest, key in sorted(keys.items()):
             archive.writestr(_member(digest), read_checked(blobs, key, digest))
-    catalogue.write(lambda connection: access.note(connection, caller, "export", owner, f"{owner}/*"))
+    database.write(lambda connection: access.note(connection, caller, "export", owner, f"{owner}/*"))
     return Exported(owner, path, len({row.name for row in versions}), len(versions), len(keys))
 
 
-def import_owner(
-    catalogue: Database, blobs: Blobs, caller: Caller, path: Path, owner: str | None
-) -> Imported:
-    """Add everything in `path` to `owner`, or to the owner it was exported from: all, or nothing.
-
-    Raises:
-        CannotRead: the file is absent.
-        BadArchive: it is no export, or was altered.
-        NotAllowed: the caller may not write there.
-        PrefixExists: a name of it is there already.
-    """
+def import_owner(database: Database, blobs: Blobs, caller: Caller, path: Path, owner: str | None) -> Imported:
+    """Add everything in `path` to `owner`, or to the owner it was exported from: all, or nothing."""
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _manifest(archive, path)
@@ -145,13 +126,13 @@ def import_owner(
             f"{path} is not an export of a store, or was altered ({error}); export again"
         ) from error
     columns = _columns(contents, path)
-    adding = _Addition(catalogue, caller, owner, manifest["versions"], manifest["labels"], columns)
-    return deposit(catalogue, blobs, contents, adding.run)
+    adding = _Addition(database, caller, owner, manifest["versions"], manifest["labels"], columns)
+    return deposit(database, blobs, contents, adding.run)
 
 
 @dataclass(frozen=True)
 class _Addition:
-    catalogue: Database
+    database: Database
     caller: Caller
     owner: str
     versions: list[dict[str, Any]]
@@ -180,9 +161,7 @@ class _Addition:
 
     def _open(self, connection: Connection, name: str, entry: dict[str, Any]) -> None:
         """The row of a name, locked; one that lost all its versions may be used, from its counter on."""
-        fresh = self.catalogue.insert(prefix).values(owner=self.owner, name=name, public=False, counter=0)
-        locked = fresh.on_conflict_do_update(index_elements=["owner", "name"], set_={"owner": self.owner})
-        state = connection.execute(locked.returning(prefix.c.counter, prefix.c.latest)).one()
+        state = lock_name(self.database, connection, self.owner, name)
         lowest = min(other["number"] for other in self.versions if other["name"] == name)
         if state.latest is not None or lowest <= state.counter:
             raise PrefixExists(
@@ -198,23 +177,23 @@ class _Addition:
 def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     if archive.getinfo(MANIFEST).file_size > LARGEST_MANIFEST:
         raise BadArchive(f"{path}: its manifest is larger than an export's can be")
-    found = json.loads(archive.read(MANIFEST))
-    if found["foreword-export"] != FORMAT:
+    manifest = json.loads(archive.read(MANIFEST))
+    if manifest["foreword-export"] != FORMAT:
         raise BadArchive(
-            f"{path} has export format {found['foreword-export']!r}; this release reads {FORMAT}"
+            f"{path} has export format {manifest['foreword-export']!r}; this release reads {FORMAT}"
         )
     versions = [
         {
-            "name": parse_name(f"{found['owner']}/{entry['name']}")[1],
+            "name": parse_name(f"{manifest['owner']}/{entry['name']}")[1],
             "number": _number(entry["number"]),
             "created": str(entry["created"])[:32] or now(),
             "digest": _digest(entry["digest"]),
         }
-        for entry in found["versions"]
+        for entry in manifest["versions"]
     ]
     labels = [
         {"name": entry["name"], "label": check_label(entry["label"]), "number": _number(entry["number"])}
-        for entry in found["labels"]
+        for entry in manifest["labels"]
     ]
     numbers = [(entry["name"], entry["number"]) for entry in versions]
     if not numbers or len(set(numbers)) < len(numbers):
@@ -222,7 +201,7 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     _check_unique((entry["name"], entry["label"]) for entry in labels)
     if not {(entry["name"], entry["number"]) for entry in labels} <= set(numbers):
         raise ValueError("a label without its version")
-    return {"owner": found["owner"], "versions": versions, "labels": labels}
+    return {"owner": manifest["owner"], "versions": versions, "labels": labels}
 
 
 def _content(archive: zipfile.ZipFile, digest: str, path: Path) -> bytes:

@@ -1,4 +1,8 @@
-"""Versions: finding one, adding one, removing one."""
+"""Versions: finding one, adding, copying and removing one, and the labels that point at them.
+
+Numbers are given once. The row of a name keeps the highest number ever given, even when every version of it
+was deleted, and it is locked by whoever adds or removes one: two writers of a name wait for each other.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, func, select, update
-from sqlalchemy.dialects.sqlite import Insert
 
 from foreword.errors import UsageError
 from foreword.store import access
@@ -60,16 +63,16 @@ def locate(connection: Connection, caller: Caller, reference: Reference) -> Loca
 
 def describe(connection: Connection, caller: Caller, reference: Reference) -> Description:
     """The version that `reference` means to `caller`, and the prefix around it. Raises as `locate`."""
-    row = locate(connection, caller, reference).row
-    here = {"owner": row.owner, "name": row.name}
+    located = locate(connection, caller, reference).row
+    here = {"owner": located.owner, "name": located.name}
     numbers = select(version.c.number).filter_by(**here).order_by(version.c.number)
     labels = select(label.c.label, label.c.number).filter_by(**here).order_by(label.c.label)
     grantees = select(share.c.grantee).filter_by(**here).order_by(share.c.grantee)
-    may_see_shares = caller.role == "admin" or caller.owner == row.owner
+    may_see_shares = caller.role == "admin" or caller.owner == located.owner
     return Description(
-        version=record_of(row),
+        version=record_of(located),
         numbers=tuple(connection.execute(numbers).scalars()),
-        labels={found.label: found.number for found in connection.execute(labels)},
+        labels={row.label: row.number for row in connection.execute(labels)},
         shared_with=tuple(connection.execute(grantees).scalars()) if may_see_shares else (),
     )
 
@@ -81,7 +84,7 @@ def record_of(row: Row[Any]) -> Version:
 
 
 def add(
-    catalogue: Database,
+    database: Database,
     connection: Connection,
     caller: Caller,
     owner: str,
@@ -100,15 +103,12 @@ def add(
     """
     check_writes(caller, owner)
     here = (prefix.c.owner == owner) & (prefix.c.name == name)
-    # The update that changes nothing locks the row: numbers are given to one writer at a time.
-    fresh: Insert = catalogue.insert(prefix).values(owner=owner, name=name, public=False, counter=0)
-    locked = fresh.on_conflict_do_update(index_elements=["owner", "name"], set_={"owner": owner})
-    state = connection.execute(locked.returning(prefix.c.counter, prefix.c.latest)).one()
+    state = lock_name(database, connection, owner, name)
     reference = Reference(owner, name, number=state.latest)
     if state.latest is not None:
-        found = connection.execute(_query(caller, reference)).first()
-        if found is not None and found.digest == digest:
-            return record_of(found)
+        newest = connection.execute(_query(caller, reference)).first()
+        if newest is not None and newest.digest == digest:
+            return record_of(newest)
     number = state.counter + 1
     row = {"owner": owner, "name": name, "number": number, "digest": digest, "created": now(), **columns}
     connection.execute(version.insert().values(row))
@@ -117,13 +117,16 @@ def add(
     return record_of(connection.execute(_query(caller, Reference(owner, name, number=number))).one())
 
 
-def copy(catalogue: Database, caller: Caller, source: Reference, owner: str, name: str) -> Version:
-    """A version of `owner/name` with the file of `source`; no bytes move.
+def lock_name(database: Database, connection: Connection, owner: str, name: str) -> Row[Any]:
+    """Hold the row of a name until the transaction ends, made if it is not there; its counter and latest."""
+    fresh = database.insert(prefix).values(owner=owner, name=name, public=False, counter=0)
+    # The update that changes nothing locks the row: numbers are given to one writer at a time.
+    locked = fresh.on_conflict_do_update(index_elements=["owner", "name"], set_={"owner": owner})
+    return connection.execute(locked.returning(prefix.c.counter, prefix.c.latest)).one()
 
-    Raises:
-        UnknownPrefix: the source is absent or hidden.
-        NotAllowed: the caller may not write the destination.
-    """
+
+def copy(database: Database, caller: Caller, source: Reference, owner: str, name: str) -> Version:
+    """A version of `owner/name` with the file of `source`; no bytes move."""
     check_writes(caller, owner)
 
     def work(connection: Connection) -> Version:
@@ -133,19 +136,15 @@ def copy(catalogue: Database, caller: Caller, source: Reference, owner: str, nam
         if connection.execute(held).first() is None:
             raise unknown(source, caller)
         columns = {name: getattr(row, name) for name in ("base", "length", "dtype", "facts")}
-        return add(catalogue, connection, caller, owner, name, row.digest, columns, action="copy")
+        return add(database, connection, caller, owner, name, row.digest, columns, action="copy")
 
-    return catalogue.write(work)
+    return database.write(work)
 
 
-def remove(catalogue: Database, caller: Caller, reference: Reference, *, every: bool) -> tuple[str, ...]:
+def remove(database: Database, caller: Caller, reference: Reference, *, every: bool) -> tuple[str, ...]:
     """Remove a version, or every version of the name; the references that are gone.
 
     Labels that point at it go with it. Numbers are not given again.
-
-    Raises:
-        UnknownPrefix: absent or hidden.
-        NotAllowed: the caller sees it but may not write it.
     """
     owner, name = reference.owner, reference.name
 
@@ -162,17 +161,17 @@ def remove(catalogue: Database, caller: Caller, reference: Reference, *, every: 
             access.note(connection, caller, "delete", owner, f"{owner}/{name}@{row.number}", row.digest)
         return tuple(f"{owner}/{name}@{row.number}" for row in gone)
 
-    return catalogue.write(work)
+    return database.write(work)
 
 
-def set_label(catalogue: Database, caller: Caller, reference: Reference, text: str) -> Version:
-    """Point a label at a version, away from the one it pointed at before. Raises as `remove`."""
+def set_label(database: Database, caller: Caller, reference: Reference, text: str) -> Version:
+    """Point a label at a version, away from the one it pointed at before. Raises as `lock`."""
 
     def work(connection: Connection) -> Version:
         lock(connection, caller, reference.owner, reference.name)
         row = locate(connection, caller, reference).row
         here = {"owner": row.owner, "name": row.name, "label": text}
-        fresh = catalogue.insert(label).values(**here, number=row.number)
+        fresh = database.insert(label).values(**here, number=row.number)
         keys = ["owner", "name", "label"]
         connection.execute(fresh.on_conflict_do_update(index_elements=keys, set_={"number": row.number}))
         access.note(
@@ -180,11 +179,11 @@ def set_label(catalogue: Database, caller: Caller, reference: Reference, text: s
         )
         return record_of(locate(connection, caller, Reference(row.owner, row.name, number=row.number)).row)
 
-    return catalogue.write(work)
+    return database.write(work)
 
 
-def drop_label(catalogue: Database, caller: Caller, owner: str, name: str, text: str) -> None:
-    """Remove a label; its version stays. Raises as `remove`."""
+def drop_label(database: Database, caller: Caller, owner: str, name: str, text: str) -> None:
+    """Remove a label; its version stays. Raises as `lock`."""
 
     def work(connection: Connection) -> None:
         lock(connection, caller, owner, name)
@@ -193,7 +192,7 @@ def drop_label(catalogue: Database, caller: Caller, owner: str, name: str, text:
         connection.execute(gone)
         access.note(connection, caller, "unlabel", owner, f"{owner}/{name}@{row.number} {text}", row.digest)
 
-    catalogue.write(work)
+    database.write(work)
 
 
 def _settle(connection: Connection, owner: str, name: str) -> None:

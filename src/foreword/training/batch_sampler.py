@@ -1,12 +1,12 @@
-"""Order: which examples meet in which step, decided by the seed alone.
+"""Which examples make which step's batch, decided by the seed alone.
 
-A step's examples can be told without those before it, so a resumed run needs no saved state here.
+A step's batch can be told without those before it, so a resumed run needs no saved state here.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 BUCKET_BATCHES = 20
@@ -16,22 +16,11 @@ BUCKET_BATCHES = 20
 class BatchSampler:
     """Batches of indices, epoch after epoch.
 
-    With `sources`, examples of one source follow each other, in batches too. With `by_length`, examples of
-    like length share a batch (for models that need padding); sources matter more. Every example comes once
-    per epoch; a batch may span the end of one epoch and the start of the next.
+    Every example comes once per epoch; a batch may span the end of one epoch and the start of the next.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        seed: int,
-        *,
-        by_length: bool,
-        sources: Sequence[Hashable] | None = None,
-    ) -> None:
-        """`lengths` (tokens) and `sources` of the examples."""
-        self._sources = sources
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, by_length: bool) -> None:
+        """`lengths`: of the examples, in tokens; `by_length`: those of like length share a batch."""
         self._lengths = lengths
         self._batch_size = batch_size
         self._seed = seed
@@ -51,11 +40,6 @@ class BatchSampler:
         generator = random.Random(f"{self._seed}/{epoch}")
         order = list(range(len(self._lengths)))
         generator.shuffle(order)
-        if self._sources is not None:
-            of_source: dict[Hashable, list[int]] = {}
-            for index in order:
-                of_source.setdefault(self._sources[index], []).append(index)
-            return [index for alike in of_source.values() for index in alike]
         if not self._by_length:
             return order
         size = self._batch_size

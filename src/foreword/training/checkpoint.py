@@ -17,6 +17,7 @@ import torch
 
 from foreword import files
 from foreword.errors import CannotWrite, CheckpointMismatch, DamagedCheckpoint
+from foreword.training.settings import described_now
 
 HEADER_KEY = "foreword-checkpoint"
 KEPT = 2
@@ -63,6 +64,7 @@ def read(path: Path, run: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict
             f"{path} is damaged or not a checkpoint of Foreword ({error}); remove it to go on without it"
         )
         raise DamagedCheckpoint(message) from error
+    described = {**described, "settings": described_now(described.get("settings", {}))}
     differences = _differences(described, run)
     if differences:
         raise CheckpointMismatch(

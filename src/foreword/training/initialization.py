@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from foreword.base.attention import AttentionContext, LayerInfo, attention_context
+from foreword.base.attention import capture_kv
 from foreword.base.base_model import BaseModel
+from foreword.base.prefix_batch import KeyValuePair
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.prefix import Stream
-from foreword.training.parameterization import KeysValues
+from foreword.training.settings import Initialization
 
 RANDOM_SCALE = 0.02
 """Standard deviation of random keys and values.
@@ -28,40 +26,6 @@ N(0, 1), PEFT's default, lifts the loss of a frozen model far above that without
 the prefix begins as a weak attention sink with almost no value. Measured in docs/defaults.md.
 """
 
-DEFAULT_WORDS = "Write the answer to the text."
-"""Words that fit any task: as good as demonstrations (docs/defaults.md), and no text of an owner's."""
-
-Kind = Literal["random", "words", "text", "demonstrations"]
-
-
-@dataclass(frozen=True)
-class Initialization:
-    """What training starts from.
-
-    Attributes:
-        kind: `random`; `words` or `text`: activations of `text`, repeated or cut to P tokens;
-            `demonstrations`: activations of training examples drawn with the run's seed.
-        text: the words or the text; None for the others.
-    """
-
-    kind: Kind
-    text: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("random", "words", "text", "demonstrations"):
-            raise UsageError(f"init is {self.kind!r}; expected random, words:..., text:... or demonstrations")
-        if (self.kind in ("words", "text")) != bool(self.text):
-            raise UsageError(f"init {self.kind!r} {'needs' if not self.text else 'takes no'} text")
-
-    def __str__(self) -> str:
-        return self.kind if self.text is None else f"{self.kind}: {self.text[:60]}"
-
-    @classmethod
-    def parse(cls, written: str) -> Initialization:
-        """From `random`, `demonstrations`, `words:summarize` or `text:...`."""
-        kind, colon, text = written.partition(":")
-        return cls(kind.strip(), text.strip() if colon else None)  # type: ignore[arg-type]
-
 
 def initial_key_values(
     base: BaseModel,
@@ -69,7 +33,7 @@ def initial_key_values(
     length: int | Mapping[Stream, int],
     examples: Sequence[EncodedExample],
     seed: int,
-) -> dict[Stream, KeysValues]:
+) -> dict[Stream, KeyValuePair]:
     """Keys and values `[L, H, P, D]` per stream to start from, float32 on the CPU.
 
     Args:
@@ -119,44 +83,24 @@ def starting_ids(
 
 def activations(
     base: BaseModel, source_ids: Sequence[int], target_ids: Sequence[int], length: int
-) -> dict[Stream, KeysValues]:
+) -> dict[Stream, KeyValuePair]:
     """The base model's own keys and values at the first `length` tokens of a text.
 
     Args:
         source_ids: the text of a decoder-only model, or of the encoder.
         target_ids: the decoder's text of an encoder-decoder.
     """
-    found: dict[Stream, dict[int, KeysValues]] = {}
-
-    def record(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        options: Mapping[str, Any],
-    ) -> None:
-        slot: LayerInfo = module.foreword_layer  # type: ignore[assignment]
-        kept = (key[0, :, :length].float().cpu(), value[0, :, :length].float().cpu())
-        found.setdefault(slot.stream, {})[slot.layer] = kept
-
     inputs = {"input_ids": torch.tensor([list(source_ids)], device=base.device)}
     if base.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.tensor([list(target_ids)], device=base.device)
         # Said outright: some take a start token that is also the padding token for padding.
         inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    with torch.no_grad(), attention_context(AttentionContext(record=record)):
-        base.model(**inputs, use_cache=False)
-    return {
-        stream: (
-            torch.stack([layers[i][0] for i in range(len(layers))]),
-            torch.stack([layers[i][1] for i in range(len(layers))]),
-        )
-        for stream, layers in found.items()
-    }
+    with torch.no_grad():
+        return capture_kv(base.model, inputs, length)[1]
 
 
-def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeysValues]:
+def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeyValuePair]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:

@@ -1,7 +1,10 @@
-"""The training loop: one pass of the frozen base model over the rows of one or many learners.
+"""The training loop: one pass of the model over the rows of one or many trainers.
 
-Every row meets only its own learner's prefix. The gradient stops at the compiled keys and values;
-each learner takes its own from there, so learners share nothing but the pass.
+Every row meets only its own trainer's prefix. The gradient stops at the keys and values; each trainer takes
+its own from there, so trainers share nothing but the pass. Parameters that belong to the model itself get
+their gradient in the pass (objective.py).
+
+Shapes: M loss terms of all rows of a pass.
 """
 
 from __future__ import annotations
@@ -13,33 +16,31 @@ from dataclasses import dataclass
 
 import torch
 
-from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.attention import gradient_checkpointing
 from foreword.base.base_model import BaseModel, batches_by_length
-from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import PrefixBatch
-from foreword.base.prepacked_linear import packed_weights
+from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
-from foreword.training.parameterization import KeyValues
-from foreword.training.prefix_trainer import PrefixTrainer
+from foreword.training.objective import CROSS_ENTROPY, Objective, RowLosses, Trainable
+from foreword.training.trainer import Trainer
 
 EVALUATION_TOKENS = 2048
 """Tokens of one forward pass when a dev loss is measured; only memory depends on it."""
 
 Part = list[tuple[int, EncodedExample]]
-"""Rows of one pass of the base model: which learner each belongs to, and its example."""
+"""Rows of one pass of the model: which trainer each belongs to, and its example."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step of one learner did.
+    """What one step of one trainer did.
 
     Attributes:
         loss: of the step, as its reduction defines it.
         token_loss: mean loss per target token, in nats, whatever the reduction.
-        tokens: real tokens the base model read.
+        tokens: real tokens the model read.
         targets: target tokens among them.
-        seconds: wall time of the step, without evaluations; learners that share a pass share it.
+        seconds: wall time of the step, without evaluations; trainers that share a pass share it.
         norm: of the gradient before clipping.
         learning_rate: that the step was made with.
     """
@@ -53,44 +54,92 @@ class StepReport:
     learning_rate: float
 
 
+def run(
+    base: BaseModel,
+    waiting: Iterator[Trainer],
+    *,
+    objective: Objective = CROSS_ENTROPY,
+    places: int = 1,
+    pass_tokens: int | None = None,
+    isolated: bool = False,
+    on_step: Callable[[Trainer, StepReport], None],
+    on_evaluation: Callable[[Trainer, float], None],
+    on_finish: Callable[[Trainer], None],
+    on_divergence: Callable[[Trainer, TrainingDiverged], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Step all trainers to their end; a new one enters as a place falls free.
+
+    Args:
+        waiting: trainers, made when they are asked for.
+        objective: what all of them minimise.
+        places: how many train at once.
+        on_finish: called when a trainer has done its steps, or run out of patience.
+        on_divergence: called when a trainer's loss is not finite; it leaves, the others go on.
+        should_stop: asked before every step.
+    """
+    active: list[Trainer] = []
+    while True:
+        for trainer in [each for each in active if each.finished]:
+            active.remove(trainer)
+            on_finish(trainer)
+        while len(active) < places and (entering := next(waiting, None)) is not None:
+            if entering.finished:  # resumed, with nothing left to do
+                on_finish(entering)
+                continue
+            if entering.step == 0 and entering.dev:
+                on_evaluation(entering, mean_loss(base, entering.trained, entering.dev, objective))
+            active.append(entering)
+        if not active or should_stop():
+            return
+        reports = train_step(base, active, objective=objective, pass_tokens=pass_tokens, isolated=isolated)
+        for trainer, report in zip(tuple(active), reports, strict=True):
+            if isinstance(report, TrainingDiverged):
+                active.remove(trainer)
+                on_divergence(trainer, report)
+                continue
+            on_step(trainer, report)
+            if trainer.due_for_evaluation():
+                loss = mean_loss(base, trainer.trained, trainer.dev, objective)
+                trainer.note_dev_loss(loss)
+                on_evaluation(trainer, loss)
+
+
 def train_step(
     base: BaseModel,
-    trainers: Sequence[PrefixTrainer],
+    trainers: Sequence[Trainer],
     *,
+    objective: Objective = CROSS_ENTROPY,
     pass_tokens: int | None = None,
     isolated: bool = False,
 ) -> list[StepReport | TrainingDiverged]:
-    """One optimiser step of each learner.
+    """One optimizer step of each trainer.
 
     Args:
-        pass_tokens: most tokens of one pass of the base model; more are divided into several. None: a
-            learner's own `accumulate` decides, and all share a pass.
-        isolated: a pass of its own for every learner: it computes bit for bit what it would alone.
+        pass_tokens: most tokens of one pass of the model; more are divided into several. None: a
+            trainer's own gradient accumulation decides, and all share a pass.
+        isolated: a pass of its own for every trainer: it computes bit for bit what it would alone.
 
     Returns:
-        For each learner its report; or an error if its loss is not finite, and then it is left as it
+        For each trainer its report; or an error if its loss is not finite, and then it is left as it
         was before the step. Neither touches the others.
     """
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     rows = [trainer.batch() for trainer in trainers]
-    compiled = [trainer.parameters() for trainer in trainers]
-    leaves = [_detached(each, base.device) for each in compiled]
-    targets = [sum(len(row.target_ids) for row in rows_of_owner) for rows_of_owner in rows]
+    key_values = [trainer.begin() for trainer in trainers]
+    leaves = [_detached(each, base.device) for each in key_values]
+    terms = [sum(map(objective.count, rows_of_trainer)) for rows_of_trainer in rows]
     # Both reductions are one sum over a number known beforehand, so passes simply add up.
     divisors = [
-        targets[index] if trainer.settings.reduction == "token" else len(rows[index])
+        terms[index] if trainer.settings.reduction == "token" else len(rows[index])
         for index, trainer in enumerate(trainers)
     ]
     sums = [0.0] * len(trainers)
-    all_settings = [trainer.settings for trainer in trainers]
-    with (
-        gradient_checkpointing(base.model, any(each.gradient_checkpointing for each in all_settings)),
-        packed_weights(any(each.packed for each in all_settings)),
-    ):
+    with gradient_checkpointing(base.model, any(each.settings.gradient_checkpointing for each in trainers)):
         for part in _parts(trainers, rows, pass_tokens, isolated):
-            for index, summed in _backward(base, trainers, part, leaves, divisors).items():
+            for index, summed in _backward(base, trainers, objective, part, leaves, divisors).items():
                 sums[index] += summed
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start_time
     reports: list[StepReport | TrainingDiverged] = []
     for index, trainer in enumerate(trainers):
         if not math.isfinite(sums[index]):
@@ -103,16 +152,16 @@ def train_step(
             continue
         rate = trainer.learning_rate()
         try:
-            norm = trainer.update(compiled[index], _gradients(compiled[index], leaves[index]))
+            norm = trainer.update(key_values[index], _gradients(key_values[index], leaves[index]))
         except TrainingDiverged as error:
             reports.append(error)
             continue
         reports.append(
             StepReport(
                 loss=sums[index] / divisors[index],
-                token_loss=sums[index] / targets[index],
+                token_loss=sums[index] / terms[index],
                 tokens=sum(row.tokens for row in rows[index]),
-                targets=targets[index],
+                targets=terms[index],
                 seconds=seconds,
                 norm=norm,
                 learning_rate=rate,
@@ -121,95 +170,125 @@ def train_step(
     return reports
 
 
-def dev_loss(base: BaseModel, trainer: PrefixTrainer) -> float:
-    """Mean loss per target token of the learner's dev examples under its prefix as it is now."""
-    with torch.no_grad():
-        compiled = {s: (k.to(base.device), v.to(base.device)) for s, (k, v) in trainer.parameters().items()}
-        total, count = 0.0, 0
-        for indices in batches_by_length(trainer.dev, EVALUATION_TOKENS):
-            of_row = [0] * len(indices)
-            prefixes = PrefixBatch.from_tensors([compiled], of_row, [trainer.placement], [trainer.positions])
-            batch = base.batch([trainer.dev[i] for i in indices], prefixes, "flat")
-            losses_M = target_losses(base.model, batch, prefixes)
-            total += float(losses_M.double().sum())
-            count += losses_M.numel()
+def dev_loss(base: BaseModel, trainer: Trainer) -> float:
+    """Mean cross entropy per target token of a trainer's dev examples under its prefix as it is now."""
+    return mean_loss(base, trainer.trained, trainer.dev)
+
+
+@torch.no_grad()
+def mean_loss(
+    base: BaseModel,
+    trained: Trainable,
+    rows: Sequence[EncodedExample],
+    objective: Objective = CROSS_ENTROPY,
+) -> float:
+    """Mean of the loss terms of `rows`; under cross entropy, the loss per target token in nats."""
+    key_values = {
+        stream: (key.to(base.device), value.to(base.device))
+        for stream, (key, value) in trained.key_values().items()
+    }
+    total, count = 0.0, 0
+    for indices in batches_by_length(rows, EVALUATION_TOKENS):
+        part = [rows[index] for index in indices]
+        losses_M = _losses(base, objective, part, [0] * len(part), [trained], [key_values]).losses_M
+        total += float(losses_M.double().sum())
+        count += losses_M.numel()
     return total / count
 
 
-def run(
+def _losses(
     base: BaseModel,
-    waiting: Iterator[PrefixTrainer],
-    *,
-    places: int = 1,
-    pass_tokens: int | None = None,
-    isolated: bool = False,
-    on_step: Callable[[PrefixTrainer, StepReport], None],
-    on_evaluation: Callable[[PrefixTrainer, float], None],
-    on_finish: Callable[[PrefixTrainer], None],
-    on_divergence: Callable[[PrefixTrainer, TrainingDiverged], None],
-    should_stop: Callable[[], bool],
-) -> None:
-    """Step all learners to their end; a new one enters as a place falls free.
+    objective: Objective,
+    rows: Sequence[EncodedExample],
+    member_B: Sequence[int],
+    members: Sequence[Trainable],
+    key_values: Sequence[KeyValues],
+) -> RowLosses:
+    """One pass over rows of several trainables; `member_B`: which of the `members` each row belongs to."""
+    prefixes = None
+    if key_values[0]:
+        placements, positions = [each.placement for each in members], [each.positions for each in members]
+        prefixes = PrefixBatch.from_tensors(key_values, member_B, placements, positions)
+    return objective.losses(base, rows, prefixes)
 
-    Args:
-        waiting: learners, made when they are asked for.
-        places: how many train at once.
-        on_finish: called when a learner has done its steps, or run out of patience.
-        on_divergence: called when a learner's loss is not finite; it leaves, the others go on.
-        should_stop: asked before every step.
-    """
-    active: list[PrefixTrainer] = []
-    while True:
-        for trainer in [each for each in active if each.finished]:
-            active.remove(trainer)
-            on_finish(trainer)
-        while len(active) < places and (entering := next(waiting, None)) is not None:
-            if entering.finished:  # resumed, with nothing left to do
-                on_finish(entering)
-                continue
-            if entering.step == 0 and entering.dev:
-                on_evaluation(entering, dev_loss(base, entering))
-            active.append(entering)
-        if not active or should_stop():
-            return
-        reports = train_step(base, active, pass_tokens=pass_tokens, isolated=isolated)
-        for trainer, report in zip(tuple(active), reports, strict=True):
-            if isinstance(report, TrainingDiverged):
-                active.remove(trainer)
-                on_divergence(trainer, report)
-                continue
-            on_step(trainer, report)
-            if trainer.due_for_evaluation():
-                loss = dev_loss(base, trainer)
-                trainer.note_dev_loss(loss)
-                on_evaluation(trainer, loss)
+
+def _backward(
+    base: BaseModel,
+    trainers: Sequence[Trainer],
+    objective: Objective,
+    part: Part,
+    leaves: Sequence[KeyValues],
+    divisors: Sequence[int],
+) -> dict[int, float]:
+    """Gradients of one pass, added to the leaves; returns each trainer's sum of loss terms."""
+    members = list(dict.fromkeys(index for index, _ in part))
+    number = {index: place for place, index in enumerate(members)}
+    member_B = [number[index] for index, _ in part]
+    found = _losses(
+        base,
+        objective,
+        [row for _, row in part],
+        member_B,
+        [trainers[index].trained for index in members],
+        [leaves[index] for index in members],
+    )
+    losses_M = found.losses_M
+    member_M = torch.tensor(member_B, device=losses_M.device)[found.row_M]
+    sums = torch.zeros(len(members), device=losses_M.device).index_add(0, member_M, losses_M)
+    weights = torch.tensor([1 / divisors[index] for index in members], device=sums.device)
+    (sums * weights).sum().backward()
+    return dict(zip(members, sums.tolist(), strict=True))
+
+
+def _detached(key_values: KeyValues, device: torch.device) -> KeyValues:
+    # Cut from the parameters' graph, which is then run backwards once a step, not once a pass.
+    return {
+        stream: (
+            key.detach().to(device).clone().requires_grad_(),
+            value.detach().to(device).clone().requires_grad_(),
+        )
+        for stream, (key, value) in key_values.items()
+    }
+
+
+def _gradients(key_values: KeyValues, leaves: KeyValues) -> KeyValues:
+    def gradient(leaf: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(like) if leaf.grad is None else leaf.grad.to(like.device)
+
+    return {
+        stream: (gradient(leaves[stream][0], key), gradient(leaves[stream][1], value))
+        for stream, (key, value) in key_values.items()
+    }
+
+
+# -- a step's rows in passes -------------------------------------------------------------------------
 
 
 def _parts(
-    trainers: Sequence[PrefixTrainer],
+    trainers: Sequence[Trainer],
     rows: Sequence[Sequence[EncodedExample]],
     pass_tokens: int | None,
     isolated: bool,
 ) -> list[Part]:
     """Divide the rows of a step into passes."""
     if pass_tokens is None or isolated:
-        per_learner: list[list[Part]] = []
-        for index, (trainer, rows_of_owner) in enumerate(zip(trainers, rows, strict=True)):
-            size = math.ceil(len(rows_of_owner) / trainer.settings.accumulate)
-            starts = range(0, len(rows_of_owner), size)
-            per_learner.append(
-                [[(index, row) for row in rows_of_owner[start : start + size]] for start in starts]
+        per_trainer: list[list[Part]] = []
+        for index, (trainer, rows_of_trainer) in enumerate(zip(trainers, rows, strict=True)):
+            size = math.ceil(len(rows_of_trainer) / trainer.settings.gradient_accumulation)
+            starts = range(0, len(rows_of_trainer), size)
+            per_trainer.append(
+                [[(index, row) for row in rows_of_trainer[start : start + size]] for start in starts]
             )
         if isolated:
-            return [part for own in per_learner for part in own]
-        longest = max(len(own) for own in per_learner)
+            return [part for own in per_trainer for part in own]
+        longest = max(len(own) for own in per_trainer)
         return [
-            [row for own in per_learner if place < len(own) for row in own[place]] for place in range(longest)
+            [row for own in per_trainer if place < len(own) for row in own[place]] for place in range(longest)
         ]
     parts: list[Part] = []
     filled = 0
-    for index, rows_of_owner in enumerate(rows):
-        for row in rows_of_owner:
+    for index, rows_of_trainer in enumerate(rows):
+        for row in rows_of_trainer:
             if not parts or filled + _new_tokens(index, row, parts[-1]) > pass_tokens:
                 parts.append([])
                 filled = 0
@@ -222,49 +301,3 @@ def _new_tokens(index: int, row: EncodedExample, part: Part) -> int:
     """Tokens that a row adds to a pass: its source is there already if the row before has the same."""
     shares = bool(part) and part[-1][0] == index and part[-1][1].source_ids == row.source_ids
     return row.tokens - len(row.source_ids) * shares
-
-
-def _backward(
-    base: BaseModel,
-    trainers: Sequence[PrefixTrainer],
-    part: Part,
-    leaves: Sequence[KeyValues],
-    divisors: Sequence[int],
-) -> dict[int, float]:
-    """Gradients of one pass, added to the leaves; returns each learner's sum of token losses."""
-    members = list(dict.fromkeys(index for index, _ in part))
-    place = {index: number for number, index in enumerate(members)}
-    prefixes = PrefixBatch.from_tensors(
-        [leaves[index] for index in members],
-        [place[i] for i, _ in part],
-        [trainers[index].placement for index in members],
-        [trainers[index].positions for index in members],
-    )
-    batch = base.batch([row for _, row in part], prefixes, "flat")
-    losses_M = target_losses(base.model, batch, prefixes)
-    owner_M = torch.tensor([place[i] for i, _ in part], device=losses_M.device)[batch.row_M]
-    sums = torch.zeros(len(members), device=losses_M.device).index_add(0, owner_M, losses_M)
-    weights = torch.tensor([1 / divisors[index] for index in members], device=sums.device)
-    (sums * weights).sum().backward()
-    return dict(zip(members, sums.tolist(), strict=True))
-
-
-def _detached(compiled: KeyValues, device: torch.device) -> KeyValues:
-    # Cut from the parameterization's graph: it is run backwards once a step, not once a pass.
-    return {
-        stream: (
-            key.detach().to(device).clone().requires_grad_(),
-            value.detach().to(device).clone().requires_grad_(),
-        )
-        for stream, (key, value) in compiled.items()
-    }
-
-
-def _gradients(compiled: KeyValues, leaves: KeyValues) -> KeyValues:
-    def gradient(leaf: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(like) if leaf.grad is None else leaf.grad.to(like.device)
-
-    return {
-        stream: (gradient(leaves[stream][0], key), gradient(leaves[stream][1], value))
-        for stream, (key, value) in compiled.items()
-    }

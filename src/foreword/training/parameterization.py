@@ -7,59 +7,16 @@ Shapes: L layers, H key/value heads, P prefix length, D head size, E embedding s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
-from foreword.errors import UsageError
-from foreword.prefix import Stream, StreamGeometry
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values of one stream, each `[L, H, P, D]`."""
-
-KeyValues = dict[Stream, KeysValues]
-
-
-@dataclass(frozen=True)
-class ParameterizationSettings:
-    """What is trained.
-
-    Attributes:
-        kind: `direct` trains the keys and values themselves, from a starting point and at a high learning
-            rate, which is what we measured to be best (docs/defaults.md); `mlp` trains an embedding and a
-            two-layer network that makes them (Li & Liang 2021, section 4.3); `mlp+start` adds that
-            network, starting from zero, to the keys and values of the initialisation; `embedding` trains
-            input embeddings alone, which one pass of the base turns into keys and values (section 7.2).
-        width: W, of the network's hidden layer (the paper: 512 for tables, 800 for summaries).
-        freeze_first: keep the first virtual token as it was initialised: it tends to be the
-            attention sink (Cartridges, 2025). Not for `mlp`, which has no starting point.
-    """
-
-    kind: Literal["direct", "mlp", "mlp+start", "embedding"] = "direct"
-    width: int = 512
-    freeze_first: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("direct", "mlp", "mlp+start", "embedding"):
-            raise UsageError(
-                f"parameterization is {self.kind!r}; expected direct, mlp, mlp+start or embedding"
-            )
-        if self.width < 1:
-            raise UsageError(f"width is {self.width}; expected a positive number")
-        if self.freeze_first and self.kind == "mlp":
-            raise UsageError("freeze_first needs a starting point; 'mlp' has none, use direct or mlp+start")
-
-    @property
-    def has_network(self) -> bool:
-        """Whether there is a network, of which the width is meant."""
-        return self.kind in ("mlp", "mlp+start")
-
-    def __str__(self) -> str:
-        width = f"({self.width})" if self.has_network else ""
-        return f"{self.kind}{width}{', first frozen' if self.freeze_first else ''}"
+from foreword.base.prefix_batch import KeyValuePair, KeyValues
+from foreword.prefix import Positions, Stream, StreamGeometry
+from foreword.template import Placement
+from foreword.training.settings import ParameterizationSettings
 
 
 class Parameterization(nn.Module):
@@ -68,7 +25,7 @@ class Parameterization(nn.Module):
     def __init__(
         self,
         settings: ParameterizationSettings,
-        start: Mapping[Stream, KeysValues],
+        start: Mapping[Stream, KeyValuePair],
         seed: int,
         layers: Mapping[Stream, range] | None = None,
     ) -> None:
@@ -103,7 +60,7 @@ class Parameterization(nn.Module):
 
     def forward(self) -> KeyValues:
         """The prefix that the parameters stand for now: keys and values per stream, float32."""
-        compiled: KeyValues = {}
+        key_values: KeyValues = {}
         for stream, module in self.streams.items():
             key, value = module()
             if self.layers is not None:
@@ -113,8 +70,8 @@ class Parameterization(nn.Module):
             if self.freeze_first:
                 key = torch.cat([getattr(self, f"first_{stream}_key"), key[:, :, 1:]], dim=2)
                 value = torch.cat([getattr(self, f"first_{stream}_value"), value[:, :, 1:]], dim=2)
-            compiled[stream] = (key, value)  # type: ignore[index]
-        return compiled
+            key_values[stream] = (key, value)  # type: ignore[index]
+        return key_values
 
 
 def _among(start_LHPD: torch.Tensor, trained_LHPD: torch.Tensor, layers: range) -> torch.Tensor:
@@ -154,7 +111,7 @@ class Direct(nn.Module):
         self.key = nn.Parameter(key_LHPD.float().clone())
         self.value = nn.Parameter(value_LHPD.float().clone())
 
-    def forward(self) -> KeysValues:
+    def forward(self) -> KeyValuePair:
         return self.key, self.value
 
 
@@ -197,7 +154,7 @@ class Network(nn.Module):
             "start_value", value_LHPD.float().clone() if from_start else None, persistent=False
         )
 
-    def forward(self) -> KeysValues:
+    def forward(self) -> KeyValuePair:
         g = self.sizes
         flat_PX = self.outer(torch.tanh(self.inner(self.embedding.weight)))
         states = flat_PX.view(-1, g.layers, g.kv_heads, g.key_dim + g.value_dim).permute(1, 2, 0, 3)
@@ -205,3 +162,39 @@ class Network(nn.Module):
         if self.start_key is not None and self.start_value is not None:
             key, value = self.start_key + key, self.start_value + value
         return key, value
+
+
+# -- as the training loop takes it -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedPrefix:
+    """A prefix in training, as a `Trainable` of the loop.
+
+    Attributes:
+        parameters: a module whose call gives the keys and values.
+        placement: whether all text sees it, or the target alone.
+        positions: where the text stands behind it.
+    """
+
+    parameters: nn.Module
+    placement: Placement = "prefix"
+    positions: Positions = "text-after-prefix"
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """All of the module's."""
+        return self.parameters.named_parameters()
+
+    def key_values(self) -> KeyValues:
+        """The keys and values that the parameters stand for now."""
+        return self.parameters()  # type: ignore[no-any-return]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The prefix as it is now: "decoder.key" and so on, `[L, H, P, D]`, on the CPU."""
+        with torch.no_grad():
+            key_values = self.key_values()
+        return {
+            f"{stream}.{part}": tensor.detach().cpu().clone()
+            for stream, pair in key_values.items()
+            for part, tensor in zip(("key", "value"), pair, strict=True)
+        }

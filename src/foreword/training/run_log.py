@@ -20,7 +20,7 @@ from foreword import files
 from foreword.errors import CannotWrite, DamagedCheckpoint, UsageError
 from foreword.training import checkpoint
 from foreword.training.loop import StepReport
-from foreword.training.prefix_trainer import PrefixTrainer
+from foreword.training.trainer import Trainer
 
 SMOOTHING_STEPS = 10
 
@@ -165,7 +165,7 @@ class RunLog:
 
     def __init__(
         self,
-        trainer: PrefixTrainer,
+        trainer: Trainer,
         *,
         folder: Path | None,
         description: dict[str, Any],
@@ -185,7 +185,7 @@ class RunLog:
         self.folder = folder
         self._description = description
         self._on_progress = on_progress
-        self._every = checkpoint_every or max(1, trainer.steps // 10)
+        self._every = checkpoint_every or trainer.schedule.checkpoint_every
         self._owner = owner
         self._recent: deque[StepReport] = deque(maxlen=SPEED_WINDOW)
         self._last_dev: float | None = None

@@ -1,6 +1,6 @@
 """train: examples and a base model in, a prefix out.
 
-Interrupt: Ctrl-C asks a run to stop after its step, instead of tearing it apart.
+Ctrl-C asks a run to stop after its step; it writes a checkpoint, from which the same call goes on.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ import dataclasses
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Unpack
 
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample, encode
-from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
+from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged
 from foreword.examples import Example, digest
-from foreword.prefix import Origin, Prefix, Stream
-from foreword.template import Placement, Template
-from foreword.training.initialization import Initialization
+from foreword.prefix import Origin, Prefix
+from foreword.prefix_file import check_description
+from foreword.template import Template
 from foreword.training.loop import run
-from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.run_log import Progress, RunLog
-from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings
+from foreword.training.settings import TrainingOptions, TrainingSettings, make_settings
+from foreword.training.trainer import Trainer, build_trainer
 
 
 class StopRequest:
@@ -63,9 +62,6 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-# -- train: examples and a base model in, a prefix out ---------------------------------------------
-
-
 class TrainingStopped(KeyboardInterrupt):
     """The user asked to stop; the checkpoint says where the run goes on.
 
@@ -87,16 +83,6 @@ def train(
     base: BaseModel,
     examples: Sequence[Example],
     *,
-    length: int | Mapping[Stream, int] | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    parameterization: str | ParameterizationSettings | None = None,
-    init: str | Initialization | None = None,
-    layers: str | None = None,
-    placement: Placement | None = None,
-    seed: int = 0,
     dev: Sequence[Example] | None = None,
     checkpoint_dir: str | Path | None = None,
     template: Template | None = None,
@@ -106,22 +92,12 @@ def train(
     labels: dict[str, str] | None = None,
     licence: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    **more: Any,
+    **options: Unpack[TrainingOptions],
 ) -> Prefix:
     """Learn a prefix for `base` from `examples`; leaving all options out gives the measured defaults.
 
     Args:
         examples: what to learn from; the loss is on their targets and end token only.
-        length: P, number of virtual tokens; for an encoder-decoder also one for each stream, such as
-            {"encoder": 5, "decoder": 10, "cross": 5}.
-        steps, epochs: how long; give one of them or neither.
-        batch_size: examples per step.
-        learning_rate: at its height.
-        parameterization: "direct", "mlp", "mlp+start", "embedding", or settings with a width.
-        init: "random", "demonstrations", "words:...", "text:...".
-        layers: "first:N" or "last:N" to train the keys and values of these layers only.
-        placement: "prefix", or "infix" for what the target sees and the source does not.
-        seed: of initialisation and order.
         dev: examples on which the best step is chosen; without them the last step is kept.
         checkpoint_dir: folder of the run: checkpoints, `log.jsonl`, `curves.png`. A run that was
             stopped goes on from there when called again with the same arguments, and ends in the
@@ -132,9 +108,11 @@ def train(
         tensorboard: also write TensorBoard files into the run's folder.
         labels, licence: kept in the prefix file.
         on_progress: called after every step and evaluation.
-        more: any other field of `TrainingSettings` (warmup, clip, weight_decay, accumulate, by_source,
-            reduction, evaluate_every, patience, max_length, gradient_checkpointing, packed, streams, layers,
-            placement).
+        options: fields of `TrainingSettings`, each explained in docs/settings.md: `length` virtual tokens
+            (of an encoder-decoder also by stream: {"encoder": 5, "decoder": 10, "cross": 5}), `steps` or
+            `epochs`, `batch_size`, `learning_rate`, `parameterization` ("direct", "mlp", "mlp+start",
+            "embedding"), `init` ("random", "demonstrations", "words:...", "text:..."), `layers` ("first:N",
+            "last:N"), `placement`, `seed` and so on; None stands for the default.
 
     Returns:
         The prefix of the best step by dev loss, or of the last step.
@@ -147,19 +125,8 @@ def train(
         TrainingDiverged: the loss became NaN or infinite.
         TrainingStopped: Ctrl-C; a KeyboardInterrupt that says where the checkpoint is.
     """
-    settings = make_settings(
-        length=length,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        parameterization=parameterization,
-        init=init,
-        layers=layers,
-        placement=placement,
-        seed=seed,
-        **more,
-    )
+    settings = make_settings(**options)
+    check_description({"labels": labels, "licence": licence})  # before hours of work, not after them
     examples, dev = list(examples), list(dev or ())  # read several times
     report = on_progress or (lambda progress: None)
     chosen = choose_template(base, settings, template)
@@ -202,7 +169,7 @@ def train(
 
 def make_prefix(
     base: BaseModel,
-    trainer: PrefixTrainer,
+    trainer: Trainer,
     template: Template,
     data_digest: str,
     *,
@@ -218,7 +185,7 @@ def make_prefix(
         tensors=best.tensors,
         base=base.identity,
         template=template,
-        positions=trainer.positions,
+        positions=trainer.trained.positions,
         origin=Origin(
             parameterization=f"{settings.parameterization}{f', layers {layers}' if layers else ''}",
             initialization="none" if settings.parameterization.kind == "mlp" else begun,
@@ -230,34 +197,8 @@ def make_prefix(
         ),
         licence=licence,
         labels=labels or {},
+        template_digest=template.rendering_digest(base.tokenizer),
     )
-
-
-def make_settings(
-    *,
-    parameterization: str | ParameterizationSettings | None = None,
-    init: str | Initialization | None = None,
-    **options: Any,
-) -> TrainingSettings:
-    """Settings from the keywords of `train`; None stands for the default.
-
-    Raises:
-        UsageError: an unknown option or one out of range.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(parameterization, str):
-        parameterization = ParameterizationSettings(kind=parameterization)  # type: ignore[arg-type]
-    if isinstance(init, str):
-        init = Initialization.parse(init)
-    if parameterization is not None:
-        given["parameterization"] = parameterization
-        given.setdefault("learning_rate", DEFAULT_LEARNING_RATE[parameterization.kind])
-    if init is not None:
-        given["init"] = init
-    known = {field.name for field in dataclasses.fields(TrainingSettings)}
-    if unknown := set(given) - known:
-        raise UsageError(f"unknown training options {sorted(unknown)}; known are {sorted(known)}")
-    return TrainingSettings(**given)
 
 
 def choose_template(base: BaseModel, settings: TrainingSettings, template: Template | None) -> Template:
@@ -291,7 +232,7 @@ def encode_both(
     """
     if not examples:
         raise BadExamples("there are no training examples; give at least one")
-    window = base.text_limit(settings.lengths(base.geometry).get("decoder", 0))
+    window = base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))
     limit = settings.max_length if window is None else min(settings.max_length or window, window)
     apart = base.is_encoder_decoder
     encoded, cut = encode(examples, base.tokenizer, template, limit, apart=apart)
@@ -326,5 +267,5 @@ def describe(
     }
 
 
-def _raise(trainer: PrefixTrainer, error: TrainingDiverged) -> None:
+def _raise(trainer: Trainer, error: TrainingDiverged) -> None:
     raise error

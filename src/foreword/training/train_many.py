@@ -1,15 +1,16 @@
 """train_many: many owners in one run, each ending in a prefix of their own.
 
-Rows of all owners share the passes of the base model; nothing else is shared. Owners enter as places
-fall free, so any number of them streams through a machine that holds some hundreds at once.
+Rows of all owners share the passes of the base model; nothing else is shared. Owners enter as others end,
+so any number of them streams through a machine that holds some hundreds at once.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 from urllib.parse import quote
 
 from foreword.base.base_model import BaseModel
@@ -22,30 +23,20 @@ from foreword.errors import (
     WindowExceeded,
 )
 from foreword.examples import Example
-from foreword.prefix import Prefix, Stream
+from foreword.prefix import Prefix
 from foreword.template import Template
-from foreword.training.initialization import Initialization
 from foreword.training.loop import run
-from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
 from foreword.training.run_log import Progress, RunLog
-from foreword.training.settings import TrainingSettings
+from foreword.training.settings import OwnersOptions, TrainingSettings, make_settings, owners_settings
 from foreword.training.train import (
     TrainingStopped,
     choose_template,
     describe,
     encode_both,
     make_prefix,
-    make_settings,
     stop_on_interrupt,
 )
-
-PLACES = 64
-"""Owners that train at once, unless told otherwise."""
-
-PASS_TOKENS = 2048
-"""Tokens of one pass of the base model over the rows of all owners: memory depends on it, and a pass of
-fewer does not fill the matrix products of a CPU."""
+from foreword.training.trainer import Trainer, build_trainer
 
 OwnersExamples = Mapping[str, Sequence[Example]] | Iterable[tuple[str, Sequence[Example]]]
 
@@ -55,47 +46,35 @@ def train_many(
     by_owner: OwnersExamples,
     *,
     dev: Mapping[str, Sequence[Example]] | None = None,
-    length: int | Mapping[Stream, int] | None = None,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    parameterization: str | ParameterizationSettings | None = None,
-    init: str | Initialization | None = None,
-    seed: int = 0,
     checkpoint_dir: str | Path | Callable[[str], Path] | None = None,
     checkpoint_every: int | None = None,
     template: Template | None = None,
     start: Prefix | None = None,
-    places: int = PLACES,
-    pass_tokens: int = PASS_TOKENS,
-    isolated: bool = False,
     into: Callable[[str, Prefix], None] | None = None,
     on_failure: Callable[[str, ForewordError], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    **more: Any,
+    **options: Unpack[OwnersOptions],
 ) -> dict[str, Prefix]:
     """Learn one prefix per owner from that owner's examples alone, all in one run.
 
     Args:
         by_owner: each owner's examples: a mapping, or an iterable of (owner, examples) that is read as
-            places fall free and so may be longer than memory.
+            others end and so may be longer than memory.
         dev: dev examples of the owners that have some.
         start: a prefix that every owner starts from, for instance one trained on pooled data of owners
             who agreed to that: then every owner's prefix holds something of theirs. None, the default,
             lets nothing pass between owners.
-        places: owners that train at once.
-        pass_tokens: most tokens of one pass of the base model.
-        isolated: give every owner passes of their own: slower, and bit for bit what `train` computes.
-            Otherwise owners share passes, and results agree to the last bits of float32 arithmetic.
         into: called with (owner, prefix) as each is done, instead of keeping it for the result.
         on_failure: called with (owner, error) as each fails; `OwnersFailed` comes at the end all the same.
         checkpoint_dir: one folder per owner in it (or a function that names an owner's folder); a stopped
             run goes on where each owner was.
         checkpoint_every: steps of an owner between checkpoints; default: a tenth of theirs.
-        length, steps, epochs, batch_size, learning_rate, parameterization, init, seed, template, more:
-            as for `train`; the same for all owners. Steps that are not given follow each owner's number
-            of examples.
+        template: as for `train`.
+        options: fields of `TrainingSettings`, as for `train`; the same for all owners. Steps that are not
+            given follow each owner's number of examples. And those of `OwnersSettings`:
+            `concurrent_owners`, `max_batch_tokens`, and `isolated`, which gives every owner passes of their
+            own: slower, and bit for bit what `train` computes. Otherwise owners share passes, and results
+            agree to the last bits of float32 arithmetic.
 
     Returns:
         A prefix per owner, those handed to `into` left out.
@@ -106,20 +85,9 @@ def train_many(
             prefixes.
         UsageError, WindowExceeded, CheckpointMismatch, TrainingStopped: as for `train`.
     """
-    if places < 1 or pass_tokens < 1:
-        raise UsageError(f"places is {places}, pass_tokens is {pass_tokens}; expected at least 1")
-    settings = make_settings(
-        length=length,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        parameterization=parameterization,
-        init=init,
-        seed=seed,
-        **more,
-    )
-    base.text_limit(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
+    owners, training_options = owners_settings(options)
+    settings = make_settings(**training_options)
+    base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
     owners_run = _OwnersRun(
         base,
         settings,
@@ -143,11 +111,11 @@ def train_many(
             run(
                 base,
                 owners_run.trainers(pairs),
-                places=places,
-                pass_tokens=pass_tokens,
-                isolated=isolated,
-                on_step=lambda trainer, step: owners_run.run_logs[id(trainer)].on_step(step),
-                on_evaluation=lambda trainer, loss: owners_run.run_logs[id(trainer)].on_evaluation(loss),
+                places=owners.concurrent_owners,
+                pass_tokens=owners.max_batch_tokens,
+                isolated=owners.isolated,
+                on_step=lambda trainer, step: owners_run.log_of(trainer).on_step(step),
+                on_evaluation=lambda trainer, loss: owners_run.log_of(trainer).on_evaluation(loss),
                 on_finish=owners_run.finish,
                 on_divergence=owners_run.diverged,
                 should_stop=should_stop,
@@ -174,95 +142,87 @@ def _folders(given: str | Path | Callable[[str], Path] | None) -> Callable[[str]
     return lambda owner: owner_folder(folder, owner)
 
 
+@dataclass
 class _OwnersRun:
-    """The owners of one run: those in training with their courses, and what the others ended in."""
+    """The owners of one run: the logs of those in training, and what the others ended in."""
 
-    def __init__(
-        self,
-        base: BaseModel,
-        settings: TrainingSettings,
-        template: Template,
-        dev: Mapping[str, Sequence[Example]],
-        start: Prefix | None,
-        folder_of: Callable[[str], Path] | None,
-        checkpoint_every: int | None,
-        into: Callable[[str, Prefix], None] | None,
-        report_failure: Callable[[str, ForewordError], None],
-        report: Callable[[Progress], None],
-    ) -> None:
-        self.run_logs: dict[int, RunLog] = {}
-        self.prefixes: dict[str, Prefix] = {}
-        self.errors: dict[str, ForewordError] = {}
-        self._base = base
-        self._settings = settings
-        self._template = template
-        self._dev = dev
-        self._start = start
-        self._folder_of = folder_of
-        self._checkpoint_every = checkpoint_every
-        self._into = into
-        self._report_failure = report_failure
-        self._report = report
-        self._digests: dict[str, str] = {}
+    base: BaseModel
+    settings: TrainingSettings
+    template: Template
+    dev: Mapping[str, Sequence[Example]]
+    start: Prefix | None
+    folder_of: Callable[[str], Path] | None
+    checkpoint_every: int | None
+    into: Callable[[str, Prefix], None] | None
+    report_failure: Callable[[str, ForewordError], None]
+    report: Callable[[Progress], None]
+    run_logs: dict[str, RunLog] = field(default_factory=dict)
+    prefixes: dict[str, Prefix] = field(default_factory=dict)
+    errors: dict[str, ForewordError] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
-    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[PrefixTrainer]:
-        """A learner per owner, made when a place is free; owners whose data can't be used are noted."""
+    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Trainer]:
+        """A trainer per owner, made when another has ended; owners whose data can't be used are noted."""
         for owner, examples in pairs:
-            if owner in self._digests:
+            if owner in self.digests:
                 raise UsageError(f"owner {owner!r} comes twice; give all of an owner's examples at once")
             try:
                 yield self._enter(owner, examples)
             except (BadExamples, WindowExceeded, DamagedCheckpoint) as error:
                 self._fail(owner, error)
 
-    def _enter(self, owner: str, examples: Sequence[Example]) -> PrefixTrainer:
-        dev = self._dev.get(owner, ())
+    def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
+        dev = self.dev.get(owner, ())
         try:
             encoded, encoded_dev = encode_both(
-                self._base, self._template, self._settings, examples, dev, self._report, owner=owner
+                self.base, self.template, self.settings, examples, dev, self.report, owner=owner
             )
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
             raise BadExamples(str(error)) from error
         trainer = build_trainer(
-            self._base,
-            self._settings,
+            self.base,
+            self.settings,
             encoded,
             encoded_dev,
-            start=self._start,
-            placement=self._template.placement,
+            start=self.start,
+            placement=self.template.placement,
         )
         trainer.owner = owner
-        description = describe(self._base, self._settings, self._template, examples, dev, self._start)
-        self._digests[owner] = description["data"]
-        self.run_logs[id(trainer)] = RunLog(
+        description = describe(self.base, self.settings, self.template, examples, dev, self.start)
+        self.digests[owner] = description["data"]
+        self.run_logs[owner] = RunLog(
             trainer,
-            folder=None if self._folder_of is None else self._folder_of(owner),
+            folder=None if self.folder_of is None else self.folder_of(owner),
             description=description,
-            on_progress=self._report,
-            checkpoint_every=self._checkpoint_every,
+            on_progress=self.report,
+            checkpoint_every=self.checkpoint_every,
             owner=owner,
         )
         return trainer
 
-    def finish(self, trainer: PrefixTrainer) -> None:
+    def log_of(self, trainer: Trainer) -> RunLog:
+        """The log of an owner who trains."""
+        return self.run_logs[trainer.owner or ""]
+
+    def finish(self, trainer: Trainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
         owner = trainer.owner or ""
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
-        self.run_logs.pop(id(trainer)).finish(f"{quote(owner, safe=' @')}: {self._base.name}")
-        prefix = make_prefix(self._base, trainer, self._template, self._digests[owner], start=self._start)
-        if self._into is not None:
-            self._into(owner, prefix)
+        self.run_logs.pop(owner).finish(f"{quote(owner, safe=' @')}: {self.base.name}")
+        prefix = make_prefix(self.base, trainer, self.template, self.digests[owner], start=self.start)
+        if self.into is not None:
+            self.into(owner, prefix)
         else:
             self.prefixes[owner] = prefix
 
-    def diverged(self, trainer: PrefixTrainer, error: ForewordError) -> None:
+    def diverged(self, trainer: Trainer, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""
-        self.run_logs.pop(id(trainer)).close()
+        self.run_logs.pop(trainer.owner or "").close()
         self._fail(trainer.owner or "", error)
 
     def _fail(self, owner: str, error: ForewordError) -> None:
         self.errors[owner] = error
-        self._report_failure(owner, error)
+        self.report_failure(owner, error)
 
     def save_when_due(self) -> None:
         """Checkpoints of all who train."""

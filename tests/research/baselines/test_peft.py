@@ -29,41 +29,41 @@ CONFIGS = {
 }
 
 
-def pefts_own(base: BaseModel, name: str, trainee: Any) -> Any:
-    """PEFT's model on a plain copy, with the trainee's numbers in its trainable parameters."""
+def pefts_own(base: BaseModel, name: str, adapter: Any) -> Any:
+    """PEFT's model on a plain copy, with the adapter's numbers in its trainable parameters."""
     model = copy.deepcopy(base.model)
     model.set_attn_implementation("sdpa")
     model = peft.get_peft_model(model, copy.deepcopy(CONFIGS[name]))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.no_grad():
-        for parameter, ours in zip(trainable, trainee.parameters, strict=True):
+        for parameter, ours in zip(trainable, adapter.parameters, strict=True):
             parameter.copy_(ours)
     return model, trainable
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_loss_and_gradients_are_those_of_pefts_own_forward(tiny_base: BaseModel, name: str) -> None:
-    trainee = METHODS[name].begin(setting_of(tiny_base))
+    adapter = METHODS[name].begin(setting_of(tiny_base))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in trainee.parameters:  # LoRA's B begins at zero, and then its A has no gradient
+        for parameter in adapter.parameters:  # LoRA's B begins at zero, and then its A has no gradient
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    model, trainable = pefts_own(tiny_base, name, trainee)
+    model, trainable = pefts_own(tiny_base, name, adapter)
     rows = rows_of(tiny_base, random_examples(4, seed=5))
     expected = model(**padded(rows)).loss  # the mean over all target tokens of the batch
     expected.backward()
-    loss = trainee.losses(rows).mean()
+    loss = adapter.losses(rows).mean()
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
-    for ours, theirs in zip(trainee.parameters, trainable, strict=True):
+    for ours, theirs in zip(adapter.parameters, trainable, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_a_prefix_of_pefts_begins_as_pefts_does(tiny_base: BaseModel) -> None:
-    trainee = METHODS["peft-prefix"].begin(setting_of(tiny_base, seed=7))
+    adapter = METHODS["peft-prefix"].begin(setting_of(tiny_base, seed=7))
     torch.manual_seed(7)
     model = peft.get_peft_model(copy.deepcopy(tiny_base.model), copy.deepcopy(CONFIGS["peft-prefix"]))
-    assert torch.equal(trainee.parameters[0], model.prompt_encoder["default"].embedding.weight)
+    assert torch.equal(adapter.parameters[0], model.prompt_encoder["default"].embedding.weight)
 
 
 def test_what_is_kept_of_a_projection_is_the_prefix_alone(tiny_base: BaseModel) -> None:
@@ -83,8 +83,8 @@ def test_lora_of_the_prefixs_size_is_no_larger_and_one_more_rank_would_be(tiny_b
     for length in (4, 10, 40):
         rank = equal_rank(tiny_base, length)
         assert rank == length * 96 // per_rank
-        trainee = METHODS["lora"].begin(setting_of(tiny_base, length=length))
-        trained = sum(parameter.numel() for parameter in trainee.parameters)
+        adapter = METHODS["lora"].begin(setting_of(tiny_base, length=length))
+        trained = sum(parameter.numel() for parameter in adapter.parameters)
         assert trained == rank * per_rank <= length * 96 < trained + per_rank
 
 

@@ -22,18 +22,18 @@ def ids(base, text: str) -> list[int]:
 @pytest.mark.parametrize(("name", "choice"), [("zero-shot", {"form": "text"}), ("few-shot", {"shots": 2})])
 def test_a_text_in_front_counts_as_if_each_row_began_with_it(name: str, choice: dict) -> None:
     base = roomy_base()
-    setting = setting_of(base, choice)
+    inputs = setting_of(base, choice)
     front = INSTRUCTION + "\n"
-    for shown in setting.examples[: choice.get("shots", 0)]:
+    for shown in inputs.examples[: choice.get("shots", 0)]:
         front += f"{shown.source}\n{shown.target}{END}"
-    trainee = METHODS[name].begin(setting)
-    losses = trainee.losses(rows_of(base, ASKED))
+    adapter = METHODS[name].begin(inputs)
+    losses = adapter.losses(rows_of(base, ASKED))
     expected = [
         by_hand.token_losses(base.model, ids(base, f"{front}{e.source}\n"), ids(base, e.target + END), None)
         for e in ASKED
     ]
     torch.testing.assert_close(losses, torch.cat(expected), rtol=1e-4, atol=1e-4)
-    subject = trainee.finish()
+    subject = adapter.finish()
     written = generate(base, [e.source for e in ASKED], subject.prefix, max_new_tokens=6)
     for text, example in zip(written, ASKED, strict=True):
         prompt = ids(base, f"{front}{example.source}\n")
@@ -42,16 +42,16 @@ def test_a_text_in_front_counts_as_if_each_row_began_with_it(name: str, choice: 
 
 def test_a_chat_has_the_instruction_as_its_system_message() -> None:
     base = roomy_base()
-    trainee = METHODS["zero-shot"].begin(setting_of(base, {"form": "chat"}))
-    text = base.tokenizer.decode(trainee.template.source_ids(base.tokenizer, "abc"))
+    adapter = METHODS["zero-shot"].begin(setting_of(base, {"form": "chat"}))
+    text = base.tokenizer.decode(adapter.template.source_ids(base.tokenizer, "abc"))
     assert text == f"s{INSTRUCTION}\nuabc\n"
 
 
 def test_nothing_is_trained(tiny_base) -> None:
     for name in ("none", "zero-shot"):
-        trainee = METHODS[name].begin(setting_of(tiny_base, METHODS[name].usual))
-        assert trainee.parameters == []
-        assert trainee.finish().kept == 0
+        adapter = METHODS[name].begin(setting_of(tiny_base, METHODS[name].default))
+        assert adapter.parameters == []
+        assert adapter.finish().kept == 0
 
 
 def test_demonstrations_beyond_the_window_are_refused(tiny_base) -> None:

@@ -17,11 +17,10 @@ from foreword.research.baselines.registry import METHODS, VARIANTS, methods_name
 from foreword.research.experiments.checks import check, check_chosen, choices, without_unsupported
 from foreword.research.experiments.results import Results
 from foreword.research.experiments.splits import DataSplits
-from foreword.research.experiments.trial_cost import left
 from foreword.research.experiments.trials import run, settings_of
 from support.stand_ins import VOCABULARY, byte_tokenizer, random_examples
 from support.tiny_bart import tiny_bart_base
-from support.trials import small_material, small_plan
+from support.trials import small_plan, small_splits
 
 WINDOW = 128
 """Of the tiny base."""
@@ -35,7 +34,7 @@ def tiny_bart() -> BaseModel:
 def with_measured(tokens: int) -> DataSplits:
     """Measured is one example that takes so many tokens: source, newline, target, without its end."""
     entry = Entry("a" * (tokens - 2), ("b",))
-    return dataclasses.replace(small_material(), measured={"seen": [entry]})
+    return dataclasses.replace(small_splits(), measured={"seen": [entry]})
 
 
 def tiny_gemma() -> Gemma3ForCausalLM:
@@ -52,7 +51,7 @@ def plan_of(*names: str, **changes: Any) -> Any:
 
 
 def test_all_methods_can_be_tried_with_short_examples(tiny_base: BaseModel) -> None:
-    check(tiny_base, small_material(), plan_of(*METHODS, *VARIANTS, tuned=True, subsets=1))
+    check(tiny_base, small_splits(), plan_of(*METHODS, *VARIANTS, tuned=True, subsets=1))
 
 
 @pytest.mark.parametrize(
@@ -70,34 +69,33 @@ def test_a_measured_example_has_to_fit_behind_what_is_in_front(
 
 def test_a_training_example_that_is_not_cut_enough_says_to_what(tiny_base: BaseModel) -> None:
     long = [Example("a" * 200, "b"), *random_examples(5)]
-    material = dataclasses.replace(small_material(), train=long)
+    splits = dataclasses.replace(small_splits(), train=long)
     plan = plan_of("prefix", sizes=(6,), subsets=1, tuning_size=2)
-    check(tiny_base, material, plan)  # cut to 100
+    check(tiny_base, splits, plan)  # cut to 100
     with pytest.raises(WindowExceeded, match="has 200 tokens; 126 fit .* Cut them with --max-length 126"):
-        check(tiny_base, material, dataclasses.replace(plan, max_length=200))
+        check(tiny_base, splits, dataclasses.replace(plan, max_length=200))
 
 
 def test_numbers_of_demonstrations_that_do_not_fit_are_left_out(tiny_base: BaseModel, tmp_path: Path) -> None:
     few = METHODS["few-shot"]
     ten = [Example(f"source {number}.", "tens") for number in range(9)] * 4  # 15 tokens each, the end with it
-    short = DataSplits(ten, ten[:3], small_material().measured)
+    short = DataSplits(ten, ten[:3], small_splits().measured)
     plan = plan_of("few-shot", tuned=True, instruction="Say", sizes=(9,), subsets=1, tuning_size=9)
     assert choices(tiny_base, few, short, plan) == [{"shots": 2}, {"shots": 4}]
     check(tiny_base, short, plan)
-    ledger = Results(tmp_path, "low-data", settings_of(tiny_base, short, plan))
-    assert left(tiny_base, short, plan, ledger).trainings == 2 + 1
-    run(tiny_base, short, plan, ledger, tmp_path, lambda *_: None)
-    assert {name for name in ledger.pieces if name.startswith("grid")} == {
+    results = Results(tmp_path, "low-data", settings_of(tiny_base, short, plan))
+    run(tiny_base, short, plan, results, tmp_path, lambda *_: None)
+    assert {name for name in results.records if name.startswith("grid")} == {
         "grid of few-shot: shots 2",
         "grid of few-shot: shots 4",
     }
-    assert ledger.pieces["few-shot, n = 9, subset 0, seed 0"]["figures"]
+    assert results.records["few-shot, n = 9, subset 0, seed 0"]["figures"]
 
     room_for_two = dataclasses.replace(plan, instruction="S" * 60)
     (only,) = choices(tiny_base, few, short, room_for_two)
-    ledger = Results(tmp_path / "two", "low-data", settings_of(tiny_base, short, room_for_two))
-    run(tiny_base, short, room_for_two, ledger, tmp_path / "two", lambda *_: None)
-    assert {tuple(piece["choice"].items()) for piece in ledger.pieces.values()} == {(("shots", 2),)}
+    results = Results(tmp_path / "two", "low-data", settings_of(tiny_base, short, room_for_two))
+    run(tiny_base, short, room_for_two, results, tmp_path / "two", lambda *_: None)
+    assert {tuple(record["choice"].items()) for record in results.records.values()} == {(("shots", 2),)}
     assert only == {"shots": 2}
 
     for changes in ({"instruction": "S" * 110}, {"tuned": False, "instruction": "S" * 60}):
@@ -106,21 +104,21 @@ def test_numbers_of_demonstrations_that_do_not_fit_are_left_out(tiny_base: BaseM
 
 
 def test_repeats_of_one_and_the_same_subset_are_refused(tiny_base: BaseModel) -> None:
-    check(tiny_base, small_material(), plan_of("prefix", sizes=(30,), subsets=1, seeds=3))
+    check(tiny_base, small_splits(), plan_of("prefix", sizes=(30,), subsets=1, seeds=3))
     with pytest.raises(UsageError, match="2 subsets of 30 training examples .* Take one subset"):
-        check(tiny_base, small_material(), plan_of("prefix", sizes=(4, 30), subsets=2))
+        check(tiny_base, small_splits(), plan_of("prefix", sizes=(4, 30), subsets=2))
     others = tuple(methods_named(["none"]))
     with pytest.raises(UsageError, match="all would be the same"):
-        check(tiny_base, small_material(), plan_of("prefix", others=others, tuning_size=30))
+        check(tiny_base, small_splits(), plan_of("prefix", others=others, tuning_size=30))
 
 
 @pytest.mark.parametrize(
     "name", ["lora", "ia3", "peft-prefix", "prompt-tuning", "llama-adapter", "adapter", "infix"]
 )
 def test_what_an_encoder_decoder_can_not_have_is_refused_by_name(tiny_bart: BaseModel, name: str) -> None:
-    check(tiny_bart, small_material(), plan_of("prefix", "fine-tuning"))
+    check(tiny_bart, small_splits(), plan_of("prefix", "fine-tuning"))
     with pytest.raises(UsageError, match=f"^{name}: .*"):
-        check(tiny_bart, small_material(), plan_of("prefix", name))
+        check(tiny_bart, small_splits(), plan_of("prefix", name))
 
 
 def test_a_prompt_once_chosen_is_kept_as_the_run_grows_or_refused(
@@ -128,38 +126,29 @@ def test_a_prompt_once_chosen_is_kept_as_the_run_grows_or_refused(
 ) -> None:
     few = METHODS["few-shot"]
     short = [Example(f"source {number}.", "tens") for number in range(6)]
-    material = DataSplits(short * 5, short[:3], small_material().measured)
+    splits = DataSplits(short * 5, short[:3], small_splits().measured)
     plan = plan_of("few-shot", tuned=True, instruction="Say", sizes=(6,), subsets=1, tuning_size=9)
-    assert choices(tiny_base, few, material, plan) == [{"shots": 2}, {"shots": 4}]
-    ledger = Results(tmp_path, "low-data", settings_of(tiny_base, material, plan))
-    ledger.add("choice of few-shot", choice={"shots": 4})
+    assert choices(tiny_base, few, splits, plan) == [{"shots": 2}, {"shots": 4}]
+    results = Results(tmp_path, "low-data", settings_of(tiny_base, splits, plan))
+    results.add("choice of few-shot", choice={"shots": 4})
     more = dataclasses.replace(plan, subsets=2)
-    check_chosen(tiny_base, material, more, ledger)
-    assert left(tiny_base, material, more, ledger).trainings == 2  # none for choosing
-    run(tiny_base, material, more, ledger, tmp_path, lambda *_: None)
-    trials = [piece for name, piece in ledger.pieces.items() if "subset" in name]
+    check_chosen(tiny_base, splits, more, results)
+    run(tiny_base, splits, more, results, tmp_path, lambda *_: None)
+    assert not any(name.startswith("grid") for name in results.records)  # nothing is chosen again
+    trials = [record for name, record in results.records.items() if "subset" in name]
     assert [trial["choice"] for trial in trials] == [{"shots": 4}] * 2
     too_long = dataclasses.replace(more, instruction="S" * 80)
     with pytest.raises(WindowExceeded, match="few-shot: all trials of this run have to have .* shots 4"):
-        check_chosen(tiny_base, material, too_long, ledger)
+        check_chosen(tiny_base, splits, too_long, results)
 
 
 def test_what_the_base_cannot_have_is_told_apart_from_what_it_can() -> None:
     """PEFT has LLaMA-Adapter for few architectures, and says so with errors of its own."""
     base = BaseModel(tiny_gemma(), byte_tokenizer(), name="tiny-gemma")
     kept, refused = without_unsupported(
-        base, methods_named(["prefix", "llama-adapter", "none"]), small_material(), plan_of("prefix")
+        base, methods_named(["prefix", "llama-adapter", "none"]), small_splits(), plan_of("prefix")
     )
     assert [method.name for method in kept] == ["prefix", "none"]
     assert "llama-adapter: PEFT has no such method for" in refused["llama-adapter"]
     with pytest.raises(UnsupportedArchitecture, match="llama-adapter: .* Leave the method out"):
-        check(base, small_material(), plan_of("llama-adapter"))
-
-
-def test_the_cost_is_told_of_examples_as_they_are_cut(tiny_base: BaseModel, tmp_path: Path) -> None:
-    long = [Example("a" * 300, "b")] * 5 + random_examples(15)
-    material = dataclasses.replace(small_material(), train=long)
-    plan = plan_of("prefix", "fine-tuning", sizes=(6,), subsets=1)
-    check(tiny_base, material, plan)
-    ledger = Results(tmp_path, "low-data", settings_of(tiny_base, material, plan))
-    assert left(tiny_base, material, plan, ledger).seconds > 0
+        check(base, small_splits(), plan_of("llama-adapter"))

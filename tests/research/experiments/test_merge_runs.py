@@ -9,11 +9,10 @@ import pytest
 from foreword import BaseModel
 from foreword.errors import CannotRead, CheckpointMismatch, OutputInUse, UsageError
 from foreword.research.baselines.registry import methods_named
-from foreword.research.experiments.merge_runs import take_over
 from foreword.research.experiments.plan import Plan, method_of
-from foreword.research.experiments.results import Results, alone
+from foreword.research.experiments.results import Results, alone, take_over
 from foreword.research.experiments.trials import run, settings_of
-from support.trials import small_material, small_plan
+from support.trials import small_plan, small_splits
 
 
 def plan_of(*names: str) -> Plan:
@@ -21,10 +20,10 @@ def plan_of(*names: str) -> Plan:
 
 
 def do(base: BaseModel, plan: Plan, folder: Path) -> Results:
-    ledger = Results(folder, "low-data", settings_of(base, small_material(), plan))
-    ledger.begin_session(command=f"in {folder.name}")
-    run(base, small_material(), plan, ledger, folder, lambda *_: None)
-    return ledger
+    results = Results(folder, "low-data", settings_of(base, small_splits(), plan))
+    results.begin_session(command=f"in {folder.name}")
+    run(base, small_splits(), plan, results, folder, lambda *_: None)
+    return results
 
 
 def test_what_two_processes_made_is_what_one_makes(tiny_base: BaseModel, tmp_path: Path) -> None:
@@ -32,13 +31,13 @@ def test_what_two_processes_made_is_what_one_makes(tiny_base: BaseModel, tmp_pat
     ours = do(tiny_base, plan_of("prefix"), tmp_path / "ours")
     theirs = do(tiny_base, plan_of("none"), tmp_path / "theirs")
     before = theirs.path.read_bytes()
-    assert take_over(ours, tmp_path / "theirs") == len(theirs.pieces) == 1
-    assert {name: piece.get("figures") for name, piece in ours.pieces.items()} == {
-        name: piece.get("figures") for name, piece in whole.pieces.items()
+    assert take_over(ours, tmp_path / "theirs") == len(theirs.records) == 1
+    assert {name: piece.get("figures") for name, piece in ours.records.items()} == {
+        name: piece.get("figures") for name, piece in whole.records.items()
     }
     assert [session["command"] for session in ours.sessions] == ["in ours", "in theirs"]
     again = Results(tmp_path / "ours", "low-data", ours.settings)
-    assert (again.pieces, again.sessions) == (ours.pieces, ours.sessions)
+    assert (again.records, again.sessions) == (ours.records, ours.sessions)
     names = sorted(path.name for path in (tmp_path / "whole" / "outputs").iterdir())
     for name in names:
         texts = (tmp_path / "ours" / "outputs" / name).read_bytes()

@@ -31,7 +31,6 @@ def test_long_examples_are_left_out_and_counted_not_cut(tiny_base: BaseModel) ->
     )
     assert data.train["a"] == data.dev["a"] == [fits]
     assert data.too_long == (1, 1)
-    assert data.tokens == {"a": (13.0, 13.0), "b": (3.0, 3.0)}
 
 
 def test_owners_without_dev_examples_are_left_out_and_named(tiny_base: BaseModel) -> None:

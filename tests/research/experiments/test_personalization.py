@@ -12,12 +12,11 @@ from foreword import BaseModel, Prefix, train, train_many
 from foreword.errors import DamagedCheckpoint, UsageError
 from foreword.evaluation import token_loss
 from foreword.research.experiments import personalization as experiment
-from foreword.research.experiments.cost import Rates, Work
 from foreword.research.experiments.personalization import (
     OwnersData,
     Recipe,
     choose_owners,
-    remaining,
+    left,
     run,
     settings_of,
 )
@@ -40,7 +39,7 @@ def data(tiny_base: BaseModel) -> OwnersData:
     )
 
 
-def open_ledger(base: BaseModel, data: OwnersData, folder: Path) -> Results:
+def open_results(base: BaseModel, data: OwnersData, folder: Path) -> Results:
     return Results(folder, experiment.EXPERIMENT, settings_of(base, data, RECIPE, 100))
 
 
@@ -49,7 +48,7 @@ def do(base: BaseModel, data: OwnersData, folder: Path, told: list[Any] | None =
         if told is not None:
             told.append(what)
 
-    return run(base, data, RECIPE, folder, open_ledger(base, data, folder), progress)
+    return run(base, data, RECIPE, folder, open_results(base, data, folder), progress)
 
 
 def test_every_loss_is_that_of_its_prefix_on_its_owners_examples(
@@ -124,7 +123,7 @@ def test_a_stopped_run_does_what_is_left_and_ends_in_the_same_figures(
 def test_owners_whose_prefix_is_there_are_not_trained_again(
     tiny_base: BaseModel, data: OwnersData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = open_ledger(tiny_base, data, tmp_path)
+    results = open_results(tiny_base, data, tmp_path)
     trained: list[list[str]] = []
 
     def some(base: BaseModel, by_owner: Any, **options: Any) -> Any:
@@ -136,7 +135,7 @@ def test_owners_whose_prefix_is_there_are_not_trained_again(
 
     monkeypatch.setattr(experiment, "train_many", some)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_base, data, RECIPE, tmp_path, ledger, lambda *_: None)
+        run(tiny_base, data, RECIPE, tmp_path, results, lambda *_: None)
     assert do(tiny_base, data, tmp_path)
     assert trained == [["a", "b", "c"], ["c"]]
 
@@ -151,20 +150,13 @@ def test_a_prefix_that_was_replaced_is_refused(
         do(tiny_base, data, tmp_path)
 
 
-def test_what_is_left_is_counted_in_rows_and_tokens(
+def test_what_is_left_is_counted_in_prefixes_and_owners(
     tiny_base: BaseModel, data: OwnersData, tmp_path: Path
 ) -> None:
-    ledger = open_ledger(tiny_base, data, tmp_path)
-    whole = remaining(data, RECIPE, ledger)
-    # 12 steps of 3 for each of 3 owners, and as much for the shared prefix; 3 prefixes, shared and none.
-    assert (whole.train_rows, whole.score_rows) == (36 * 3 * 2, 3 * 3 * 5)
-    means = [data.tokens[owner] for owner in data.owners]
-    assert whole.train_tokens == pytest.approx(36 * sum(train for train, _ in means) * 2)
-    assert whole.score_tokens == pytest.approx(15 * sum(dev for _, dev in means))
-    assert Rates(train=2.0, score=0.5).seconds(Work(9, 10.0, 9, 100.0)) == 70.0
-
-    run(tiny_base, data, RECIPE, tmp_path, ledger, lambda *_: None)
-    assert remaining(data, RECIPE, ledger) == Work()
+    results = open_results(tiny_base, data, tmp_path)
+    assert left(data, results) == (3 + 1, 3)  # the shared prefix, too
+    run(tiny_base, data, RECIPE, tmp_path, results, lambda *_: None)
+    assert left(data, results) == (0, 0)
 
 
 def test_everything_that_changes_the_figures_is_a_setting_of_the_run(

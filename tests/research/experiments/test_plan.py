@@ -9,12 +9,12 @@ import pytest
 
 from foreword import BaseModel
 from foreword.errors import UsageError
-from foreword.research.baselines.protocol import AdapterInputs, Trainee
+from foreword.research.baselines.protocol import Adapter, AdapterInputs
 from foreword.research.baselines.registry import METHODS, Method
 from foreword.research.experiments.plan import Plan
 from foreword.research.experiments.results import Results
 from foreword.research.experiments.trials import run, settings_of
-from support.trials import small_material, small_plan
+from support.trials import small_plan, small_splits
 
 
 def test_bad_plans_are_refused() -> None:
@@ -32,22 +32,22 @@ def test_bad_plans_are_refused() -> None:
 
 
 def seeds_of(base: BaseModel, plan: Plan, folder: Path) -> tuple[Results, dict[tuple[str, ...], int]]:
-    """The ledger of the plan's run, and the seed of every training in it, by training examples."""
+    """The results of the plan's run, and the seed of every training in it, by training examples."""
     seen: dict[Any, int] = {}
-    material = small_material()
+    splits = small_splits()
 
     def recording(method: Method) -> Method:
-        def begin(setting: AdapterInputs) -> Trainee:
-            subset = tuple(example.source for example in setting.examples)
-            seen[method.name, subset, setting.seed] = setting.seed
-            return method.begin(setting)
+        def begin(inputs: AdapterInputs) -> Adapter:
+            subset = tuple(example.source for example in inputs.examples)
+            seen[method.name, subset, inputs.seed] = inputs.seed
+            return method.begin(inputs)
 
-        return Method(method.name, method.title, begin, method.grid, method.usual, method.work)
+        return Method(method.name, method.title, begin, method.grid, method.default, method.work)
 
     recorded = Plan(**{**vars(plan), "methods": tuple(map(recording, plan.methods))})
-    ledger = Results(folder, "low-data", settings_of(base, material, recorded))
-    run(base, material, recorded, ledger, folder, lambda *_: None)
-    return ledger, seen
+    results = Results(folder, "low-data", settings_of(base, splits, recorded))
+    run(base, splits, recorded, results, folder, lambda *_: None)
+    return results, seen
 
 
 def test_trials_of_a_run_that_grew_are_those_of_a_run_that_was_large_at_once(
@@ -59,10 +59,10 @@ def test_trials_of_a_run_that_grew_are_those_of_a_run_that_was_large_at_once(
     large = small_plan(methods=(prefix, lora), sizes=(4,), seeds=2)
     grown, _ = seeds_of(tiny_base, large, tmp_path / "grown")
     at_once, seeds = seeds_of(tiny_base, large, tmp_path / "at once")
-    assert len(small.pieces) == 2
-    assert len(grown.pieces) == len(at_once.pieces) == 8
-    for name, piece in at_once.pieces.items():
-        assert grown.pieces[name]["figures"] == piece["figures"], name
+    assert len(small.records) == 2
+    assert len(grown.records) == len(at_once.records) == 8
+    for name, piece in at_once.records.items():
+        assert grown.records[name]["figures"] == piece["figures"], name
     for name in ("prefix", "lora"):  # on the same subset with the same seed, and all seeds apart
         own = {(subset, seed) for method, subset, seed in seeds if method == name}
         assert own == {(subset, seed) for _, subset, seed in seeds}

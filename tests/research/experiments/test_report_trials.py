@@ -1,4 +1,4 @@
-"""The report of trials, against a ledger filled by hand."""
+"""The report of trials, against a results filled by hand."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from foreword.research.baselines.registry import RATE, methods_named
 from foreword.research.experiments import statistics
 from foreword.research.experiments.plan import Plan, Trial
 from foreword.research.experiments.report_trials import make_report
-from foreword.research.experiments.results import Results, choice_piece
+from foreword.research.experiments.results import Results, choice_key
 from support.trials import small_plan
 
 COSTS = {"trained": 1000, "kept": 50}
 
 
 def filled(folder: Path, plan: Plan, figures: Callable[[Trial], dict[str, float]]) -> Results:
-    """A ledger with all trials of the plan; step and seconds tell the size they are of."""
-    ledger = Results(folder, "low-data", {"base fingerprint": "abc"})
+    """A results with all trials of the plan; step and seconds tell the size they are of."""
+    results = Results(folder, "low-data", {"base fingerprint": "abc"})
     about = {
         "device": "a processor",
         "threads": 1,
@@ -30,15 +30,15 @@ def filled(folder: Path, plan: Plan, figures: Callable[[Trial], dict[str, float]
         "python": "3",
         "torch": "2",
     }
-    ledger.begin_session(command="foreword reproduce old", transformers="5", foreword="0", **about)
+    results.begin_session(command="foreword reproduce old", transformers="5", foreword="0", **about)
     for trial in plan.trials():
         made = {"step": trial.size, "training_seconds": 10 * trial.size, **COSTS}
-        ledger.add(trial.piece, figures={"measured": figures(trial)}, **made)
-    return ledger
+        results.add(trial.key, figures={"measured": figures(trial)}, **made)
+    return results
 
 
-def page(ledger: Results, plan: Plan, command: str = "foreword reproduce old") -> str:
-    return make_report("Trials", command, ledger, plan, ["measured"], "tiny", 10_000, "figures.png")
+def page(results: Results, plan: Plan, command: str = "foreword reproduce old") -> str:
+    return make_report("Trials", command, results, plan, ["measured"], "tiny", 10_000, "figures.png")
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
@@ -81,11 +81,11 @@ def test_seeds_of_a_subset_count_as_one(tmp_path: Path) -> None:
     def figures(trial: Trial) -> dict[str, float]:
         return {"BLEU": float(trial.seed) if trial.method == prefix else -1.0, "loss": 1.0}
 
-    ledger = filled(tmp_path, plan, figures)
-    found = statistics.paired_comparison(ledger, plan, prefix, lora, "measured", "BLEU")
+    results = filled(tmp_path, plan, figures)
+    found = statistics.paired_comparison(results, plan, prefix, lora, "measured", "BLEU")
     assert found is not None
-    assert (found.mean, found.pairs, found.chance, found.verdict) == (4.5, 1, 1.0, "open")
-    text = page(ledger, plan)
+    assert (found.mean, found.pairs, found.p_value, found.verdict) == (4.5, 1, 1.0, "open")
+    text = page(results, plan)
     assert (
         "- **prefix vs LoRA, prefix's size, BLEU: no significant difference** (mean difference +4.50; better in "
         "1 of 1 subsets; p = 1).\n"
@@ -123,10 +123,10 @@ def test_those_tried_at_one_size_are_told_in_one_line_the_largest_difference_fir
 
     # A run may have had them at every size before: only the one size is told of.
     filled(tmp_path, dataclasses.replace(plan, methods=(*plan.methods, *others), others=()), figures)
-    ledger = filled(tmp_path, plan, figures)
+    results = filled(tmp_path, plan, figures)
     for subset in range(2):
-        ledger.pieces[Trial(others[3], 4, subset, 0).piece] = {"choice": {RATE: 1.0}, "diverged": True}
-    said = page(ledger, plan).split("## What it says\n")[1].split("\n## ")[0]
+        results.records[Trial(others[3], 4, subset, 0).key] = {"choice": {RATE: 1.0}, "diverged": True}
+    said = page(results, plan).split("## What it says\n")[1].split("\n## ")[0]
     head = (
         "- **prefix vs the other methods at n = 4, {}** (mean difference; subsets where prefix is ahead; "
         "2 subsets of one size, no test): "
@@ -143,20 +143,20 @@ def test_those_tried_at_one_size_are_told_in_one_line_the_largest_difference_fir
 def test_a_mean_of_what_is_left_is_not_the_best_and_a_diverged_subset_is_lost(tmp_path: Path) -> None:
     plan = small_plan(subsets=6, sizes=(4,))
     prefix, lora = plan.methods
-    ledger = filled(tmp_path, plan, lambda t: {"BLEU": 10.0 if t.method == prefix else 11.0, "loss": 1.0})
+    results = filled(tmp_path, plan, lambda t: {"BLEU": 10.0 if t.method == prefix else 11.0, "loss": 1.0})
     for subset in range(5):
-        ledger.pieces[Trial(lora, 4, subset, 0).piece] = {"choice": {RATE: 1.0}, "diverged": True}
-    text = page(ledger, plan)
+        results.records[Trial(lora, 4, subset, 0).key] = {"choice": {RATE: 1.0}, "diverged": True}
+    text = page(results, plan)
     assert rows(text, "BLEU") == [
         ["prefix", "10.00 ± 0.00"],
         ["LoRA, prefix's size", "11.00 (1 of 6 trials, 5 diverged)"],
     ]
-    found = statistics.paired_comparison(ledger, plan, prefix, lora, "measured", "BLEU")
+    found = statistics.paired_comparison(results, plan, prefix, lora, "measured", "BLEU")
     assert found is not None
     assert (found.mean, found.better, found.worse, found.pairs) == (-1.0, 5, 1, 6)
-    del ledger.pieces[Trial(lora, 4, 5, 0).piece]
-    ledger.pieces[Trial(lora, 4, 5, 0).piece] = {"choice": {RATE: 1.0}, "diverged": True}
-    text = page(ledger, plan)
+    del results.records[Trial(lora, 4, 5, 0).key]
+    results.records[Trial(lora, 4, 5, 0).key] = {"choice": {RATE: 1.0}, "diverged": True}
+    text = page(results, plan)
     assert "BLEU: prefix is better** (mean difference -; better in 6 of 6 subsets; p = 0.031)." in text
     assert ["LoRA, prefix's size", "5 diverged"] not in rows(text, "BLEU")
     assert rows(text, "BLEU")[1] == ["LoRA, prefix's size", "6 diverged"]
@@ -171,13 +171,13 @@ def test_a_method_that_sees_no_training_examples_is_tried_once_and_compared_with
         Trial(none, 4, 0, 0),
         Trial(none, 8, 0, 0),
     ]
-    ledger = filled(
+    results = filled(
         tmp_path, plan, lambda t: {"BLEU": 9.0 if t.method == none else 8.0 + t.subset, "loss": 1.0}
     )
-    found = statistics.paired_comparison(ledger, plan, prefix, none, "measured", "BLEU")
+    found = statistics.paired_comparison(results, plan, prefix, none, "measured", "BLEU")
     assert found is not None
     assert (found.mean, found.better, found.worse, found.ties) == (0.0, 2, 2, 2)
-    text = page(ledger, plan)
+    text = page(results, plan)
     assert "not finished" not in text.lower()
     assert rows(text, "BLEU")[1] == ["base model alone", "**9.00**", "**9.00**"]
     assert "is measured once, and compared with every subset" in text
@@ -185,10 +185,10 @@ def test_a_method_that_sees_no_training_examples_is_tried_once_and_compared_with
 
 def test_costs_are_of_one_size_each(tmp_path: Path) -> None:
     plan = small_plan(others=tuple(methods_named(["none"])))
-    ledger = filled(tmp_path, plan, lambda trial: {"BLEU": 1.0, "loss": 1.0})
-    ledger.pieces["prefix, n = 8, subset 1, seed 0"] |= {"step": 4, "training_seconds": 20.0}
+    results = filled(tmp_path, plan, lambda trial: {"BLEU": 1.0, "loss": 1.0})
+    results.records["prefix, n = 8, subset 1, seed 0"] |= {"step": 4, "training_seconds": 20.0}
     size = ["1,000", "50", "0.500%"]
-    assert rows(page(ledger, plan), "Size and time") == [
+    assert rows(page(results, plan), "Size and time") == [
         ["prefix", *size, "4", "4", "40"],
         ["prefix", *size, "8", "6", "50"],
         ["LoRA, prefix's size", *size, "4", "4", "40"],
@@ -200,26 +200,26 @@ def test_costs_are_of_one_size_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("best", "told"), [(5, True), (0, True), (3, False)])
 def test_a_grid_that_ended_at_its_edge_is_named(tmp_path: Path, best: int, told: bool) -> None:
     plan = small_plan(tuned=True)
-    ledger = filled(tmp_path, plan, by_hand)
+    results = filled(tmp_path, plan, by_hand)
     prefix, lora = plan.methods
 
     def note(method: Any, rate: float, loss: float | None) -> None:
-        ledger.add(choice_piece(method, {RATE: rate}), choice={RATE: rate}, dev_loss=loss, step=1)
+        results.add(choice_key(method, {RATE: rate}), choice={RATE: rate}, dev_loss=loss, step=1)
 
     for place in range(6):
         note(prefix, 0.01 * 2**place, 1.0 if place == best else 2.0 + place)
     for place in range(3):
         note(lora, 0.01 * 2**place, 1.0 + place)  # not at its end yet
-    section = page(ledger, plan).split("## How rates and prompts were chosen\n")[1].split("\n## ")[0]
+    section = page(results, plan).split("## How rates and prompts were chosen\n")[1].split("\n## ")[0]
     assert ("a better one may lie beyond it: prefix.**" in section) is told
 
 
 def test_the_command_of_the_page_is_shown_with_those_that_made_the_trials(tmp_path: Path) -> None:
     plan = small_plan()
-    ledger = filled(tmp_path, plan, by_hand)
-    same = page(ledger, plan)
+    results = filled(tmp_path, plan, by_hand)
+    same = page(results, plan)
     assert "```\nforeword reproduce old\n```" in same
     assert "starts of the run" not in same
-    other = page(ledger, plan, "foreword reproduce new")
+    other = page(results, plan, "foreword reproduce new")
     assert "```\nforeword reproduce new\n```" in other
     assert "made in these starts of the run:\n\n1. `foreword reproduce old`\n" in other

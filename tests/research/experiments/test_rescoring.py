@@ -11,7 +11,7 @@ from foreword.errors import DamagedCheckpoint
 from foreword.evaluation import Prediction, score
 from foreword.evaluation.metrics import meteor
 from foreword.research.experiments import trials
-from foreword.research.experiments.measure import rescore, score_piece
+from foreword.research.experiments.measure import rescore, score_key
 from foreword.research.experiments.results import Results
 from support.trials import small_plan
 
@@ -21,20 +21,20 @@ ODD = ["a\u2028b c", "d\u2029e", "f\x85g h", "i\x0bj\x0ck\x1cl", "plain words"]
 
 def test_no_character_of_a_text_ends_its_line(tmp_path: Path) -> None:
     plan = small_plan(sizes=(4,), subsets=1)
-    ledger = Results(tmp_path, "low-data", {})
+    results = Results(tmp_path, "low-data", {})
     trial = next(plan.trials())
-    ledger.add(trial.piece, figures={"measured": {"loss": 1.0}})
+    results.add(trial.key, figures={"measured": {"loss": 1.0}})
     lines = [trials._line("measured", Prediction(text, (text + "!",), text)) for text in ODD]
     (tmp_path / "outputs").mkdir()
     path = tmp_path / "outputs" / trial.outputs
     files.write_text(path, "".join(lines))
-    rescore(ledger, plan, ["plain"], tmp_path, lambda *_: None)
+    rescore(results, plan, ["plain"], tmp_path, lambda *_: None)
     expected = score(["plain"], ODD, [[text + "!"] for text in ODD])["plain"]
-    found = ledger.pieces[score_piece("plain", trial)]["figures"]["measured"]
+    found = results.records[score_key("plain", trial)]["figures"]["measured"]
     assert found == {f"plain {name}": pytest.approx(value) for name, value in expected.items()}
     path.write_bytes(path.read_bytes()[:-20])
     fresh = Results(tmp_path / "fresh", "low-data", {})
-    fresh.add(trial.piece, figures={"measured": {"loss": 1.0}})
+    fresh.add(trial.key, figures={"measured": {"loss": 1.0}})
     (tmp_path / "outputs").rename(tmp_path / "fresh" / "outputs")
     with pytest.raises(DamagedCheckpoint, match=f"line {len(ODD)} of .* is not as it was written"):
         rescore(fresh, plan, ["plain"], tmp_path / "fresh", lambda *_: None)
@@ -57,14 +57,14 @@ def test_meteor_is_started_once_for_all_trials(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(meteor, "Meteor", Stand)
     plan = small_plan(sizes=(4,), subsets=2)
-    ledger = Results(tmp_path, "low-data", {})
+    results = Results(tmp_path, "low-data", {})
     (tmp_path / "outputs").mkdir()
     for trial in plan.trials():
-        ledger.add(trial.piece, figures={"measured": {"loss": 1.0}})
+        results.add(trial.key, figures={"measured": {"loss": 1.0}})
         line = trials._line("measured", Prediction("a b c", ("a b c d",), "a b c"))
         files.write_text(tmp_path / "outputs" / trial.outputs, line)
-    rescore(ledger, plan, ["webnlg"], tmp_path, lambda *_: None)
-    scored = [piece for name, piece in ledger.pieces.items() if name.startswith("webnlg figures")]
+    rescore(results, plan, ["webnlg"], tmp_path, lambda *_: None)
+    scored = [piece for name, piece in results.records.items() if name.startswith("webnlg figures")]
     assert len(scored) == len(list(plan.trials())) > 1
     assert all(piece["figures"]["measured"]["webnlg METEOR"] == 0.5 for piece in scored)
     assert len(started) == 1

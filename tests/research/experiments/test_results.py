@@ -1,4 +1,4 @@
-"""The ledger: what is finished stays finished, and nothing of another run is mixed in."""
+"""The results: what is finished stays finished, and nothing of another run is mixed in."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ SETTINGS = {"steps": 3, "seed": 0, "owners": ["alice"]}
 
 
 def test_pieces_and_sessions_are_there_again(tmp_path: Path) -> None:
-    ledger = Results(tmp_path / "run", "trial", SETTINGS)
-    ledger.begin_session(command="foreword reproduce trial")
-    ledger.add("one", loss=1.5, by={"größer": 2.0})
+    results = Results(tmp_path / "run", "trial", SETTINGS)
+    results.begin_session(command="foreword reproduce trial")
+    results.add("one", loss=1.5, by={"größer": 2.0})
     again = Results(tmp_path / "run", "trial", SETTINGS)
-    assert again.pieces == ledger.pieces == {"one": {"loss": 1.5, "by": {"größer": 2.0}}}
+    assert again.records == results.records == {"one": {"loss": 1.5, "by": {"größer": 2.0}}}
     assert again.sessions == [{"command": "foreword reproduce trial"}]
 
 
 def test_every_line_is_json_and_the_first_says_whose_run_it_is(tmp_path: Path) -> None:
-    ledger = Results(tmp_path, "trial", SETTINGS)
-    ledger.add("one", loss=1.5)
-    first, second = map(json.loads, ledger.path.read_text().splitlines())
+    results = Results(tmp_path, "trial", SETTINGS)
+    results.add("one", loss=1.5)
+    first, second = map(json.loads, results.path.read_text().splitlines())
     assert first == {"experiment": "trial", "settings": SETTINGS}
     assert second == {"piece": "one", "loss": 1.5}
 
 
 def test_figures_that_are_not_finite_are_noted_as_none(tmp_path: Path) -> None:
-    ledger = Results(tmp_path, "trial", SETTINGS)
-    ledger.add("one", loss=math.nan, curve={0: math.inf, 1: 2.5}, by=[{"a": -math.inf}])
+    results = Results(tmp_path, "trial", SETTINGS)
+    results.add("one", loss=math.nan, curve={0: math.inf, 1: 2.5}, by=[{"a": -math.inf}])
     expected = {"loss": None, "curve": {"0": None, "1": 2.5}, "by": [{"a": None}]}
-    assert ledger.pieces["one"] == Results(tmp_path, "trial", SETTINGS).pieces["one"] == expected
+    assert results.records["one"] == Results(tmp_path, "trial", SETTINGS).records["one"] == expected
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
@@ -62,14 +62,14 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> 
 
 
 def test_a_line_that_a_crash_cut_is_done_again(tmp_path: Path) -> None:
-    ledger = Results(tmp_path, "trial", SETTINGS)
-    ledger.add("one", loss=1.5)
-    with open(ledger.path, "a") as opened:
+    results = Results(tmp_path, "trial", SETTINGS)
+    results.add("one", loss=1.5)
+    with open(results.path, "a") as opened:
         opened.write('{"piece": "two", "lo')
     again = Results(tmp_path, "trial", SETTINGS)
-    assert list(again.pieces) == ["one"]
+    assert list(again.records) == ["one"]
     again.add("two", loss=2.5)
-    assert Results(tmp_path, "trial", SETTINGS).pieces == {"one": {"loss": 1.5}, "two": {"loss": 2.5}}
+    assert Results(tmp_path, "trial", SETTINGS).records == {"one": {"loss": 1.5}, "two": {"loss": 2.5}}
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_folder_at_work_is_refused_until_its_process_is_gone(tmp_path: Path) -
     with alone(tmp_path / "run"):
         Results(tmp_path / "run", "trial", {}).add("one", loss=1.5)
     with alone(tmp_path / "run"):
-        assert Results(tmp_path / "run", "trial", {}).pieces == {"one": {"loss": 1.5}}
+        assert Results(tmp_path / "run", "trial", {}).records == {"one": {"loss": 1.5}}
 
 
 def test_a_folder_with_other_files_gets_no_lock(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from foreword.research.experiments.splits import (
     few_targets,
     split_by_group,
 )
-from support.trials import small_material
+from support.trials import small_splits
 
 
 def dev_of(sources: int, targets: int = 3, owner: str | None = None) -> list[Example]:
@@ -58,10 +58,10 @@ def test_material_of_e2e_is_what_it_always_was(data_folder: Path) -> None:
     """Runs that were begun must be able to go on: digests of a run from before entries were told apart."""
     entries = read_task(find_task("e2e"), data_folder / "e2e" / "devset.csv")
     dev, measured = divide(entries, dev_rows=48, measured_sources=80, seed=0)
-    material = DataSplits([], dev, {"measured": measured})
+    splits = DataSplits([], dev, {"measured": measured})
     assert len(measured) == 80
-    assert material.counts() == {"train examples": 0, "dev examples": 48, "measured: measured": 667}
-    assert material.digests() == {
+    assert splits.counts() == {"train examples": 0, "dev examples": 48, "measured: measured": 667}
+    assert splits.digests() == {
         "train digest": digest([]),
         "dev digest": "2f1166d3065df28e94a31009e61cc1580200a9466ca2c4014398cb570033a12e",
         "measured digest": "b6d825267d6eb7daec7f090d6454c92e84da6e3ba76397935d867b9d5e46ef10",
@@ -97,30 +97,30 @@ def test_a_file_to_measure_on_gives_all_targets_of_its_sources() -> None:
 
 
 def test_subsets_depend_on_seed_size_and_name_alone() -> None:
-    material = small_material()
-    subset = material.subset(8, 0, "1")
-    assert subset == material.subset(8, 0, "1")
+    splits = small_splits()
+    subset = splits.subset(8, 0, "1")
+    assert subset == splits.subset(8, 0, "1")
     assert len(set(subset)) == 8
-    assert subset != material.subset(8, 0, "2") != material.subset(8, 1, "2")
-    assert material.subset(30, 0, "1") == material.train
+    assert subset != splits.subset(8, 0, "2") != splits.subset(8, 1, "2")
+    assert splits.subset(30, 0, "1") == splits.train
     with pytest.raises(UsageError, match="31 training examples are asked for, and there are 30"):
-        material.subset(31, 0, "1")
+        splits.subset(31, 0, "1")
 
 
 def test_groups_held_out_are_in_nothing_but_what_is_measured_as_unseen() -> None:
     data = [example for owner in "abcdef" for example in dev_of(6, owner=owner)]
-    material, held, _ = split_by_group(data, data, ["b", "e"], dev_rows=4, measured_sources=5, seed=0)
+    splits, held, _ = split_by_group(data, data, ["b", "e"], dev_rows=4, measured_sources=5, seed=0)
     assert held == ("b", "e")
 
     def groups(examples: object) -> set[str]:
         return {example.source[0] for example in examples}  # type: ignore[attr-defined]
 
-    assert groups(material.train) == set("acdf")
-    assert groups(material.dev) <= set("acdf")
-    assert groups(material.measured["seen"]) <= set("acdf")
-    assert groups(material.measured["unseen"]) <= {"b", "e"}
-    sources = {entry.source for entry in material.measured["seen"]}
-    assert not {example.source for example in material.dev} & sources
+    assert groups(splits.train) == set("acdf")
+    assert groups(splits.dev) <= set("acdf")
+    assert groups(splits.measured["seen"]) <= set("acdf")
+    assert groups(splits.measured["unseen"]) <= {"b", "e"}
+    sources = {entry.source for entry in splits.measured["seen"]}
+    assert not {example.source for example in splits.dev} & sources
 
 
 def test_without_names_one_group_in_three_is_held_out() -> None:
@@ -150,22 +150,22 @@ def test_a_group_that_training_lacks_is_unseen() -> None:
         return [example for owner in owners for example in dev_of(6, owner=owner)]
 
     options = {"dev_rows": 4, "measured_sources": 50, "seed": 0}
-    material, unseen, _ = split_by_group(
+    splits, unseen, _ = split_by_group(
         data("abcd"), data("abcdz"), ["b"], **{**options, "measured_sources": 6}
     )
     assert unseen == ("b", "z")
-    assert {entry.source[0] for entry in material.measured["unseen"]} == {"b", "z"}
-    assert {entry.source[0] for entry in material.measured["seen"]} <= set("acd")
-    assert {example.source[0] for example in material.dev} <= set("acd")
+    assert {entry.source[0] for entry in splits.measured["unseen"]} == {"b", "z"}
+    assert {entry.source[0] for entry in splits.measured["seen"]} <= set("acd")
+    assert {example.source[0] for example in splits.dev} <= set("acd")
 
     # Measured on a file of its own, which has new groups: none of training is held out.
     test = [Example(example.source + "t", example.target, example.owner) for example in data("acyz")]
-    material, unseen, _ = split_by_group(data("abcd"), data("abcdz"), (), test=test, **options)
+    splits, unseen, _ = split_by_group(data("abcd"), data("abcdz"), (), test=test, **options)
     assert unseen == ("y", "z")
-    assert {example.source[0] for example in material.train} == set("abcd")
-    assert {entry.source[0] for entry in material.measured["seen"]} == {"a", "c"}
-    assert {entry.source[0] for entry in material.measured["unseen"]} == {"y", "z"}
-    assert {example.source[0] for example in material.dev} <= set("abcd")
+    assert {example.source[0] for example in splits.train} == set("abcd")
+    assert {entry.source[0] for entry in splits.measured["seen"]} == {"a", "c"}
+    assert {entry.source[0] for entry in splits.measured["unseen"]} == {"y", "z"}
+    assert {example.source[0] for example in splits.dev} <= set("abcd")
     with pytest.raises(UsageError, match="no test example is of 'b'; groups there are a, c, y, z"):
         split_by_group(data("abcd"), data("abcdz"), ["b"], test=test, **options)
     new = [example for example in test if example.owner in "yz"]
@@ -176,11 +176,11 @@ def test_a_group_that_training_lacks_is_unseen() -> None:
 def test_no_source_is_trained_on_that_chooses_or_is_measured() -> None:
     data = dev_of(12)
     chosen, measured = divide(data, dev_rows=3, measured_sources=4, seed=0)
-    material, left_out = apart(data, chosen, {"measured": measured})
+    splits, left_out = apart(data, chosen, {"measured": measured})
     taken = {example.source for example in chosen} | {entry.source for entry in measured}
     assert len(taken) == 7
-    assert {example.source for example in material.train} == {example.source for example in data} - taken
-    assert left_out == len(data) - len(material.train) > 0
+    assert {example.source for example in splits.train} == {example.source for example in data} - taken
+    assert left_out == len(data) - len(splits.train) > 0
     with pytest.raises(BadExamples, match="among those that choose or are measured"):
         apart([data[0]], [data[0]], {})
 
@@ -188,13 +188,13 @@ def test_no_source_is_trained_on_that_chooses_or_is_measured() -> None:
 def test_a_source_of_two_groups_is_on_one_side() -> None:
     both = [Example(f"s{n}", f"t{n} of {group}", group) for n in range(12) for group in "ab"]
     own = [Example(f"{group}{n}", "t", group) for n in range(8) for group in "ab"]
-    material, _, left_out = split_by_group(
+    splits, _, left_out = split_by_group(
         [*both, *own], [*both, *own], ["b"], dev_rows=3, measured_sources=4, seed=1
     )
     sides = [
-        {example.source for example in material.train},
-        {example.source for example in material.dev},
-        *({entry.source for entry in entries} for entries in material.measured.values()),
+        {example.source for example in splits.train},
+        {example.source for example in splits.dev},
+        *({entry.source for entry in entries} for entries in splits.measured.values()),
     ]
     assert all(sides)
     assert sum(map(len, sides)) == len(set().union(*sides))

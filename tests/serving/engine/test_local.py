@@ -375,7 +375,7 @@ def test_the_logits_of_a_step_are_fetched_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(RunningRow, "choose", noted)
     batch = ContinuousBatch(base)
     for prompt in ("ab", "cd", "ef"):
-        batch.join(RunningRow(row(base, prompt), room=12))
+        batch.prefill(RunningRow(row(base, prompt), max_new_tokens=12))
     assert len(batch.rows) == 3
     batch.step()
     assert {(logits_V.dtype, logits_V.device.type) for logits_V in seen} == {(torch.float32, "cpu")}
@@ -453,15 +453,15 @@ def test_what_is_held_is_bounded(tiny_base: BaseModel) -> None:
 
     async def most(asked: list[Row], max_held: int) -> tuple[int, list[list[Token]]]:
         engine = LocalEngine(tiny_base, max_held=max_held)
-        join, seen = engine._batch.join, 0
+        prefill, seen = engine._batch.prefill, 0
 
         def counted(new: RunningRow) -> Token:
             nonlocal seen
-            token = join(new)
+            token = prefill(new)
             seen = max(seen, len(engine._batch.rows))
             return token
 
-        engine._batch.join = counted
+        engine._batch.prefill = counted
         found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked))
         await engine.close()
         return seen, found

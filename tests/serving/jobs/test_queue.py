@@ -42,7 +42,7 @@ class Jobs:
         return identifier
 
     def take(self, worker: str = "w", most: int = 8) -> list[str]:
-        return [job.id for job in queue.take(self.catalogue, worker, most)]
+        return [job.id for job in queue.claim(self.catalogue, worker, most)]
 
     def state(self, identifier: str) -> str:
         return queue.find(self.catalogue, identifier.split("-")[0], identifier).state
@@ -102,15 +102,15 @@ def test_what_a_dead_worker_held_goes_on_alone_and_not_for_ever(jobs: Jobs) -> N
     first, second = jobs.add("alice"), jobs.add("bob")
     assert jobs.take() == [first, second]
     for _ in range(2):
-        assert queue.give_back(jobs.catalogue, "w", orderly=False) > 0
+        assert queue.release(jobs.catalogue, "w", orderly=False) > 0
         assert len(jobs.take()) == 1
-    assert queue.give_back(jobs.catalogue, "w", orderly=False) == 1
+    assert queue.release(jobs.catalogue, "w", orderly=False) == 1
     states = {}
     for _ in range(6):
         taken = jobs.take()
         if not taken:
             break
-        queue.give_back(jobs.catalogue, "w", orderly=False)
+        queue.release(jobs.catalogue, "w", orderly=False)
     states = {jobs.state(first), jobs.state(second)}
     assert states == {"failed"}
     assert jobs.events(first)[-1] == "training broke off 3 times without coming to an end"
@@ -120,7 +120,7 @@ def test_a_worker_that_stops_in_order_costs_no_attempt(jobs: Jobs) -> None:
     identifier = jobs.add("alice")
     for _ in range(10):
         assert jobs.take() == [identifier]
-        queue.give_back(jobs.catalogue, "w", orderly=True)
+        queue.release(jobs.catalogue, "w", orderly=True)
     assert jobs.state(identifier) == "queued"
 
 
@@ -129,7 +129,7 @@ def test_a_job_that_advances_may_break_off_often(jobs: Jobs) -> None:
     for _ in range(10):
         assert jobs.take() == [identifier]
         queue.advanced(jobs.catalogue, "w", identifier)
-        queue.give_back(jobs.catalogue, "w", orderly=False)
+        queue.release(jobs.catalogue, "w", orderly=False)
     assert jobs.state(identifier) == "queued"
 
 
@@ -140,11 +140,11 @@ def test_a_silent_workers_jobs_are_collected_and_it_can_no_longer_end_them(jobs:
     jobs.catalogue.write(lambda c: c.execute(table.update().values(beat="2020-01-01T00:00:00")))
     assert queue.collect_lost(jobs.catalogue, 60) == 1
     assert jobs.take("new") == [identifier]
-    assert queue.beat(jobs.catalogue, "old", [identifier]) == []
-    assert queue.beat(jobs.catalogue, "new", [identifier]) == [identifier]
+    assert queue.heartbeat(jobs.catalogue, "old", [identifier]) == []
+    assert queue.heartbeat(jobs.catalogue, "new", [identifier]) == [identifier]
     assert not queue.succeed(jobs.catalogue, "old", identifier, "x@1", 1)
     assert not queue.fail(jobs.catalogue, "old", identifier, "c", "m")
-    assert queue.give_back(jobs.catalogue, "old", orderly=False) == 0
+    assert queue.release(jobs.catalogue, "old", orderly=False) == 0
     assert queue.succeed(jobs.catalogue, "new", identifier, "x@2", 1)
     assert jobs.state(identifier) == "succeeded"
 
@@ -154,7 +154,7 @@ def test_cancelling_takes_a_job_from_its_worker(jobs: Jobs) -> None:
     jobs.take(most=1)
     for each in (identifier, waiting):
         assert queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", each).state == "cancelled"
-    assert queue.beat(jobs.catalogue, "w", [identifier]) == []
+    assert queue.heartbeat(jobs.catalogue, "w", [identifier]) == []
     assert not queue.succeed(jobs.catalogue, "w", identifier, "x@1", 1)
     assert jobs.take() == []
     with pytest.raises(Refused, match="ended already: cancelled"):
@@ -180,6 +180,6 @@ def test_a_limit_counts_unfinished_jobs_only(jobs: Jobs) -> None:
 def test_within_an_owner_a_job_that_had_a_turn_comes_behind_the_others(jobs: Jobs) -> None:
     long, short = jobs.add("alice"), jobs.add("alice")
     assert jobs.take(most=1) == [long]
-    queue.give_back(jobs.catalogue, "w", orderly=True)
+    queue.release(jobs.catalogue, "w", orderly=True)
     assert jobs.take(most=1) == [short]
     assert jobs.take(most=1) == [long]

@@ -22,7 +22,7 @@ from foreword.errors import (
 )
 from foreword.serving.config import of
 from foreword.serving.engine.protocol import Row, Sampling, Token
-from foreword.serving.engine_factory import make_engine
+from foreword.serving.serve import make_engine
 from foreword.serving.vllm import door, ticket
 from foreword.serving.vllm import engine as answer
 from foreword.serving.vllm.checks import check_base
@@ -128,14 +128,14 @@ def test_the_door_hands_on_the_body_it_has_read(pieces: int, monkeypatch: pytest
 # -- answers ------------------------------------------------------------------------------------------
 
 
-def read_answer(lines: list[str], *, room: int = 9, **sampling: Any) -> list[Token]:
+def read_answer(lines: list[str], *, max_new_tokens: int = 9, **sampling: Any) -> list[Token]:
     async def stream() -> AsyncIterator[str]:
         for line in lines:
             yield line
 
     async def all_of_them() -> list[Token]:
         row = Row((5,), None, "alice", Sampling(9, **sampling), frozenset({2}))
-        return [token async for token in answer.tokens(stream(), row, room)]
+        return [token async for token in answer.tokens(stream(), row, max_new_tokens)]
 
     return asyncio.run(all_of_them())
 
@@ -149,7 +149,7 @@ def test_the_last_token_says_why_it_is_the_last() -> None:
     found = read_answer(lines)
     assert [token.token_id for token in found] == [7, 8, 9, 2]
     assert [token.finish_reason for token in found] == [None, None, None, "stop"]
-    assert [token.finish_reason for token in read_answer(lines, room=2)] == [None, "length"]
+    assert [token.finish_reason for token in read_answer(lines, max_new_tokens=2)] == [None, "length"]
 
 
 def test_a_stream_that_breaks_is_an_error_and_no_short_text() -> None:
@@ -218,7 +218,7 @@ def test_a_vllm_that_is_not_there_is_said_so(tiny_base: BaseModel) -> None:
 
 
 def test_a_vllm_with_a_shorter_window_ends_rows_there(tiny_base: BaseModel) -> None:
-    engine = VllmEngine(tiny_base, "http://127.0.0.1:9", SECRET, window=20)
+    engine = VllmEngine(tiny_base, "http://127.0.0.1:9", SECRET, max_positions=20)
     prefix = random_prefix(tiny_base, 10)
 
     async def ask(row: Row) -> None:

@@ -20,9 +20,18 @@ from foreword.errors import (
 )
 from foreword.serving.vllm import plan, ticket
 from foreword.serving.vllm.checks import check_settings
-from foreword.serving.vllm.pages import HeadShard, PagesMemory, ShardedPrefix, blocks_between, pages_of, slots
-from foreword.serving.vllm.plan import CacheSalts
-from foreword.serving.vllm.prefix_source import BLOBS, STORE, FolderSource, StoreSource, open_source
+from foreword.serving.vllm.plan import CacheSalts, blocks_between, slots
+from foreword.serving.vllm.prefixes import (
+    BLOBS,
+    STORE,
+    FolderSource,
+    HeadShard,
+    ShardedPrefix,
+    ShardMemory,
+    StoreSource,
+    open_source,
+    shard_of,
+)
 from support.stand_ins import random_prefix
 
 SECRET = "0123456789abcdef" * 4
@@ -103,8 +112,8 @@ def test_what_is_missing_goes_to_the_slots_that_paging_gives_it(length: int, com
     """Against a cache of eight tokens a block that is laid out by hand."""
     block_ids = [4, 1, 7, 2]
     by_hand = [(block, offset) for block in block_ids for offset in range(8)]
-    want = plan.Asked(DIGEST, length)
-    count = plan.to_load(want, computed)
+    want = plan.PrefixRequest(DIGEST, length)
+    count = plan.tokens_to_load(want, computed)
     assert count == max(0, length - computed)
     if not count:
         return
@@ -135,7 +144,7 @@ def test_every_head_is_held_by_one_worker_or_by_equally_many() -> None:
 def test_pages_are_the_workers_own_heads_token_after_token(plain_prefix: Prefix) -> None:
     layers, heads, length, size = plain_prefix.key().shape
     for rank in range(heads):
-        pages = pages_of(plain_prefix, HeadShard(layers, heads, size, rank, heads), torch.float64)
+        pages = shard_of(plain_prefix, HeadShard(layers, heads, size, rank, heads), torch.float64)
         assert pages.length == length
         for token in range(length):
             assert torch.equal(pages.key_LPHD[:, token, 0], plain_prefix.key()[:, rank, token].double())
@@ -145,13 +154,13 @@ def test_pages_are_the_workers_own_heads_token_after_token(plain_prefix: Prefix)
 def test_a_prefix_of_another_model_or_place_becomes_no_pages(tiny_base: BaseModel) -> None:
     share = HeadShard(3, 2, 8)
     with pytest.raises(GeometryMismatch, match="4 layers"):
-        pages_of(random_prefix(tiny_base, 3), HeadShard(4, 2, 8), torch.float32)
+        shard_of(random_prefix(tiny_base, 3), HeadShard(4, 2, 8), torch.float32)
     for changes in (
         {"template": Template(placement="infix")},
         {"positions": "text-after-prefix-within-window"},
     ):
         with pytest.raises(UsageError, match="in front of the text"):
-            pages_of(random_prefix(tiny_base, 3, **changes), share, torch.float32)
+            shard_of(random_prefix(tiny_base, 3, **changes), share, torch.float32)
 
 
 def test_the_least_recently_used_leave_the_memory() -> None:
@@ -161,7 +170,7 @@ def test_the_least_recently_used_leave_the_memory() -> None:
         size = 100 if digest == "large" else 10
         return ShardedPrefix(torch.zeros(1, size, 1, 1), torch.zeros(1, size, 1, 1))  # 8 bytes a token
 
-    memory = PagesMemory(160, load)
+    memory = ShardMemory(160, load)
     for digest in ("a", "b", "a", "c", "a"):
         memory.get(digest)
     assert (memory.read, len(memory), memory.size) == (3, 2, 160)
@@ -182,24 +191,24 @@ def test_the_least_recently_used_leave_the_memory() -> None:
 
 def test_a_request_gets_what_its_ticket_says() -> None:
     made, salt, ids = signed()
-    want = plan.asked(SECRET, made.params(), salt, ids, reads_cache=True)
-    assert want == plan.Asked(DIGEST, 3)
-    assert plan.asked(SECRET, None, None, ids, reads_cache=True) is None
-    assert plan.to_load(None, 0) == 0
+    want = plan.prefix_request(SECRET, made.params(), salt, ids, reads_cache=True)
+    assert want == plan.PrefixRequest(DIGEST, 3)
+    assert plan.prefix_request(SECRET, None, None, ids, reads_cache=True) is None
+    assert plan.tokens_to_load(None, 0) == 0
 
 
 def test_a_request_that_is_refused_has_something_to_load_so_that_it_fails() -> None:
     """It finds nothing in the cache (tests/vllm/test_vllm_salts.py), so a load that fails is what it gets."""
     made, salt, ids = signed()
     refused = [
-        plan.asked(SECRET, made.params(), "another", ids, reads_cache=True),
-        plan.asked(SECRET, {"x": 1}, salt, ids, reads_cache=True),
-        plan.asked(SECRET, made.params(), salt, ids, reads_cache=False),
+        plan.prefix_request(SECRET, made.params(), "another", ids, reads_cache=True),
+        plan.prefix_request(SECRET, {"x": 1}, salt, ids, reads_cache=True),
+        plan.prefix_request(SECRET, made.params(), salt, ids, reads_cache=False),
     ]
     for want in refused:
         assert want is not None
         assert want.refusal is not None
-        load = plan.load("r", want, [3], 8, plan.to_load(want, 0))
+        load = plan.load("r", want, [3], 8, plan.tokens_to_load(want, 0))
         assert (load.blocks, load.refusal) == ([3], want.refusal)
 
 

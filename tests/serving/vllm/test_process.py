@@ -23,7 +23,7 @@ from foreword.errors import (
 from foreword.serving.config import of
 from foreword.serving.vllm import launch, ticket
 from foreword.serving.vllm.engine import VllmEngine
-from foreword.serving.vllm.prefix_source import STORE
+from foreword.serving.vllm.prefixes import STORE
 from foreword.serving.vllm.process import HealthPoller, answers
 
 SECRET = "0123456789abcdef" * 4
@@ -50,7 +50,7 @@ def test_an_engine_is_ready_while_its_vllm_answers(tiny_base: BaseModel) -> None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
     poller = HealthPoller(url, every=0.001)
-    engine = VllmEngine(tiny_base, url, SECRET, is_up=poller.beats, on_close=poller.close)
+    engine = VllmEngine(tiny_base, url, SECRET, is_up=poller.is_up, on_close=poller.close)
 
     def looked() -> None:
         for _ in range(20):  # what was under way is over

@@ -38,22 +38,22 @@ class Weights:
         return EvaluatedModel(self.base, trained=numbers, kept=numbers)
 
 
-def all_weights(setting: AdapterInputs) -> Weights:
+def all_weights(inputs: AdapterInputs) -> Weights:
     """Every weight is trained."""
-    model = copy_of(setting.base)
+    model = copy_of(inputs.base)
     model.requires_grad_(True)
-    return Weights(setting.base, model, list(model.parameters()))
+    return Weights(inputs.base, model, list(model.parameters()))
 
 
 def top_layers(count: int) -> Callable[[AdapterInputs], Weights]:
     """The last `count` layers are trained, as the paper's FT-top2."""
 
-    def begin(setting: AdapterInputs) -> Weights:
-        model = copy_of(setting.base)
-        blocks = decoder_blocks(model, setting.base.geometry.streams["decoder"].layers)[-count:]
+    def begin(inputs: AdapterInputs) -> Weights:
+        model = copy_of(inputs.base)
+        blocks = decoder_blocks(model, inputs.base.geometry.streams["decoder"].layers)[-count:]
         for block in blocks:
             block.requires_grad_(True)
-        return Weights(setting.base, model, [weight for block in blocks for weight in block.parameters()])
+        return Weights(inputs.base, model, [weight for block in blocks for weight in block.parameters()])
 
     return begin
 

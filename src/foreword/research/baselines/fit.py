@@ -1,25 +1,27 @@
-"""Harness: the same steps for every method: batches, order, schedule, clipping, and choice of the best step.
+"""Training of any method by the one training loop: same batches, order, schedule, clipping, choice of step.
 
-It does what `train` does for one prefix (a test compares them bit for bit), for whatever has parameters and
-a loss. The loss of a step is the mean over its target tokens.
+A method is what the loop trains (its parameters) and what it minimises (its own losses), in one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from foreword.base.base_model import BaseModel, batches_by_length
+from foreword.base.base_model import BaseModel
+from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
-from foreword.research.baselines.protocol import Trainee
-from foreword.training.batch_sampler import BatchSampler
-from foreword.training.loop import EVALUATION_TOKENS
-from foreword.training.prefix_trainer import rate_factor
+from foreword.prefix import Positions
+from foreword.research.baselines.protocol import Adapter
+from foreword.template import Placement
+from foreword.training import loop
+from foreword.training.objective import RowLosses
 from foreword.training.settings import TrainingSettings
+from foreword.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class Fit:
 
 def fit(
     base: BaseModel,
-    trainee: Trainee,
+    adapter: Adapter,
     rows: Sequence[EncodedExample],
     dev: Sequence[EncodedExample],
     settings: TrainingSettings,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> Fit:
-    """Train, and leave the trainee as it was at its best step; without parameters, only measure it.
+    """Train, and leave the adapter as it was at its best step; without parameters, only measure it.
 
     Args:
         dev: examples by which the best step is chosen; at least one.
@@ -56,68 +58,66 @@ def fit(
     Raises:
         TrainingDiverged: a loss or a gradient is not finite.
     """
-    curve = {0: mean_loss(trainee, dev)}
-    if not trainee.parameters:
-        return Fit(0, curve[0], 0, curve)
-    steps = settings.steps_for(len(rows))
-    every = settings.evaluate_every or max(1, math.ceil(steps / 10))
-    order = BatchSampler(
-        [row.tokens for row in rows], settings.batch_size, settings.seed, by_length=not base.takes_positions
+    if not adapter.parameters:
+        loss = mean_loss(adapter, dev)
+        return Fit(0, loss, 0, {0: loss})
+    method = _InTraining(adapter)
+    trainer = Trainer(settings, method, rows, dev, by_length=not base.takes_positions)
+    curve: dict[int, float] = {}
+    loop.run(
+        base,
+        iter([trainer]),
+        objective=method,
+        on_step=lambda trainer, report: on_step(trainer.step, trainer.steps),
+        on_evaluation=lambda trainer, loss: curve.update({trainer.step: loss}),
+        on_finish=lambda trainer: None,
+        on_divergence=_raise,
+        should_stop=lambda: False,
     )
-    optimizer = torch.optim.AdamW(
-        trainee.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    best_step, best_loss, best, worse = 0, math.inf, [], 0
-    step = 0
-    while step < steps and (settings.patience is None or worse < settings.patience):
-        _step(trainee, [rows[index] for index in order.batch(step)], optimizer, settings, step, steps)
-        step += 1
-        on_step(step, steps)
-        if step % every and step < steps:
-            continue
-        curve[step] = mean_loss(trainee, dev)
-        if curve[step] < best_loss:
-            best_step, best_loss, worse = step, curve[step], 0
-            best = [parameter.detach().clone() for parameter in trainee.parameters]
-        else:
-            worse += 1
-    if not best:
+    best = trainer.best
+    if not best.tensors:
         raise TrainingDiverged(f"no dev loss was finite; take a lower rate than {settings.learning_rate:g}")
     with torch.no_grad():
-        for parameter, kept in zip(trainee.parameters, best, strict=True):
-            parameter.copy_(kept)
-    return Fit(best_step, best_loss, step, curve)
+        for name, parameter in method.named_parameters():
+            parameter.copy_(best.tensors[name])
+    return Fit(best.step, best.dev_loss, trainer.step, curve)
 
 
-def mean_loss(trainee: Trainee, rows: Sequence[EncodedExample]) -> float:
+def mean_loss(adapter: Adapter, rows: Sequence[EncodedExample]) -> float:
     """Mean loss per target token, in nats."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for indices in batches_by_length(rows, EVALUATION_TOKENS):
-            losses_M = trainee.losses([rows[index] for index in indices])
-            total += float(losses_M.double().sum())
-            count += losses_M.numel()
-    return total / count
+    method = _InTraining(adapter)
+    return loop.mean_loss(adapter.base, method, rows, method)
 
 
-def _step(
-    trainee: Trainee,
-    batch: Sequence[EncodedExample],
-    optimizer: torch.optim.Optimizer,
-    settings: TrainingSettings,
-    step: int,
-    steps: int,
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss = trainee.losses(batch).mean()
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_(trainee.parameters, settings.clip or math.inf)
-    if not (math.isfinite(float(loss.detach())) and math.isfinite(float(norm))):
-        raise TrainingDiverged(
-            f"loss {float(loss.detach()):g}, gradient {float(norm):g} at step {step + 1}; take a lower "
-            f"learning rate than {settings.learning_rate:g}"
-        )
-    warmup = settings.warmup_steps(steps)
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * rate_factor(step, warmup=warmup, steps=steps)
-    optimizer.step()
+@dataclass(frozen=True)
+class _InTraining:
+    """A adapter as the loop's trainable and objective.
+
+    Its pass is its own (a copy of the model with modules in it, a prefix that PEFT's network makes): it
+    brings its parameters into that itself, and the loop puts no prefix in front.
+    """
+
+    adapter: Adapter
+    placement: Placement = "prefix"
+    positions: Positions = "text-after-prefix"
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return ((str(place), parameter) for place, parameter in enumerate(self.adapter.parameters))
+
+    def key_values(self) -> KeyValues:
+        return {}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+
+    def count(self, row: EncodedExample) -> int:
+        return len(row.target_ids)
+
+    def losses(
+        self, base: BaseModel, rows: Sequence[EncodedExample], prefixes: PrefixBatch | None
+    ) -> RowLosses:
+        return RowLosses(self.adapter.losses(rows), tuple(map(self.count, rows)))
+
+
+def _raise(trainer: Trainer, error: TrainingDiverged) -> None:
+    raise error

@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from foreword.base.base_model import BaseModel
+from foreword.base.prefix_batch import KeyValues
 from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.interop.conversion import from_flat
 from foreword.research.baselines.fine_tuning import Weights, sharing_copy
 from foreword.research.baselines.prefix import Prefixed
 from foreword.research.baselines.protocol import AdapterInputs
 from foreword.training.embedding import compile_embeddings, starting_embeddings
-from foreword.training.initialization import DEFAULT_WORDS, Initialization
-from foreword.training.parameterization import KeyValues
+from foreword.training.settings import DEFAULT_WORDS, Initialization
 
 PROJECTION_WIDTH = 512
 """Of PEFT's network with `prefix_projection`: the paper's for tables."""
@@ -36,9 +36,9 @@ SCALE = 2
 def lora(rank: int | None) -> Callable[[AdapterInputs], Weights]:
     """LoRA in the modules that PEFT chooses for the architecture; rank None: as many numbers as a prefix."""
 
-    def begin(setting: AdapterInputs) -> Weights:
-        chosen = rank or equal_rank(setting.base, setting.length)
-        return _injected(setting, _lora_config(chosen))
+    def begin(inputs: AdapterInputs) -> Weights:
+        chosen = rank or equal_rank(inputs.base, inputs.length)
+        return _injected(inputs, _lora_config(chosen))
 
     return begin
 
@@ -53,54 +53,54 @@ def equal_rank(base: BaseModel, length: int) -> int:
     return max(1, int(base.geometry.parameters(length)) // per_rank)
 
 
-def ia3(setting: AdapterInputs) -> Weights:
+def ia3(inputs: AdapterInputs) -> Weights:
     """IA3: keys, values and hidden units of the feed-forward layers are scaled."""
     from peft import IA3Config
 
-    return _injected(setting, IA3Config(task_type="CAUSAL_LM"))
+    return _injected(inputs, IA3Config(task_type="CAUSAL_LM"))
 
 
-def llama_adapter(setting: AdapterInputs) -> Weights:
+def llama_adapter(inputs: AdapterInputs) -> Weights:
     """LLaMA-Adapter (PEFT's adaption prompts), in all layers: prompts behind a gate that begins closed."""
     from peft import AdaptionPromptConfig
 
-    layers = setting.base.geometry.streams["decoder"].layers
+    layers = inputs.base.geometry.streams["decoder"].layers
     return _injected(
-        setting,
-        AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=setting.length, adapter_layers=layers),
+        inputs,
+        AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=inputs.length, adapter_layers=layers),
     )
 
 
 def peft_prefix(*, projection: bool) -> Callable[[AdapterInputs], Prefixed]:
     """PEFT's prefix tuning, as PEFT begins it: directly from N(0, 1), or through its network."""
 
-    def begin(setting: AdapterInputs) -> Prefixed:
+    def begin(inputs: AdapterInputs) -> Prefixed:
         from peft import PrefixTuningConfig
 
         config = PrefixTuningConfig(
             task_type="CAUSAL_LM",
-            num_virtual_tokens=setting.length,
+            num_virtual_tokens=inputs.length,
             prefix_projection=projection,
             encoder_hidden_size=PROJECTION_WIDTH if projection else None,
         )
-        encoder = PeftPrefix(setting.base, *_prompt_encoder(setting, config))
-        return Prefixed(setting.base, encoder, setting.base.template)
+        encoder = PeftPrefix(inputs.base, *_prompt_encoder(inputs, config))
+        return Prefixed(inputs.base, encoder, inputs.base.template)
 
     return begin
 
 
-def prompt_tuning(setting: AdapterInputs) -> Prefixed:
+def prompt_tuning(inputs: AdapterInputs) -> Prefixed:
     """PEFT's prompt tuning: input embeddings, from the same words that our prefixes begin with."""
     from peft import PromptTuningConfig
 
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=setting.length)
-    encoder, tokens_P = _prompt_encoder(setting, config)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=inputs.length)
+    encoder, tokens_P = _prompt_encoder(inputs, config)
     words = Initialization("words", DEFAULT_WORDS)
     with torch.no_grad():  # what PEFT's own TEXT does, which reads the tokenizer from a folder again
         encoder.embedding.weight.copy_(
-            starting_embeddings(setting.base, words, setting.length, setting.rows, setting.seed)
+            starting_embeddings(inputs.base, words, inputs.length, inputs.rows, inputs.seed)
         )
-    return Prefixed(setting.base, PeftPrompt(setting.base, encoder, tokens_P), setting.base.template)
+    return Prefixed(inputs.base, PeftPrompt(inputs.base, encoder, tokens_P), inputs.base.template)
 
 
 class PeftPrefix(nn.Module):
@@ -137,22 +137,22 @@ def _lora_config(rank: int) -> Any:
     return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0)
 
 
-def _injected(setting: AdapterInputs, config: Any) -> Weights:
+def _injected(inputs: AdapterInputs, config: Any) -> Weights:
     from peft import get_peft_model
 
-    _check(setting.base)
-    with _seeded(setting.seed), _refusals(setting.base):
-        model = get_peft_model(sharing_copy(setting.base), config).get_base_model()
+    _check(inputs.base)
+    with _seeded(inputs.seed), _refusals(inputs.base):
+        model = get_peft_model(sharing_copy(inputs.base), config).get_base_model()
     model.eval()
-    return Weights(setting.base, model, [weight for weight in model.parameters() if weight.requires_grad])
+    return Weights(inputs.base, model, [weight for weight in model.parameters() if weight.requires_grad])
 
 
-def _prompt_encoder(setting: AdapterInputs, config: Any) -> tuple[Any, torch.Tensor]:
+def _prompt_encoder(inputs: AdapterInputs, config: Any) -> tuple[Any, torch.Tensor]:
     from peft import get_peft_model
 
-    _check(setting.base)
-    with _seeded(setting.seed), _refusals(setting.base):
-        model = get_peft_model(sharing_copy(setting.base), config)
+    _check(inputs.base)
+    with _seeded(inputs.seed), _refusals(inputs.base):
+        model = get_peft_model(sharing_copy(inputs.base), config)
     return model.prompt_encoder["default"], model.prompt_tokens["default"]
 
 

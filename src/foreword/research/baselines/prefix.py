@@ -1,4 +1,4 @@
-"""Prefixes: ours in any form, as a trainee of the harness.
+"""Prefixes: ours in any form, as a adapter of the harness.
 
 Variants: our prefix with one thing changed, for ablations (Li & Liang 2021, section 7).
 """
@@ -18,8 +18,9 @@ from foreword.encoding import EncodedExample
 from foreword.prefix import Prefix
 from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
-from foreword.training.prefix_trainer import build_trainer
-from foreword.training.train import choose_template, make_settings
+from foreword.training.settings import make_settings
+from foreword.training.train import choose_template
+from foreword.training.trainer import trained_prefix
 
 
 class Prefixed:
@@ -64,19 +65,17 @@ class Prefixed:
 
 def front(**options: Any) -> Callable[[AdapterInputs], ContextCost]:
     """The room that virtual tokens take, with `options` of `train` as for `ours`."""
-    return lambda setting: ContextCost(options.get("length", setting.length), setting.base.template)
+    return lambda inputs: ContextCost(options.get("length", inputs.length), inputs.base.template)
 
 
 def ours(**options: Any) -> Callable[[AdapterInputs], Prefixed]:
     """A prefix of Foreword's, with `options` of `train` where they differ from the defaults."""
 
-    def begin(setting: AdapterInputs) -> Prefixed:
-        settings = make_settings(
-            **{"length": setting.length, "seed": setting.seed, **setting.choice, **options}
-        )
-        template = choose_template(setting.base, settings, None)
-        trainer = build_trainer(setting.base, settings, setting.rows, (), placement=template.placement)
-        return Prefixed(setting.base, trainer.parameters, template)
+    def begin(inputs: AdapterInputs) -> Prefixed:
+        settings = make_settings(**{"length": inputs.length, "seed": inputs.seed, **inputs.choice, **options})
+        template = choose_template(inputs.base, settings, None)
+        trained = trained_prefix(inputs.base, settings, inputs.rows, placement=template.placement)
+        return Prefixed(inputs.base, trained.parameters, template)
 
     return begin
 
@@ -116,8 +115,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
 def half_of_layers(end: str) -> Any:
     """Only the keys and values of the first or the last half of the layers are trained."""
 
-    def begin(setting: AdapterInputs) -> Prefixed:
-        layers = setting.base.geometry.streams["decoder"].layers
-        return ours(layers=f"{end}:{max(1, layers // 2)}")(setting)
+    def begin(inputs: AdapterInputs) -> Prefixed:
+        layers = inputs.base.geometry.streams["decoder"].layers
+        return ours(layers=f"{end}:{max(1, layers // 2)}")(inputs)
 
     return begin

@@ -44,20 +44,20 @@ class Prompted:
         return EvaluatedModel(self.base, self.prefix, self.template)
 
 
-def alone(setting: AdapterInputs) -> Prompted:
+def alone(inputs: AdapterInputs) -> Prompted:
     """The base model with nothing but the source."""
-    return Prompted(setting.base, None, setting.base.template)
+    return Prompted(inputs.base, None, inputs.base.template)
 
 
-def zero_shot(setting: AdapterInputs) -> Prompted:
+def zero_shot(inputs: AdapterInputs) -> Prompted:
     """An instruction: as text in front, or as the system message of the base's chat template."""
-    base = setting.base
-    form = setting.choice["form"]
+    base = inputs.base
+    form = inputs.choice["form"]
     if form == "text":
-        return Prompted(base, behind(base, _ids(base, f"{setting.instruction}\n")), base.template)
+        return Prompted(base, behind(base, _ids(base, f"{inputs.instruction}\n")), base.template)
     if form != "chat":
         raise UsageError(f"form is {form!r}; expected {' or '.join(FORMS)}")
-    return Prompted(base, None, _as_chat(setting))
+    return Prompted(base, None, _as_chat(inputs))
 
 
 def has_form(base: BaseModel, choice: dict[str, Any]) -> bool:
@@ -65,23 +65,23 @@ def has_form(base: BaseModel, choice: dict[str, Any]) -> bool:
     return choice["form"] != "chat" or bool(getattr(base.tokenizer, "chat_template", None))
 
 
-def few_shot(setting: AdapterInputs) -> Prompted:
+def few_shot(inputs: AdapterInputs) -> Prompted:
     """The instruction, and the first training examples as demonstrations, written as every row is."""
-    base = setting.base
-    return Prompted(base, behind(base, _demonstrations(setting)), base.template)
+    base = inputs.base
+    return Prompted(base, behind(base, _demonstrations(inputs)), base.template)
 
 
-def front(setting: AdapterInputs) -> ContextCost:
+def front(inputs: AdapterInputs) -> ContextCost:
     """The room that the choice takes: an instruction, and demonstrations."""
-    base = setting.base
-    if setting.choice.get("form") == "chat":
-        return ContextCost(0, _as_chat(setting))
-    return ContextCost(len(_demonstrations(setting)), base.template)
+    base = inputs.base
+    if inputs.choice.get("form") == "chat":
+        return ContextCost(0, _as_chat(inputs))
+    return ContextCost(len(_demonstrations(inputs)), base.template)
 
 
 def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
     """The prefix that stands for these tokens in front of every text."""
-    base.text_limit(len(ids))
+    base.max_text_tokens(len(ids))
     found = activations(base, ids, ids, len(ids))
     tensors = {
         f"{stream}.{part}": tensor.contiguous()
@@ -91,16 +91,16 @@ def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
     return Prefix(tensors=tensors, base=base.identity, template=base.template, positions=base.positions)
 
 
-def _demonstrations(setting: AdapterInputs) -> list[int]:
+def _demonstrations(inputs: AdapterInputs) -> list[int]:
     """The instruction, and so many of the first examples as the choice has shots."""
-    ids = _ids(setting.base, f"{setting.instruction}\n")
-    for row in setting.rows[: setting.choice.get("shots", 0)]:
+    ids = _ids(inputs.base, f"{inputs.instruction}\n")
+    for row in inputs.rows[: inputs.choice.get("shots", 0)]:
         ids += [*row.source_ids, *row.target_ids]
     return ids
 
 
-def _as_chat(setting: AdapterInputs) -> Template:
-    return Template(style="chat", end=setting.base.template.end, system=setting.instruction)
+def _as_chat(inputs: AdapterInputs) -> Template:
+    return Template(style="chat", end=inputs.base.template.end, system=inputs.instruction)
 
 
 def _ids(base: BaseModel, text: str) -> list[int]:

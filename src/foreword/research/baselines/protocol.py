@@ -1,7 +1,7 @@
-"""Trainee: what the harness trains, and what an experiment measures when it is done.
+"""What a method is to training and to an experiment.
 
-Every method is the same two things to the harness: parameters, and the loss of each target token of some
-rows. What comes out is a subject: a model, perhaps with a prefix, that is scored and writes like any other.
+To training it is parameters, and the loss of each target token of some rows (fit.py brings these into the
+training loop). What comes out is a model, perhaps with a prefix, that is scored and writes like any other.
 """
 
 from __future__ import annotations
@@ -75,14 +75,16 @@ class ContextCost:
     template: Template
 
 
-class Trainee(Protocol):
+class Adapter(Protocol):
     """A method at work.
 
     Attributes:
-        parameters: what the optimiser changes; empty for methods without training.
+        base: the model that computes its losses.
+        parameters: what the optimizer changes; empty for methods without training.
         template: how the rows that it is given were made of examples.
     """
 
+    base: BaseModel
     parameters: list[nn.Parameter]
     template: Template
 
@@ -93,9 +95,9 @@ class Trainee(Protocol):
         """What the parameters stand for now, to be measured."""
 
 
-def nothing(setting: AdapterInputs) -> ContextCost:
+def nothing(inputs: AdapterInputs) -> ContextCost:
     """The front of methods that put nothing there."""
-    return ContextCost(0, setting.base.template)
+    return ContextCost(0, inputs.base.template)
 
 
 def with_weights(base: BaseModel, model: Any) -> BaseModel:

@@ -10,8 +10,8 @@ from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
 from foreword.research.baselines import fine_tuning, peft, prefix, prompting
 from foreword.research.baselines import prefix as variants
-from foreword.research.baselines.adapter import REDUCTION, adapter
-from foreword.research.baselines.protocol import AdapterInputs, ContextCost, Trainee, nothing
+from foreword.research.baselines.bottleneck_adapter import REDUCTION, bottleneck_adapter
+from foreword.research.baselines.protocol import Adapter, AdapterInputs, ContextCost, nothing
 
 Choice = dict[str, Any]
 
@@ -28,7 +28,7 @@ class Method:
     Attributes:
         name: on the command line and in the ledger.
         title: in tables and pictures.
-        begin: makes the trainee.
+        begin: makes the adapter.
         grid: what is tried on dev examples, rates in ascending order.
         usual: what is taken where nothing is tried.
         fits: whether a choice can be had of a base model; None: all can.
@@ -40,9 +40,9 @@ class Method:
 
     name: str
     title: str
-    begin: Callable[[AdapterInputs], Trainee]
+    begin: Callable[[AdapterInputs], Adapter]
     grid: tuple[Choice, ...]
-    usual: Choice
+    default: Choice
     work: Literal["frozen", "weights", "none"] = "frozen"
     fits: Callable[[BaseModel, Choice], bool] | None = None
     front: Callable[[AdapterInputs], ContextCost] = nothing
@@ -111,10 +111,18 @@ METHODS = {
         Method("lora", "LoRA, prefix's size", peft.lora(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
         Method("lora-8", "LoRA, r = 8", peft.lora(8), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),
         Method(
-            "adapter", "adapter, at most prefix's size", adapter(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}
+            "adapter",
+            "adapter, at most prefix's size",
+            bottleneck_adapter(None),
+            rates(1e-3, 3e-3, 1e-2),
+            {RATE: 3e-3},
         ),
         Method(
-            "adapter-16", "adapter, reduction 16", adapter(REDUCTION), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}
+            "adapter-16",
+            "adapter, reduction 16",
+            bottleneck_adapter(REDUCTION),
+            rates(3e-4, 1e-3, 3e-3),
+            {RATE: 1e-3},
         ),
         Method("ia3", "IA3", peft.ia3, rates(3e-3, 1e-2, 3e-2), {RATE: 1e-2}),
         Method(

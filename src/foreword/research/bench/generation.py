@@ -1,4 +1,4 @@
-"""Many owners in one batch: with their prefixes, without any, and PEFT's way.
+"""Generation for many owners in one batch: with their prefixes, without any, and PEFT's way.
 
 PEFT can't give rows of one batch different prefixes, so there each owner's row is generated after its
 adapter has been set.
@@ -18,8 +18,7 @@ from foreword.errors import UsageError
 from foreword.generation import generate
 from foreword.models import resolve
 from foreword.prefix import Prefix
-from foreword.research.bench import roofline, room
-from foreword.research.bench import roofline as flops
+from foreword.research.bench import roofline
 from foreword.research.bench.roofline import Limits
 from foreword.research.bench.timing import Spread, Work, in_turns, spread
 from foreword.template import RAW
@@ -52,24 +51,20 @@ class GenerationFigures:
     ratio: Spread
 
 
-def check(base: BaseModel, owners: int, length: int, new_tokens: int, *, peft: bool) -> None:
-    """See that the batch fits into this machine's memory and into the base's window.
+def check(base: BaseModel, length: int, new_tokens: int) -> None:
+    """See that prompts and new tokens fit into the base's positions.
 
     Raises:
-        UsageError: it does not.
-        WindowExceeded: the prefix leaves the base no room.
+        UsageError: they do not.
+        WindowExceeded: the prefix alone does not.
     """
     longest = max(_tokens(base, PROMPTS))
-    limit = base.text_limit(length)
+    limit = base.max_text_tokens(length)
     if limit is not None and longest + new_tokens > limit:
         raise UsageError(
-            f"prompts of {longest} tokens and {new_tokens} new ones don't fit into the {base.window} "
+            f"prompts of {longest} tokens and {new_tokens} new ones don't fit into the {base.max_positions} "
             f"positions of {base.name} behind {length} virtual tokens; ask for fewer"
         )
-    prefixes = room.cache(base, owners, length)
-    needed = room.cache(base, owners, length + longest + new_tokens) + prefixes
-    needed += room.weights(base) + prefixes if peft else 0
-    room.check(needed, base.device, f"a batch for {owners} owners")
 
 
 def measure(
@@ -86,7 +81,7 @@ def measure(
     """All ways in turns; PEFT, which is slow, in the first `peft_rounds` (0 leaves it out).
 
     Args:
-        bandwidth: of this machine, see `machine.Limits`; its rate of products is measured in every round.
+        bandwidth: of this machine, see `roofline.Limits`; its rate of products is measured in every round.
     """
     prompts = prompts_of(owners)
     ways = {
@@ -102,7 +97,7 @@ def measure(
         timed[MACHINE], operations = roofline.products(base.dtype, base.device, count=3)
         turns = in_turns(timed, rounds, fewer={PEFT: peft_rounds}, on_round=on_round)
     made = owners * new_tokens
-    found = []
+    figures = []
     for way in ways:
         work = work_of(base, prompts, lengths[way], new_tokens)
         taken = zip(turns.seconds[way], turns.seconds[MACHINE], strict=False)
@@ -111,19 +106,19 @@ def measure(
             for seconds, machine_seconds in taken
         ]
         tokens = spread([made / each for each in turns.seconds[way]])
-        found.append(GenerationFigures(way, tokens, spread(shares), turns.faster(PREFIXES, way)))
-    return found
+        figures.append(GenerationFigures(way, tokens, spread(shares), turns.faster(PREFIXES, way)))
+    return figures
 
 
 def limit_seconds(base: BaseModel, operations: int, new_tokens: int, limits: Limits) -> float:
     """What the machine needs at least: for the operations, or to read the weights for every new token of the
     batch, whichever takes longer."""
-    return max(operations / limits.flops, new_tokens * flops.weight_bytes(base) / limits.bandwidth)
+    return max(operations / limits.flops, new_tokens * roofline.weight_bytes(base) / limits.bandwidth)
 
 
 def work_of(base: BaseModel, prompts: Sequence[str], length: int, new_tokens: int) -> int:
     """Operations of the whole batch."""
-    return flops.generation(base, _tokens(base, prompts), length, new_tokens)
+    return roofline.generation(base, _tokens(base, prompts), length, new_tokens)
 
 
 def prompts_of(rows: int) -> list[str]:

@@ -1,19 +1,18 @@
-"""Peak memory of a training step above the loaded base model, each way in a process of its own.
+"""Peak memory of training steps above the loaded base model, each measurement in a process of its own.
 
-Run as `python -m foreword.research.bench.memory`, it measures one way and prints a number of bytes.
-
-Processes: what has to be measured in one of its own.
+Run as `python -m foreword.research.bench.memory`, with its arguments as one JSON object, it makes one
+measurement and prints a number of bytes.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +22,21 @@ from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample, encode
 from foreword.errors import ForewordError
 from foreword.models import resolve
-from foreword.research.bench import data, room
-from foreword.research.bench.peak_memory import peak, reset_peak
+from foreword.research.bench import workload
 from foreword.research.bench.train_step import step_of
-from foreword.training.prefix_trainer import PrefixTrainer, build_trainer
-from foreword.training.train import make_settings
+from foreword.research.bench.workload import Workload
+from foreword.training.settings import make_settings
+from foreword.training.trainer import Trainer, build_trainer
+
+WAYS = ("Foreword", "Foreword, checkpointing", "PEFT", "PEFT, projection")
+STEPS = 4
+
+WORKLOAD_STEPS = 2
+"""The first makes the optimiser's state, the second has it from the start."""
 
 
 class MeasurementFailed(ForewordError):
     """The process that was to be measured ended without a figure; says what it wrote."""
-
-
-def run(what: str, command: Sequence[str], threads: int) -> str:
-    """What the command writes to its standard output, computed with so many threads.
-
-    Raises:
-        MeasurementFailed: it ended with another status than 0.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["nothing"]
-        raise MeasurementFailed(f"measuring {what} ended with status {done.returncode}: {last[0]}")
-    return done.stdout
-
-
-# -- Peak memory of a training step above the loaded base model, each way in a process of its own --
-
-
-WAYS = ("Foreword", "Foreword, checkpointing", "Foreword, packed", "PEFT", "PEFT, projection")
-STEPS = 4
-
-
-def check(base: BaseModel, rows: Sequence[EncodedExample], size: int) -> None:
-    """See that a copy of the base and a step fit into this machine's memory, beside the base that is loaded.
-
-    Raises:
-        UsageError: they do not.
-    """
-    some = sorted(rows, key=lambda row: row.tokens)[:size]
-    needed = room.step(base, sum(row.tokens for row in some), sum(len(row.target_ids) for row in some))
-    needed += room.weights(base) + room.packed_copies(base)
-    room.check(needed, base.device, f"a step of {size} examples")
 
 
 def measure(
@@ -82,12 +54,62 @@ def measure(
     Raises:
         MeasurementFailed: a process that ended otherwise.
     """
-    found: dict[str, list[int]] = {way: [] for way in WAYS if peft or not way.startswith("PEFT")}
+    bytes_of: dict[str, list[int]] = {way: [] for way in WAYS if peft or not way.startswith("PEFT")}
+    data = None if path is None else str(path)
     for number in range(rounds):
-        for way, measured in found.items():
-            measured.append(_in_a_process(way, base, path, size, length))
+        for way, measured in bytes_of.items():
+            measured.append(_in_a_process(way, base=base, way=way, data=data, size=size, length=length))
         on_round(number + 1)
-    return found
+    return bytes_of
+
+
+def of_workload(base: str, work: Workload) -> int:
+    """Bytes of a step of stated size above the loaded base model, on the CPU.
+
+    Raises:
+        MeasurementFailed: its process ended otherwise.
+    """
+    return _in_a_process(str(work), base=base, workload=asdict(work))
+
+
+def run(what: str, command: Sequence[str], threads: int) -> str:
+    """What the command writes to its standard output, computed with so many threads.
+
+    Raises:
+        MeasurementFailed: it ended with another status than 0.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["nothing"]
+        raise MeasurementFailed(f"measuring {what} ended with status {done.returncode}: {last[0]}")
+    return done.stdout
+
+
+def _in_a_process(what: str, **arguments: Any) -> int:
+    threads = torch.get_num_threads()
+    request = json.dumps({"threads": threads, **arguments})
+    command = [sys.executable, "-m", "foreword.research.bench.memory", request]
+    return int(json.loads(run(what, command, threads))["bytes"])
+
+
+# -- In the process that is measured ---------------------------------------------------------------
+
+
+def reset_peak() -> int:
+    """Set the peak of this process to its present size, and return it in KiB; on Linux."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    """The largest size of this process since the last reset, in KiB; on Linux."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def above_the_base(model: Any, step: Callable[[int], object], steps: int) -> int:
@@ -104,58 +126,40 @@ def above_the_base(model: Any, step: Callable[[int], object], steps: int) -> int
     return (peak() - before) * 1024
 
 
-def _in_a_process(way: str, base: str, path: Path | None, size: int, length: int) -> int:
-    threads = torch.get_num_threads()
-    command = [sys.executable, "-m", "foreword.research.bench.memory", "--way", way, "--base", base]
-    command += ["--size", str(size), "--length", str(length), "--threads", str(threads)]
-    command += [] if path is None else ["--data", str(path)]
-    return int(json.loads(run(way, command, threads))["bytes"])
-
-
-def _measure_here(way: str, name: str, path: Path | None, size: int, length: int) -> int:
-    base = BaseModel.load(name, dtype=torch.float32, device="cpu")
-    rows, _ = encode(data.examples(path, STEPS * size), base.tokenizer, base.template)
+def _measure_here(request: Mapping[str, Any]) -> int:
+    base = BaseModel.load(request["base"], dtype=torch.float32, device="cpu")
+    if "workload" in request:
+        trainers = workload.trainers(base, Workload(**request["workload"]))
+        return above_the_base(base.model, step_of(base, trainers), WORKLOAD_STEPS)
+    way, length, size = request["way"], request["length"], request["size"]
+    path = None if request["data"] is None else Path(request["data"])
+    rows, _ = encode(workload.examples(path, STEPS * size), base.tokenizer, base.template)
     settings = make_settings(
-        length=length,
-        batch_size=size,
-        steps=STEPS,
-        gradient_checkpointing=way.endswith("checkpointing"),
-        packed=way.endswith("packed"),
+        length=length, batch_size=size, steps=STEPS, gradient_checkpointing=way.endswith("checkpointing")
     )
-    prefix_trainer = build_trainer(base, settings, rows, [])
+    trainer = build_trainer(base, settings, rows, [])
     if not way.startswith("PEFT"):
-        return above_the_base(base.model, step_of(base, [prefix_trainer]), STEPS)
+        return above_the_base(base.model, step_of(base, [trainer]), STEPS)
     del base
     gc.collect()
-    return _peft(way, name, length, [_batch(prefix_trainer, number) for number in range(STEPS)])
+    batches = [_batch(trainer, number) for number in range(STEPS)]
+    return _peft(request["base"], length, batches, projection=way.endswith("projection"))
 
 
-def _batch(prefix_trainer: PrefixTrainer, number: int) -> list[EncodedExample]:
-    prefix_trainer.step = number
-    return prefix_trainer.batch()
+def _batch(trainer: Trainer, number: int) -> list[EncodedExample]:
+    trainer.step = number
+    return trainer.batch()
 
 
-def _peft(way: str, name: str, length: int, batches: Sequence[Sequence[EncodedExample]]) -> int:
+def _peft(name: str, length: int, batches: Sequence[Sequence[EncodedExample]], *, projection: bool) -> int:
     from foreword.research.bench import peft as peft_peer
 
-    model = peft_peer.load(str(resolve(name).path), length=length, projection=way.endswith("projection"))
+    model = peft_peer.load(str(resolve(name).path), length=length, projection=projection)
     step = peft_peer.trainer(model, learning_rate=1e-3, warmup=0, steps=STEPS)
     return above_the_base(model, lambda number: step(batches[number]), STEPS)
 
 
-def _main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--way", choices=WAYS, required=True)
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--size", type=int, required=True)
-    parser.add_argument("--length", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    found = _measure_here(given.way, given.base, given.data, given.size, given.length)
-    print(json.dumps({"bytes": found}))
-
-
 if __name__ == "__main__":
-    _main()
+    _request = json.loads(sys.argv[1])
+    torch.set_num_threads(_request["threads"])
+    print(json.dumps({"bytes": _measure_here(_request)}))

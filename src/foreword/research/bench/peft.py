@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from foreword.encoding import EncodedExample
-from foreword.training.prefix_trainer import rate_factor
+from foreword.training.trainer import rate_factor
 
 
 def load(folder: str, *, length: int, projection: bool, seed: int = 0) -> Any:

@@ -1,7 +1,4 @@
-"""The report of a benchmark: tables for people, JSON for machines, a picture of the ratios.
-
-Pictures of a report: ratios as bars, curves in panels.
-"""
+"""The report of a benchmark: tables for people, JSON for machines, and pictures: ratios as bars, curves."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from foreword.errors import CannotWrite
 from foreword.reporting.markdown import table
 from foreword.research.bench.timing import Spread
 
+FILES = ("report.md", "report.json", "ratios.png", "curves.png")
 MEASURED, SAID, HELD, RULE = "#4878a8", "#c06030", "#609060", "#333333"
 PANELS_A_ROW = 3
 
@@ -39,6 +37,108 @@ class Panel:
     measured: Sequence[Spread]
     said: Sequence[float] = ()
     memory: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """One benchmark's outcome.
+
+    Attributes:
+        title: what was measured.
+        command: that makes it again.
+        environment: see `environment.describe_machine`.
+        notes: how to read it, a sentence each.
+        columns, rows: the table; cells are text, numbers, spreads or None.
+        ratios: of the picture: what they are called, and each; empty for no picture.
+        limits: what the machine can do, by name and with its unit.
+        panels: of the picture, where the report is of curves.
+    """
+
+    title: str
+    command: str
+    environment: Mapping[str, str]
+    notes: Sequence[str]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    ratios: Mapping[str, Spread] = field(default_factory=dict)
+    ratio_name: str = ""
+    limits: Mapping[str, str] = field(default_factory=dict)
+    panels: Sequence[Panel] = ()
+
+
+def cell(value: Any) -> str:
+    """As people read it."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def markdown(report: Report) -> str:
+    """The whole report as a page."""
+    lines = [f"# {report.title}", "", f"`{report.command}`", ""]
+    lines += [f"- {name}: {value}" for name, value in {**report.environment, **report.limits}.items()]
+    lines += ["", table(report.columns, [tuple(map(cell, row)) for row in report.rows])]
+    lines += [*(f"- {note}" for note in report.notes), ""]
+    return "\n".join(lines)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The whole report as plain data."""
+    rows = [dict(zip(report.columns, map(_plain, row), strict=True)) for row in report.rows]
+    return {
+        "title": report.title,
+        "command": report.command,
+        "environment": dict(report.environment),
+        "limits": dict(report.limits),
+        "rows": rows,
+        "notes": list(report.notes),
+    }
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder of a report, before the work.
+
+    Raises:
+        CannotWrite: no right, or no such folder.
+        OutputExists: it holds a report already.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"the folder {folder} can't be made: {error.strerror}; choose another") from error
+    for name in FILES:
+        files.check_output(folder / name, overwrite=False)
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """Write report.md, report.json and what there is to draw into the folder; returns their paths.
+
+    Raises:
+        CannotWrite: no right, or no such folder.
+        OutputExists: one is there.
+    """
+    page, data, bars_file, curves_file = (folder / name for name in FILES)
+    files.write_text(page, markdown(report))
+    files.write_text(data, json.dumps(as_json(report), indent=2) + "\n")
+    written = [page, data]
+    if report.ratios:
+        bars(report.ratios, report.ratio_name, bars_file)
+        written.append(bars_file)
+    if report.panels:
+        curves(report.panels, curves_file)
+        written.append(curves_file)
+    return written
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spread):
+        return {"median": value.median, "low": value.low, "high": value.high}
+    return value
+
+
+# -- Pictures --------------------------------------------------------------------------------------
 
 
 def bars(ratios: Mapping[str, Spread], name: str, path: Path) -> None:
@@ -107,109 +207,3 @@ def _save(pyplot: Any, figure: Any, every: Sequence[Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-# -- The report of a benchmark: tables for people, JSON for machines, a picture of the ratios ------
-
-
-@dataclass(frozen=True)
-class Report:
-    """One benchmark's outcome.
-
-    Attributes:
-        title: what was measured.
-        command: that makes it again.
-        environment: see `hardware.describe_machine`.
-        notes: how to read it, a sentence each.
-        columns, rows: the table; cells are text, numbers, spreads or None.
-        ratios: of the picture: what they are called, and each; empty for no picture.
-        limits: what the machine can do, by name and with its unit.
-        panels: of the picture, where the report is of curves.
-    """
-
-    title: str
-    command: str
-    environment: Mapping[str, str]
-    notes: Sequence[str]
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    ratios: Mapping[str, Spread] = field(default_factory=dict)
-    ratio_name: str = ""
-    limits: Mapping[str, str] = field(default_factory=dict)
-    panels: Sequence[Panel] = ()
-
-
-def cell(value: Any) -> str:
-    """As people read it."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
-
-
-def markdown(report: Report) -> str:
-    """The whole report as a page."""
-    lines = [f"# {report.title}", "", f"`{report.command}`", ""]
-    lines += [f"- {name}: {value}" for name, value in {**report.environment, **report.limits}.items()]
-    lines += ["", table(report.columns, [tuple(map(cell, row)) for row in report.rows])]
-    lines += [*(f"- {note}" for note in report.notes), ""]
-    return "\n".join(lines)
-
-
-def as_json(report: Report) -> dict[str, Any]:
-    """The whole report as plain data."""
-    rows = [dict(zip(report.columns, map(_plain, row), strict=True)) for row in report.rows]
-    return {
-        "title": report.title,
-        "command": report.command,
-        "environment": dict(report.environment),
-        "limits": dict(report.limits),
-        "rows": rows,
-        "notes": list(report.notes),
-    }
-
-
-FILES = ("report.md", "report.json", "ratios.png", "curves.png")
-
-
-def check_folder(folder: Path) -> None:
-    """Make the folder of a report, before the work.
-
-
-    Raises:
-        CannotWrite: no right, or no such folder.
-        OutputExists: it holds a report already.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWrite(f"the folder {folder} can't be made: {error.strerror}; choose another") from error
-    for name in FILES:
-        files.check_output(folder / name, overwrite=False)
-
-
-def write(report: Report, folder: Path) -> list[Path]:
-    """Write report.md, report.json and what there is to draw into the folder; returns their paths.
-
-    Raises:
-        CannotWrite: no right, or no such folder.
-        OutputExists: one is there.
-    """
-    page, data, bars_file, curves_file = (folder / name for name in FILES)
-    files.write_text(page, markdown(report))
-    files.write_text(data, json.dumps(as_json(report), indent=2) + "\n")
-    written = [page, data]
-    if report.ratios:
-        bars(report.ratios, report.ratio_name, bars_file)
-        written.append(bars_file)
-    if report.panels:
-        curves(report.panels, curves_file)
-        written.append(curves_file)
-    return written
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Spread):
-        return {"median": value.median, "low": value.low, "high": value.high}
-    return value

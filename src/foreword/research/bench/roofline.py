@@ -1,16 +1,15 @@
-"""The machine: what it can do at most, so that a figure is also a share of the limit.
+"""Roofline: the operations that work with frozen weights needs, and what the machine can do at most.
 
-Letters: M tokens, I inputs, O outputs of a linear layer.
+So that a figure is also a share of the limit. A product of a weight `[O, I]` with one token is 2·O·I
+operations forward, and as many backward for the gradient of its input; a frozen weight needs no gradient of
+its own, which saves the third that is usual (2, 4 and 6 operations per weight and token: Kaplan et al. 2020,
+section 2.1, counts 2 forward and 4 backward). Attention of a token to one key is 4·D operations of each head
+forward (query by key, weight by value) and 8·D backward. Logits are counted where there is a target, padding
+nowhere. Softmax, norms and activations are not counted: they are not matrix products. It is the work of rows
+that share nothing: what rows begin with in common, Foreword computes once, and its share of the limit is so
+much the higher.
 
-FLOPs: what work with frozen weights has to compute, counted on real tokens.
-
-A product of a weight `[O, I]` with one token is 2·O·I operations forward, and as many backward for the
-gradient of its input; a frozen weight needs no gradient of its own, which saves the third that is usual
-(2, 4 and 6 operations per weight and token: Kaplan et al. 2020, section 2.1, counts 2 forward and 4
-backward). Attention of a token to one key is 4·D operations of each head forward (query by key, weight by
-value) and 8·D backward. Logits are counted where there is a target, padding nowhere. Softmax, norms and
-activations are not counted: they are not matrix products. It is the work of rows that share nothing: what
-rows begin with in common, Foreword computes once, and its share of the limit is so much the higher.
+Shapes: M tokens, I inputs, O outputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def _head(base: BaseModel) -> Any:
     return base.model.get_output_embeddings().weight
 
 
-# -- The machine: what it can do at most, so that a figure is also a share of the limit ------------
+# -- What the machine can do at most --------------------------------------------------------------
 
 
 SQUARE = 2048
@@ -235,43 +234,35 @@ def at_shapes(
     rates = {
         name: [operations[name] / each for each in turns.seconds[name]] for name in works if name != COPYING
     }
-    found, passes = [], [0.0] * rounds
+    figures, passes = [], [0.0] * rounds
     for (outputs, inputs), layers in shapes.items():
         forward, backward = (rates[f"{way} {outputs} {inputs}"] for way in ("forward", "backward"))
         of_both = [2 / (1 / one + 1 / two) for one, two in zip(forward, backward, strict=True)]
         for number, rate in enumerate(of_both):
             passes[number] += len(layers) * inputs * outputs / rate
-        names = dict.fromkeys(name for name, _ in layers)
-        found.append(
-            ProductFigures(
-                ", ".join(names),
-                outputs,
-                inputs,
-                len(layers),
-                spread(forward),
-                spread(backward),
-                _shares(of_both, rates[SQUARES]),
-            )
-        )
+        names = ", ".join(dict.fromkeys(name for name, _ in layers))
+        share = _shares(of_both, rates[SQUARES])
+        both = spread(forward), spread(backward)
+        figures.append(ProductFigures(names, outputs, inputs, len(layers), *both, share))
     numbers = sum(len(layers) * inputs * outputs for (outputs, inputs), layers in shapes.items())
     return MachineFigures(
         squares=spread(rates[SQUARES]),
         copying=spread([2 * COPIED / each for each in turns.seconds[COPYING]]),
-        shapes=found,
+        shapes=figures,
         together=_shares([numbers / each for each in passes], rates[SQUARES]),
     )
 
 
 def _by_shape(base: BaseModel) -> dict[tuple[int, int], list[tuple[str, torch.Tensor]]]:
     """Of each shape (O, I) the layers' names and their weights `[O, I]`; the logits' is among them."""
-    found: dict[tuple[int, int], list[tuple[str, torch.Tensor]]] = {}
+    by_shape: dict[tuple[int, int], list[tuple[str, torch.Tensor]]] = {}
     head: Any = base.model.get_output_embeddings()
     for name, module in [*weights_of(base), ("logits", head)]:
         weight: Any = module.weight.detach()
         weight_OI = weight if isinstance(module, nn.Linear) else weight.T  # GPT-2's keeps [I, O]
         shape = (int(weight_OI.shape[0]), int(weight_OI.shape[1]))
-        found.setdefault(shape, []).append((name.rpartition(".")[2], weight_OI))
-    return found
+        by_shape.setdefault(shape, []).append((name.rpartition(".")[2], weight_OI))
+    return by_shape
 
 
 def _repeated(
@@ -298,7 +289,7 @@ def _wait(device: torch.device) -> None:
 def _seconds(work: Callable[[], object], rounds: int) -> float:
     taken = []
     for _ in range(rounds + 1):
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start_time)
     return sorted(taken[1:])[rounds // 2]

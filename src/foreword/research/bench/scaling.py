@@ -1,4 +1,4 @@
-"""Curves: how the cost of work grows with one size while the others stay, and what its operations say."""
+"""Scaling: how the cost of work grows with one size while the others stay, and what its operations say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
-from foreword.research.bench import roofline, room, workload
+from foreword.research.bench import memory as peaks
+from foreword.research.bench import roofline, workload
 from foreword.research.bench.generation import batch_of, prompts_of, work_of
 from foreword.research.bench.timing import Spread, Work, in_turns, spread
 from foreword.research.bench.train_step import step_of
@@ -78,8 +79,9 @@ def check(base: BaseModel, name: str, points: Sequence[int]) -> None:
     """See that every point can be measured here, before any is.
 
     Raises:
-        UsageError: points that don't rise, that the rows don't divide into, or too large for this machine.
-        WindowExceeded: a prefix that leaves the base no room.
+        UsageError: points that don't rise, that the rows don't divide into, or that the base has no positions
+            for.
+        WindowExceeded: a prefix that leaves the base no position.
     """
     if list(points) != sorted(set(points)) or len(points) < 2:
         raise UsageError(
@@ -90,21 +92,17 @@ def check(base: BaseModel, name: str, points: Sequence[int]) -> None:
             raise UsageError(
                 f"{points[-1]} distinct prefixes are more than the batch's {ROWS_OF_PREFIXES} rows"
             )
-        room.check(room.cache(base, ROWS_OF_PREFIXES, 10 + SHORT), base.device, f"the curve of {name}")
         return
     for at in points:
         work = sizes(name, at)
         if work.rows % work.owners:
             raise UsageError(f"{work.rows} rows don't divide among {at} owners; take 1, 2, 4, 8 or 16")
-        limit = base.text_limit(work.length)
+        limit = base.max_text_tokens(work.length)
         if limit is not None and work.text >= limit:
             raise UsageError(
-                f"{name} at {at}: rows of {work.text} tokens don't fit into the {base.window} positions of "
-                f"{base.name} behind {work.length} virtual tokens; take smaller points"
+                f"{name} at {at}: rows of {work.text} tokens don't fit into the {base.max_positions} "
+                f"positions of {base.name} behind {work.length} virtual tokens; take smaller points"
             )
-        tokens = work.rows * work.text
-        needed = room.step(base, tokens, tokens // workload.TARGETS)
-        room.check(needed, base.device, f"{name} at {at}")
 
 
 def measure(
@@ -129,17 +127,16 @@ def measure(
             ways[str(at)] = batch_of(base, prompts, length=10, new_tokens=NEW_TOKENS, distinct=at)
             work[at] = work_of(base, prompts, 10, NEW_TOKENS)
         else:
-            asked = sizes(name, at)
-            ways[str(at)] = step_of(base, workload.trainers(base, asked))
-            work[at] = workload.operations(base, asked)
+            ways[str(at)] = step_of(base, workload.trainers(base, sizes(name, at)))
+            work[at] = workload.operations(base, sizes(name, at))
     ways[MACHINE], operations = roofline.products(base.dtype, base.device, count=3)
     turns = in_turns(ways, rounds, on_round=on_round)
     rates = [operations / each for each in turns.seconds[MACHINE]]
     first = points[0]
-    found = []
+    curve = []
     for at in points:
         taken = zip(turns.seconds[str(at)], rates, strict=True)
-        found.append(
+        curve.append(
             CurvePoint(
                 at=at,
                 seconds=turns.of(str(at)),
@@ -147,12 +144,12 @@ def measure(
                 share=spread([work[at] / seconds / rate for seconds, rate in taken]),
                 growth=turns.faster(str(first), than=str(at)),
                 operations_growth=work[at] / work[first],
-                memory=workload.peak_memory(base.name, sizes(name, at))
+                memory=peaks.of_workload(base.name, sizes(name, at))
                 if memory and name != "prefixes"
                 else None,
             )
         )
-    return found
+    return curve
 
 
 def sizes(name: str, at: int) -> Workload:
@@ -166,15 +163,15 @@ def sizes(name: str, at: int) -> Workload:
     return Workload(rows=ROWS_OF_OWNERS, text=SHORT, length=10, owners=at)
 
 
-def in_words(name: str, found: Sequence[CurvePoint]) -> str:
+def in_words(name: str, curve: Sequence[CurvePoint]) -> str:
     """The slope, as a sentence."""
-    axis, first, last = AXES[name], found[0], found[-1]
-    told = (
+    axis, first, last = AXES[name], curve[0], curve[-1]
+    sentence = (
         f"From {first.at} to {last.at} {axis.grows} ({axis.stays}) the time grows {last.growth} times, the "
         f"operations {last.operations_growth:.2f} times"
     )
     if first.memory is not None and last.memory is not None:
         each = (last.memory - first.memory) / (last.at - first.at)
-        told += f", the peak of memory from {first.memory / 1e6:.0f} to {last.memory / 1e6:.0f} MB"
-        told += f", {each / 1e6:.2f} MB for each more"
-    return told + "."
+        sentence += f", the peak of memory from {first.memory / 1e6:.0f} to {last.memory / 1e6:.0f} MB"
+        sentence += f", {each / 1e6:.2f} MB for each more"
+    return sentence + "."

@@ -70,13 +70,13 @@ def measure(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prefix.save(folder / "one.prefix")
-        asked = ["generate", "--base", base.name, "--prefix", str(folder / "one.prefix"), "--raw"]
-        asked += ["--device", str(base.device), "--dtype", "float32", "--max-new-tokens", "1", PROMPTS[0]]
+        arguments = ["generate", "--base", base.name, "--prefix", str(folder / "one.prefix"), "--raw"]
+        arguments += ["--device", str(base.device), "--dtype", "float32", "--max-new-tokens", "1", PROMPTS[0]]
         ways = {
             PYTHON: _process(PYTHON, "pass"),
             HELP: _process(HELP, _COMMAND, "--help"),
             LIBRARIES: _process(LIBRARIES, _LIBRARIES),
-            FIRST: _process(FIRST, _COMMAND, *asked),
+            FIRST: _process(FIRST, _COMMAND, *arguments),
         }
         if peft:
             from foreword.research.bench import peft as peft_peer

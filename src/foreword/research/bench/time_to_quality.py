@@ -17,8 +17,8 @@ from foreword.errors import UsageError
 from foreword.research.bench import peft
 from foreword.training.batch_sampler import BatchSampler
 from foreword.training.loop import dev_loss, train_step
-from foreword.training.prefix_trainer import build_trainer
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
+from foreword.training.trainer import build_trainer
 
 DIRECT, PROJECTED = "PEFT, direct", "PEFT, projection"
 FOREWORD = "Foreword"
@@ -63,9 +63,9 @@ def race(runs: Mapping[str, Run], on_step: Callable[[int], None] = lambda number
         for run in runs.values():
             if number >= run.steps:
                 continue
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             run.step(number)
-            run.seconds += time.perf_counter() - begun
+            run.seconds += time.perf_counter() - start_time
             done = number + 1
             if done == run.steps or done % run.watched == 0:
                 run.run_log[done] = (run.loss(), run.seconds)
@@ -127,14 +127,14 @@ def _own(
     seed: int,
 ) -> Run:
     settings = make_settings(length=length, steps=steps, batch_size=size, seed=seed)
-    prefix_trainer = build_trainer(base, settings, list(rows), list(dev))
+    trainer = build_trainer(base, settings, list(rows), list(dev))
 
     def step(number: int) -> None:
-        for report in train_step(base, [prefix_trainer]):
+        for report in train_step(base, [trainer]):
             if isinstance(report, Exception):
                 raise report
 
-    return Run(step, lambda: dev_loss(base, prefix_trainer), steps, watched)
+    return Run(step, lambda: dev_loss(base, trainer), steps, watched)
 
 
 def best(runs: Mapping[str, Run], form: str) -> str:

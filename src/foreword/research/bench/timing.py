@@ -1,4 +1,4 @@
-"""Rounds: ways to do the same work, timed in turns, so that a noisy machine is as noisy for each."""
+"""Timing: ways to do the same work, timed in turns, so that a noisy machine is as noisy for each."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def in_turns(
     for number in range(rounds):
         for way, work in ways.items():
             if number < (fewer or {}).get(way, rounds):
-                begun = clock()
+                start_time = clock()
                 work(number)
-                seconds[way].append(clock() - begun)
+                seconds[way].append(clock() - start_time)
         on_round(number + 1)
     return Turns(seconds)

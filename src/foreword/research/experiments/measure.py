@@ -1,8 +1,7 @@
-"""Measuring: one subject on one group of entries: its loss, and how close its texts come.
+"""Measuring: the loss of one model on a group of entries, and how close the texts that it writes come.
 
-Rescoring: figures of metric sets, computed of the texts that trials have written.
-
-They are pieces of their own in the ledger: a run can have more metrics later without being made again.
+Figures of metric sets are computed of the texts afterwards and are records of their own: a run can have more
+metrics later without being made again.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from foreword.errors import CannotRead, DamagedCheckpoint
 from foreword.evaluation import Prediction, token_loss
 from foreword.evaluation.metrics import METRICS, score
-from foreword.evaluation.metrics.bleu_chrf import plain_scores
+from foreword.evaluation.metrics.bleu_chrf_rouge import plain_scores
 from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.examples import Entry, source_key
 from foreword.generation import generate
@@ -31,9 +30,9 @@ LOSS_TARGETS = 3
 
 
 def measure(
-    subject: EvaluatedModel, entries: Sequence[Entry], decoding: Mapping[str, Any]
+    evaluated: EvaluatedModel, entries: Sequence[Entry], decoding: Mapping[str, Any]
 ) -> tuple[dict[str, float], list[Prediction]]:
-    """The figures of `subject` on `entries`, and what it wrote, in their order.
+    """The figures of a model on `entries`, and what it wrote, in their order.
 
     Every distinct source is written for once. Entries of the same source are scored each with its own
     references, as in the official evaluations.
@@ -42,10 +41,10 @@ def measure(
         decoding: keywords of `generate`, the same for all that are compared.
     """
     loss = token_loss(
-        subject.base, few_targets(entries, LOSS_TARGETS), subject.prefix, template=subject.template
+        evaluated.base, few_targets(entries, LOSS_TARGETS), evaluated.prefix, template=evaluated.template
     )
     sources = distinct_sources(entries)
-    texts = generate(subject.base, sources, subject.prefix, template=subject.template, **decoding)
+    texts = generate(evaluated.base, sources, evaluated.prefix, template=evaluated.template, **decoding)
     written = {source_key(source): text.strip() for source, text in zip(sources, texts, strict=True)}
     predictions = [
         Prediction(entry.source, entry.references, written[source_key(entry.source)], entry.category)
@@ -55,18 +54,18 @@ def measure(
     return {LOSS: loss.mean, **compared}, predictions
 
 
-# -- Rescoring: figures of metric sets, computed of the texts that trials have written -------------
+# -- Figures of metric sets, computed of the texts that trials have written ------------------------
 
 
-def score_piece(metric_set: str, trial: Trial) -> str:
-    """Name in the ledger of a set's figures of a trial."""
-    return f"{metric_set} figures of {trial.piece}"
+def score_key(metric_set: str, trial: Trial) -> str:
+    """Name in the results of a set's figures of a trial."""
+    return f"{metric_set} figures of {trial.key}"
 
 
 def rescore(
-    ledger: Results, plan: Plan, metric_sets: Sequence[str], folder: Path, on_progress: OnProgress
+    results: Results, plan: Plan, metric_sets: Sequence[str], folder: Path, on_progress: OnProgress
 ) -> None:
-    """Compute what the ledger does not have, of every trial that was measured.
+    """Compute what the results do not have, of every trial that was measured.
 
     Raises:
         MetricUnavailable: what a set needs is not there.
@@ -76,18 +75,18 @@ def rescore(
         (name, trial)
         for name in metric_sets
         for trial in plan.trials()
-        if "figures" in ledger.pieces.get(trial.piece, {}) and score_piece(name, trial) not in ledger.pieces
+        if "figures" in results.records.get(trial.key, {}) and score_key(name, trial) not in results.records
     ]
     with keeping_meteor():
         for number, (name, trial) in enumerate(waiting):
             on_progress("trials scored", number, len(waiting))
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             figures = {
                 group: {f"{name} {figure}": value for figure, value in score([name], *pairs)[name].items()}
                 for group, pairs in _texts(folder / "outputs" / trial.outputs).items()
             }
-            seconds = round(time.perf_counter() - begun, 1)
-            ledger.add(score_piece(name, trial), figures=figures, seconds=seconds)
+            seconds = round(time.perf_counter() - start_time, 1)
+            results.add(score_key(name, trial), figures=figures, seconds=seconds)
     on_progress("trials scored", len(waiting), len(waiting))
 
 
@@ -113,13 +112,13 @@ def _texts(path: Path) -> dict[str, tuple[list[str], list[list[str]]]]:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise CannotRead(f"{path} can't be read: {error.strerror}; its trial is in the results") from error
-    found: dict[str, tuple[list[str], list[list[str]]]] = {}
+    by_group: dict[str, tuple[list[str], list[list[str]]]] = {}
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            texts, references = found.setdefault(row["group"], ([], []))
+            texts, references = by_group.setdefault(row["group"], ([], []))
             texts.append(row["text"])
             references.append(row["references"])
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"line {number} of {path} is not as it was written") from error
-    return found
+    return by_group

@@ -2,8 +2,6 @@
 
 Compared on every owner's dev examples: no prefix, one prefix trained on the pooled examples of all owners,
 the owner's own, and each other owner's.
-
-Owners: whose examples an experiment trains on and measures, and what of the data is left out.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,11 @@ from foreword.encoding import encode_example
 from foreword.errors import BadExamples, DamagedCheckpoint, ForewordError, UsageError
 from foreword.examples import Example, digest
 from foreword.prefix import Prefix
-from foreword.research.experiments.cost import Work
+from foreword.research.experiments.plan import OnProgress
 from foreword.research.experiments.results import Results
 from foreword.research.experiments.statistics import Column
 from foreword.training import Progress, train, train_many
-from foreword.training.train import make_settings
+from foreword.training.settings import make_settings
 
 ByOwner = dict[str, list[Example]]
 
@@ -37,14 +35,12 @@ class OwnersData:
 
     Attributes:
         train, dev: by owner.
-        tokens: mean tokens of an example, by owner: of `train`, of `dev`.
         too_long: examples left out for their length: of `train`, of `dev`.
         unmeasured: owners left out because they have no dev examples.
     """
 
     train: ByOwner
     dev: ByOwner
-    tokens: dict[str, tuple[float, float]]
     too_long: tuple[int, int]
     unmeasured: tuple[str, ...]
 
@@ -100,9 +96,8 @@ def choose_owners(
     }
     kept_dev = {name: _short(base, all_dev[name], max_length, f"dev example of {name!r}") for name in names}
     return OwnersData(
-        train={name: [example for example, _ in kept] for name, kept in kept_train.items()},
-        dev={name: [example for example, _ in kept[:dev_rows]] for name, kept in kept_dev.items()},
-        tokens={name: (_mean(kept_train[name]), _mean(kept_dev[name][:dev_rows])) for name in names},
+        train=kept_train,
+        dev={name: kept[:dev_rows] for name, kept in kept_dev.items()},
         too_long=(
             sum(len(all_train[name]) - len(kept_train[name]) for name in names),
             sum(len(all_dev[name]) - len(kept_dev[name]) for name in names),
@@ -112,44 +107,34 @@ def choose_owners(
 
 
 def _by_owner(examples: Sequence[Example], what: str) -> ByOwner:
-    found: ByOwner = {}
+    by_owner: ByOwner = {}
     for number, example in enumerate(examples):
         if example.owner is None:
             raise BadExamples(
                 f"{what} example {number} has no owner; expected one in every example. Name the field that "
                 "holds it with --owner-field"
             )
-        found.setdefault(example.owner, []).append(example)
-    return found
+        by_owner.setdefault(example.owner, []).append(example)
+    return by_owner
 
 
-def _short(
-    base: BaseModel, examples: Sequence[Example], max_length: int, what: str
-) -> list[tuple[Example, int]]:
-    """Those of at most `max_length` tokens, with their number of tokens."""
-    counted = [
-        (example, encode_example(example, base.tokenizer, base.template)[0].tokens) for example in examples
-    ]
-    kept = [(example, tokens) for example, tokens in counted if tokens <= max_length]
+def _short(base: BaseModel, examples: Sequence[Example], max_length: int, what: str) -> list[Example]:
+    """Those of at most `max_length` tokens."""
+    counts = [encode_example(example, base.tokenizer, base.template)[0].tokens for example in examples]
+    kept = [example for example, tokens in zip(examples, counts, strict=True) if tokens <= max_length]
     if not kept:
         raise BadExamples(
-            f"no {what} has at most {max_length} tokens; the shortest has "
-            f"{min(tokens for _, tokens in counted)}. Take a larger --max-length, or leave that owner out"
+            f"no {what} has at most {max_length} tokens; the shortest has {min(counts)}. Take a larger "
+            "--max-length, or leave that owner out"
         )
     return kept
 
 
-def _mean(counted: Sequence[tuple[Example, int]]) -> float:
-    return sum(tokens for _, tokens in counted) / len(counted)
-
-
-# -- Personalization: does an owner's own prefix do better on their examples than the alternatives?
+# -- The experiment --------------------------------------------------------------------------------
 
 
 EXPERIMENT = "personalization"
 SHARED = "shared prefix"
-
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -200,7 +185,7 @@ class Recipe:
 
 
 def settings_of(base: BaseModel, data: OwnersData, recipe: Recipe, max_length: int) -> dict[str, Any]:
-    """What makes a run this run and no other, as its ledger keeps it."""
+    """What makes a run this run and no other, as its results keep it."""
     training = make_settings(**recipe.options)
     return {
         "owners": len(data.owners),
@@ -223,28 +208,19 @@ def settings_of(base: BaseModel, data: OwnersData, recipe: Recipe, max_length: i
     }
 
 
-def remaining(data: OwnersData, recipe: Recipe, ledger: Results) -> Work:
-    """Rows and tokens of the pieces that the ledger does not have; steps of a piece begun count in full."""
-    work, steps = Work(), recipe.steps_of(data)
-    if SHARED not in ledger.pieces:
-        rows = recipe.steps_of_shared(data) * recipe.batch
-        counts = {owner: len(examples) for owner, examples in data.train.items()}
-        tokens = sum(data.tokens[owner][0] * count for owner, count in counts.items())
-        work += Work(train_rows=rows, train_tokens=rows * tokens / sum(counts.values()))
-    for owner in data.owners:
-        if _prefix_piece(owner) not in ledger.pieces:
-            rows = steps[owner] * recipe.batch
-            work += Work(train_rows=rows, train_tokens=rows * data.tokens[owner][0])
-        if _column_piece(owner) not in ledger.pieces:
-            rows = (len(data.owners) + 2) * len(data.dev[owner])
-            work += Work(score_rows=rows, score_tokens=rows * data.tokens[owner][1])
-    return work
+def left(data: OwnersData, results: Results) -> tuple[int, int]:
+    """How many prefixes are to be trained, the shared one among them, and how many owners to be scored."""
+    prefixes = [SHARED, *map(_prefix_key, data.owners)]
+    return (
+        sum(name not in results.records for name in prefixes),
+        sum(_column_key(owner) not in results.records for owner in data.owners),
+    )
 
 
 def run(
-    base: BaseModel, data: OwnersData, recipe: Recipe, folder: Path, ledger: Results, on_progress: OnProgress
+    base: BaseModel, data: OwnersData, recipe: Recipe, folder: Path, results: Results, on_progress: OnProgress
 ) -> list[Column]:
-    """Do the pieces that the ledger does not have, and return a column for every owner.
+    """Make what the results do not have, and return a column for every owner.
 
     Prefixes go to `folder`/prefixes, checkpoints of training to `folder`/training. Training sees no dev
     example: the prefix of the last step is kept, not of the best.
@@ -255,22 +231,21 @@ def run(
     Raises:
         OwnersFailed, TrainingDiverged: a learning rate that is too high.
         TrainingStopped: Ctrl-C; run again to go on.
-        DamagedCheckpoint: a prefix file that is not the one the ledger names.
+        DamagedCheckpoint: a prefix file that is not the one the results names.
         CannotWrite: no right or no space.
     """
-    prefixes, training = folder / "prefixes", folder / "training"
-    prefixes.mkdir(exist_ok=True)
-    shared = _shared(base, data, recipe, prefixes, training, ledger, on_progress)
-    own = _own(base, data, recipe, prefixes, training, ledger, on_progress)
+    (folder / "prefixes").mkdir(exist_ok=True)
+    experiment = _Experiment(base, data, recipe, folder, results, on_progress)
+    shared, own = experiment.shared_prefix(), experiment.own_prefixes()
     for number, owner in enumerate(data.owners):
         on_progress("owners scored", number, len(data.owners))
-        if _column_piece(owner) not in ledger.pieces:
-            begun = time.perf_counter()
+        if _column_key(owner) not in results.records:
+            start_time = time.perf_counter()
             column = score_column(base, owner, data.dev[owner], shared, own)
             figures = {name: value for name, value in dataclasses.asdict(column).items() if name != "owner"}
-            ledger.add(_column_piece(owner), seconds=_since(begun), **figures)
+            results.add(_column_key(owner), seconds=_since(start_time), **figures)
     on_progress("owners scored", len(data.owners), len(data.owners))
-    return [_read_column(ledger, owner) for owner in data.owners]
+    return [_read_column(results, owner) for owner in data.owners]
 
 
 def score_column(
@@ -297,66 +272,64 @@ def score_column(
     return Column(owner, len(dev), tokens, means[0], means[1], dict(zip(own, means[2:], strict=True)))
 
 
-def _shared(
-    base: BaseModel,
-    data: OwnersData,
-    recipe: Recipe,
-    prefixes: Path,
-    training: Path,
-    ledger: Results,
-    on_progress: OnProgress,
-) -> Prefix:
-    path = prefixes / "shared.prefix"
-    if SHARED in ledger.pieces:
-        return _load(path, ledger.pieces[SHARED]["digest"])
-    begun = time.perf_counter()
-    prefix = train(
-        base,
-        [example for examples in data.train.values() for example in examples],
-        checkpoint_dir=training / "shared",
-        on_progress=lambda progress: on_progress("steps of the shared prefix", progress.step, progress.steps),
-        **{**recipe.options, "steps": recipe.steps_of_shared(data)},
-    )
-    prefix.save(path, overwrite=True)
-    ledger.add(SHARED, seconds=_since(begun), digest=prefix.digest, steps=recipe.steps_of_shared(data))
-    return prefix
+@dataclass(frozen=True)
+class _Experiment:
+    """What the trainings of a run have in common: prefixes go to `folder`/prefixes, checkpoints to
+    `folder`/training."""
 
+    base: BaseModel
+    data: OwnersData
+    recipe: Recipe
+    folder: Path
+    results: Results
+    on_progress: OnProgress
 
-def _own(
-    base: BaseModel,
-    data: OwnersData,
-    recipe: Recipe,
-    prefixes: Path,
-    training: Path,
-    ledger: Results,
-    on_progress: OnProgress,
-) -> dict[str, Prefix]:
-    # Quoted, so that no name can point elsewhere; the sign in front keeps it apart from the shared one.
-    paths = {owner: prefixes / f"@{quote(owner, safe='')}.prefix" for owner in data.owners}
-    steps, begun = recipe.steps_of(data), time.perf_counter()
-    left = [owner for owner in data.owners if _prefix_piece(owner) not in ledger.pieces]
-    done = dict.fromkeys(left, 0)
-
-    def keep(owner: str, prefix: Prefix) -> None:
-        prefix.save(paths[owner], overwrite=True)
-        ledger.add(_prefix_piece(owner), seconds=_since(begun), digest=prefix.digest, steps=steps[owner])
-
-    def report(progress: Progress) -> None:
-        done[progress.owner or ""] = progress.step
-        on_progress("steps of owners' prefixes", sum(done.values()), sum(steps[owner] for owner in left))
-
-    if left:
-        train_many(
-            base,
-            {owner: data.train[owner] for owner in left},
-            checkpoint_dir=training / "owners",
-            into=keep,
-            on_progress=report,
-            **recipe.options,
+    def shared_prefix(self) -> Prefix:
+        """The prefix of all owners' examples together: loaded if it is among the results, else trained."""
+        path, steps = self.folder / "prefixes" / "shared.prefix", self.recipe.steps_of_shared(self.data)
+        if SHARED in self.results.records:
+            return _load(path, self.results.records[SHARED]["digest"])
+        start_time = time.perf_counter()
+        prefix = train(
+            self.base,
+            [example for examples in self.data.train.values() for example in examples],
+            checkpoint_dir=self.folder / "training" / "shared",
+            on_progress=lambda p: self.on_progress("steps of the shared prefix", p.step, p.steps),
+            **{**self.recipe.options, "steps": steps},
         )
-    return {
-        owner: _load(paths[owner], ledger.pieces[_prefix_piece(owner)]["digest"]) for owner in data.owners
-    }
+        prefix.save(path, overwrite=True)
+        self.results.add(SHARED, seconds=_since(start_time), digest=prefix.digest, steps=steps)
+        return prefix
+
+    def own_prefixes(self) -> dict[str, Prefix]:
+        """Every owner's prefix; those that are not among the results are trained in one run."""
+        records, owners = self.results.records, self.data.owners
+        # Quoted, so that no name can point elsewhere; the sign in front keeps it apart from the shared one.
+        paths = {owner: self.folder / "prefixes" / f"@{quote(owner, safe='')}.prefix" for owner in owners}
+        steps, start_time = self.recipe.steps_of(self.data), time.perf_counter()
+        left = [owner for owner in owners if _prefix_key(owner) not in records]
+        done = dict.fromkeys(left, 0)
+
+        def keep(owner: str, prefix: Prefix) -> None:
+            prefix.save(paths[owner], overwrite=True)
+            seconds = _since(start_time)
+            self.results.add(_prefix_key(owner), seconds=seconds, digest=prefix.digest, steps=steps[owner])
+
+        def report(progress: Progress) -> None:
+            done[progress.owner or ""] = progress.step
+            total = sum(steps[owner] for owner in left)
+            self.on_progress("steps of owners' prefixes", sum(done.values()), total)
+
+        if left:
+            train_many(
+                self.base,
+                {owner: self.data.train[owner] for owner in left},
+                checkpoint_dir=self.folder / "training" / "owners",
+                into=keep,
+                on_progress=report,
+                **self.recipe.options,
+            )
+        return {owner: _load(paths[owner], records[_prefix_key(owner)]["digest"]) for owner in owners}
 
 
 def _load(path: Path, expected: str) -> Prefix:
@@ -369,20 +342,20 @@ def _load(path: Path, expected: str) -> Prefix:
     return prefix
 
 
-def _read_column(ledger: Results, owner: str) -> Column:
+def _read_column(results: Results, owner: str) -> Column:
     figures = {
-        name: value for name, value in ledger.pieces[_column_piece(owner)].items() if name != "seconds"
+        name: value for name, value in results.records[_column_key(owner)].items() if name != "seconds"
     }
     return Column(owner=owner, **figures)
 
 
-def _prefix_piece(owner: str) -> str:
+def _prefix_key(owner: str) -> str:
     return f"prefix of {owner}"
 
 
-def _column_piece(owner: str) -> str:
+def _column_key(owner: str) -> str:
     return f"losses on {owner}"
 
 
-def _since(begun: float) -> float:
-    return round(time.perf_counter() - begun, 1)
+def _since(start_time: float) -> float:
+    return round(time.perf_counter() - start_time, 1)

@@ -10,8 +10,7 @@ from typing import Any
 
 from foreword.errors import UsageError
 from foreword.research.baselines.registry import RATE, Choice, Method
-from foreword.training.settings import TrainingSettings
-from foreword.training.train import make_settings
+from foreword.training.settings import TrainingSettings, make_settings
 
 TUNING = "tuning"
 """Name of the subset that learning rates are chosen on; no trial uses it."""
@@ -32,7 +31,7 @@ class Plan:
         others: at `tuning_size` alone.
         sizes: numbers of training examples.
         subsets, seeds: for each size, so many subsets, each with so many seeds.
-        tuning_size: training examples on which learning rates are chosen; `tuned` false: the usual ones.
+        tuning_size: training examples on which learning rates are chosen; `tuned` false: the defaults.
         length: P of all methods that have virtual tokens.
         steps, batch_size, patience: of training; `epochs` instead of steps, where it is given.
         seed: of subsets, beginnings and order.
@@ -124,22 +123,22 @@ class Trial:
         return self.subset, self.seed
 
     @property
-    def piece(self) -> str:
-        """Its name in the ledger."""
+    def key(self) -> str:
+        """Its name in the results."""
         return f"{self.method.name}, n = {self.size}, subset {self.subset}, seed {self.seed}"
 
     @property
     def outputs(self) -> str:
         """Name of the file with its texts."""
-        return outputs_of(self.piece)
+        return outputs_of(self.key)
 
 
-def outputs_of(piece: str) -> str:
-    """Name of the file with the texts of a trial, by its name in the ledger."""
-    return re.sub(r"[^a-z0-9-]+", "_", piece.lower()) + ".jsonl"
+def outputs_of(key: str) -> str:
+    """Name of the file with the texts of a trial, by its name in the results."""
+    return re.sub(r"[^a-z0-9-]+", "_", key.lower()) + ".jsonl"
 
 
-def method_of(piece: str) -> str | None:
-    """The method of a trial, by its name in the ledger; None for other pieces."""
-    found = re.fullmatch(r"([^ ,]+), n = \d+, subset \d+, seed \d+", piece)
-    return found and found[1]
+def method_of(key: str) -> str | None:
+    """The method of a trial, by its name in the results; None for what is no trial."""
+    match = re.fullmatch(r"([^ ,]+), n = \d+, subset \d+, seed \d+", key)
+    return match and match[1]

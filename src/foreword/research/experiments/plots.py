@@ -1,7 +1,4 @@
-"""Picture: a matrix of differences as colours.
-
-Bands: figures by the number of training examples as curves, each with a band of its spread.
-"""
+"""Plots: a matrix of differences as colours, and curves with their spread by number of training examples."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from foreword import files
 
@@ -87,9 +85,7 @@ def draw(matrix: Matrix, path: Path) -> None:
     bar = figure.colorbar(image, ax=axes, shrink=0.8, extend=ends)
     bar.set_label(matrix.scale_label)
     figure.supxlabel(matrix.caption, fontsize=9)
-    written = io.BytesIO()
-    figure.savefig(written, dpi=140, format="png")
-    files.write_bytes(path, written.getvalue(), overwrite=True)
+    _save(figure, path)
 
 
 def _shown(name: str) -> str:
@@ -104,7 +100,7 @@ def _limit(values: Sequence[float]) -> float:
     return ordered[max(0, round(0.98 * len(ordered)) - 1)] or max(ordered[-1], 1e-3)
 
 
-# -- Bands: figures by the number of training examples as curves, each with a band of its spread ---
+# -- Curves ----------------------------------------------------------------------------------------
 
 
 MOST_COLUMNS = 4
@@ -153,14 +149,8 @@ def draw_panels(panels: Sequence[Panel], path: Path, *, title: str, caption: str
             number = names.index(curve.name)
             colour, marker = colours[curve.name], MARKERS[number % len(MARKERS)]
             if len(sizes) == 1:
-                axes.errorbar(
-                    curve.means,
-                    [-number] * len(curve.means),
-                    xerr=curve.spreads,
-                    fmt=marker,
-                    color=colour,
-                    capsize=3,
-                )
+                heights = [-number] * len(curve.means)
+                axes.errorbar(curve.means, heights, xerr=curve.spreads, fmt=marker, color=colour, capsize=3)
                 continue
             low = [mean - spread for mean, spread in zip(curve.means, curve.spreads, strict=True)]
             high = [mean + spread for mean, spread in zip(curve.means, curve.spreads, strict=True)]
@@ -183,6 +173,10 @@ def draw_panels(panels: Sequence[Panel], path: Path, *, title: str, caption: str
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(f"{title}\n{caption}", fontsize=11)
-    written = io.BytesIO()
-    figure.savefig(written, dpi=140, format="png", bbox_inches="tight")
-    files.write_bytes(path, written.getvalue(), overwrite=True)
+    _save(figure, path, bbox_inches="tight")
+
+
+def _save(figure: Any, path: Path, **options: Any) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=140, format="png", **options)
+    files.write_bytes(path, content.getvalue(), overwrite=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from collections.abc import Sequence
 
 from foreword.reporting.markdown import table
-from foreword.research.experiments import report
+from foreword.research.environment import conditions
 from foreword.research.experiments.personalization import SHARED, OwnersData
 from foreword.research.experiments.plots import Matrix
 from foreword.research.experiments.results import Results
 from foreword.research.experiments.statistics import (
-    CHANCE,
+    SIGNIFICANCE,
     Column,
     PairedTest,
     Rival,
@@ -30,31 +32,39 @@ def contrasts(columns: Sequence[Column]) -> dict[Rival, PairedTest]:
     return {rival: contrast_own(columns, rival) for rival in RIVALS}
 
 
-def make_report(ledger: Results, data: OwnersData, columns: Sequence[Column], base: str, picture: str) -> str:
+def figures_of(test: PairedTest) -> dict[str, object]:
+    """The figures of a comparison as plain data; `chance` is the p-value."""
+    figures = dataclasses.asdict(test)
+    return {**figures, "chance": figures.pop("p_value"), "verdict": test.verdict}
+
+
+def make_report(
+    results: Results, data: OwnersData, columns: Sequence[Column], base: str, picture: str
+) -> str:
     """The page, in Markdown.
 
     Args:
         base: name of the base model.
         picture: name of the picture's file, beside the page.
     """
-    session = ledger.sessions[-1]
-    described = f"{base}, fingerprint `{ledger.settings['base fingerprint']}`"
+    session = results.sessions[-1]
+    described = f"{base}, fingerprint `{results.settings['base fingerprint']}`"
     return "\n".join(
         [
             "# Personalization: own prefixes against the alternatives\n",
-            f"{len(columns)} owners, one seed ({ledger.settings['seed']}). Losses are means per target token "
-            "over each owner's dev examples, in nats; lower is better. `others` is the mean over all other "
-            "owners' prefixes. Owners count alike in every mean, however many examples they have; ± is the "
-            "standard deviation over owners.\n",
+            f"{len(columns)} owners, one seed ({results.settings['seed']}). Losses are means per target "
+            "token over each owner's dev examples, in nats; lower is better. `others` is the mean over all "
+            "other owners' prefixes. Owners count alike in every mean, however many examples they have; ± is "
+            "the standard deviation over owners.\n",
             "## What it says\n",
             summary(columns),
             "## By owner\n",
-            _table(ledger, data, columns),
+            _table(results, data, columns),
             f"![loss of every prefix on every owner's dev examples]({picture})\n",
             "Row: whose prefix. Column: whose dev examples. The colour is the loss minus that of the "
             "column's own prefix, which is on the diagonal: red is worse than own, blue better.\n",
-            report.conditions(session["command"], described, ledger.sessions, ledger.settings),
-            _notes(ledger, data),
+            conditions(session["command"], described, results.sessions, results.settings),
+            _notes(results, data),
         ]
     )
 
@@ -80,7 +90,7 @@ def make_matrix(columns: Sequence[Column]) -> Matrix:
 def summary(columns: Sequence[Column]) -> str:
     """What the figures say of each comparison, in words."""
     lines = [_sentence(rival, each) for rival, each in contrasts(columns).items()]
-    if sign_test(len(columns), 0) > CHANCE:
+    if sign_test(len(columns), 0) > SIGNIFICANCE:
         lines.append(f"- {len(columns)} owners are too few to settle anything, even if all of them agree.")
     first = sum(column.rank == 1 for column in columns)
     lines.append(
@@ -101,11 +111,11 @@ def _sentence(rival: Rival, each: PairedTest) -> str:
         f"- **Own prefix against {RIVALS[rival]}: {words}.** Its loss is {abs(each.mean):.3f} "
         f"{'lower' if each.mean > 0 else 'higher'} on average (± {each.spread:.3f} over owners), and lower "
         f"for {each.better} of {each.pairs} owners{ties}; fair coins would fall this unevenly with "
-        f"probability {each.chance:.2g}, and above {CHANCE} counts as not settled."
+        f"probability {each.p_value:.2g}, and above {SIGNIFICANCE} counts as not settled."
     )
 
 
-def _table(ledger: Results, data: OwnersData, columns: Sequence[Column]) -> str:
+def _table(results: Results, data: OwnersData, columns: Sequence[Column]) -> str:
     rows = [
         [
             column.owner,
@@ -117,7 +127,10 @@ def _table(ledger: Results, data: OwnersData, columns: Sequence[Column]) -> str:
         for column in columns
     ]
     figures = [[column.none, column.shared, column.own, column.others] for column in columns]
-    means = [report.spread(values) for values in zip(*figures, strict=True)]
+    means = [
+        f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+        for values in zip(*figures, strict=True)
+    ]
     rows.append(["**mean over owners**", "", "", *means, ""])
     better = [f"{each.better} of {each.pairs}" for each in contrasts(columns).values()]
     rows.append(["**own is better than**", "", "", better[0], better[1], "", better[2], ""])
@@ -125,15 +138,15 @@ def _table(ledger: Results, data: OwnersData, columns: Sequence[Column]) -> str:
     return table(head, rows)
 
 
-def _notes(ledger: Results, data: OwnersData) -> str:
-    steps = ledger.pieces[SHARED]["steps"]
-    batch = ledger.settings["batch_size"]
-    own = sum(line["steps"] for piece, line in ledger.pieces.items() if piece.startswith("prefix of "))
+def _notes(results: Results, data: OwnersData) -> str:
+    steps = results.records[SHARED]["steps"]
+    batch = results.settings["batch_size"]
+    own = sum(line["steps"] for name, line in results.records.items() if name.startswith("prefix of "))
     lines = [
         "- No dev example is seen in training: every prefix is that of its last step.",
         f"- The shared prefix was trained on the examples of all these owners together, {steps} steps of "
         f"{batch}; the owners' prefixes {own} steps of {batch} in all, each on its owner's examples alone.",
-        f"- Left out for being longer than {ledger.settings['max_length']} tokens: {data.too_long[0]} "
+        f"- Left out for being longer than {results.settings['max_length']} tokens: {data.too_long[0]} "
         f"training and {data.too_long[1]} dev examples of these owners. Nothing was cut.",
     ]
     if data.unmeasured:

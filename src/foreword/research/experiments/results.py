@@ -1,9 +1,9 @@
-"""Ledger: what an experiment has finished, a line of JSON for each piece, so that it can go on.
+"""Results of a run: a line of JSON for each finished part, so that a run can go on, and be put together.
 
-The first line says which experiment with which settings the folder holds. Lines are only ever added, and
-flushed to the disk before the next piece begins.
-
-The folder of a run: made, or refused where it holds something else; for one process at a time.
+`results.jsonl` begins with a line that says which experiment with which settings the folder holds. Lines are
+only ever added, and flushed to the disk before the next part begins. Each part is a record under a name (the
+key `piece` in the file). One process at a time works in a folder; other folders of the same run, made by
+other processes or machines, can be taken over.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from foreword.errors import (
     DamagedCheckpoint,
     OutputExists,
     OutputInUse,
+    UsageError,
 )
 from foreword.research.baselines.registry import Choice, Method, shown
+from foreword.research.experiments.plan import method_of, outputs_of
 
 RESULTS = "results.jsonl"
 LOCK = ".lock"
@@ -35,23 +37,23 @@ def prepare(folder: Path) -> None:
     """Make the folder, or see that it holds a run, or nothing.
 
     Raises:
-        OutputExists: it holds files, but no ledger.
+        OutputExists: it holds files, but no results.
         CannotWrite: no right, no space, or a file of that name.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
+        present = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK)
     except OSError as error:
         raise CannotWrite(f"the folder {folder} can't be made: {error.strerror}; choose another") from error
-    if found and RESULTS not in found:
+    if present and RESULTS not in present:
         raise OutputExists(
-            f"{folder} holds {found[0]}, but no run of `foreword reproduce`; choose a new folder"
+            f"{folder} holds {present[0]}, but no run of `foreword reproduce`; choose a new folder"
         )
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Have the folder for this process, so that no piece is made twice.
+    """Have the folder for this process, so that no part is made twice.
 
     The lock is the operating system's: it ends with its process, however that ends.
 
@@ -78,33 +80,30 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-# -- Ledger: what an experiment has finished, a line of JSON for each piece, so that it can go on --
-
-
 class Results:
-    """The finished pieces of one run.
+    """The finished parts of one run.
 
     Attributes:
         path: of `results.jsonl`.
         experiment: its name.
-        settings: under which all pieces were made.
-        pieces: the figures of each, by its name.
+        settings: under which all parts were made.
+        records: the figures of each part, by its name.
         sessions: what each start of the run noted: command, hardware, versions.
     """
 
     def __init__(self, folder: Path, experiment: str, settings: Mapping[str, Any]) -> None:
-        """Begin a run in `folder`, or go on with the one in it; `run_folder.alone` first, to add to it.
+        """Begin a run in `folder`, or go on with the one in it; `alone` first, to add to it.
 
         Raises:
             CheckpointMismatch: the folder holds another experiment, or this one with other settings.
-            OutputExists: the folder holds files, but no ledger.
-            DamagedCheckpoint: a line of the ledger can't be read.
+            OutputExists: the folder holds files, but no results.
+            DamagedCheckpoint: a line of the results can't be read.
             CannotRead, CannotWrite: no right, no space, or a file of that name.
         """
         self.path = folder / RESULTS
         self.experiment = experiment
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self.pieces: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, dict[str, Any]] = {}
         self.sessions: list[dict[str, Any]] = []
         head = {"experiment": experiment, "settings": self.settings}
         prepare(folder)
@@ -117,17 +116,17 @@ class Results:
             if "session" in line:
                 self.sessions.append(line["session"])
             else:
-                self.pieces[line.pop("piece")] = line
+                self.records[line.pop("piece")] = line
 
-    def add(self, piece: str, **figures: Any) -> None:
-        """Note a finished piece. JSON has no NaN and no infinity: a figure that is one is noted as None.
+    def add(self, name: str, **figures: Any) -> None:
+        """Note a finished part. JSON has no NaN and no infinity: a figure that is one is noted as None.
 
         Raises:
             CannotWrite: no right or no space.
         """
-        kept = _finite(figures)
-        self._append({"piece": piece, **kept})
-        self.pieces[piece] = json.loads(json.dumps(kept))
+        record = _finite(figures)
+        self._append({"piece": name, **record})
+        self.records[name] = json.loads(json.dumps(record))
 
     def begin_session(self, **about: Any) -> None:
         """Note that the run was started, or goes on: by which command, on what."""
@@ -158,7 +157,7 @@ def _line(value: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines; one that was cut by a crash is removed from the file, so that the next begins anew."""
+    """The lines; one that was cut by a crash is removed from the file, so that its part is made again."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -184,13 +183,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _check(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    if found.get("experiment") != expected["experiment"]:
+def _check(folder: Path, head: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    if head.get("experiment") != expected["experiment"]:
         raise CheckpointMismatch(
-            f"{folder} holds a run of {found.get('experiment')!r}, not of {expected['experiment']!r}; "
+            f"{folder} holds a run of {head.get('experiment')!r}, not of {expected['experiment']!r}; "
             "choose another folder"
         )
-    old, new = found.get("settings", {}), expected["settings"]
+    old, new = head.get("settings", {}), expected["settings"]
     differences = [
         f"{name} is {new.get(name)!r}, was {old.get(name)!r}"
         for name in dict.fromkeys((*new, *old))
@@ -203,18 +202,93 @@ def _check(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) 
         )
 
 
-def choice_piece(method: Method, choice: Choice) -> str:
-    """Name in the ledger of a point of a grid."""
+# -- What was chosen for a method ------------------------------------------------------------------
+
+
+def choice_key(method: Method, choice: Choice) -> str:
+    """Name in the results of a point of a grid."""
     return f"grid of {method.name}: {shown(choice)}"
 
 
-def chosen_piece(method: Method) -> str:
-    """Name in the ledger of the prompt that was chosen for a method."""
+def chosen_key(method: Method) -> str:
+    """Name in the results of the prompt that was chosen for a method."""
     return f"choice of {method.name}"
 
 
-def chosen_before(method: Method, ledger: Results) -> Choice | None:
+def chosen_before(method: Method, results: Results) -> Choice | None:
     """The prompt that earlier trials of the run have. Which prompts fit depends on the subsets, and these may
     grow; trials of one method must not have several. Of rates, the grid gives the same one again."""
-    piece = ledger.pieces.get(chosen_piece(method))
-    return None if piece is None else dict(piece["choice"])
+    record = results.records.get(chosen_key(method))
+    return None if record is None else dict(record["choice"])
+
+
+# -- Taking over another folder of the same run ----------------------------------------------------
+
+
+def take_over(results: Results, other: Path) -> int:
+    """Add every record that `other` has and `results` has not, with its texts and the starts of its run.
+
+    Trials do not depend on each other: several processes, or machines, can each make some of the methods in a
+    folder of its own; one of the folders then takes over what the others have.
+
+    Returns:
+        How many records.
+
+    Raises:
+        UsageError: `other` is the folder of `results` itself.
+        CannotRead: no run is in `other`, or a file of it can't be read.
+        OutputInUse: a process is at work in it.
+        CheckpointMismatch: it holds another run, or one where a method had another learning rate or prompt.
+        CannotWrite: no right or no space.
+    """
+    folder = results.path.parent
+    if other.resolve() == folder.resolve():
+        raise UsageError(f"{other} is the folder of the run itself; name another one to take over from")
+    if not (other / RESULTS).exists():
+        raise CannotRead(f"{other} has no {RESULTS}; expected a folder of `foreword reproduce`")
+    with alone(other):
+        theirs = Results(other, results.experiment, results.settings)
+        _check_choices(results, theirs, other)
+        records = {name: record for name, record in theirs.records.items() if name not in results.records}
+        for name, record in records.items():
+            if "figures" in record and method_of(name) is not None:
+                _copy(other / "outputs" / outputs_of(name), folder / "outputs" / outputs_of(name))
+        for session in theirs.sessions:
+            if records and session not in results.sessions:
+                results.begin_session(**session)
+        for name, record in records.items():
+            results.add(name, **record)
+    return len(records)
+
+
+def _check_choices(ours: Results, theirs: Results, other: Path) -> None:
+    """Trials of a method have one learning rate, or one prompt, in a run."""
+    here, there = _choices(ours), _choices(theirs)
+    for method in here.keys() & there.keys():
+        if here[method] != there[method]:
+            raise CheckpointMismatch(
+                f"{method} was tried with {shown(there[method])} in {other}, and with {shown(here[method])} "
+                f"in {ours.path.parent}: trials with different choices can't be put together. Leave that "
+                "folder out"
+            )
+
+
+def _choices(results: Results) -> dict[str, Any]:
+    """By method, what its trials were given."""
+    return {
+        method: record["choice"]
+        for name, record in results.records.items()
+        if (method := method_of(name)) is not None and record.get("choice") is not None
+    }
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise CannotRead(f"{source} can't be read: {error.strerror}; its trial is in the results") from error
+    try:
+        target.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"{target.parent} can't be made: {error.strerror}") from error
+    files.write_bytes(target, content, overwrite=True)

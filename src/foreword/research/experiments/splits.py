@@ -1,6 +1,6 @@
-"""Material: what is trained on, what chooses steps and rates, and what is measured, all apart.
+"""Splits: what is trained on, what chooses steps and rates, and what is measured, with no source in common.
 
-Held out: groups of examples, such as categories or users, that training and choices never see.
+`split_by_group` also holds groups out, such as categories or users, that training and choices never see.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class DataSplits:
 def apart(
     train: Sequence[Example], dev: Sequence[Example], measured: Mapping[str, Sequence[Entry]]
 ) -> tuple[DataSplits, int]:
-    """Material that trains on no source that chooses or is measured, and how many examples that left out.
+    """Splits that train on no source that chooses or is measured, and how many examples that left out.
 
     Raises:
         BadExamples: no training example is left.
@@ -161,7 +161,7 @@ def _one_of_each(groups: Sequence[Sequence[Entry]], seed: int) -> list[Example]:
     return [drawn.choice(examples_of(group, fit_only=False)) for group in groups]
 
 
-# -- Held out: groups of examples, such as categories or users, that training and choices never see
+# -- Groups that are held out ----------------------------------------------------------------------
 
 
 GroupOf = Callable[[Example | Entry], str | None]
@@ -199,7 +199,7 @@ def split_by_group(
         test: examples to measure on; None: others of dev.
 
     Returns:
-        The material, measured on `seen` and `unseen`; the names of the unseen groups; how many training
+        The splits, measured on `seen` and `unseen`; the names of the unseen groups; how many training
         examples of seen groups were left out because their source chooses or is measured.
 
     Raises:
@@ -239,8 +239,8 @@ def split_by_group(
         chosen = draw_dev(without_sources(seen_dev, [*measured, *outside]), dev_rows, seed)
         if not chosen:
             raise BadExamples("no dev example of a group that is trained on is left to choose by")
-    material, left_out = apart(kept, chosen, {"seen": measured, "unseen": outside})
-    return material, unseen_groups, left_out
+    splits, left_out = apart(kept, chosen, {"seen": measured, "unseen": outside})
+    return splits, unseen_groups, left_out
 
 
 def _check_groups(what: str, examples: Sequence[Example | Entry], group_of: GroupOf) -> None:

@@ -1,9 +1,7 @@
-"""Tally: the figures of trials gathered from the ledger, and methods compared trial by trial.
-
-Comparison: one thing against another, pair by pair, and what of it chance could have given.
+"""Statistics: one thing against another, pair by pair, with a sign test; and the figures of all trials.
 
 Personalization compares an owner's own prefix with its rivals, owner by owner; experiments with methods
-compare these, subset by subset (tally.py).
+compare these, subset by subset.
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ from typing import Any, Literal
 
 from foreword.evaluation.metrics import METRICS
 from foreword.research.baselines.registry import Method
-from foreword.research.experiments.measure import LOSS, lower_is_better, score_piece
+from foreword.research.experiments.measure import LOSS, lower_is_better, score_key
 from foreword.research.experiments.plan import Plan, Trial
 from foreword.research.experiments.results import Results
 
-CHANCE = 0.05
-"""A difference that chance alone would show more often than this counts as open."""
+SIGNIFICANCE = 0.05
+"""A difference whose p-value is above this counts as open."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class PairedTest:
         spread: their standard deviation; 0 of fewer than two.
         better, worse, ties: pairs in which the first is better, worse and the same; pairs without a
             difference, because one side has no figure, are among them.
-        chance: how often fair coins would favour one side this clearly (two-sided sign test).
+        p_value: how often fair coins would favour one side this clearly (two-sided sign test).
     """
 
     mean: float
@@ -79,7 +77,7 @@ class PairedTest:
     better: int
     worse: int
     ties: int
-    chance: float
+    p_value: float
 
     @property
     def pairs(self) -> int:
@@ -89,7 +87,7 @@ class PairedTest:
     @property
     def verdict(self) -> Verdict:
         """Whether the first is better; `open` where mean and count disagree or may be chance."""
-        if self.chance > CHANCE:
+        if self.p_value > SIGNIFICANCE:
             return "open"
         if (self.mean > 0 or math.isnan(self.mean)) and self.better > self.worse:
             return "held"
@@ -125,7 +123,7 @@ def sign_test(better: int, worse: int) -> float:
     return min(1.0, tail / (1 << (thrown - 1))) if thrown else 1.0
 
 
-# -- Tally: the figures of trials gathered from the ledger, and methods compared trial by trial ----
+# -- Figures of trials -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -160,12 +158,12 @@ class Cell:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def metrics(ledger: Results) -> list[str]:
+def metrics(results: Results) -> list[str]:
     """Names of the figures: of the sets that were asked for, of trials themselves, the loss last."""
     names = dict.fromkeys(
         name
-        for piece in ledger.pieces.values()
-        for group in piece.get("figures", {}).values()
+        for record in results.records.values()
+        for group in record.get("figures", {}).values()
         for name in group
         if name != LOSS
     )
@@ -173,22 +171,22 @@ def metrics(ledger: Results) -> list[str]:
     return [*of_sets, *(name for name in names if name not in of_sets), LOSS]
 
 
-def figure(ledger: Results, trial: Trial, group: str, metric: str) -> float | None:
+def figure(results: Results, trial: Trial, group: str, metric: str) -> float | None:
     """One figure, or None if the trial is not made, diverged, or gave no finite one."""
-    return _figures(ledger, trial, group, metric).get(metric)
+    return _figures(results, trial, group, metric).get(metric)
 
 
-def cell(ledger: Results, plan: Plan, method: Method, size: int, group: str, metric: str) -> Cell:
+def cell(results: Results, plan: Plan, method: Method, size: int, group: str, metric: str) -> Cell:
     """All finished trials of a method at a size."""
-    trials = [trial for trial in plan.trials() if trial.method == method and trial.size == size]
-    found = [figure(ledger, trial, group, metric) for trial in trials]
-    diverged = sum(_diverged(ledger, trial) for trial in trials)
-    endless = sum(_figures(ledger, trial, group, metric).get(metric, 0) is None for trial in trials)
-    return Cell(tuple(value for value in found if value is not None), len(trials), diverged, endless)
+    trials = _trials(plan, method, size)
+    values = [figure(results, trial, group, metric) for trial in trials]
+    diverged = sum(_diverged(results, trial) for trial in trials)
+    endless = sum(_figures(results, trial, group, metric).get(metric, 0) is None for trial in trials)
+    return Cell(tuple(value for value in values if value is not None), len(trials), diverged, endless)
 
 
 def paired_comparison(
-    ledger: Results,
+    results: Results,
     plan: Plan,
     first: Method,
     rival: Method,
@@ -214,23 +212,22 @@ def paired_comparison(
                 (Trial.of(first, each, subset, seed), Trial.of(rival, each, subset, seed))
                 for seed in range(plan.seeds)
             ]
-            own_diverged = any(_diverged(ledger, own) for own, _ in pairs)
-            rival_diverged = any(_diverged(ledger, other) for _, other in pairs)
-            if own_diverged != rival_diverged and all(_made(ledger, *pair) for pair in pairs):
+            own_diverged = any(_diverged(results, own) for own, _ in pairs)
+            rival_diverged = any(_diverged(results, other) for _, other in pairs)
+            if own_diverged != rival_diverged and all(_made(results, *pair) for pair in pairs):
                 won, lost = won + rival_diverged, lost + own_diverged
                 continue
-            figures = [[figure(ledger, trial, group, metric) for trial in pair] for pair in pairs]
-            found = [sign * (own - other) for own, other in figures if own is not None and other is not None]
-            if found:
-                differences.append(statistics.fmean(found))
+            figures = [[figure(results, trial, group, metric) for trial in pair] for pair in pairs]
+            of_seeds = [sign * (a - b) for a, b in figures if a is not None and b is not None]
+            if of_seeds:
+                differences.append(statistics.fmean(of_seeds))
     return contrast(differences, won=won, lost=lost) if differences or won or lost else None
 
 
-def of_piece(ledger: Results, plan: Plan, method: Method, size: int, key: str) -> list[Any]:
-    """What the ledger notes of all finished trials of a method at a size, such as `trained`."""
-    trials = [trial for trial in plan.trials() if trial.method == method and trial.size == size]
-    pieces = [ledger.pieces.get(trial.piece, {}) for trial in trials]
-    return [piece[key] for piece in pieces if piece.get(key) is not None]
+def recorded(results: Results, plan: Plan, method: Method, size: int, key: str) -> list[Any]:
+    """What the results note of all finished trials of a method at a size, such as `trained`."""
+    records = [results.records.get(trial.key, {}) for trial in _trials(plan, method, size)]
+    return [record[key] for record in records if record.get(key) is not None]
 
 
 def all_methods(plan: Plan) -> Sequence[Method]:
@@ -243,17 +240,21 @@ def sizes(plan: Plan) -> list[int]:
     return sorted({trial.size for trial in plan.trials()})
 
 
-def _diverged(ledger: Results, trial: Trial) -> bool:
-    return bool(ledger.pieces.get(trial.piece, {}).get("diverged"))
+def _trials(plan: Plan, method: Method, size: int) -> list[Trial]:
+    return [trial for trial in plan.trials() if trial.method == method and trial.size == size]
 
 
-def _made(ledger: Results, *trials: Trial) -> bool:
-    return all(trial.piece in ledger.pieces for trial in trials)
+def _diverged(results: Results, trial: Trial) -> bool:
+    return bool(results.records.get(trial.key, {}).get("diverged"))
 
 
-def _figures(ledger: Results, trial: Trial, group: str, metric: str) -> dict[str, float | None]:
+def _made(results: Results, *trials: Trial) -> bool:
+    return all(trial.key in results.records for trial in trials)
+
+
+def _figures(results: Results, trial: Trial, group: str, metric: str) -> dict[str, float | None]:
     """The figures of a trial among which a metric is; None for one that was not finite."""
     metric_set = metric.split(" ")[0]
-    piece = score_piece(metric_set, trial) if metric_set in METRICS else trial.piece
-    figures: dict[str, dict[str, float | None]] = ledger.pieces.get(piece, {}).get("figures", {})
+    name = score_key(metric_set, trial) if metric_set in METRICS else trial.key
+    figures: dict[str, dict[str, float | None]] = results.records.get(name, {}).get("figures", {})
     return figures.get(group, {})

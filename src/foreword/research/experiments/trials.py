@@ -1,4 +1,4 @@
-"""Trials: methods by sizes of training data by subsets, each a piece of the ledger.
+"""Trials: methods by sizes of training data by subsets, each a record of the results.
 
 First every method's learning rate (or prompt) is chosen on dev examples, on a subset of its own; then it is
 kept. A trial trains on its subset, keeps the step with the lowest dev loss, and is measured on examples that
@@ -8,28 +8,35 @@ no choice has seen.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foreword import files
 from foreword.base.base_model import BaseModel
+from foreword.encoding import encode
+from foreword.errors import TrainingDiverged
 from foreword.evaluation import Prediction
-from foreword.research.baselines.registry import Choice
+from foreword.examples import Example
+from foreword.research.baselines.fit import Fit, fit
+from foreword.research.baselines.protocol import Adapter, AdapterInputs
+from foreword.research.baselines.registry import RATE, Choice, Method
+from foreword.research.experiments.checks import choices
 from foreword.research.experiments.measure import measure
-from foreword.research.experiments.plan import SEEDS_APART, OnProgress, Plan, Trial
-from foreword.research.experiments.results import Results
+from foreword.research.experiments.plan import SEEDS_APART, TUNING, OnProgress, Plan, Trial
+from foreword.research.experiments.results import Results, choice_key, chosen_before, chosen_key
 from foreword.research.experiments.splits import DataSplits
-from foreword.research.experiments.tuning import attempt, choose
 
 
-def settings_of(base: BaseModel, material: DataSplits, plan: Plan) -> dict[str, Any]:
+def settings_of(base: BaseModel, splits: DataSplits, plan: Plan) -> dict[str, Any]:
     """What makes a run this run and no other. What may grow is not in it."""
     training = plan.training({}, plan.seed)
     return {
-        **material.counts(),
-        **material.digests(),
+        **splits.counts(),
+        **splits.digests(),
         "base fingerprint": base.fingerprint,
         "dtype": str(base.dtype).removeprefix("torch."),
         **({} if base.quantization is None else {"quantization": base.quantization}),
@@ -40,7 +47,7 @@ def settings_of(base: BaseModel, material: DataSplits, plan: Plan) -> dict[str, 
         "batch_size": plan.batch_size,
         "patience": plan.patience,
         "warmup": training.warmup,
-        "clip": training.clip,
+        "clip": training.max_grad_norm,
         "rates chosen at": plan.tuning_size if plan.tuned else "not chosen",
         "instruction": plan.instruction,
         "decoding": dict(sorted(plan.decoding.items())),
@@ -50,74 +57,149 @@ def settings_of(base: BaseModel, material: DataSplits, plan: Plan) -> dict[str, 
 
 def run(
     base: BaseModel,
-    material: DataSplits,
+    splits: DataSplits,
     plan: Plan,
-    ledger: Results,
+    results: Results,
     folder: Path,
     on_progress: OnProgress,
     on_trial: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make the trials that the ledger does not have, and the choices that they need.
+    """Make the trials that the results do not have, and the choices that they need.
 
     The texts of each go to `folder`/outputs, so that other metrics can be computed of them.
 
     Args:
         on_trial: called after each.
     """
+    experiment = _Experiment(base, splits, plan, results, on_progress)
     trials = list(plan.trials())
     for number, trial in enumerate(trials):
         on_progress("trials", number, len(trials))
-        if trial.piece not in ledger.pieces:
-            choice = choose(base, trial.method, material, plan, ledger, on_progress)
+        if trial.key not in results.records:
+            choice = _choose(experiment, trial.method)
             if choice is None:
-                ledger.add(trial.piece, choice=None, diverged=True, seconds=0.0)
+                results.add(trial.key, choice=None, diverged=True, seconds=0.0)
             else:
-                _make(base, trial, choice, material, plan, ledger, folder, on_progress)
+                _make(experiment, trial, choice, folder)
             on_trial()
     on_progress("trials", len(trials), len(trials))
 
 
-def _make(
+def choose(
     base: BaseModel,
-    trial: Trial,
-    choice: Choice,
-    material: DataSplits,
+    method: Method,
+    splits: DataSplits,
     plan: Plan,
-    ledger: Results,
-    folder: Path,
+    results: Results,
     on_progress: OnProgress,
-) -> None:
-    begun = time.perf_counter()
-    examples = material.subset(trial.size, plan.seed, str(trial.subset))
+) -> Choice | None:
+    """The point of the method's grid with the lowest dev loss; None if training diverged at all of them.
+
+    A rate at the edge has the grid extended. A prompt, once chosen, is kept as a record of the results.
+    """
+    return _choose(_Experiment(base, splits, plan, results, on_progress), method)
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """What all trials and choices of a run have in common."""
+
+    base: BaseModel
+    splits: DataSplits
+    plan: Plan
+    results: Results
+    on_progress: OnProgress
+
+    def train(
+        self, method: Method, choice: Choice, examples: Sequence[Example], seed: int, name: str
+    ) -> tuple[Adapter, Fit | None]:
+        """One training: the adapter at its best step; None instead of how it went if it diverged."""
+        base, plan, apart = self.base, self.plan, self.base.is_encoder_decoder
+        rows, _ = encode(examples, base.tokenizer, base.template, plan.max_length, apart=apart)
+        inputs = AdapterInputs(base, examples, rows, plan.length, seed, choice, plan.instruction)
+        adapter = method.begin(inputs)
+        dev, _ = encode(self.splits.dev, base.tokenizer, adapter.template, plan.max_length, apart=apart)
+
+        def on_step(done: int, steps: int) -> None:
+            self.on_progress(name, done, steps)
+
+        try:
+            return adapter, fit(base, adapter, rows, dev, plan.training(choice, seed), on_step)
+        except TrainingDiverged:
+            return adapter, None
+
+
+def _choose(experiment: _Experiment, method: Method) -> Choice | None:
+    if not experiment.plan.tuned:
+        return method.default
+    if (before := chosen_before(method, experiment.results)) is not None:
+        return before
+    best = _best(experiment, method)
+    if best and RATE not in best:
+        experiment.results.add(chosen_key(method), choice=best)
+    return best
+
+
+def _best(experiment: _Experiment, method: Method) -> Choice | None:
+    plan, results = experiment.plan, experiment.results
+    waiting = choices(experiment.base, method, experiment.splits, plan)
+    if len(waiting) == 1:
+        return waiting[0]
+    tried: list[tuple[float, Choice]] = []
+    while waiting:
+        choice = waiting.pop(0)
+        name = choice_key(method, choice)
+        if name not in results.records:
+            start_time = time.perf_counter()
+            examples = experiment.splits.subset(plan.tuning_size, plan.seed, TUNING)
+            _, fitted = experiment.train(method, choice, examples, plan.seed, name)
+            results.add(
+                name,
+                choice=choice,
+                dev_loss=fitted and fitted.dev_loss,
+                step=fitted and fitted.step,
+                curve=fitted and fitted.curve,
+                seconds=_since(start_time),
+            )
+        loss = results.records[name]["dev_loss"]
+        tried.append((math.inf if loss is None else loss, choice))
+        if not waiting and RATE in choice and (further := method.wider({c[RATE]: x for x, c in tried})):
+            waiting.append(further)
+    loss, best = min(tried, key=lambda pair: pair[0])
+    return None if math.isinf(loss) else best
+
+
+def _make(experiment: _Experiment, trial: Trial, choice: Choice, folder: Path) -> None:
+    plan, splits, results = experiment.plan, experiment.splits, experiment.results
+    start_time = time.perf_counter()
+    examples = splits.subset(trial.size, plan.seed, str(trial.subset))
     seed = plan.seed + trial.subset + SEEDS_APART * trial.seed
-    trainee, found = attempt(
-        base, trial.method, choice, examples, material.dev, plan, seed, trial.piece, on_progress
-    )
-    if found is None:
-        ledger.add(trial.piece, choice=choice, diverged=True, seconds=_since(begun))
+    adapter, fitted = experiment.train(trial.method, choice, examples, seed, trial.key)
+    if fitted is None:
+        results.add(trial.key, choice=choice, diverged=True, seconds=_since(start_time))
         return
-    subject = trainee.finish()
-    trained = time.perf_counter()
+    evaluated = adapter.finish()
+    training_seconds = _since(start_time)
     groups: dict[str, dict[str, float]] = {}
     lines: list[str] = []
-    for name, group in material.measured.items():
-        on_progress(f"{trial.piece}: measured on {name}", len(groups), len(material.measured))
-        groups[name], predictions = measure(subject, group, plan.decoding)
+    for name, group in splits.measured.items():
+        experiment.on_progress(f"{trial.key}: measured on {name}", len(groups), len(splits.measured))
+        groups[name], predictions = measure(evaluated, group, plan.decoding)
         lines += [_line(name, prediction) for prediction in predictions]
     (folder / "outputs").mkdir(exist_ok=True)
     files.write_text(folder / "outputs" / trial.outputs, "".join(lines), overwrite=True)
-    ledger.add(
-        trial.piece,
+    results.add(
+        trial.key,
         choice=choice,
         figures=groups,
-        dev_loss=found.dev_loss,
-        step=found.step,
-        steps=found.steps,
-        curve=found.curve,
-        trained=subject.trained,
-        kept=subject.kept,
-        training_seconds=round(trained - begun, 1),
-        seconds=_since(begun),
+        dev_loss=fitted.dev_loss,
+        step=fitted.step,
+        steps=fitted.steps,
+        curve=fitted.curve,
+        trained=evaluated.trained,
+        kept=evaluated.kept,
+        training_seconds=training_seconds,
+        seconds=_since(start_time),
     )
 
 
@@ -126,5 +208,5 @@ def _line(group: str, prediction: Prediction) -> str:
     return json.dumps({**row, "text": prediction.text}, ensure_ascii=False) + "\n"
 
 
-def _since(begun: float) -> float:
-    return round(time.perf_counter() - begun, 1)
+def _since(start_time: float) -> float:
+    return round(time.perf_counter() - start_time, 1)
