@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from foreword.prefix import BaseIdentity, Prefix
 from foreword.store import PrefixStore
@@ -52,7 +53,9 @@ def postgres_server() -> Iterator[str]:
     # socket needs a short path.
     folder = tempfile.mkdtemp(prefix="fwpg")
     try:
-        server = servers.get_server(folder, cleanup_mode="stop")
+        # One process of the tests at a time: the first start of all makes the system's user that servers run as.
+        with FileLock(Path(tempfile.gettempdir(), "fwpg.lock")):
+            server = servers.get_server(folder, cleanup_mode="stop")
     except Exception as error:
         shutil.rmtree(folder, ignore_errors=True)
         pytest.skip(f"PostgreSQL did not start: {error}")
