@@ -22,8 +22,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## pull the base model, train a prefix on the example data, show text before and after
 	@PATH="$(abspath $(BIN)):$$PATH" sh examples/demo/run.sh
 
-test: $(INSTALLED)  ## the whole test suite
-	$(BIN)/pytest
+# Each process may hold the real model and a PostgreSQL of its own, and computes with one thread.
+test: $(INSTALLED)  ## the whole test suite, in a process for each core, up to four
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
 
 test-vllm: $(VENV_VLLM)/.installed  ## the vLLM engine against a real vLLM, in an environment of its own
 	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/pytest tests/vllm

@@ -30,11 +30,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--new-tokens", type=int, default=24)
     given = parser.parse_args()
-    generation.packing_pays = lambda rows: True  # on this machine, too: that is the question
+    generation.prepacking_pays = lambda rows: True  # on this machine, too: that is the question
     packed = BaseModel.load(given.base, dtype=torch.float32)
     prepacked_linear.MOST_BYTES = 0
     plain = BaseModel.load(given.base, dtype=torch.float32)
-    layers = [m for m in packed.model.modules() if isinstance(m, prepacked_linear.PackedLinear)]
+    layers = [m for m in packed.model.modules() if isinstance(m, prepacked_linear.PrepackedLinear)]
     copy = sum(layer.weight.nbytes for layer in layers)
     print(
         json.dumps(

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share; what they are made of is in stand_ins.py."""
+"""Fixtures that all tests share; what they are made of is in support/stand_ins.py."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import torch
 from foreword import BaseModel, Prefix
 from foreword.prefix import BaseIdentity
 from foreword.template import Template
-from stand_ins import END, byte_tokenizer, tiny_llama
+from support.stand_ins import END, byte_tokenizer, tiny_llama
 
 REPOSITORY = Path(__file__).parents[1]
 
-# Tiny models gain nothing from threads, and lose much where tests run beside other work.
+pytest_plugins = ["support.stores"]
+
+# Tiny models gain nothing from threads, and lose much where tests run beside other work: one each, here and in
+# the processes that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor
 
-from by_hand import greedy, layers_of
 from foreword import BaseModel, Template, generate
 from foreword.base.kv_cache import cache_argument, prefixed_cache
 from foreword.errors import GeometryMismatch, UsageError, WindowExceeded
 from foreword.prefix import Prefix
-from stand_ins import VOCABULARY, random_prefix
+from support.by_hand import greedy, layers_of
+from support.stand_ins import VOCABULARY, random_prefix
 
 PROMPTS = ["hello", "a", "some longer prompt here", "xyz abc", "the end is"]
 NEW = 10
@@ -66,7 +66,7 @@ def test_beam_search_finds_the_likeliest_text(tiny_base: BaseModel) -> None:
     """With as many beams as there are texts, beam search is exhaustive: compare with all of them."""
     prefix = random_prefix(tiny_base, 3, template=Template(style="raw", end="<end>"))
     found = generate(tiny_base, ["ab"], [prefix], beams=VOCABULARY, max_new_tokens=2, length_penalty=0.0)
-    from by_hand import logits
+    from support.by_hand import logits
 
     ids = tiny_base.tokenizer("ab")["input_ids"]
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_beam_search_finds_the_likeliest_text(tiny_base: BaseModel) -> None:
 
 
 def test_samples_follow_the_models_distribution(tiny_base: BaseModel) -> None:
-    from by_hand import logits
+    from support.by_hand import logits
 
     count = 1500
     drawn = generate(
@@ -275,7 +275,8 @@ def test_masks_of_earlier_tokens_are_not_kept(tiny_base: BaseModel) -> None:
     state = AttentionContext()
     with attention_context(state), torch.no_grad():
         tiny_base.model.generate(torch.randint(1, VOCABULARY, (2, 4)), max_new_tokens=12, min_new_tokens=12)
-    assert len(state.memo) <= 2
+    (cache,) = state.mask_cache.values()
+    assert len(cache.additive.made) == 1
 
 
 def test_a_cache_is_given_under_the_name_that_the_model_has_for_it() -> None:

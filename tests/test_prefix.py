@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,14 @@ from foreword.errors import (
     NotAPrefixFile,
     OutputExists,
     TruncatedPrefix,
+    UnsupportedGeometry,
     UnsupportedVersion,
     UsageError,
     WrongBaseModel,
 )
-from foreword.prefix import BaseIdentity, Geometry, StreamGeometry
+from foreword.prefix import BaseIdentity, Geometry, Origin, StreamGeometry
+
+FIXTURES = Path(__file__).parent / "upgrade" / "fixtures" / "prefixes"
 
 
 def header_of(content: bytes) -> dict:
@@ -269,3 +273,209 @@ def test_repr_says_what_it_is(plain_prefix: Prefix) -> None:
     assert repr(plain_prefix).startswith(
         "Prefix(length=5, base='tiny-llama', decoder: 3 layers x 2 key/value heads x 8"
     )
+
+
+# -- version 2 ---------------------------------------------------------------------------------
+
+
+def described(content: bytes) -> dict:
+    return json.loads(header_of(content)["__metadata__"]["foreword"])
+
+
+def version_1(prefix: Prefix, **changes: object) -> bytes:
+    return with_header(prefix, version=1, **changes)
+
+
+def test_what_is_optional_comes_back_whole(plain_prefix: Prefix, tmp_path: Path) -> None:
+    full = dataclasses.replace(
+        plain_prefix,
+        template_digest="0f" * 32,
+        report={"dev_loss": 1.5, "recovered_share": 0.8, "harm": 0.01, "questions": 40},
+        recipe={"teacher": {"temperature": 1.0}, "chunks": ["a", "ü", None, True]},
+    )
+    full.save(tmp_path / "p.prefix")
+    loaded = Prefix.load(tmp_path / "p.prefix")
+    assert loaded == full
+    assert loaded != plain_prefix
+    assert loaded.digest == full.digest == hashlib.sha256((tmp_path / "p.prefix").read_bytes()).hexdigest()
+    assert (loaded.template_digest, loaded.report, loaded.recipe) == (
+        full.template_digest,
+        full.report,
+        full.recipe,
+    )
+    assert {"template_digest", "report", "recipe", "optional"}.isdisjoint(described(plain_prefix.to_bytes()))
+    assert described(plain_prefix.to_bytes())["version"] == 2
+
+
+def test_what_was_measured_is_not_said_of_other_keys_and_values(plain_prefix: Prefix) -> None:
+    told = dataclasses.replace(plain_prefix, report={"harm": 0.1}, recipe={"a": 1}, extra={"new": 1})
+    for other in (told.slice(0, 2), told.to(torch.float64), Prefix.join([told, told])):
+        assert (other.report, other.extra, other.recipe) == ({}, {}, {"a": 1})
+    assert told.relabel(labels={"b": "c"}).extra == {"new": 1}
+
+
+def test_an_optional_field_of_a_later_release_is_kept(plain_prefix: Prefix, tmp_path: Path) -> None:
+    content = with_header(
+        plain_prefix, gate={"layers": [1, 2]}, mood="good", optional=["mood", "gate", "absent"]
+    )
+    loaded = Prefix.from_bytes(content)
+    assert loaded.extra == {"gate": {"layers": [1, 2]}, "mood": "good"}
+    loaded.save(tmp_path / "same.prefix")
+    assert (tmp_path / "same.prefix").read_bytes() == content
+    assert loaded.digest == hashlib.sha256(content).hexdigest()
+    relabelled = Prefix.from_bytes(loaded.relabel(labels={"a": "b"}).to_bytes())
+    assert relabelled.extra == loaded.extra
+    assert described(relabelled.to_bytes())["optional"] == ["gate", "mood"]
+
+
+def test_an_unknown_field_that_is_not_optional_is_refused(plain_prefix: Prefix) -> None:
+    with pytest.raises(UnsupportedVersion, match=r"must not ignore: gate\. Update"):
+        Prefix.from_bytes(with_header(plain_prefix, gate=1, mood=1, optional=["mood"]))
+    with pytest.raises(UsageError, match="extra has base"):
+        dataclasses.replace(plain_prefix, extra={"base": {}})
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FIXTURES.glob("*.prefix")))
+def test_a_file_of_version_1_keeps_its_bytes_and_its_identity(name: str, tmp_path: Path) -> None:
+    content = (FIXTURES / name).read_bytes()
+    assert described(content)["version"] == 1
+    prefix = Prefix.load(FIXTURES / name)
+    assert prefix.digest == hashlib.sha256(content).hexdigest()
+    prefix.save(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == content
+    changed = prefix.relabel(labels={"a": "b"})
+    assert described(changed.to_bytes())["version"] == 2
+    assert changed.digest != prefix.digest
+    assert changed.relabel(labels=prefix.labels) == prefix  # equal, though its file would be another
+
+
+def test_bytes_in_another_order_are_kept_too(plain_prefix: Prefix) -> None:
+    header, (key, value) = header_of(plain_prefix.to_bytes()), (plain_prefix.key(), plain_prefix.value())
+    size = key.numel() * 4
+    header["decoder.key"]["data_offsets"], header["decoder.value"]["data_offsets"] = (
+        [size, 2 * size],
+        [0, size],
+    )
+    text = json.dumps(header, indent=1).encode() + b"   "
+    content = struct.pack("<Q", len(text)) + text + value.numpy().tobytes() + key.numpy().tobytes()
+    loaded = Prefix.from_bytes(content)
+    assert loaded == plain_prefix
+    assert loaded.to_bytes() == content
+    assert loaded.digest == hashlib.sha256(content).hexdigest() != plain_prefix.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": {str(n): "x" for n in range(65)}}, "65 labels; expected 64"),
+        ({"labels": {"x" * 65: "x"}}, "name of a label has 65 characters; expected 64"),
+        ({"labels": {"a": "x" * 1025}}, "label 'a' has 1,025 characters; expected 1,024"),
+        ({"licence": "x" * 1025}, "licence has 1,025 characters; expected 1,024"),
+        ({"report": {"a": "x" * 8184}}, "report has 8,193 bytes as JSON; expected 8,192"),
+        ({"recipe": {"a": "x" * 16376}}, "recipe has 16,385 bytes as JSON; expected 16,384"),
+        ({"template_digest": "0F" * 32}, "template_digest is '0F.*expected 64"),
+        (
+            {"labels": {f"{n}": "x" * 1024 for n in range(64)}},
+            r"header .* bytes; expected 65,536|have .* 65,536",
+        ),
+    ],
+)
+def test_a_limit_holds_for_writing_and_reading(plain_prefix: Prefix, changes: dict, message: str) -> None:
+    beyond = dataclasses.replace(plain_prefix, **changes)
+    with pytest.raises(UsageError, match=message):
+        beyond.to_bytes()
+    with pytest.raises(NotAPrefixFile, match=message):
+        Prefix.from_bytes(with_header(plain_prefix, **changes))
+    repr(beyond)  # it can still be looked at
+
+
+def test_what_is_at_a_limit_is_taken(plain_prefix: Prefix) -> None:
+    labels = {f"{n:064}": "x" for n in range(63)} | {"a": "x" * 1024}
+    full = dataclasses.replace(
+        plain_prefix, labels=labels, licence="x" * 1024, report={"a": "x" * 8183}, recipe={"a": "x" * 16375}
+    )
+    assert Prefix.from_bytes(full.to_bytes()) == full
+
+
+def test_files_of_version_1_had_no_limits_of_their_own(plain_prefix: Prefix) -> None:
+    labels = {f"{n:0100}": "x" * 2000 for n in range(100)}
+    loaded = Prefix.from_bytes(
+        version_1(plain_prefix, labels=labels, unknown=1, origin={"dev_loss": float("nan")})
+    )
+    assert loaded.labels == labels
+    assert loaded.extra == {}
+    assert Prefix.from_bytes(loaded.to_bytes()) == loaded
+    with pytest.raises(UsageError, match="100 labels"):
+        loaded.relabel(licence="MIT").to_bytes()
+    with pytest.raises(NotAPrefixFile, match="1,048,576 bytes at most"):
+        Prefix.from_bytes(version_1(plain_prefix, labels={"a": "x" * 1_048_576}))
+
+
+def test_a_number_that_json_has_not_is_not_written(plain_prefix: Prefix) -> None:
+    with pytest.raises(UsageError, match="finite"):
+        dataclasses.replace(plain_prefix, report={"harm": float("inf")})
+    spoilt = dataclasses.replace(plain_prefix, origin=Origin(dev_loss=float("nan")))
+    assert Prefix.from_bytes(spoilt.to_bytes()).origin.dev_loss is None
+    with pytest.raises(UsageError, match="holds a set"):
+        dataclasses.replace(plain_prefix, recipe={"a": {1}})
+
+
+def by_layer(plain_prefix: Prefix, heads: list[int], shapes: list[list[int]], **sizes: object) -> bytes:
+    tensors = {
+        f"decoder.{part}.{layer}": torch.ones(shape)
+        for layer, shape in enumerate(shapes)
+        if 0 not in shape
+        for part in ("key", "value")
+    }
+    geometry = {"layers": len(heads), "kv_heads": heads, "key_dim": 8, "value_dim": 8, **sizes}
+    text = json.dumps(described(plain_prefix.to_bytes()) | {"geometry": {"decoder": geometry}})
+    return safetensors.torch.save(tensors, metadata={"foreword": text})
+
+
+def test_sizes_that_differ_by_layer_are_checked_and_then_refused_by_name(plain_prefix: Prefix) -> None:
+    content = by_layer(plain_prefix, [2, 0, 1], [[2, 5, 8], [0], [1, 5, 8]])
+    with pytest.raises(UnsupportedGeometry, match=r"differ by layer.*\[2, 0, 1\].*Update Foreword"):
+        Prefix.from_bytes(content)
+    content = by_layer(plain_prefix, [2, 2], [[2, 5, 8], [2, 5, 16]], key_dim=[8, 16], value_dim=[8, 16])
+    with pytest.raises(UnsupportedGeometry):
+        Prefix.from_bytes(content)
+    with pytest.raises(
+        GeometryMismatch, match=r"decoder\.key\.1 has the shape \[1, 5, 8\]; the header declares \[2, 5, 8\]"
+    ):
+        Prefix.from_bytes(by_layer(plain_prefix, [2, 2], [[2, 5, 8], [1, 5, 8]]))
+    with pytest.raises(GeometryMismatch, match=r"lengths \[4, 5\]"):
+        Prefix.from_bytes(by_layer(plain_prefix, [2, 2], [[2, 5, 8], [2, 4, 8]]))
+    with pytest.raises(GeometryMismatch, match=r"decoder\.key\.1"):
+        Prefix.from_bytes(by_layer(plain_prefix, [2, 2], [[2, 5, 8]]))
+
+
+def test_a_file_that_claims_a_huge_header_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.prefix"
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", 2 * 1024**3) + b'{"a":')
+        file.truncate(3 * 1024**3)  # a sparse file: the disk holds its first block alone
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotAPrefixFile, match="1,048,576 bytes at most"):
+            Prefix.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 1024**2
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_goes_on_behind_its_tensors_is_not_read_to_its_end(
+    plain_prefix: Prefix, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.prefix"
+    path.write_bytes(plain_prefix.to_bytes())
+    os.truncate(path, 3 * 1024**3)
+    with pytest.raises(NotAPrefixFile, match="bytes behind its tensors"):
+        Prefix.load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_read_as_well_as_a_file(plain_prefix: Prefix, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "p").write_bytes(plain_prefix.to_bytes())
+    with subprocess.Popen(f"cat {tmp_path / 'p'} > {tmp_path / 'pipe'}", shell=True):
+        assert Prefix.load(tmp_path / "pipe") == plain_prefix

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from foreword import _aliases
+from foreword._version import __version__
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from foreword.training.train import train
     from foreword.training.train_many import train_many
 
-__version__ = "0.1.0"
 __all__ = [
     "BaseModel",
     "Example",

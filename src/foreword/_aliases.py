@@ -1,7 +1,7 @@
 """Old paths of modules: `import foreword.fingerprint` still works, and says the new path once.
 
-One finder on `sys.meta_path` serves all of them, after Python's own have found nothing; the module under the
-old path is the module under the new one, not a copy.
+One finder on `sys.meta_path` serves all of them, in front of Python's own: those would find the files of a
+moved package under its old name, and load it a second time. Both paths name one module.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from foreword.errors import ForewordDeprecation
 
@@ -49,16 +50,16 @@ MOVED = {
     "bench.workload": "research.bench.workload",
     "cache": "base.kv_cache",
     "causal": "base.attention",
-    "checkpointing": "base.activation_checkpointing",
+    "checkpointing": "base.attention",
     "compilation": "training.embedding",
     "decoding": "sampling",
     "evaluation.losses": "evaluation.evaluate",
-    "evaluation.metrics.columns": "evaluation.metrics.bleu_chrf",
+    "evaluation.metrics.columns": "evaluation.metrics.bleu_chrf_rouge",
     "evaluation.metrics.java": "evaluation.metrics.meteor",
     "evaluation.metrics.nist": "evaluation.metrics.e2e",
-    "evaluation.metrics.plain": "evaluation.metrics.bleu_chrf",
+    "evaluation.metrics.plain": "evaluation.metrics.bleu_chrf_rouge",
     "evaluation.metrics.sets": "evaluation.metrics.registry",
-    "evaluation.metrics.summaries": "evaluation.metrics.rouge",
+    "evaluation.metrics.summaries": "evaluation.metrics.bleu_chrf_rouge",
     "evaluation.metrics.triples": "evaluation.metrics.webnlg",
     "evaluation.task_hub": "evaluation.task_data",
     "examples.digest": "examples.example",
@@ -128,25 +129,25 @@ MOVED = {
     "serving.answering": "serving.api.streaming",
     "serving.answers": "serving.api.schemas",
     "serving.app": "serving.api.app",
-    "serving.bodies": "serving.api.schemas",
-    "serving.chat": "serving.api.chat",
+    "serving.bodies": "serving.requests",
+    "serving.chat": "serving.api.completions",
     "serving.completions": "serving.api.completions",
     "serving.configuration": "serving.config",
-    "serving.engines": "serving.engine_factory",
+    "serving.engines": "serving.serve",
     "serving.files": "serving.api.files",
     "serving.gate": "serving.api.middleware",
-    "serving.health": "serving.api.health",
+    "serving.health": "serving.api.app",
     "serving.job_queue": "serving.jobs.queue",
     "serving.job_record": "serving.jobs.queue",
     "serving.job_settings": "serving.jobs.settings",
     "serving.job_taking": "serving.jobs.queue",
-    "serving.keys": "serving.api.auth",
+    "serving.keys": "serving.api.state",
     "serving.limits": "serving.rate_limits",
     "serving.local_engine": "serving.engine.local",
-    "serving.measuring": "serving.metrics_readings",
+    "serving.measuring": "serving.serve",
     "serving.models": "serving.api.models",
-    "serving.opening": "serving.loading",
-    "serving.prefixes": "serving.api.prefixes",
+    "serving.opening": "serving.served_model",
+    "serving.prefixes": "serving.api.models",
     "serving.prompts": "serving.api.prompts",
     "serving.row_text": "serving.engine.detokenizer",
     "serving.running": "serving.serve",
@@ -161,10 +162,11 @@ MOVED = {
     "serving.vllm.command": "serving.vllm.launch",
     "serving.vllm.fitting": "serving.vllm.checks",
     "serving.vllm.keeper": "serving.vllm.process_guard",
-    "serving.vllm.memory": "serving.vllm.pages",
+    "serving.vllm.memory": "serving.vllm.prefixes",
+    "serving.vllm.pages": "serving.vllm.prefixes",
     "serving.vllm.pulse": "serving.vllm.process",
     "serving.vllm.salts": "serving.vllm.plan",
-    "serving.vllm.sources": "serving.vllm.prefix_source",
+    "serving.vllm.sources": "serving.vllm.prefixes",
     "serving.vllm.starting": "serving.vllm.launch",
     "serving.waiting": "serving.engine.scheduler",
     "serving.watch": "serving.jobs.worker",
@@ -189,30 +191,30 @@ MOVED = {
     "training.order": "training.batch_sampler",
     "training.schedule": "training.trainer",
     "trial": "base.compatibility",
-    "turning": "base.rope",
-    "windows": "base.sliding_window",
+    "turning": "base.sliding_window",
+    "windows": "base.compatibility",
 }
 """Old path to new path, both below `foreword`."""
+_PACKAGES = ("baselines", "bench", "experiments")
 
 
-class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Finds a module under its old path and loads it from the new one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """A spec for an old path; None for anything else."""
-        package, _, name = fullname.partition(".")
-        if package != "foreword" or name not in MOVED:
+        new = _new_path(fullname)
+        found = None if new is None else importlib.util.find_spec(new)
+        if found is None:
             return None
-        # A package, so that what lay below it is looked for here, too.
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        package = found.submodule_search_locations is not None
+        return importlib.machinery.ModuleSpec(fullname, self, origin=found.origin, is_package=package)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         """The module under its new path, with a warning that says which."""
-        new = f"foreword.{MOVED[spec.name.partition('.')[2]]}"
-        warnings.warn(f"{spec.name} is now {new}", ForewordDeprecation, stacklevel=2)
-        module = importlib.import_module(new)
+        module = importlib.import_module(_warned(spec.name))
         spec.loader_state = module.__spec__  # importing gives the module the old path's
         return module
 
@@ -221,8 +223,35 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__ = module.__spec__.loader_state
 
+    def get_code(self, fullname: str) -> CodeType | None:
+        """What `python -m` runs: the code under the new path."""
+        new = _warned(fullname)
+        spec = importlib.util.find_spec(new)
+        loader = None if spec is None else spec.loader
+        return loader.get_code(new) if isinstance(loader, importlib.abc.InspectLoader) else None
+
+    def get_source(self, fullname: str) -> str | None:
+        """None: the source has another path."""
+        return None
+
+
+def _new_path(old: str) -> str | None:
+    package, _, name = old.partition(".")
+    if package != "foreword":
+        return None
+    above, _, last = name.rpartition(".")
+    if name not in MOVED and above in _PACKAGES:
+        return f"foreword.{MOVED[above]}.{last}"
+    return f"foreword.{MOVED[name]}" if name in MOVED else None
+
+
+def _warned(old: str) -> str:
+    new = _new_path(old)
+    warnings.warn(f"{old} is now {new}", ForewordDeprecation, stacklevel=3)
+    return str(new)
+
 
 def install() -> None:
     """Let old paths be found, once."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
-        sys.meta_path.append(_MovedModules())
+        sys.meta_path.insert(0, _MovedModules())

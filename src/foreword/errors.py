@@ -68,6 +68,10 @@ class UnsupportedVersion(BadPrefix):
     """A format version that this release does not read."""
 
 
+class UnsupportedGeometry(BadPrefix):
+    """Keys and values whose sizes differ by layer, which this release reads but puts into no model."""
+
+
 class GeometryMismatch(BadPrefix):
     """Shapes that differ from each other or from the base model's."""
 

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all.
+"""Files and folders that are written whole or not at all.
 
-Everything goes to a temporary file beside its destination, is flushed to the disk and renamed;
-whoever is killed in the middle leaves the old file, or none.
+Everything goes to a temporary place beside its destination, is flushed to the disk and renamed; whoever is
+killed in the middle leaves what was there before.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +91,36 @@ def write_bytes(path: Path, content: bytes, *, overwrite: bool = False) -> None:
 def write_text(path: Path, content: str, *, overwrite: bool = False) -> None:
     """`write_bytes` in UTF-8."""
     write_bytes(path, content.encode(), overwrite=overwrite)
+
+
+@contextlib.contextmanager
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill with files; it becomes `folder` when the block ends without an error.
+
+    A folder that is there is replaced: set aside first, because none is renamed over one that is not empty.
+
+    Raises:
+        OSError: the system refused; `folder` is what it was.
+    """
+    temporary = Path(tempfile.mkdtemp(TEMPORARY_SUFFIX, f".{folder.name}.", folder.parent))
+    made, replaced = temporary / "made", temporary / "replaced"
+    try:
+        made.mkdir()
+        yield made
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in made.iterdir():
+            file.chmod(0o666 & ~umask)  # what the user's new files get, whoever wrote these
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())
+        if folder.exists():
+            folder.rename(replaced)
+        made.rename(folder)
+        flush_folder(folder.parent)
+    finally:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:

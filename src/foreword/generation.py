@@ -17,9 +17,10 @@ from transformers.cache_utils import Cache
 
 from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.base_model import BaseModel, PrefixesArgument
+from foreword.base.batch import pad_rows
 from foreword.base.kv_cache import cache_argument, prefixed_cache
 from foreword.base.prefix_batch import PrefixBatch
-from foreword.base.prepacked_linear import is_prepared, packed_weights, packing_pays
+from foreword.base.prepacked_linear import is_prepared, prepacked_weights, prepacking_pays
 from foreword.errors import UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from foreword.sampling import (
@@ -29,6 +30,7 @@ from foreword.sampling import (
     StopStrings,
     TextStreamer,
     banned_token_ids,
+    first_stop,
     sampling_warpers,
 )
 from foreword.template import RAW, Source, Template
@@ -135,7 +137,7 @@ def _row(
         raise UsageError(f"prompt {place} is empty; give at least one token of text")
     length = 0 if prefix is None else prefix.length
     room = max_new_tokens
-    if (limit := base.text_limit(length)) is not None:
+    if (limit := base.max_text_tokens(length)) is not None:
         used = 0 if base.is_encoder_decoder else len(ids)
         if len(ids) > limit or used >= limit:
             raise WindowExceeded(
@@ -210,10 +212,10 @@ def _generate_batch(
         attention = AttentionContext(
             prefixes=prefixes, in_cache=base.cache_takes_prefixes, target_starts=last
         )
-        packed = is_prepared(base.model) and packing_pays(len(running) * decoding.beams)
+        packed = is_prepared(base.model) and prepacking_pays(len(running) * decoding.beams)
         config.max_new_tokens = rows[0].room - made
         config.min_new_tokens = max(min(decoding.min_new_tokens, rows[0].room) - made, 0) or None
-        with attention_context(attention), packed_weights(packed):
+        with attention_context(attention), prepacked_weights(packed):
             ids_BT = _own_settings(base.model).generate(
                 **inputs,
                 generation_config=config,
@@ -273,14 +275,12 @@ def _padded(
     base: BaseModel, rows: Sequence[_Row], prefixes: PrefixBatch | None, pad_id: int
 ) -> dict[str, torch.Tensor]:
     """Prompts padded on the left, where a decoder's text must end together; an encoder's on the right."""
-    longest = max(len(row.ids) for row in rows)
-    gaps_B = torch.tensor([0 if base.is_encoder_decoder else longest - len(row.ids) for row in rows])
-    lengths_B = torch.tensor([len(row.ids) for row in rows])
-    steps_BT = torch.arange(longest)[None] - gaps_B[:, None]
-    ids_BT = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids_BT[index, gaps_B[index] : gaps_B[index] + len(row.ids)] = torch.tensor(row.ids)
-    mask_BT = (steps_BT >= 0) & (steps_BT < lengths_B[:, None])
+    ids_BT, mask_BT, steps_BT = pad_rows(
+        [row.ids for row in rows],
+        left=not base.is_encoder_decoder,
+        pad_id=pad_id,
+        device=torch.device("cpu"),
+    )
     inputs: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
     if base.takes_positions:
         offsets_B = torch.tensor(prefixes.lengths("decoder") if prefixes else [0] * len(rows))
@@ -302,5 +302,4 @@ def _own_settings(model: Any) -> Any:
 def _text(base: BaseModel, row: _Row, ids: list[int], stop: tuple[str, ...]) -> str:
     ends = [place for place, token in enumerate(ids) if token in row.end_ids]
     text: str = base.tokenizer.decode(ids[: ends[0]] if ends else ids, skip_special_tokens=True)
-    cuts = [place for word in stop if (place := text.find(word)) >= 0]
-    return text[: min(cuts)] if cuts else text
+    return text[: first_stop(text, stop)]

@@ -1,10 +1,9 @@
-"""Prefix: keys and values of P virtual tokens for every layer, and what they belong to.
+"""Prefix: keys and values of P virtual tokens for every layer, what they belong to, and their geometry.
 
-The value knows neither models nor training. Shapes: L layers, H key/value heads, P prefix length,
-D head size; keys are as the attention kernel sees them, after the rotary embedding, and the text
-starts at position P.
+The value knows neither models nor training. Keys are as the attention kernel sees them, after the rotary
+embedding, and the text starts at position P.
 
-Geometry: the sizes that a prefix must share with its base model.
+Shapes: L layers, H key/value heads, P prefix length, D head size.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from foreword import prefix_file
-from foreword.errors import GeometryMismatch, NonFinitePrefix, UsageError, WrongBaseModel
+from foreword.errors import GeometryMismatch, NonFinitePrefix, UnsupportedGeometry, UsageError, WrongBaseModel
+from foreword.prefix_file import Header
 from foreword.template import RAW, Template
 from foreword.validation import check_fields, is_text_mapping
 
@@ -64,8 +65,7 @@ class Geometry:
         return {name: dataclasses.asdict(stream) for name, stream in self.streams.items()}
 
 
-# -- Prefix: keys and values of P virtual tokens for every layer, and what they belong to ----------
-
+# -- the prefix --------------------------------------------------------------------------------
 
 Positions = Literal["text-after-prefix", "text-after-prefix-within-window"]
 
@@ -116,7 +116,10 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The learned artefact. Two prefixes are equal when their files would be, byte for byte.
+    """The learned artefact.
+
+    Two prefixes are equal when all below is, keys and values to the last bit; of equal prefixes that were
+    read from files of different versions, each keeps its own file's digest.
 
     Attributes:
         tensors: "decoder.key", "decoder.value" (and "encoder.*", "cross.*"), each [L, H, P, D].
@@ -130,8 +133,13 @@ class Prefix:
         created: time of creation, UTC, ISO 8601.
         licence: SPDX name or free text.
         labels: free-form notes of the user.
+        template_digest: `Template.rendering_digest` with the base's tokenizer.
+        report: what was measured: "dev_loss", "recovered_share", "harm" and whatever else there is.
+        recipe: how to make it again: JSON of any form.
+        extra: fields of a newer format that this release may ignore; saved again as they are.
 
     Raises:
+        UsageError: a field of another type.
         GeometryMismatch: shapes that do not belong together.
         NonFinitePrefix: NaN or infinity in a tensor.
     """
@@ -144,6 +152,13 @@ class Prefix:
     licence: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     positions: Positions = "text-after-prefix"
+    template_digest: str | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    # Of the file that it was read from: as long as nothing changes, it is saved again byte for byte, in the
+    # version it had, and keeps the identity under which stores and results name it.
+    _file: Header | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.positions not in prefix_file.POSITIONS:
@@ -156,6 +171,10 @@ class Prefix:
             )
         if not isinstance(self.licence, str | None):
             raise UsageError(f"licence is {self.licence!r}; expected text")
+        for name in ("labels", "report", "recipe", "extra"):
+            prefix_file.check_open_mapping(name, getattr(self, name))
+        if known := sorted(prefix_file.FIELDS & set(self.extra)):
+            raise UsageError(f"extra has {', '.join(known)}; expected fields that this release does not know")
         frozen = {
             name: t.detach().to("cpu", copy=True).contiguous() for name, t in sorted(self.tensors.items())
         }
@@ -217,13 +236,18 @@ class Prefix:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the file, in hex: the prefix's identity."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        return self._content_digest if self._file is None else hashlib.sha256(self._encode()).hexdigest()
+
+    @functools.cached_property
+    def _content_digest(self) -> str:
+        """SHA-256 of what would be written if it had never been a file."""
+        return hashlib.sha256(prefix_file.encode(self.tensors, self._description())).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Prefix) and self.digest == other.digest
+        return isinstance(other, Prefix) and self._content_digest == other._content_digest
 
     def __hash__(self) -> int:
-        return hash(self.digest)
+        return hash(self._content_digest)
 
     def __repr__(self) -> str:
         lengths = {s: self.stream_length(s) for s in self.streams}
@@ -238,13 +262,23 @@ class Prefix:
     # -- files ---------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """The content of the prefix file."""
-        return prefix_file.encode(self.tensors, self._header())
+        """The content of the prefix file: as it was read, or of the newest version if anything is new.
+
+        Raises:
+            UsageError: more labels, text or report than the format holds.
+        """
+        if self._file is None:
+            prefix_file.check_description(self._description())
+        content = self._encode()
+        if self._file is None:
+            prefix_file.check_writable(content)
+        return content
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the prefix file: whole, or not at all.
 
         Raises:
+            UsageError: more labels, text or report than the format holds.
             OutputExists: the file is there and `overwrite` is false.
             CannotWrite: no right, no space, no such folder.
         """
@@ -255,8 +289,8 @@ class Prefix:
         """Read a prefix file and check all that can be checked without its base model.
 
         Raises:
-            CannotRead, NotAPrefixFile, TruncatedPrefix, UnsupportedVersion, GeometryMismatch,
-            NonFinitePrefix: each says what was found, what was expected and what to do.
+            CannotRead, NotAPrefixFile, TruncatedPrefix, UnsupportedVersion, UnsupportedGeometry,
+            GeometryMismatch, NonFinitePrefix: each says what was found, what was expected and what to do.
         """
         return cls.from_bytes(prefix_file.read(Path(path)), where=str(path))
 
@@ -264,36 +298,58 @@ class Prefix:
     def from_bytes(cls, content: bytes, *, where: str = "the prefix") -> Prefix:
         """`load` from memory; `where` names the source in errors."""
         tensors, header = prefix_file.decode(content, where=where)
+        described = header.description
+        if header.differs_by_layer:
+            raise UnsupportedGeometry(
+                f"{where} has keys and values whose sizes differ by layer ({described['geometry']}); "
+                "expected layers that are alike: no model that this release runs has others. Update Foreword"
+            )
         with prefix_file.naming(where):
-            template = Template.from_json(header["template"])
+            newer = {} if described["version"] == 1 else described  # version 1 ignored what it did not know
             prefix = cls(
                 tensors=tensors,
-                base=BaseIdentity(**header["base"]),
-                template=template,
-                origin=Origin(**header["origin"]),
-                created=header["created"],
-                licence=header["licence"],
-                labels=header["labels"],
-                positions=header["positions"],
+                base=BaseIdentity(**described["base"]),
+                template=Template.from_json(described["template"]),
+                origin=Origin(**described["origin"]),
+                created=described["created"],
+                licence=described["licence"],
+                labels=described["labels"],
+                positions=described["positions"],
+                template_digest=newer.get("template_digest"),
+                report=newer.get("report", {}),
+                recipe=newer.get("recipe", {}),
+                extra=header.extra,
             )
-        declared = header["geometry"]
-        if declared != prefix.geometry.to_json():
+        if described["geometry"] != prefix.geometry.to_json():
             raise GeometryMismatch(
-                f"{where}: the header declares {declared} but the tensors are {prefix.geometry}; "
-                "the file was altered, fetch it again"
+                f"{where}: the header declares {described['geometry']} but the tensors are "
+                f"{prefix.geometry}; the file was altered, fetch it again"
             )
+        object.__setattr__(prefix, "_file", header)
         return prefix
 
-    def _header(self) -> dict[str, Any]:
+    def _encode(self) -> bytes:
+        if self._file is not None:
+            return prefix_file.join(self._file, self.tensors)
+        return prefix_file.encode(self.tensors, self._description())
+
+    def _description(self) -> dict[str, Any]:
+        optional = {name: getattr(self, name) for name in ("template_digest", "report", "recipe")}
+        origin = dataclasses.asdict(self.origin)
+        if self.origin.dev_loss is not None and not math.isfinite(self.origin.dev_loss):
+            origin["dev_loss"] = None  # JSON has no such number
         return {
+            **self.extra,
+            **({"optional": sorted(self.extra)} if self.extra else {}),
             "base": dataclasses.asdict(self.base),
             "geometry": self.geometry.to_json(),
             "positions": self.positions,
             "template": self.template.to_json(),
-            "origin": dataclasses.asdict(self.origin),
+            "origin": origin,
             "created": self.created,
             "licence": self.licence,
             "labels": dict(self.labels),
+            **{name: value for name, value in optional.items() if value},
         }
 
     # -- parts ---------------------------------------------------------------------------------
@@ -356,8 +412,9 @@ class Prefix:
         )
 
     def _derived(self, tensors: Mapping[str, torch.Tensor]) -> Prefix:
-        origin = dataclasses.replace(self.origin, dev_loss=None)  # measured on other keys and values
-        return dataclasses.replace(self, tensors=tensors, origin=origin, created=_now())
+        # What was measured, and what this release can't read, is about other keys and values.
+        origin = dataclasses.replace(self.origin, dev_loss=None)
+        return dataclasses.replace(self, tensors=tensors, origin=origin, created=_now(), report={}, extra={})
 
     # -- against a base model ------------------------------------------------------------------
 
@@ -398,8 +455,11 @@ def _check_shapes(tensors: Mapping[str, torch.Tensor]) -> None:
                 f"{name} is {list(tensor.shape)} beside {list(partner.shape)}; expected "
                 "[layers, kv_heads, P, head_dim], alike but for the last"
             )
-        if not tensor.is_floating_point() or tensor.dtype != next(iter(tensors.values())).dtype:
-            raise GeometryMismatch(f"{name} is {tensor.dtype}; expected one floating-point type for all")
+        alike = tensor.dtype == next(iter(tensors.values())).dtype
+        if not alike or not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            raise GeometryMismatch(
+                f"{name} is {tensor.dtype}; expected one floating-point type of 16 bits or more for all"
+            )
 
 
 def _stream_geometry(prefix: Prefix, stream: Stream) -> StreamGeometry:

@@ -1,4 +1,4 @@
-"""Decoding: how tokens are chosen; what transformers' `generate` needs so that each row stands for itself.
+"""How tokens are chosen, and how they become text: what each row needs to be generated for itself.
 
 Shapes: B rows of the batch (times beams), V vocabulary.
 """
@@ -21,6 +21,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from foreword.errors import UsageError
+
+UNFINISHED = "\ufffd"
+"""What a tokenizer writes for bytes that are no whole character, or not yet."""
 
 _token_texts: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
@@ -147,8 +150,65 @@ class EndedRows(StoppingCriteria):
         return [place for place in range(rows) if not ended[place]]
 
 
+class Detokenizer:
+    """The growing text of one row, handed out as soon as it is certain.
+
+    The same text as of the whole row decoded at its end, cut at the first stop text, in pieces that never
+    hold half a character or the beginning of a stop text.
+
+    Attributes:
+        stopped: a stop text came: nothing comes behind it.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self.stopped = False
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._ids: list[int] = []
+        # Only the tokens since `_from` are decoded: those in front of `_read` are told already and
+        # stay for one round, because a tokenizer may spell a token differently at the very start.
+        self._from = 0
+        self._read = 0
+        self._held = ""
+
+    def add(self, token: int | None, *, final: bool = False) -> str:
+        """What becomes certain with the next token (None: no more of the text), or because it is the last."""
+        if token is not None:
+            self._ids.append(token)
+        if token is not None or final:
+            self._held += self._decoded(final=final)
+        if (cut := first_stop(self._held, self._stop)) is not None:
+            self._held, self.stopped = self._held[:cut], True
+        certain = len(self._held) if final or self.stopped else len(self._held) - self._may_stop()
+        text, self._held = self._held[:certain], self._held[certain:]
+        return text
+
+    def _decoded(self, *, final: bool) -> str:
+        """Text that the newest tokens add; none while they end within a character."""
+        before = self._text(self._ids[self._from : self._read])
+        now = self._text(self._ids[self._from :])
+        if not final and (len(now) <= len(before) or now.endswith(UNFINISHED)):
+            return ""
+        self._from, self._read = self._read, len(self._ids)
+        return now[len(before) :]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+
+    def _may_stop(self) -> int:
+        """Characters at the end that may be the beginning of a stop text."""
+        starts = [n for word in self._stop for n in range(1, len(word)) if self._held.endswith(word[:n])]
+        return max(starts, default=0)
+
+
+def first_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first stop text in `text` begins; None: there is none."""
+    places = [place for word in stop if (place := text.find(word)) >= 0]
+    return min(places, default=None)
+
+
 class TextStreamer(BaseStreamer):
-    """Hands out each row's text as it grows, never a part of a character or of a stop text."""
+    """Hands out each row's text as it grows, through transformers' interface for streaming."""
 
     def __init__(
         self,
@@ -160,14 +220,11 @@ class TextStreamer(BaseStreamer):
         skip: int,
     ) -> None:
         """`skip`: calls of `put` that bring the prompt, which is not part of the text."""
-        self._tokenizer = tokenizer
         self._places = places
         self._end_ids = end_ids
-        self._stop = stop
         self._on_text = on_text
         self._skip = skip
-        self._ids: list[list[int]] = [[] for _ in places]
-        self._sent = [0] * len(places)
+        self._texts = [Detokenizer(tokenizer, stop) for _ in places]
         self._ended = [False] * len(places)
 
     def put(self, value: torch.Tensor) -> None:
@@ -176,36 +233,20 @@ class TextStreamer(BaseStreamer):
             self._skip -= 1
             return
         for row, token in enumerate(value.flatten().tolist()):
-            if self._ended[row]:
-                continue
-            if token in self._end_ids:
-                self._ended[row] = True
-            else:
-                self._ids[row].append(token)
-            self._send(row, final=self._ended[row])
+            ends = token in self._end_ids
+            self._send(row, None if ends else token, final=ends)
 
     def end(self) -> None:
         """No more tokens: what was held back is certain now."""
-        for row, ended in enumerate(self._ended):
-            if not ended:
-                self._send(row, final=True)
+        for row in range(len(self._places)):
+            self._send(row, None, final=True)
 
-    def _send(self, row: int, *, final: bool) -> None:
-        text: str = self._tokenizer.decode(self._ids[row], skip_special_tokens=True)
-        cuts = [place for word in self._stop if (place := text.find(word)) >= 0]
-        if cuts:
-            text, final, self._ended[row] = text[: min(cuts)], True, True
-        certain = len(text) if final else len(text) - self._held_back(text)
-        if certain > self._sent[row]:
-            self._on_text(self._places[row], text[self._sent[row] : certain])
-            self._sent[row] = certain
-
-    def _held_back(self, text: str) -> int:
-        """Characters at the end that may still change: a cut UTF-8 character, the start of a stop text."""
-        if text.endswith("\ufffd"):
-            return 1
-        starts = [n for word in self._stop for n in range(1, len(word)) if text.endswith(word[:n])]
-        return max(starts, default=0)
+    def _send(self, row: int, token: int | None, *, final: bool) -> None:
+        if self._ended[row]:
+            return
+        if text := self._texts[row].add(token, final=final):
+            self._on_text(self._places[row], text)
+        self._ended[row] = final or self._texts[row].stopped
 
 
 def banned_token_ids(tokenizer: Any, banned: Sequence[str]) -> tuple[list[int], list[list[int]]]:

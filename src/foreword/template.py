@@ -8,6 +8,8 @@ of the target are the same whether the target is known (training) or not (genera
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,6 +90,22 @@ class Template:
             raise UsageError(f"the tokenizer has no token {self.end!r} to end a target with")
         return int(token_id)
 
+    def rendering_digest(self, tokenizer: Any) -> str | None:
+        """SHA-256 of the token ids that this template makes of a fixed conversation; None where it can't.
+
+        docs/format.md has the conversation. A tokenizer, a chat template or a release of a library that makes
+        other ids of it has another digest.
+        """
+        source = _CONVERSATION if self.style == "chat" else _CONVERSATION[0]["content"]
+        try:
+            ids = [
+                self.source_ids(tokenizer, source),
+                self.target_ids(tokenizer, _CONVERSATION[1]["content"]),
+            ]
+        except Exception:  # a chat template is a program of its own, and may refuse with any error
+            return None
+        return hashlib.sha256(json.dumps(ids, separators=(",", ":")).encode()).hexdigest()
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for the prefix file."""
         data = dataclasses.asdict(self)
@@ -105,6 +123,12 @@ class Template:
 
 
 RAW = Template(style="raw")
+
+_CONVERSATION: tuple[Message, ...] = (
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "The capital of France is Paris."},
+    {"role": "user", "content": "How many people live there?"},
+)
 
 
 def default_template(tokenizer: Any, **changes: Any) -> Template:

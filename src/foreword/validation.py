@@ -76,6 +76,8 @@ class Setting:
         metavar: what stands for the value in `--help`.
         section: of the help and of the reference page.
         aliases: names that the setting had before; each is taken with a `ForewordDeprecation`.
+        short: a second spelling of the option, such as `-o`.
+        variable: the variable of the environment that an option without a value is read from.
         parse: the value from text, where the type does not say how.
     """
 
@@ -93,6 +95,8 @@ class Setting:
     metavar: str | None = None
     section: str | None = None
     aliases: tuple[str, ...] = ()
+    short: str | None = None
+    variable: str | None = None
     parse: Callable[[str], Any] | None = None
 
     @property
@@ -198,11 +202,7 @@ class Setting:
 
 
 def setting(
-    default: Any = dataclasses.MISSING,
-    *,
-    default_factory: Any = dataclasses.MISSING,
-    help: str,
-    **more: Any,
+    default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING, help: str, **more: Any
 ) -> Any:
     """A field of a settings class; the keywords are the attributes of `Setting`."""
     described = Setting(help, **more)
@@ -239,13 +239,45 @@ def flat_settings(kind: Any) -> tuple[Setting, ...]:
     """As `settings_of`, with the settings of a class within the class in place of the field that holds it."""
     found: list[Setting] = []
     for each in settings_of(kind):
-        inner = each.alternatives[0] if each.alternatives else None
-        below = settings_of(inner) if dataclasses.is_dataclass(inner) and isinstance(inner, type) else ()
+        within = _settings_class(each)
+        below = () if within is None else settings_of(within)
         found += [
             dataclasses.replace(part, path=(*each.path, *part.path), section=part.section or each.section)
             for part in below
         ] or [each]
     return tuple(found)
+
+
+def from_mapping(kind: Any, given: Mapping[str, Any], what: str = "settings") -> Any:
+    """An object of a settings class from plain data, such as a table of a file; None stands for the default.
+
+    Text is read where the setting says how. The settings of a class within the class may stand beside the
+    others, in a mapping of their own, or, the first of them, as the bare value.
+
+    Raises:
+        UsageError: an unknown setting, or one out of range; `what` says of what kind it would be.
+    """
+    named = {name: value for name, value in current_names(kind, given).items() if value is not None}
+    top = {each.name: each for each in settings_of(kind)}
+    inner = {each.name: each for each in flat_settings(kind) if len(each.path) > 1}
+    if unknown := set(named) - set(top) - set(inner):
+        raise UsageError(f"unknown {what} {sorted(unknown)}; known are {sorted(top)}")
+    made: dict[str, Any] = {}
+    for name, value in named.items():
+        each = inner.get(name) or top[name]
+        if isinstance(value, str) and each.parse is not None:
+            value = each.parse(value)
+        value = tuple(value) if isinstance(value, list) else value  # files and JSON have no tuples
+        if name not in inner or dataclasses.is_dataclass(value):
+            made[each.path[0]] = value
+        else:
+            below = value if isinstance(value, Mapping) else {each.path[1]: value}
+            made.setdefault(each.path[0], {}).update(below)
+    for field, value in made.items():
+        (one,) = (each for each in top.values() if each.path[0] == field)
+        if isinstance(value, dict) and (within := _settings_class(one)) is not None:
+            made[field] = within(**value)
+    return kind(**made)
 
 
 def check_settings(instance: Any) -> None:
@@ -312,6 +344,12 @@ def takes_old_names(kind: Class) -> Class:
     setattr(kind, "__init__", initialize)  # noqa: B010 (mypy refuses the assignment)
     setattr(kind, "__getattr__", attribute)  # noqa: B010
     return kind
+
+
+def _settings_class(described: Setting) -> Any:
+    """The class of settings that a field holds, if it holds one."""
+    kind = described.alternatives[0] if described.alternatives else None
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) and settings_of(kind) else None
 
 
 def _default_of(field: dataclasses.Field[Any]) -> Any:

@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from foreword.cli import app
-from saved_bases import save_tiny
-from stand_ins import random_examples
+from support.saved_bases import save_tiny
+from support.stand_ins import random_examples
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from foreword.cli.command_line import command_line
+from foreword.cli.output import command_line
 
 app = typer.Typer()
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from foreword.cli import progress
-from foreword.cli.bench import bench_options
+from foreword.cli import output
+from foreword.cli.bench import options
 
 
 def test_the_time_left_follows_the_pace_since_the_first_count(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seconds = iter([0.0, 30.0, 60.0, 90.0])
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
-    count = progress.Counter()
+    monkeypatch.setattr(output.time, "perf_counter", lambda: next(seconds))
+    count = output.Counter()
     for done in (2, 4, 6):  # two were made by an earlier start of the run: they took no time of this one
         count("trials", done, 8)
     count("trials", 8, 8)
@@ -29,8 +29,8 @@ def test_rounds_of_a_benchmark_say_how_long_the_others_take(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seconds = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr(bench_options.time, "perf_counter", lambda: next(seconds, 20.0))
-    tell = bench_options.told(2, "8 rows: ")
+    monkeypatch.setattr(options.time, "perf_counter", lambda: next(seconds, 20.0))
+    tell = options.told(2, "8 rows: ")
     tell(1)
     tell(2)
     lines = capsys.readouterr().err.splitlines()

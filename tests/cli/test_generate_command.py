@@ -11,8 +11,8 @@ import pytest
 
 from foreword import BaseModel, Prefix, Template, generate
 from foreword.sampling import Decoding
-from saved_bases import save_tiny
-from stand_ins import random_prefix
+from support.saved_bases import save_tiny
+from support.stand_ins import random_prefix
 
 SHORT = ("--max-new-tokens", 6)
 
@@ -88,9 +88,8 @@ def test_the_shortest_length_reaches_the_decoder(run: Any, model: BaseModel) -> 
 
 
 def test_defaults_are_those_of_decoding(run: Any) -> None:
-    from foreword.cli.app import load
+    from foreword.cli.generate import SamplingOptions
 
-    shown = {option.name: option.default for option in load("generate").params}
     for name in (
         "max_new_tokens",
         "min_new_tokens",
@@ -101,7 +100,7 @@ def test_defaults_are_those_of_decoding(run: Any) -> None:
         "length_penalty",
         "seed",
     ):
-        assert shown[name] == getattr(Decoding(), name)
+        assert SamplingOptions().decoding()[name] == getattr(Decoding(), name)
 
 
 def test_streamed_pieces_make_the_whole_text(run: Any, two: Any) -> None:

@@ -22,7 +22,8 @@ HEAVY = ("torch", "transformers", "sqlalchemy", "fastapi", "numpy", "sacrebleu",
 def test_help_of_any_command_imports_neither_torch_nor_a_database_library() -> None:
     program = (
         "import sys, foreword.cli as cli\n"
-        "for arguments in (['--help'], *([name, '--help'] for name in cli.commands.COMMANDS)):\n"
+        "from foreword.cli.app import COMMANDS\n"
+        "for arguments in (['--help'], *([name, '--help'] for name in COMMANDS)):\n"
         "    try: cli.app(arguments)\n"
         "    except SystemExit as end: assert not end.code, arguments\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
@@ -71,22 +72,27 @@ def test_defaults_in_the_help_of_train_are_those_of_training() -> None:
     }
     said = {}
     for option in load("train").params:
-        if found := re.search(r"default ([\w.+-]*\w)", option.help or ""):
+        if option.name in settings and (found := re.search(r"default ([\w.+-]*\w)", option.help or "")):
             said[option.name] = found[1]
-    said.pop("template")
     assert len(said) >= 9
     assert said == {name: str(settings[name]) for name in said}
 
 
-def test_the_documentation_of_commands_is_their_help() -> None:
-    path = REPOSITORY / "docs" / "make_cli.py"
-    specification = importlib.util.spec_from_file_location("make_cli", path)
+@pytest.mark.parametrize("page", ["cli", "settings"])
+def test_a_page_that_is_made_from_the_code_is_in_step_with_it(page: str) -> None:
+    written = (REPOSITORY / "docs" / f"{page}.md").read_text()
+    assert written == script_of(page).render(), f"run: python docs/make_{page}.py"
+
+
+def script_of(page: str) -> Any:
+    """The script that makes a page."""
+    path = REPOSITORY / "docs" / f"make_{page}.py"
+    specification = importlib.util.spec_from_file_location(f"make_{page}", path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    written = (REPOSITORY / "docs" / "cli.md").read_text()
-    assert written == module.render(), "run: python docs/make_cli.py"
+    return module
 
 
 def test_version(run: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 from foreword import Example
 from foreword.research.experiments import personalization as experiment
 from foreword.research.experiments.results import alone
-from personal_data import owners_examples
+from support.personal_data import owners_examples
 
 SMALL = ("--steps", 6, "--batch-size", 2, "--length", 2, "--dev-rows", 2, "--learning-rate", "0.1")
 

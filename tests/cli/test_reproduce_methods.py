@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from foreword.cli.reproduce.reproduce_data import max_length_of
-from foreword.cli.reproduce.reproduce_extrapolation import EXTRAPOLATION
-from foreword.cli.reproduce.reproduce_methods import ABLATION, FULL, LOW_DATA
-from foreword.cli.reproduce.reproduce_trials import Kind, make_plan
+from foreword.cli.reproduce.data import max_length_of
+from foreword.cli.reproduce.trials import ABLATION, EXTRAPOLATION, FULL, LOW_DATA, Kind, make_plan
 from foreword.research.experiments.results import alone
-from stand_ins import random_examples
+from support.stand_ins import random_examples
 
 SMALL = (
     *("--sizes", "4,6", "--subsets", 2, "--steps", 3, "--batch-size", 2, "--length", 2, "--beams", 1),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from foreword.cli.reading import Reading
+from foreword.cli.loading import Reading
 from foreword.errors import UsageError
 from foreword.examples import Entry, Example
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from foreword import BaseModel, Prefix, PrefixStore, train, train_many
 from foreword.examples import read_examples
 from foreword.training.checkpoint import list_checkpoints
 from foreword.training.trainer import build_trainer
-from mailboxes import OWNERS, write
+from support.mailboxes import OWNERS, write
 
 QUICK = ("--length", 3, "--steps", 6, "--batch-size", 3)
 SETTINGS: dict[str, Any] = {"length": 3, "steps": 6, "batch_size": 3}
@@ -128,7 +129,7 @@ def test_owners_who_are_done_are_not_trained_again(
         built.append(len(arguments[2]))
         return build_trainer(*arguments, **more)
 
-    monkeypatch.setattr("foreword.training.train_many.build_trainer", build)
+    monkeypatch.setattr(sys.modules["foreword.training.train_many"], "build_trainer", build)
     assert run(*command).status == 0
     assert built == [len(OWNERS["eve"])]
     assert run(*command).status == 0

@@ -10,7 +10,7 @@ import torch
 
 from foreword import BaseModel, Prefix, train
 from foreword.examples import read_examples
-from training.tiny_bart import tiny_bart_base
+from support.tiny_bart import tiny_bart_base
 
 QUICK = ("--steps", 4, "--batch-size", 4)
 

@@ -7,7 +7,6 @@ with their defaults; tables that begin with "attribute" are about the class in t
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 import inspect
 import re
@@ -20,12 +19,11 @@ import pytest
 import foreword
 from foreword import BaseModel, Prefix, PrefixStore, errors
 from foreword.evaluation import evaluate
-from foreword.training import TrainingSettings
-from foreword.training.initialization import Initialization
-from foreword.training.parameterization import ParameterizationSettings
+from foreword.training.settings import Initialization, OwnersSettings, TrainingSettings
+from foreword.validation import Setting, flat_settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-MODULES = ("", ".errors", ".evaluation", ".parameterization", ".prefix", ".training")
+MODULES = ("", ".errors", ".evaluation", ".prefix", ".training", ".training.parameterization")
 ELSEWHERE = {
     "AdamW": "torch.optim",
     "KeyboardInterrupt": "builtins",
@@ -33,7 +31,8 @@ ELSEWHERE = {
     "UserWarning": "builtins",
 }
 ELSEWHERE |= {"ValueError": "builtins"}
-SETTINGS = {field.name: field for field in dataclasses.fields(TrainingSettings)}
+SETTINGS = {setting.name: setting for setting in flat_settings(TrainingSettings)}
+OWNERS_SETTINGS = {setting.name: setting for setting in flat_settings(OwnersSettings)}
 
 
 def quoted(text: str) -> list[str]:
@@ -76,19 +75,18 @@ def arguments(callable_: Any) -> dict[str, Any]:
     found = {
         name: one.default for name, one in inspect.signature(callable_).parameters.items() if name != "self"
     }
-    if found.pop("more", None) is not None:
-        found = {**{name: _default(field) for name, field in SETTINGS.items()}, **found}
-        for name in set(found) & set(SETTINGS):  # None in the signature stands for the setting's own default
-            found[name] = _default(SETTINGS[name]) if found[name] is None else found[name]
+    if found.pop("options", None) is not None:
+        settings = SETTINGS | (OWNERS_SETTINGS if callable_ is foreword.train_many else {})
+        found |= {name: _default(setting) for name, setting in settings.items()}
     found.pop("decoding", None)
     return found
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    value: Any = getattr(TrainingSettings(), field.name)
-    if isinstance(value, ParameterizationSettings):
-        return value.kind
-    return f"{value.kind}:{value.text}" if isinstance(value, Initialization) else value
+def _default(setting: Setting) -> Any:
+    at: Any = OwnersSettings() if setting.name in OWNERS_SETTINGS else TrainingSettings()
+    for attribute in setting.path:
+        at = getattr(at, attribute)
+    return f"{at.kind}:{at.text}" if isinstance(at, Initialization) else at
 
 
 CALLABLES = [name for name, text in sections().items() if "| argument |" in text]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from foreword import BaseModel, Prefix
-from saved_bases import save_tiny
-from stand_ins import random_examples
+from support.saved_bases import save_tiny
+from support.stand_ins import random_examples
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -65,3 +65,8 @@ def test_the_page_for_those_who_come_from_peft(place: Path) -> None:
 
     there = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("my-model"), "exported")
     assert there.active_peft_config.num_virtual_tokens == 10
+
+
+def test_the_page_on_the_prefix_file(place: Path) -> None:
+    names = run("format.md")
+    assert Prefix.load("example.prefix") == names["made"]

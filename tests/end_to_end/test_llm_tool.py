@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from foreword import BaseModel, PrefixStore
-from saved_bases import save_tiny
-from serving.served_processes import ServedProcess, served
-from stand_ins import random_prefix
+from support.saved_bases import save_tiny
+from support.served_processes import ServedProcess, served
+from support.stand_ins import random_prefix
 
 
 def llm(folder: Path, *arguments: str) -> str:

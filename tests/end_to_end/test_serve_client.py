@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from saved_bases import save_tiny
-from serving.served_processes import served
+from support.saved_bases import save_tiny
+from support.served_processes import served
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "examples" / "serve_client.py"

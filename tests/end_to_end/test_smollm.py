@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from by_hand import greedy, layers_of, logits, token_losses
 from foreword import BaseModel, Example, Prefix, generate
-from foreword.base.activation_checkpointing import gradient_checkpointing
-from foreword.base.attention import AttentionContext, attention_context
+from foreword.base.attention import AttentionContext, attention_context, gradient_checkpointing
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import encode
 from foreword.training.initialization import activations
+from support.by_hand import greedy, layers_of, logits, token_losses
 
 pytestmark = pytest.mark.real_model
 
@@ -47,8 +46,9 @@ def real_prefix(base: BaseModel, text: str, length: int, noise: float = 0.3) -> 
 
 @pytest.fixture(autouse=True, scope="module")
 def all_cores() -> Iterator[None]:
-    """Given back afterwards: other tests compare bit by bit with processes of one thread."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """Where no other process of the tests wants them; given back for tests that compare bit by bit."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from importlib import import_module
 from typing import Any
@@ -10,11 +11,11 @@ import pytest
 import sacrebleu
 import torch
 
-from by_hand import layers_of, token_losses
 from foreword import BaseModel, Example, Template, generate
 from foreword.errors import BadExamples, WindowExceeded
 from foreword.evaluation import TokenLoss, evaluate, token_loss
-from stand_ins import random_examples, random_prefix
+from support.by_hand import layers_of, token_losses
+from support.stand_ins import random_examples, random_prefix
 
 
 def test_loss_is_the_mean_over_target_tokens_computed_by_hand(tiny_base: BaseModel) -> None:
@@ -36,7 +37,8 @@ def test_loss_is_the_mean_over_target_tokens_computed_by_hand(tiny_base: BaseMod
 def test_the_number_of_parts_changes_nothing(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = random_examples(9)
     whole = token_loss(tiny_base, examples)
-    monkeypatch.setattr("foreword.evaluation.evaluate.EXAMPLES_BETWEEN_REPORTS", 2)
+    module = importlib.import_module("foreword.evaluation.evaluate")  # a function has that name, too
+    monkeypatch.setattr(module, "EXAMPLES_BETWEEN_REPORTS", 2)
     reports: list[tuple[int, int]] = []
     parts = token_loss(tiny_base, examples, on_progress=lambda *report: reports.append(report))
     assert parts.mean == pytest.approx(whole.mean, rel=1e-6)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
-import official_digits
 import pytest
-from invented_texts import Invented, digest, invented_texts, with_empty_outputs
 from sacrebleu.metrics import CHRF
 
 from foreword.errors import MetricUnavailable, UsageError
 from foreword.evaluation import Prediction, score, scores_by_part
 from foreword.evaluation.metrics import METRICS, require, shown
+from foreword.evaluation.metrics.bleu_chrf_rouge import rouge_scores
 from foreword.evaluation.metrics.e2e import mteval_scores, nist
 from foreword.evaluation.metrics.meteor import Meteor, keeping_meteor
-from foreword.evaluation.metrics.rouge import rouge_scores
 from foreword.evaluation.metrics.webnlg import multi_bleu
 from foreword.evaluation.tasks import TASKS
+from support import official_digits
+from support.invented_texts import Invented, digest, invented_texts, with_empty_outputs
 
 TEXTS = invented_texts()
 WITH_EMPTY = with_empty_outputs(TEXTS)
@@ -237,9 +235,6 @@ def test_java_missing_is_said_before_any_work(name: str, monkeypatch: pytest.Mon
         ("e2e", "pycocoevalcap"),
         ("webnlg", "text_unidecode"),
         ("rouge", "rouge_score"),
-        ("bertscore", "bert_score"),
-        ("bleurt", "bleurt"),
-        ("moverscore", "moverscore_v2"),
     ],
 )
 def test_a_package_that_is_not_installed_is_named(
@@ -255,36 +250,14 @@ def test_a_package_that_is_not_installed_is_named(
         require([name])
 
 
-def test_bleurt_without_its_checkpoint_says_where_it_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in = type(__import__("sys"))("bleurt")
-    monkeypatch.setitem(__import__("sys").modules, "bleurt", stand_in)
-    monkeypatch.setitem(__import__("sys").modules, "bleurt.score", stand_in)
-    monkeypatch.delenv("BLEURT_CHECKPOINT", raising=False)
-    with pytest.raises(MetricUnavailable, match="BLEURT_CHECKPOINT is None"):
-        require(["bleurt"])
-
-
-@pytest.mark.parametrize(("name", "module"), [("bertscore", "bert_score"), ("moverscore", "moverscore_v2")])
-def test_only_weights_that_cant_be_had_are_called_so(
-    name: str, module: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(error: Exception) -> None:
-        def work(*texts: object, **options: object) -> None:
-            raise error
-
-        stand_in = ModuleType(module)
-        stand_in.score = work  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, module, stand_in)
-        if name == "moverscore":  # loads its weights when it is imported
-            monkeypatch.setattr("foreword.evaluation.metrics.learned.import_module", work)
-
-    failing(OSError("can't reach the hub"))
-    with pytest.raises(MetricUnavailable, match=r"needs the weights of .* \(can't reach the hub\)"):
-        score([name], ["a"], [["a"]])
-    for error in (RuntimeError("CUDA out of memory"), ValueError("no such tokens")):
-        failing(error)
-        with pytest.raises(type(error), match=str(error)):
-            score([name], ["a"], [["a"]])
+@pytest.mark.parametrize("name", ["bertscore", "bleurt", "moverscore"])
+def test_metrics_that_went_say_so_in_a_line_with_what_to_use(name: str) -> None:
+    for call in (lambda: require(["plain", name]), lambda: score([name], ["a"], [["a"]])):
+        with pytest.raises(
+            UsageError, match=rf"'{name}' are no longer .*evaluate --out.*package b?"
+        ) as raised:
+            call()
+        assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_program_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ from foreword.evaluation.metrics import METRICS
 from foreword.evaluation.task_data import looks_like
 from foreword.examples import Entry, examples_of, read_examples
 from foreword.sampling import Decoding
-from stand_ins import byte_tokenizer
+from support.stand_ins import byte_tokenizer
 
 XML = (
     '<benchmark><entries><entry category="{category}" eid="Id1">{more}<modifiedtripleset>'

@@ -25,7 +25,7 @@ from foreword.errors import (
 )
 from foreword.interop import import_adapters
 from foreword.prefix import Prefix
-from stand_ins import byte_tokenizer
+from support.stand_ins import byte_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 DECODERS = ["llama", "llama-yarn", "mistral"]

@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 from foreword import BaseModel, Prefix
 from foreword.cli import exports, imports
 from foreword.errors import GeometryMismatch, NonFinitePrefix, OutputExists
-from interop.architectures import build
-from interop.test_prefix_tuning import PrefixTuning, save
-from stand_ins import byte_tokenizer, random_prefix
+from support.interop_models import build
+from support.original_checkpoints import PrefixTuning, save
+from support.stand_ins import byte_tokenizer, random_prefix
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

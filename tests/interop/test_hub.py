@@ -26,8 +26,8 @@ from foreword.errors import (
     UsageError,
 )
 from foreword.interop import export_hub, import_hub
-from interop import hub_stand_in
-from interop.hub_stand_in import Hub, Repository
+from support import hub_stand_in
+from support.hub_stand_in import Hub, Repository
 
 REPOSITORY = "alice/reviews"
 

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-import by_hand
 from foreword import BaseModel
 from foreword.base.kv_cache import cache_argument
 from foreword.errors import (
@@ -21,9 +20,10 @@ from foreword.errors import (
     WrongBaseModel,
 )
 from foreword.interop import export_peft, import_peft
-from interop.architectures import CONFIGS, build
-from interop.peft_models import IDS, LENGTH, base_model, difference, logits
-from stand_ins import byte_tokenizer, random_prefix
+from support import by_hand
+from support.interop_models import CONFIGS, build
+from support.peft_models import IDS, LENGTH, base_model, difference, logits
+from support.stand_ins import byte_tokenizer, random_prefix
 
 peft = pytest.importorskip("peft")
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import by_hand
 from foreword import BaseModel, Example
 from foreword.errors import (
     CannotRead,
@@ -21,8 +20,9 @@ from foreword.errors import (
     UnsafePickle,
 )
 from foreword.interop import import_peft
-from interop.architectures import CONFIGS
-from interop.peft_models import LENGTH, base_model, difference, logits, peft_model
+from support import by_hand
+from support.interop_models import CONFIGS
+from support.peft_models import LENGTH, base_model, difference, logits, peft_model
 
 peft = pytest.importorskip("peft")
 

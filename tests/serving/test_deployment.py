@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from gateways import Gateway, running, tiny_chat_base
 
 from foreword.serving.config import read
 from foreword.serving.vllm import launch, ticket
+from support.gateways import Gateway, running, tiny_chat_base
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 

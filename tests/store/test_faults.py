@@ -18,8 +18,7 @@ from foreword.errors import (
     UsageError,
 )
 from foreword.store import PrefixStore
-
-from .conftest import run_sql
+from support.stores import run_sql
 
 
 def only_file(place):
@@ -133,7 +132,7 @@ def test_full_disk_under_the_catalogue_lists_nothing(sqlite_store, prefixes):
 
     store.close()
     event.listen(store._database.engine, "connect", fill)
-    big = prefixes(2, labels={"note": "x" * 100_000})
+    big = prefixes(2, labels={f"note {n}": "x" * 1_000 for n in range(50)})
     with pytest.raises(CannotWrite, match="full"):
         store.put("a/x", big)
     event.remove(store._database.engine, "connect", fill)

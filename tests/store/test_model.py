@@ -9,8 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from foreword.errors import UnknownPrefix
 from foreword.store import PrefixStore
-
-from .conftest import make_prefix
+from support.stores import make_prefix
 
 NAMES = ["a/x", "a/y", "b/x"]
 PREFIXES = [make_prefix(seed) for seed in range(4)]

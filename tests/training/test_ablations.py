@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bart import tiny_bart_base
 
 from foreword import BaseModel, Example, Prefix, train, train_many
 from foreword.encoding import encode
@@ -21,7 +20,8 @@ from foreword.training.initialization import Initialization, activations, initia
 from foreword.training.loop import train_step
 from foreword.training.parameterization import ParameterizationSettings
 from foreword.training.train import build_trainer, make_settings
-from stand_ins import random_examples, random_prefix, tiny_llama
+from support.stand_ins import random_examples, random_prefix, tiny_llama
+from support.tiny_bart import tiny_bart_base
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
 QUICK: dict[str, Any] = {"length": 4, "steps": 12, "batch_size": 4, "learning_rate": 2e-2}

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from by_hand import token_losses
 from foreword import BaseModel, Example, Prefix, Template, train
 from foreword.encoding import encode
 from foreword.errors import (
@@ -28,7 +27,8 @@ from foreword.training.initialization import Initialization, activations, initia
 from foreword.training.loop import train_step
 from foreword.training.parameterization import Parameterization, ParameterizationSettings
 from foreword.training.train import build_trainer, make_settings
-from stand_ins import byte_tokenizer, random_examples, tiny_llama
+from support.by_hand import token_losses
+from support.stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
 QUICK: dict[str, Any] = {"length": 4, "steps": 12, "batch_size": 4, "learning_rate": 5e-3}

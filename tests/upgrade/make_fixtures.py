@@ -30,9 +30,9 @@ sys.path.insert(0, str(HERE.parent))
 
 import httpx  # noqa: E402
 import torch  # noqa: E402
+from foreword.parameterization import ParameterizationSettings  # noqa: E402
 
 from foreword import BaseModel, Prefix, PrefixStore, Template, generate, train  # noqa: E402
-from foreword.parameterization import ParameterizationSettings  # noqa: E402
 from upgrade import runs, surface, tiny_base  # noqa: E402
 
 OUT = surface.FIXTURES
@@ -245,8 +245,9 @@ def make_stores() -> None:
 
 def add_jobs(folder: Path) -> None:
     """Uploaded files and ended jobs, as a server leaves them."""
-    from foreword.serving import job_queue, uploads
     from foreword.serving.job_record import Job, add_event
+
+    from foreword.serving import job_queue, uploads
     from foreword.store.access import Caller
 
     caller = Caller("alice", "owner")
@@ -289,7 +290,6 @@ def add_jobs(folder: Path) -> None:
 def upgrade(url: str, revision: str) -> None:
     from alembic import command
     from alembic.config import Config
-
     from foreword.store.catalogue import Catalogue
 
     catalogue = Catalogue(url)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foreword import BaseModel, Prefix, train, train_many
 from foreword.parameterization import ParameterizationSettings
+
+from foreword import BaseModel, Prefix, train, train_many
 from upgrade.surface import FIXTURES, examples
 
 COMMON: dict[str, Any] = {"length": 4, "steps": 20, "batch_size": 4, "seed": 3, "checkpoint_every": 4}

@@ -1,7 +1,7 @@
 """Tests against a real vLLM, which pins its own torch and so lives in an environment of its own.
 
 `make test-vllm` makes that environment and runs them; `make test`, whose environment has no vLLM, leaves
-them out and says so at its beginning. What needs no vLLM is tested in tests/serving/test_vllm_parts.py.
+them out and says so at its beginning. What needs no vLLM is tested in tests/serving/vllm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def pytest_report_header() -> str | None:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama with heads of a size that vLLM's kernels have."""
-    from saved_bases import save_tiny
+    from support.saved_bases import save_tiny
 
     folder = tmp_path_factory.mktemp("base") / "tiny-llama"
     return save_tiny(folder, hidden_size=64, head_dim=32, max_position_embeddings=512)
@@ -40,7 +40,7 @@ def base(model_folder: Path) -> BaseModel:
 @pytest.fixture(scope="session")
 def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """As `foreword serve` starts it: blocks of 32 tokens, room for many."""
-    from vllm_servers import serving
+    from support.vllm_servers import serving
 
     with serving(model_folder, tmp_path_factory.mktemp("folder")) as running:
         yield running
@@ -49,7 +49,7 @@ def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="session")
 def cramped(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     """Space for 24 blocks only, no door in front, and workers that remember nothing."""
-    from vllm_servers import serving
+    from support.vllm_servers import serving
 
     more = ("--num-gpu-blocks-override", "25")
     with serving(

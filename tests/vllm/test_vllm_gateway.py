@@ -13,14 +13,14 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from vllm_servers import CPU, SECRET, local
 
 from foreword import BaseModel, Prefix, PrefixStore, generate
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.process import VllmProcess, answers, free_port
-from serving.served_processes import ServedProcess, served, wait_for
-from stand_ins import random_prefix
+from support.served_processes import ServedProcess, served, wait_for
+from support.stand_ins import random_prefix
+from support.vllm_servers import CPU, SECRET, local
 
 PROMPT = "the mug is chipped"
 ARGUMENTS = "--enforce-eager --max-num-seqs 16 --max-model-len 256"

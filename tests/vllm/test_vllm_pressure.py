@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vllm_servers import LOADED, LOCAL_HITS, PREEMPTIONS, VllmServer, local, row, serving
 
 from foreword import BaseModel
 from foreword.errors import DamagedBlob
 from foreword.serving.vllm.launch import BLOCK_SIZE
-from stand_ins import random_prefix
+from support.stand_ins import random_prefix
+from support.vllm_servers import LOADED, LOCAL_HITS, PREEMPTIONS, VllmServer, local, row, serving
 
 
 def test_tokens_are_the_same_after_preemption(cramped: VllmServer, base: BaseModel) -> None:
@@ -69,11 +69,11 @@ def test_each_tensor_parallel_worker_writes_its_own_heads(
 
 
 def test_a_model_that_would_lose_sight_of_the_prefix_is_refused(tmp_path: Path) -> None:
-    """vLLM does not start. (Why, and what else is refused: tests/serving/test_vllm_parts.py.)"""
+    """vLLM does not start. (Why, and what else is refused: tests/serving/vllm/test_parts.py.)"""
     from transformers import MistralConfig, MistralForCausalLM
 
     from foreword.errors import EngineStopped
-    from stand_ins import VOCABULARY, byte_tokenizer
+    from support.stand_ins import VOCABULARY, byte_tokenizer
 
     config = MistralConfig(
         vocab_size=VOCABULARY,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vllm_servers import local, row, serving
 
 from foreword import BaseModel
 from foreword.serving.vllm.launch import BLOCK_SIZE
-from stand_ins import random_prefix
+from support.stand_ins import random_prefix
+from support.vllm_servers import local, row, serving
 
 PROMPTS = ["The capital of France is", "Once upon a time", "def add(a, b):"]
 

@@ -9,11 +9,11 @@ from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
-from vllm_servers import SECRET
 
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.connector import PrefixConnector
 from foreword.serving.vllm.plan import CacheSalts
+from support.vllm_servers import SECRET
 
 BLOCK, LENGTH = 4, 6
 DIGEST = "ab" * 32
@@ -23,7 +23,7 @@ def scheduler_side() -> Any:
     """As vLLM makes it in the scheduler's process, without a vLLM."""
     connector = PrefixConnector.__new__(PrefixConnector)
     connector._block_size, connector._secret = BLOCK, SECRET
-    connector._asked, connector._salted, connector._salts, connector._next = {}, {}, CacheSalts(), []
+    connector._requests, connector._salted, connector._salts, connector._next = {}, {}, CacheSalts(), []
     return connector
 
 

@@ -7,14 +7,14 @@ import dataclasses
 from typing import Any
 
 import pytest
-from vllm_servers import LOADED, LOCAL_HITS, VllmServer, local, row
 
 from foreword import BaseModel, generate
 from foreword.errors import GeometryMismatch, WindowExceeded
 from foreword.serving.engine.protocol import Token
 from foreword.serving.vllm.launch import BLOCK_SIZE
 from foreword.template import RAW
-from stand_ins import byte_tokenizer, random_prefix, tiny_llama
+from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
+from support.vllm_servers import LOADED, LOCAL_HITS, VllmServer, local, row
 
 PROMPTS = [
     "hello",

@@ -6,14 +6,14 @@ import dataclasses
 from typing import Any
 
 import pytest
-from vllm_servers import LOADED, LOCAL_HITS, SECRET, VllmServer, ask, local, row
 
 from foreword import BaseModel, Prefix
 from foreword.errors import DamagedBlob
 from foreword.serving.engine.protocol import Row
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.launch import BLOCK_SIZE
-from stand_ins import byte_tokenizer, random_prefix, tiny_llama
+from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
+from support.vllm_servers import LOADED, LOCAL_HITS, SECRET, VllmServer, ask, local, row
 
 LONG = "a prompt that fills several blocks of the cache by itself, whatever stands in front of it"
 LENGTH = BLOCK_SIZE + 5

@@ -1,52 +1,440 @@
-"""How per-row prefixes enter the base model's attention: one place for every architecture.
+"""How prefixes enter the model's attention: one place for every architecture.
 
-transformers asks a registry for the function that does a model's attention, and another for the
-function that makes its mask. Foreword registers both. Its attention function puts the row's prefix
-keys and values in front of the layer's own, opens the mask for them, and leaves the rest to
-transformers' SDPA or eager function. Which prefixes are in force is said by `attention_context(...)` around
-the model's forward pass; outside of it the base model computes what it always computes.
+transformers asks a registry for the function that computes a model's attention, and another for the one
+that makes its mask. Foreword registers both. Its attention function puts each row's prefix keys and values
+in front of the layer's own, opens the mask for them, and leaves the rest to the kernel that
+`_choose_kernel` names. Which prefixes are in force is said by `attention_context(...)` around the model's
+forward pass; outside of it the model computes what it always computes.
 
-Shapes: B rows, T text tokens (queries), S text keys, N tokens of a flat batch, P prefix length,
-H key/value heads, D head size.
-
-Causal attention behind a prefix, for kernels that take no mask.
-
-Flash attention on GPUs knows one pattern: every query sees the keys up to its own, counted from the last
-ones. With P columns in front that is what rows see whose prefixes are all P long and whose padding, if any,
-stands behind the text. Rows of other kinds (prefixes of several lengths, padding in front, windows, infixes)
-need a mask, and the kernels that take one.
-
-Shapes: B rows, T queries, S = P + T keys, H key/value heads, D head size.
+Shapes: B rows, T text tokens (queries), P prefix length, S = P + T keys, N tokens of a flat batch, L layers,
+Q query heads, H key/value heads, D head size.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from foreword.base.batch import PackedLayout
-from foreword.base.prefix_batch import PrefixBatch
-from foreword.base.rope import RopeShift
+from foreword.base.prefix_batch import KeyValues, PrefixBatch
+from foreword.base.sliding_window import Angles, RopeShift, move_prefix_near
 from foreword.errors import UnsupportedArchitecture
 from foreword.prefix import Stream
 
-DEVICES = {"cuda"}
-"""Where kernels gain by it. The CPU's kernel would make the mask anew for every layer."""
+Kernel = Literal["sdpa", "eager"]
+IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "foreword-eager"}
+"""Names under which transformers finds the functions (`attn_implementation=`)."""
+
+CAUSAL_DEVICES = {"cuda"}
+"""Where a kernel that knows the causal pattern is faster than one that reads a mask. The CPU's would make the
+mask anew for every layer."""
+
+Value = TypeVar("Value")
+
+
+# -- what is in force during a pass ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """Which keys and values one attention module takes: set on the module, as `foreword_layer`, by `probe`.
+
+    Attributes:
+        sliding_window: tokens that it sees, itself among them, if its window slides.
+        rope: how its queries and keys are moved to other positions, if its window slides.
+    """
+
+    stream: Stream
+    layer: int
+    sliding_window: int | None = None
+    rope: RopeShift | None = None
+
+
+class ByTensor(Generic[Value]):
+    """Values made of tensors, each once.
+
+    transformers makes one mask in a pass for all layers of a kind, and hands the same tensor to each of
+    them: so tensors are compared by identity. They are kept beside their values, so that no other can take
+    their place.
+    """
+
+    def __init__(self) -> None:
+        self.made: list[tuple[torch.Tensor, Value]] = []
+
+    def get(self, source: torch.Tensor, make: Callable[[torch.Tensor], Value]) -> Value:
+        """What `make` made of this tensor, now or before."""
+        for known, value in self.made:
+            if known is source:
+                return value
+        value = make(source)
+        self.made.append((source, value))
+        return value
+
+
+@dataclass
+class MaskCache:
+    """What the layers of one stream share in one pass, so that it is made once and not once a layer.
+
+    Attributes:
+        extended: the mask with the prefix's columns, by the mask over the text.
+        additive: a boolean mask as numbers to be added, by that mask.
+        causal: whether a mask is the causal pattern, by that mask.
+        bias: a position bias (T5) with the prefix's columns, by the bias over the text.
+        beyond: how far queries are beyond the prefix's reach, by size of the sliding window and positions.
+        angles: rotary angles of those distances, by kind of layer and distances.
+    """
+
+    extended: ByTensor[torch.Tensor] = field(default_factory=ByTensor)
+    additive: ByTensor[torch.Tensor] = field(default_factory=ByTensor)
+    causal: ByTensor[bool] = field(default_factory=ByTensor)
+    bias: ByTensor[torch.Tensor] = field(default_factory=ByTensor)
+    beyond: dict[int, ByTensor[torch.Tensor | None]] = field(default_factory=lambda: defaultdict(ByTensor))
+    angles: dict[str | None, ByTensor[Angles]] = field(default_factory=lambda: defaultdict(ByTensor))
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One layer's call of the attention function, as the model made it."""
+
+    module: nn.Module
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    options: Mapping[str, Any]
+
+
+@dataclass
+class AttentionContext:
+    """What is in force during one forward pass (and its backward pass).
+
+    Attributes:
+        prefixes: what each row sees in front of its text; None for nothing.
+        layout: how a flat batch divides into rows; None for an ordinary `[B, T]` batch.
+        in_cache: the keys and values that reach attention have the prefixes in front already.
+        target_starts: of each row, the first token that sees an infix; needed where a row has one.
+        record: takes every call of the attention function.
+        mask_cache: of each stream, for the pass that is under way.
+    """
+
+    prefixes: PrefixBatch | None = None
+    layout: PackedLayout | None = None
+    in_cache: bool = False
+    target_starts: tuple[int, ...] = ()
+    record: Callable[[AttentionCall], None] | None = None
+    mask_cache: dict[Stream, MaskCache] = field(default_factory=lambda: defaultdict(MaskCache))
+
+
+# A context variable, so that threads of one process can use one model with different prefixes.
+_current: ContextVar[AttentionContext | None] = ContextVar("foreword_attention", default=None)
+
+
+@contextlib.contextmanager
+def attention_context(state: AttentionContext | None) -> Iterator[None]:
+    """Put `state` in force for the forward passes inside the block."""
+    token = _current.set(state)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+# -- what a pass gave to attention -------------------------------------------------------------------
+
+
+def capture_attention(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, list[AttentionCall]]:
+    """One pass of the model without prefixes: its output, and all calls of attention in order."""
+    calls: list[AttentionCall] = []
+    with attention_context(AttentionContext(record=calls.append)):
+        output = model(**inputs, use_cache=False)
+    return output, calls
+
+
+def capture_kv(
+    model: Any,
+    inputs: Mapping[str, Any],
+    tokens: int | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Any, KeyValues]:
+    """One pass of the model over one text: its output, and the keys and values that it makes of the tokens.
+
+    They are read where the attention kernel sees them (behind the rotary embedding, at positions from 0),
+    which makes them a prefix that stands for these tokens. Gradients flow back through them where they are
+    on.
+
+    Args:
+        tokens: how many, from the text's beginning; None: all.
+        device: where they go, in float32: layers of one model can live on different devices.
+    """
+    output, calls = capture_attention(model, inputs)
+    layers: dict[Stream, dict[int, tuple[torch.Tensor, torch.Tensor]]] = defaultdict(dict)
+    for call in calls:
+        layer: LayerInfo = call.module.foreword_layer  # type: ignore[assignment]
+        key_HPD, value_HPD = (part[0, :, :tokens].float().to(device) for part in (call.key, call.value))
+        layers[layer.stream][layer.layer] = (key_HPD, value_HPD)
+    return output, {
+        stream: (
+            torch.stack([by_layer[layer][0] for layer in range(len(by_layer))]),
+            torch.stack([by_layer[layer][1] for layer in range(len(by_layer))]),
+        )
+        for stream, by_layer in layers.items()
+    }
+
+
+# -- the attention function ----------------------------------------------------------------------
+
+
+def _attention_function(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        state = _current.get()
+        if state is None:
+            own = _own_kernel(kernel, module)
+            return own(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+        if state.record is not None:
+            state.record(AttentionCall(module, query, key, value, dict(kwargs)))
+
+        layout, mask = state.layout, attention_mask
+        if layout is not None:  # tokens end to end become rows, for attention alone
+            query, key, value = (layout.to_rows(tensor) for tensor in (query, key, value))
+        layer: LayerInfo | None = getattr(module, "foreword_layer", None)
+        stream: Stream = "decoder" if layer is None else layer.stream
+        if layer is not None:
+            if layer.layer == 0:  # a new pass has new masks
+                state.mask_cache.pop(stream, None)
+            query, key, value, mask = _with_prefix(state, layer, module, query, key, value, mask, kwargs)
+        cache = state.mask_cache[stream]
+        if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
+            mask = cache.additive.get(mask, lambda boolean: _additive(boolean, query.dtype))
+        valid_BT = None if layout is None else layout.valid_BT
+        compute = _choose_kernel(kernel, module, query, key, mask, valid_BT, cache, kwargs)
+        output, weights = compute(module, query, key, value, mask, **kwargs)
+        return (layout.to_flat(output) if layout is not None else output), weights
+
+    return attention
+
+
+def _with_prefix(
+    state: AttentionContext,
+    layer: LayerInfo,
+    module: nn.Module,
+    query: torch.Tensor,
+    key_BHSD: torch.Tensor,
+    value_BHSD: torch.Tensor,
+    mask: torch.Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Query, keys and values with the prefix in front, and the mask that fits; T5's bias in `kwargs` too."""
+    prefixes, stream = state.prefixes, layer.stream
+    if prefixes is None or stream not in prefixes.blocks:  # no row has a prefix in this stream
+        return query, key_BHSD, value_BHSD, mask
+    cache = state.mask_cache[stream]
+    length = prefixes.blocks[stream].longest
+    if not state.in_cache:
+        prefix_key_BHPD, prefix_value_BHPD = prefixes.rows(stream, layer.layer, like=key_BHSD)
+        key_BHSD = torch.cat([prefix_key_BHPD, key_BHSD], dim=2)
+        value_BHSD = torch.cat([prefix_value_BHPD, value_BHSD], dim=2)
+    if mask is None:
+        mask = _mask_when_none(module, query, key_BHSD.shape[2] - length)
+    # Only the columns of the text come from transformers. Those of the prefix are ours: they are open for
+    # every token of the row (an infix: from its target on), and closed where a row's prefix is shorter than
+    # P.
+    extended = cache.extended.get(
+        mask,
+        lambda text: _open_columns(
+            text,
+            prefixes.visible(stream, key_BHSD.shape[0], text.shape[2], text.device, state.target_starts),
+        ),
+    )
+    bias = kwargs.get("position_bias")
+    if bias is not None:  # a virtual token has no position, so it gets no bias
+        kwargs["position_bias"] = cache.bias.get(bias, lambda text: pad(text, (length, 0)))
+    if layer.sliding_window is not None and prefixes.within_window:
+        beyond_BT = _steps_beyond(state, layer.sliding_window, query, kwargs["position_ids"])
+        if beyond_BT is not None:
+            rope = layer.rope
+            if rope is None:
+                raise UnsupportedArchitecture(
+                    "a prefix is to stay within a sliding window's reach, but this model's positions "
+                    "can't be moved"
+                )
+            angles = cache.angles[rope.layer_type].get(
+                # One new token: the prefix moves forward, towards it. Several: each query moves back.
+                beyond_BT,
+                lambda steps: rope.angles(query, steps if query.shape[2] == 1 else -steps),
+            )
+            query, key_BHSD = move_prefix_near(rope, query, key_BHSD, length, angles, kwargs)
+    return query, key_BHSD, value_BHSD, extended
+
+
+def _steps_beyond(
+    state: AttentionContext, window: int, query: torch.Tensor, position_ids: torch.Tensor
+) -> torch.Tensor | None:
+    """How far each query is beyond the position from which its row's prefix is seen, `[B, T]`; None: none."""
+    prefixes, layout = state.prefixes, state.layout
+    assert prefixes is not None
+
+    def count(positions: torch.Tensor) -> torch.Tensor | None:
+        farthest_B = prefixes.farthest(window, query.shape[0], positions.device)
+        if farthest_B is None:
+            return None
+        positions_BT = positions if layout is None else layout.of_rows(positions[0])
+        beyond_BT = (positions_BT - farthest_B[:, None]).clamp(min=0)
+        return beyond_BT if bool(beyond_BT.any()) else None
+
+    return state.mask_cache["decoder"].beyond[window].get(position_ids, count)
+
+
+# -- which kernel ------------------------------------------------------------------------------------
+
+
+def _choose_kernel(
+    kernel: Kernel,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    valid_BT: torch.Tensor | None,
+    cache: MaskCache,
+    kwargs: Mapping[str, Any],
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """What computes the attention of one layer; all give the same, some with less memory or time.
+
+    | the layer | computed by |
+    |---|---|
+    | eager, or a bias is added | the model's own function |
+    | one query a row: a decoding step | `_one_query`: grouped keys are read once |
+    | no mask, or dropout | the model's own function |
+    | on a GPU, under the causal pattern | `attend_causally`: flash attention takes no mask |
+    | on a CPU, query heads share keys | `_grouped`: the kernel repeats no keys |
+    | anything else | transformers' SDPA function |
+    """
+    own = _own_kernel(kernel, module)
+    if kernel == "eager" or kwargs.get("position_bias") is not None:
+        return own
+    if query.shape[2] == 1:
+        return _one_query
+    if mask is None or kwargs.get("dropout"):
+        return own
+    if (
+        query.device.type in CAUSAL_DEVICES
+        and hasattr(module, "foreword_layer")
+        and cache.causal.get(mask, lambda mask_B1TS: is_causal(mask_B1TS, valid_BT))
+    ):
+        return _causal
+    # transformers repeats keys and values for every query head that shares them whenever there is a mask:
+    # other devices need that. The CPU's kernel does not.
+    if query.device.type == "cpu" and query.shape[1] != key.shape[1]:
+        return _grouped
+    return own
+
+
+def _own_kernel(kernel: Kernel, module: nn.Module) -> Callable[..., Any]:
+    if kernel == "sdpa":
+        return sdpa_attention_forward  # type: ignore[no-any-return]
+    # Every modeling file of transformers has its own (soft caps, sinks), by this name.
+    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if function is None:
+        raise UnsupportedArchitecture(
+            f"{type(module).__name__} has no eager attention function to put a prefix in front of"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _one_query(
+    module: nn.Module,
+    query_BQ1D: torch.Tensor,
+    key_BHSD: torch.Tensor,
+    value_BHSD: torch.Tensor,
+    mask_B11S: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one new token, `[B, 1, Q, D]`.
+
+    The query heads that share a key/value head are taken as so many queries of it, so that grouped
+    keys and values are read once instead of being repeated in memory for every query head.
+    """
+    rows, queries, _, size = query_BQ1D.shape
+    heads = key_BHSD.shape[1]
+    grouped_BHGD = query_BQ1D.reshape(rows, heads, queries // heads, size)
+    output_BHGD = scaled_dot_product_attention(
+        grouped_BHGD, key_BHSD, value_BHSD, attn_mask=mask_B11S, scale=scaling
+    )
+    return output_BHGD.reshape(rows, 1, queries, -1), None
+
+
+def _grouped(
+    module: nn.Module,
+    query_BQTD: torch.Tensor,
+    key_BHSD: torch.Tensor,
+    value_BHSD: torch.Tensor,
+    mask_B1TS: torch.Tensor,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of Q query heads that share H key/value heads, `[B, T, Q, D]`, without repeating these."""
+    output_BQTD = scaled_dot_product_attention(
+        query_BQTD, key_BHSD, value_BHSD, attn_mask=mask_B1TS, scale=scaling, enable_gqa=True
+    )
+    return output_BQTD.transpose(1, 2), None
+
+
+def _causal(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    return attend_causally(query, key, value, scaling), None
+
+
+def attend_causally(
+    query_BQTD: torch.Tensor, key_BHSD: torch.Tensor, value_BHSD: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention under the causal pattern, for kernels that take no mask, `[B, T, Q, D]`."""
+    output_BQTD = scaled_dot_product_attention(
+        query_BQTD,
+        key_BHSD,
+        value_BHSD,
+        attn_mask=causal_lower_right(query_BQTD.shape[2], key_BHSD.shape[2]),
+        scale=scaling,
+        enable_gqa=query_BQTD.shape[1] != key_BHSD.shape[1],
+    )
+    return output_BQTD.transpose(1, 2)
 
 
 def is_causal(mask_B1TS: torch.Tensor, valid_BT: torch.Tensor | None) -> bool:
-    """Whether the mask is the pattern for every query of a row's text; one transfer from the device.
+    """Whether every query of a row's text sees the keys up to its own, counted from the last ones.
+
+    That is what rows see whose prefixes are all P long and whose padding, if any, stands behind the text.
+    Rows of other kinds (prefixes of several lengths, padding in front, sliding windows, infixes) need a
+    mask. The answer costs one transfer from the device.
 
     Args:
         mask_B1TS: boolean, true where a query sees a key.
@@ -60,302 +448,41 @@ def is_causal(mask_B1TS: torch.Tensor, valid_BT: torch.Tensor | None) -> bool:
     return bool((agrees_BT if valid_BT is None else agrees_BT | ~valid_BT).all())
 
 
-def attend_causally(
-    query_BQTD: torch.Tensor, key_BHSD: torch.Tensor, value_BHSD: torch.Tensor, scaling: float | None
-) -> torch.Tensor:
-    """Attention of Q query heads that share H key/value heads, `[B, T, Q, D]`."""
-    output_BQTD = nn.functional.scaled_dot_product_attention(
-        query_BQTD,
-        key_BHSD,
-        value_BHSD,
-        attn_mask=causal_lower_right(query_BQTD.shape[2], key_BHSD.shape[2]),
-        scale=scaling,
-        enable_gqa=query_BQTD.shape[1] != key_BHSD.shape[1],
-    )
-    return output_BQTD.transpose(1, 2)
+# -- masks -------------------------------------------------------------------------------------------
 
 
-# -- How per-row prefixes enter the base model's attention: one place for every architecture -------
+def _make_mask(**kwargs: Any) -> torch.Tensor | None:
+    """transformers' boolean mask over the text alone, `[B, 1, T, S]`; prefix columns come later.
 
-
-Kernel = Literal["sdpa", "eager"]
-IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "foreword-eager"}
-"""Names under which transformers finds the functions (`attn_implementation=`)."""
-
-
-Record = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """Which keys and values one attention module takes: set on the module when it is probed.
-
-    Attributes:
-        window: tokens that it sees, itself among them, if its window slides.
-        turn: how its queries and keys are moved to other positions, if its window slides.
+    A flat batch gets the mask of its rows, so that windows and causality are counted within a row.
     """
-
-    stream: Stream
-    layer: int
-    window: int | None = None
-    turn: RopeShift | None = None
-
-
-@dataclass
-class AttentionContext:
-    """What is in force during one forward pass (and its backward pass).
-
-    Attributes:
-        prefixes: what each row sees in front of its text; None for nothing.
-        layout: how a flat batch divides into rows; None for an ordinary `[B, T]` batch.
-        in_cache: the keys and values that reach attention have the prefixes in front already.
-        answers_from: of each row, the first token that sees an infix; needed where a row has one.
-        record: called with every attention call's module, query, key, value and further options.
-        memo: masks extended by the prefix's columns, made once a pass rather than once a layer.
-    """
-
-    prefixes: PrefixBatch | None = None
-    layout: PackedLayout | None = None
-    in_cache: bool = False
-    target_starts: tuple[int, ...] = ()
-    record: Record | None = None
-    memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
-
-
-# A context variable, so that threads of one process can use one model with different prefixes.
-_current: ContextVar[AttentionContext | None] = ContextVar("foreword_attending", default=None)
-
-
-@contextlib.contextmanager
-def attention_context(state: AttentionContext | None) -> Iterator[None]:
-    """Put `state` in force for the forward passes inside the block."""
-    token = _current.set(state)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def current() -> AttentionContext | None:
-    """What is in force here; gradient checkpointing carries it into the second forward pass."""
-    return _current.get()
-
-
-# -- the attention function ----------------------------------------------------------------------
-
-
-def _attend(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    def attention(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        compute = sdpa_attention_forward if kernel == "sdpa" else _eager_function(module)
-        state = _current.get()
-        if state is None:
-            return compute(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
-        if state.record is not None:
-            state.record(module, query, key, value, kwargs)
-
+    state = _current.get()
+    if state is None:
+        return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
+    # transformers leaves a mask out where the kernel's own causal flag does; with columns in front that flag
+    # would mean other keys.
+    kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+    if state.layout is not None:
         layout = state.layout
-        if layout is not None:
-            query, key, value = (layout.to_rows(tensor) for tensor in (query, key, value))
-        mask = attention_mask
-        slot = getattr(module, "foreword_layer", None)
-        if slot is not None:
-            if slot.layer == 0:  # a new pass has new masks
-                state.memo = {name: kept for name, kept in state.memo.items() if name[0] != slot.stream}
-            query, key, value, mask = _with_prefix(
-                state, slot, module, query, key, value, attention_mask, kwargs
-            )
-        if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
-            stream = slot.stream if slot is not None else "decoder"
-            mask = _once(state, (stream, "additive", id(mask)), mask, lambda m: _additive(m, query.dtype))
-        if kernel == "sdpa" and query.shape[2] == 1 and kwargs.get("position_bias") is None:
-            output, weights = _one_query(query, key, value, mask, kwargs.get("scaling")), None
-        elif kernel == "sdpa" and slot is not None and _serves_causally(state, slot, query, mask, kwargs):
-            output, weights = attend_causally(query, key, value, kwargs.get("scaling")), None
-        elif kernel == "sdpa" and mask is not None and _is_grouped_on_cpu(query, key, kwargs):
-            output, weights = _grouped(query, key, value, mask, kwargs.get("scaling")), None
-        else:
-            output, weights = compute(module, query, key, value, mask, **kwargs)
-        return (layout.to_flat(output) if layout is not None else output), weights
-
-    return attention
-
-
-def _one_query(
-    query_BQ1D: torch.Tensor,
-    key_BHSD: torch.Tensor,
-    value_BHSD: torch.Tensor,
-    mask_B11S: torch.Tensor | None,
-    scaling: float | None,
-) -> torch.Tensor:
-    """Attention of one new token, `[B, 1, Q, D]`: a decoding step.
-
-    The query heads that share a key/value head are taken as so many queries of it, so that grouped
-    keys and values are read once instead of being repeated in memory for every query head.
-    """
-    rows, queries, _, size = query_BQ1D.shape
-    heads = key_BHSD.shape[1]
-    grouped_BHGD = query_BQ1D.reshape(rows, heads, queries // heads, size)
-    output_BHGD = nn.functional.scaled_dot_product_attention(
-        grouped_BHGD, key_BHSD, value_BHSD, attn_mask=mask_B11S, scale=scaling
-    )
-    return output_BHGD.reshape(rows, 1, queries, -1)
-
-
-def _serves_causally(
-    state: AttentionContext,
-    slot: LayerInfo,
-    query: torch.Tensor,
-    mask: torch.Tensor | None,
-    kwargs: Mapping[str, Any],
-) -> bool:
-    if query.device.type not in DEVICES or mask is None:
-        return False
-    if kwargs.get("position_bias") is not None or kwargs.get("dropout"):
-        return False
-    valid_BT = None if state.layout is None else state.layout.valid_BT
-    name = (slot.stream, "causal", id(mask))
-    return bool(_once(state, name, mask, lambda m: is_causal(m, valid_BT)))
-
-
-def _is_grouped_on_cpu(query: torch.Tensor, key: torch.Tensor, kwargs: Mapping[str, Any]) -> bool:
-    # transformers repeats keys and values for every query head that shares them whenever there is a mask:
-    # other devices need that. The CPU's kernel does not.
-    return (
-        query.device.type == "cpu"
-        and query.shape[1] != key.shape[1]
-        and kwargs.get("position_bias") is None
-        and not kwargs.get("dropout")
-    )
-
-
-def _grouped(
-    query_BQTD: torch.Tensor,
-    key_BHSD: torch.Tensor,
-    value_BHSD: torch.Tensor,
-    mask_B1TS: torch.Tensor,
-    scaling: float | None,
-) -> torch.Tensor:
-    """Attention of Q query heads that share H key/value heads, `[B, T, Q, D]`, without repeating these."""
-    output_BQTD = nn.functional.scaled_dot_product_attention(
-        query_BQTD, key_BHSD, value_BHSD, attn_mask=mask_B1TS, scale=scaling, enable_gqa=True
-    )
-    return output_BQTD.transpose(1, 2)
-
-
-def _with_prefix(
-    state: AttentionContext,
-    slot: LayerInfo,
-    module: nn.Module,
-    query: torch.Tensor,
-    key_BHSD: torch.Tensor,
-    value_BHSD: torch.Tensor,
-    mask: torch.Tensor | None,
-    kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Query, keys and values with the prefix in front, and the mask that fits; T5's bias in `kwargs` too."""
-    prefixes = state.prefixes
-    if prefixes is None or slot.stream not in prefixes.blocks:  # no row has a prefix in this stream
-        return query, key_BHSD, value_BHSD, mask
-    length = prefixes.blocks[slot.stream].longest
-    if not state.in_cache:
-        prefix_key_BHPD, prefix_value_BHPD = prefixes.rows(slot.stream, slot.layer, like=key_BHSD)
-        key_BHSD = torch.cat([prefix_key_BHPD, key_BHSD], dim=2)
-        value_BHSD = torch.cat([prefix_value_BHPD, value_BHSD], dim=2)
-    if mask is None:
-        mask = _mask_when_none(module, query, key_BHSD.shape[2] - length)
-    extended = _once(
-        state,
-        (slot.stream, id(mask)),
-        mask,
-        lambda m: _open_columns(
-            m,
-            prefixes.visible(slot.stream, key_BHSD.shape[0], m.shape[2], m.device, state.target_starts),
-        ),
-    )
-    bias = kwargs.get("position_bias")
-    if bias is not None:
-        kwargs["position_bias"] = _once(
-            state, (slot.stream, id(bias)), bias, lambda b: nn.functional.pad(b, (length, 0))
+        of_one_row = kwargs["mask_function"]
+        kwargs.update(
+            # transformers sees a single row, and what its functions hold per row (chunks) is of that one.
+            mask_function=lambda row, head, query, key: of_one_row(row * 0, head, query, key),
+            batch_size=layout.rows,
+            q_length=layout.longest,
+            kv_length=layout.longest,
+            q_offset=0,
+            kv_offset=0,
+            attention_mask=layout.valid_BT,
         )
-    if slot.window is not None and (beyond_BT := _steps_beyond(state, slot, query, kwargs)) is not None:
-        query, key_BHSD = _within_window(state, slot, query, key_BHSD, length, beyond_BT, kwargs)
-    return query, key_BHSD, value_BHSD, extended
+    return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
 
 
-def _steps_beyond(
-    state: AttentionContext, slot: LayerInfo, query: torch.Tensor, kwargs: Mapping[str, Any]
-) -> torch.Tensor | None:
-    """How far each query is beyond the position from which its row's prefix is seen, `[B, T]`; None: none."""
-    prefixes, window = state.prefixes, slot.window
-    if prefixes is None or window is None or not prefixes.within_window:
-        return None
-    given = kwargs["position_ids"]
-
-    def count(positions: torch.Tensor) -> torch.Tensor | None:
-        farthest_B = prefixes.farthest(window, query.shape[0], positions.device)
-        if farthest_B is None:
-            return None
-        positions_BT = positions if state.layout is None else state.layout.of_rows(positions[0])
-        beyond_BT = (positions_BT - farthest_B[:, None]).clamp(min=0)
-        return beyond_BT if bool(beyond_BT.any()) else None
-
-    beyond_BT: torch.Tensor | None = _once(state, (slot.stream, "beyond", window, id(given)), given, count)
-    return beyond_BT
-
-
-def _within_window(
-    state: AttentionContext,
-    slot: LayerInfo,
-    query_BQTD: torch.Tensor,
-    key_BHSD: torch.Tensor,
-    length: int,
-    beyond_BT: torch.Tensor,
-    kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Query and keys of which the products are those of a prefix as far away as the window reaches.
-
-    One new token: the prefix's keys are moved towards it. Several: every query meets the text at its own
-    position and the prefix at another, so both stand side by side in a query of twice the size, opposite
-    keys of which the half that is not meant is zero.
-    """
-    turn = slot.turn
-    if turn is None:
-        raise UnsupportedArchitecture(
-            "a prefix is to stay within a sliding window's reach, but this model's positions can't be moved"
-        )
-    prefix_BHPD, text_BHSD = key_BHSD[:, :, :length], key_BHSD[:, :, length:]
-    one, size = query_BQTD.shape[2] == 1, query_BQTD.shape[3]
-    angles = _once(
-        state,
-        (slot.stream, "angles", turn.layer_type, id(beyond_BT)),
-        beyond_BT,
-        lambda steps: turn.angles(query_BQTD, steps if one else -steps),
-    )
-    if one:
-        return query_BQTD, torch.cat([turn.by(prefix_BHPD, angles), text_BHSD], dim=2)
-    if kwargs.get("scaling") is None:
-        kwargs["scaling"] = size**-0.5
-    pad = nn.functional.pad
-    return (
-        torch.cat([turn.by(query_BQTD, angles), query_BQTD], dim=3),
-        torch.cat([pad(prefix_BHPD, (0, size)), pad(text_BHSD, (size, 0))], dim=2),
-    )
-
-
-def _once(
-    state: AttentionContext, name: Any, source: torch.Tensor, make: Callable[[torch.Tensor], Any]
-) -> Any:
-    # The source is kept beside the result: while it lives, no other tensor can have its id.
-    if name not in state.memo:
-        state.memo[name] = (source, make(source))
-    return state.memo[name][1]
+def _make_eager_mask(**kwargs: Any) -> torch.Tensor | None:
+    if _current.get() is None:
+        kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+        return _additive(sdpa_mask(**kwargs), kwargs["dtype"])
+    return _make_mask(**kwargs)
 
 
 def _open_columns(mask_B1TS: torch.Tensor, visible_BTP: torch.Tensor) -> torch.Tensor:
@@ -381,52 +508,42 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, closed)
 
 
-def _eager_function(module: nn.Module) -> Callable[..., Any]:
-    # Every modeling file of transformers has its own (soft caps, sinks), by this name.
-    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if function is None:
-        raise UnsupportedArchitecture(
-            f"{type(module).__name__} has no eager attention function to put a prefix in front of"
-        )
-    return function  # type: ignore[no-any-return]
-
-
-# -- the mask function ---------------------------------------------------------------------------
-
-
-def _make_mask(**kwargs: Any) -> torch.Tensor | None:
-    """transformers' boolean mask over the text alone, `[B, 1, T, S]`; prefix columns come later.
-
-    A flat batch gets the mask of its rows, so that windows and causality are counted within a row.
-    """
-    state = _current.get()
-    if state is None:
-        return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
-    kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-    if state.layout is not None:
-        layout = state.layout
-        of_one_row = kwargs["mask_function"]
-        kwargs.update(
-            # transformers sees a single row, and what its functions hold per row (chunks) is of that one.
-            mask_function=lambda row, head, query, key: of_one_row(row * 0, head, query, key),
-            batch_size=layout.rows,
-            q_length=layout.longest,
-            kv_length=layout.longest,
-            q_offset=0,
-            kv_offset=0,
-            attention_mask=layout.valid_BT,
-        )
-    return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
-
-
-def _make_eager_mask(**kwargs: Any) -> torch.Tensor | None:
-    if _current.get() is None:
-        kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-        mask = sdpa_mask(**kwargs)
-        return _additive(mask, kwargs["dtype"])
-    return _make_mask(**kwargs)
-
-
 for _kernel, _name in IMPLEMENTATIONS.items():
-    AttentionInterface.register(_name, _attend(_kernel))
+    AttentionInterface.register(_name, _attention_function(_kernel))
     AttentionMaskInterface.register(_name, _make_mask if _kernel == "sdpa" else _make_eager_mask)
+
+
+# -- gradient checkpointing --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def gradient_checkpointing(model: Any, enabled: bool = True) -> Iterator[None]:
+    """Keep only what enters each layer, and compute the rest again going back, inside the block.
+
+    transformers' own switch works in training mode only, and a frozen model stays in eval mode (no
+    dropout). So the layers' forward passes are wrapped here. The second forward pass may run on another
+    thread, after `attention_context` has ended; it gets the state that was in force in the first.
+
+    Raises:
+        UnsupportedArchitecture: the model has no layers that say they can be checkpointed.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if enabled else []
+    if enabled and not layers:
+        raise UnsupportedArchitecture(f"{type(model).__name__} has no layers that can be checkpointed")
+    for layer in layers:
+        layer.forward = functools.partial(
+            checkpoint,
+            layer.forward,
+            use_reentrant=False,
+            preserve_rng_state=False,  # eval mode: nothing random happens
+            context_fn=_carry_state,
+        )
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # uncovers the class's own
+
+
+def _carry_state() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return contextlib.nullcontext(), attention_context(_current.get())

@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
 from foreword.base.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
-from foreword.base.compatibility import check_prefix_effect, probe
-from foreword.base.kv_cache import takes_prefixes
+from foreword.base.compatibility import check_prefix_effect, enable_window_shift, probe
 from foreword.base.loading import (
     Quantization,
     check,
@@ -30,15 +29,14 @@ from foreword.base.loading import (
 )
 from foreword.base.loss import detect_linear_head, target_losses
 from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
-from foreword.base.prepacked_linear import prepare
-from foreword.base.sliding_window import enable_window_shift
+from foreword.base.prepacked_linear import enable_prepacking
 from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
-from foreword.models import resolve
 from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors
 from foreword.prefix import BaseIdentity, Positions, Prefix
 from foreword.template import Template, default_template
+from foreword.validation import deprecated
 
 PrefixesArgument = Prefix | Sequence[Prefix | None] | None
 
@@ -77,7 +75,7 @@ class BaseModel:
         self.model = model.eval().requires_grad_(False)
         self.quantization = kept_as(model.config)
         prepare_quantized(self.model)
-        prepare(self.model)
+        enable_prepacking(self.model)
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
@@ -120,6 +118,8 @@ class BaseModel:
             UnknownModel, DownloadFailed: see `foreword.models.resolve`.
             UnsupportedArchitecture: its attention does not take a prefix.
         """
+        from foreword.models import resolve  # not needed for models that are loaded already
+
         place = choose_device(device)
         if quantization is not None:
             check(quantization, place)
@@ -184,7 +184,7 @@ class BaseModel:
         return self.model.dtype  # type: ignore[no-any-return]
 
     @property
-    def window(self) -> int | None:
+    def max_positions(self) -> int | None:
         """Positions that prefix and text share; None where the architecture sets no limit."""
         config = self.model.config.get_text_config(decoder=True)
         if hasattr(config, "relative_attention_num_buckets"):  # T5's kind counts distances, not positions
@@ -225,24 +225,40 @@ class BaseModel:
     @cached_property
     def cache_takes_prefixes(self) -> bool:
         """Whether prefixes can be in the cache while generating; it is a question of speed only."""
+        from foreword.base.kv_cache import takes_prefixes  # needed by generation alone
+
         return takes_prefixes(self.model, self.geometry)
 
-    def text_limit(self, length: int) -> int | None:
+    def max_text_tokens(self, length: int) -> int | None:
         """Tokens of text that fit behind a prefix of `length`.
 
         Raises:
             WindowExceeded: the prefix leaves no room for a source and a target.
         """
-        if self.window is None:
+        positions = self.max_positions
+        if positions is None:
             return None
-        # The positions of BART's kind are not moved by a prefix, so there it costs no room.
+        # The positions of BART's kind are not moved by a prefix, so there it costs none.
         used = length if self.takes_positions else 0
-        if self.window - used < 2:
+        if positions - used < 2:
             raise WindowExceeded(
-                f"a prefix of length {length} leaves no room for text in the {self.window} positions of "
-                f"{self.name}; take a length below {self.window - 1}"
+                f"a prefix of length {length} leaves no room for text in the {positions} positions of "
+                f"{self.name}; take a length below {positions - 1}"
             )
-        return self.window - used
+        return positions - used
+
+    @property
+    def window(self) -> int | None:
+        """The old name of `max_positions`."""
+        deprecated("BaseModel.window is now called max_positions; the old name goes with the next release")
+        return self.max_positions
+
+    def text_limit(self, length: int) -> int | None:
+        """The old name of `max_text_tokens`."""
+        deprecated(
+            "BaseModel.text_limit is now called max_text_tokens; the old name goes with the next release"
+        )
+        return self.max_text_tokens(length)
 
     def __repr__(self) -> str:
         kept = "" if self.quantization is None else f"{self.quantization} in "
@@ -294,13 +310,13 @@ class BaseModel:
         if self.is_encoder_decoder:
             return encoder_decoder_batch(rows, start_id=self.start_id, device=self.device, pad_id=pad_id)
         offsets = prefixes.lengths("decoder") if prefixes is not None else (0,) * len(rows)
-        kinds = prefixes.kinds() if prefixes is not None else (0,) * len(rows)
+        groups = prefixes.sharing_groups() if prefixes is not None else (0,) * len(rows)
         if not self.takes_positions and layout == "flat":
             layout = "right"  # such a model counts positions by place in the row, so rows stay apart
         return decoder_batch(
             rows,
             offsets,
-            kinds,
+            groups,
             layout=layout,
             device=self.device,
             positions=self.takes_positions,
@@ -353,7 +369,7 @@ class BaseModel:
         Raises:
             WindowExceeded: says how many tokens it has, and how many fit.
         """
-        limit = self.text_limit(length)
+        limit = self.max_text_tokens(length)
         longest = max(len(row.source_ids), len(row.target_ids)) if self.is_encoder_decoder else row.tokens
         if limit is not None and longest > limit:
             raise WindowExceeded(

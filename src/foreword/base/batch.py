@@ -1,15 +1,12 @@
-"""Batch: encoded examples as the tensors one forward pass takes.
+"""Encoded examples as the tensors that one forward pass takes, padded or end to end.
 
-Shapes: B rows, T tokens of the longest row, N tokens in all, M target tokens in all.
+Only attention needs to know which tokens make a row; every other layer of a transformer works token by token.
+So in the flat layout a batch of B rows runs as `[1, N]` real tokens without padding, and attention alone sees
+`[B, T]`. Rows that begin alike under the same prefix have the same states there, so those tokens are computed
+once and stand in all of these rows: references to one source, chats with one system prompt.
 
-Flat layout: rows of different length end to end in one row of the model, without padding or repetition.
-
-Only attention needs to know which tokens make a row; every other layer of a transformer works token by
-token. So a batch of B rows runs as `[1, N]` real tokens, and attention alone sees `[B, T]`. Rows that
-begin alike under the same prefix have the same states there, so those tokens are computed once and stand
-in all of these rows: references to one source, chats with one system prompt.
-
-Shapes: B rows, T the longest row, N distinct tokens in all, H heads, D head size.
+Shapes: B rows, T tokens of the longest row, N distinct tokens in all, M target tokens in all, H heads, D head
+size.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -30,7 +27,7 @@ class PackedLayout:
     """Which of N tokens make each row.
 
     Attributes:
-        tokens: of each row the places among the N, in the row's order.
+        tokens: of each row the indices among the N, in the row's order.
         device: where the index tensors live.
     """
 
@@ -50,11 +47,11 @@ class PackedLayout:
     @functools.cached_property
     def token_positions(self) -> tuple[tuple[int, int], ...]:
         """Of each of the N tokens one (row, place in it) where it stands."""
-        found: dict[int, tuple[int, int]] = {}
+        first: dict[int, tuple[int, int]] = {}
         for row, tokens in enumerate(self.tokens):
             for place, token in enumerate(tokens):
-                found.setdefault(token, (row, place))
-        return tuple(found[token] for token in range(len(found)))
+                first.setdefault(token, (row, place))
+        return tuple(first[token] for token in range(len(first)))
 
     @functools.cached_property
     def valid_BT(self) -> torch.Tensor:
@@ -90,21 +87,21 @@ class PackedLayout:
 
 
 def pack_rows(
-    texts: Sequence[Sequence[int]], kinds: Sequence[int | None], device: torch.device
+    texts: Sequence[Sequence[int]], groups: Sequence[int | None], device: torch.device
 ) -> PackedLayout:
-    """A layout of B texts (token ids) in which texts of one kind share the tokens that they begin with.
+    """A layout of B texts (token ids) in which texts of one group share the tokens that they begin with.
 
     Args:
-        kinds: of each text; those of different kinds share nothing, those of kind None not even with
+        groups: of each text; texts of different groups share nothing, those of group None not even with
             each other.
     """
     # In sorted order, a text shares most with the one before it.
-    order = sorted(range(len(texts)), key=lambda row: (-1 if (k := kinds[row]) is None else k, texts[row]))
+    order = sorted(range(len(texts)), key=lambda row: (-1 if (g := groups[row]) is None else g, texts[row]))
     tokens: list[tuple[int, ...]] = [()] * len(texts)
     count, before = 0, None
     for row in order:
         alike = 0
-        if before is not None and kinds[row] is not None and kinds[row] == kinds[before]:
+        if before is not None and groups[row] is not None and groups[row] == groups[before]:
             pairs = zip(texts[before], texts[row], strict=False)
             alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         new = len(texts[row]) - alike
@@ -113,7 +110,24 @@ def pack_rows(
     return PackedLayout(tuple(tokens), device)
 
 
-# -- Batch: encoded examples as the tensors one forward pass takes ---------------------------------
+def pad_rows(
+    texts: Sequence[Sequence[int]], *, left: bool, pad_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Texts (token ids) padded to the longest, on the left or the right.
+
+    Returns:
+        Token ids `[B, T]`; true where there is text; each place's position in its text, negative in front
+        of it.
+    """
+    lengths = [len(text) for text in texts]
+    longest = max(lengths)
+    gaps = [longest - length if left else 0 for length in lengths]
+    lengths_B, gaps_B = (torch.tensor(numbers, device=device) for numbers in (lengths, gaps))
+    steps_BT = torch.arange(longest, device=device)[None] - gaps_B[:, None]
+    ids_BT = torch.full((len(texts), longest), pad_id, dtype=torch.long, device=device)
+    for row, (text, gap) in enumerate(zip(texts, gaps, strict=True)):
+        ids_BT[row, gap : gap + len(text)] = torch.tensor(text, device=device)
+    return ids_BT, (steps_BT >= 0) & (steps_BT < lengths_B[:, None]), steps_BT
 
 
 Layout = Literal["flat", "right", "left"]
@@ -126,11 +140,11 @@ class Batch:
     Attributes:
         inputs: keyword arguments of the model's forward.
         layout: how a flat batch divides into rows; None for padded rows.
-        place_M: index of the logits that predict each target token, in the flattened `[B * T]`
-            (or `[N]`) sequence; ordered by row, then by place within the target.
+        logit_index_M: index of the logits that predict each target token, in the flattened `[B * T]`
+            (or `[N]`) sequence; ordered by row, then by position in the target.
         target_M: the target tokens' ids.
         targets: number of target tokens of each row.
-        answers_from: place in each row (as attention sees rows) of the last source token, which predicts
+        target_starts: place in each row (as attention sees rows) of the last source token, which predicts
             the first target token; empty for an encoder-decoder, whose source is apart.
     """
 
@@ -145,7 +159,7 @@ class Batch:
 def decoder_batch(
     rows: Sequence[EncodedExample],
     offsets: Sequence[int],
-    kinds: Sequence[int | None],
+    groups: Sequence[int | None],
     *,
     layout: Layout,
     device: torch.device,
@@ -157,45 +171,41 @@ def decoder_batch(
     Args:
         rows: B examples.
         offsets: where each row's text starts to count its positions: its prefix length.
-        kinds: rows of one kind see the same in front of their text, so that those which begin alike can
-            share tokens in a flat layout; rows of kind None share nothing.
+        groups: rows of one group see the same in front of their text, so that those which begin alike can
+            share tokens in a flat layout; rows of group None share nothing.
         layout: `flat` puts the rows end to end; `right` and `left` pad them to the longest.
         positions: whether the model takes `position_ids`.
     """
     texts = [(*row.source_ids, *row.target_ids[:-1]) for row in rows]
-    lengths = tuple(len(text) for text in texts)
-    longest = max(lengths)
-    gaps = [longest - length if layout == "left" else 0 for length in lengths]
-    tokens_of: Sequence[Sequence[int]]
-    flat = pack_rows(texts, kinds, device) if layout == "flat" else None
+    longest = max(len(text) for text in texts)
+    gaps = [longest - len(text) if layout == "left" else 0 for text in texts]
+    tokens_of: Sequence[Sequence[int]]  # of each row, its tokens' places in the flattened sequence
+    flat = pack_rows(texts, groups, device) if layout == "flat" else None
     if flat is not None:
         tokens_of = flat.tokens
-        token_positions = flat.token_positions
+        ids = [texts[row][place] for row, place in flat.token_positions]
+        # Positions count within a row, behind its prefix: where the token stands among the N says nothing.
+        positions_N = [offsets[row] + place for row, place in flat.token_positions]
         inputs = {
-            "input_ids": torch.tensor([[texts[row][place] for row, place in token_positions]], device=device),
-            "attention_mask": torch.ones(1, len(token_positions), dtype=torch.long, device=device),
-            "position_ids": torch.tensor(
-                [[offsets[row] + place for row, place in token_positions]], device=device
-            ),
+            "input_ids": torch.tensor([ids], device=device),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
+            "position_ids": torch.tensor([positions_N], device=device),
         }
     else:
         starts = [index * longest + gap for index, gap in enumerate(gaps)]
-        tokens_of = tuple(range(start, start + length) for start, length in zip(starts, lengths, strict=True))
-        steps_BT = torch.arange(longest, device=device)[None] - torch.tensor(gaps, device=device)[:, None]
-        mask_BT = (steps_BT >= 0) & (steps_BT < torch.tensor(lengths, device=device)[:, None])
-        ids_BT = torch.full((len(rows), longest), pad_id, dtype=torch.long, device=device)
-        for index, (text, gap) in enumerate(zip(texts, gaps, strict=True)):
-            ids_BT[index, gap : gap + len(text)] = torch.tensor(text, device=device)
+        tokens_of = [range(start, start + len(text)) for start, text in zip(starts, texts, strict=True)]
+        ids_BT, mask_BT, steps_BT = pad_rows(texts, left=layout == "left", pad_id=pad_id, device=device)
+        offsets_B = torch.tensor(list(offsets), device=device)
         inputs = {
             "input_ids": ids_BT,
             "attention_mask": mask_BT.long(),
             # Clamped: a learned position table has no row for the places in front of the text.
-            "position_ids": (steps_BT + torch.tensor(list(offsets), device=device)[:, None]).clamp(min=0)
-            * mask_BT,
+            "position_ids": (steps_BT + offsets_B[:, None]).clamp(min=0) * mask_BT,
         }
     if not positions:
         del inputs["position_ids"]
-    places = [
+    # The last source token predicts the first target token, and the last target token predicts nothing.
+    predicting = [
         token
         for tokens, row in zip(tokens_of, rows, strict=True)
         for token in tokens[len(row.source_ids) - 1 :]
@@ -203,7 +213,7 @@ def decoder_batch(
     return Batch(
         inputs=inputs,
         layout=flat,
-        logit_index_M=torch.tensor(places, device=device),
+        logit_index_M=torch.tensor(predicting, device=device),
         target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),
         targets=tuple(len(row.target_ids) for row in rows),
         target_starts=tuple(gap + len(row.source_ids) - 1 for gap, row in zip(gaps, rows, strict=True)),
@@ -214,25 +224,17 @@ def encoder_decoder_batch(
     rows: Sequence[EncodedExample], *, start_id: int, device: torch.device, pad_id: int = 0
 ) -> Batch:
     """A batch for an encoder-decoder: sources to the encoder, shifted targets to the decoder."""
-
-    def padded(texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(len(text) for text in texts)
-        ids = torch.full((len(texts), longest), pad_id, dtype=torch.long, device=device)
-        for index, text in enumerate(texts):
-            ids[index, : len(text)] = torch.tensor(text, device=device)
-        lengths = torch.tensor([len(text) for text in texts], device=device)
-        return ids, (torch.arange(longest, device=device)[None] < lengths[:, None]).long()
-
-    source_BT, source_mask_BT = padded([row.source_ids for row in rows])
-    target_BT, target_mask_BT = padded([(start_id, *row.target_ids[:-1]) for row in rows])
-    inputs: dict[str, Any] = {
-        "input_ids": source_BT,
-        "attention_mask": source_mask_BT,
-        "decoder_input_ids": target_BT,
-        "decoder_attention_mask": target_mask_BT,
-    }
+    sources = [row.source_ids for row in rows]
+    targets = [(start_id, *row.target_ids[:-1]) for row in rows]
+    source_BT, source_mask_BT, _ = pad_rows(sources, left=False, pad_id=pad_id, device=device)
+    target_BT, target_mask_BT, _ = pad_rows(targets, left=False, pad_id=pad_id, device=device)
     return Batch(
-        inputs=inputs,
+        inputs={
+            "input_ids": source_BT,
+            "attention_mask": source_mask_BT.long(),
+            "decoder_input_ids": target_BT,
+            "decoder_attention_mask": target_mask_BT.long(),
+        },
         layout=None,
         logit_index_M=target_mask_BT.flatten().nonzero().flatten(),
         target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),

@@ -1,36 +1,45 @@
-"""Probe: learn from one tiny forward pass which attention modules a model has, and their sizes.
+"""Whether a model can carry a prefix: found out from a few tokens when it is loaded, before any work.
 
-Names of modules differ by architecture; what is common is the call. A model of which some layer
-does not ask for our function, or calls it in another number than its config says, is refused here,
-before any work, rather than served wrongly.
+`probe` learns from one tiny pass which attention modules a model has, and their sizes. Names of modules
+differ by architecture; what is common is the call. A model of which some layer does not ask for our
+function, or calls it in another number than its config says, is refused rather than served wrongly.
 
-Trial: whether a prefix does in this model what it should, found out before any work.
+That every layer asks for our attention function does not say that the model works: it can count positions
+on its own, carry a state beside attention, or make its own mask. `check_prefix_effect` tries three tokens.
+Decoder-only: keys and values of a text's first token, given as a prefix to the tokens behind it, must give
+the logits of the whole text. That is exact for attention, and false for everything else. The rows are tried
+end to end, one with and one without, so that they are shown not to meet. Encoder-decoder: each stream must
+have an effect, on its own row only, and the decoder stay causal. There a prefix stands for no tokens (it
+does not move the text), so no text can be compared with.
 
-That every layer asks for our attention function does not say that the model works: it can count
-positions on its own, carry a state beside attention, or make its own mask. So three tokens are tried.
-
-Decoder-only: keys and values of a text's first token, given as a prefix to the tokens behind it, must
-give the logits of the whole text. That is exact for attention, and false for everything else. The
-rows are tried end to end, one with and one without, so that they are shown not to meet.
-Encoder-decoder: each stream must have an effect, on its own row only, and the decoder stay causal.
-There a prefix stands for no tokens (it does not move the text), so no text can be compared with.
+`enable_window_shift` tries whether a prefix can stay within the reach of sliding windows.
 
 Shapes: B rows, T text tokens, H key/value heads, D head size, V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from foreword.base.attention import AttentionContext, LayerInfo, attention_context
+from foreword.base.attention import (
+    AttentionContext,
+    LayerInfo,
+    attention_context,
+    capture_attention,
+    capture_kv,
+)
 from foreword.base.batch import Layout, decoder_batch, encoder_decoder_batch
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
+from foreword.base.sliding_window import RopeShift
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
 from foreword.prefix import STREAMS, Geometry, Stream, StreamGeometry
@@ -44,7 +53,7 @@ class _Call:
     module: nn.Module
     stream: Stream
     sizes: tuple[int, int, int]  # key/value heads, key size, value size
-    window: int | None
+    sliding_window: int | None
 
 
 def probe(model: Any) -> Geometry:
@@ -54,18 +63,18 @@ def probe(model: Any) -> Geometry:
         UnsupportedArchitecture: an attention layer that does not take our function, layers of
             different sizes or that share a module, or a model without attention.
     """
-    calls = _record(model)
+    calls = _calls(model)
     _check_counts(model, calls)
     seen: dict[Stream, list[_Call]] = {}
     for call in calls:
-        same_stream = seen.setdefault(call.stream, [])
-        call.module.foreword_layer = LayerInfo(call.stream, len(same_stream), call.window)  # type: ignore[assignment]
-        same_stream.append(call)
-    for stream, found in seen.items():
-        if len({call.sizes for call in found}) > 1:
+        of_stream = seen.setdefault(call.stream, [])
+        call.module.foreword_layer = LayerInfo(call.stream, len(of_stream), call.sliding_window)  # type: ignore
+        of_stream.append(call)
+    for stream, of_stream in seen.items():
+        if len({call.sizes for call in of_stream}) > 1:
             raise UnsupportedArchitecture(
                 f"{name(model)}: {stream} layers differ in heads or head size "
-                f"({sorted({call.sizes for call in found})}); a prefix has one size for all layers"
+                f"({sorted({call.sizes for call in of_stream})}); a prefix has one size for all layers"
             )
     return Geometry(
         {
@@ -76,34 +85,26 @@ def probe(model: Any) -> Geometry:
     )
 
 
-def _record(model: Any) -> list[_Call]:
+def _calls(model: Any) -> list[_Call]:
     encoder_decoder = model.config.is_encoder_decoder
-    calls: list[_Call] = []
-
-    def record(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        options: Mapping[str, Any],
-    ) -> None:
-        lengths = (query.shape[2], key.shape[2])
-        stream: Stream = "decoder"
-        if encoder_decoder and lengths == (_ENCODER_TOKENS, _ENCODER_TOKENS):
-            stream = "encoder"
-        elif encoder_decoder and lengths == (_DECODER_TOKENS, _ENCODER_TOKENS):
-            stream = "cross"
-        sizes = (key.shape[1], key.shape[3], value.shape[3])
-        calls.append(_Call(module, stream, sizes, options.get("sliding_window")))
-
     device = model.get_input_embeddings().weight.device
     decoder_ids = torch.zeros(1, _DECODER_TOKENS, dtype=torch.long, device=device)
     inputs = {"input_ids": decoder_ids}
     if encoder_decoder:
         encoder_ids = torch.zeros(1, _ENCODER_TOKENS, dtype=torch.long, device=device)
         inputs = {"input_ids": encoder_ids, "decoder_input_ids": decoder_ids}
-    with torch.no_grad(), attention_context(AttentionContext(record=record)):
-        model(**inputs, use_cache=False)
+    with torch.no_grad():
+        _, recorded = capture_attention(model, inputs)
+    calls = []
+    for call in recorded:
+        lengths = (call.query.shape[2], call.key.shape[2])
+        stream: Stream = "decoder"
+        if encoder_decoder and lengths == (_ENCODER_TOKENS, _ENCODER_TOKENS):
+            stream = "encoder"
+        elif encoder_decoder and lengths == (_DECODER_TOKENS, _ENCODER_TOKENS):
+            stream = "cross"
+        sizes = (call.key.shape[1], call.key.shape[3], call.value.shape[3])
+        calls.append(_Call(call.module, stream, sizes, call.options.get("sliding_window")))
     return calls
 
 
@@ -143,7 +144,7 @@ def name(model: Any) -> str:
     return f"{type(model).__name__} (model type {model.config.model_type})"
 
 
-# -- Trial: whether a prefix does in this model what it should, found out before any work ----------
+# -- whether a prefix does what it should -----------------------------------------------------------
 
 
 _IDS = (1, 2, 3)
@@ -247,26 +248,102 @@ def _first_token(
     model: Any, inputs: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, dict[Stream, StreamBlock]]:
     """Logits of a text, and the keys and values of its first token as a prefix."""
-    found: dict[Stream, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-
-    def record(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        options: Mapping[str, Any],
-    ) -> None:
-        slot = module.foreword_layer
-        found.setdefault(slot.stream, []).append((key[:, :, :1].cpu(), value[:, :, :1].cpu()))  # type: ignore
-
-    with attention_context(AttentionContext(record=record)):
-        logits_BTV = model(**inputs, use_cache=False).logits
+    output, key_values = capture_kv(model, inputs, 1)
     blocks = {
-        stream: StreamBlock(
-            key_RLHPD=torch.stack([key for key, _ in layers], dim=1),
-            value_RLHPD=torch.stack([value for _, value in layers], dim=1),
-            lengths=(1,),
-        )
-        for stream, layers in found.items()
+        stream: StreamBlock(key[None], value[None], (1,)) for stream, (key, value) in key_values.items()
     }
-    return logits_BTV, blocks
+    return output.logits, blocks
+
+
+# -- whether a prefix can stay within the reach of sliding windows -----------------------------------
+
+
+_CHANGING = ("dynamic", "longrope")
+"""Rotary embeddings whose angles depend on the length of the text: a position is not one angle."""
+
+
+def enable_window_shift(model: Any) -> bool:
+    """Tell every layer with a sliding window how to move queries and keys; whether all can.
+
+    False for a model without such layers, and for one whose positions can't be moved.
+    """
+    if model.config.is_encoder_decoder:  # there the text does not stand behind the prefix
+        return False
+    no_layer = LayerInfo("decoder", 0)
+    windowed = [m for m in model.modules() if getattr(m, "foreword_layer", no_layer).sliding_window]
+    if not windowed:
+        return False
+    window = max(module.foreword_layer.sliding_window for module in windowed)
+    at_start, further = (_states(model, first) for first in (0, 2 * window))
+    if not at_start:
+        return False
+    for rotary in _rotary_embeddings(model):
+        shifts = {m: shift for m in windowed if (shift := _rope_shift(model, rotary, m)) is not None}
+        if len(shifts) == len(windowed) and all(
+            _moves(shift, at_start[module], further[module], 2 * window) for module, shift in shifts.items()
+        ):
+            for module, shift in shifts.items():
+                module.foreword_layer = dataclasses.replace(module.foreword_layer, rope=shift)
+            return True
+    return False
+
+
+def _rotary_embeddings(model: Any) -> list[nn.Module]:
+    embeddings = []
+    for module in model.modules():
+        kind = getattr(module, "rope_type", "default")
+        kinds = set(kind.values()) if isinstance(kind, Mapping) else {kind}
+        if "RotaryEmbedding" in type(module).__name__ and kinds.isdisjoint(_CHANGING):
+            embeddings.append(module)
+    return embeddings
+
+
+def _rope_shift(model: Any, rotary: nn.Module, module: nn.Module) -> RopeShift | None:
+    apply = _rotation(module)
+    taken = inspect.signature(rotary.forward).parameters
+    if apply is None or "position_ids" not in taken:
+        return None
+    if "layer_type" not in taken:
+        return RopeShift(rotary, apply)
+    types = model.config.get_text_config(decoder=True).layer_types
+    return RopeShift(rotary, apply, types[module.foreword_layer.layer])  # type: ignore[union-attr]
+
+
+def _rotation(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """How the model turns states by cosines and sines; None where it is done in no known way."""
+    # Every modeling file of transformers has its own (halves, pairs, a part of the head), by this name.
+    function = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    if function is None:
+        return None
+    taken = list(inspect.signature(function).parameters)
+    if taken[:4] == ["q", "k", "cos", "sin"]:
+        return lambda states, cosines, sines: function(states, states[:, :0], cosines, sines)[0]
+    if taken[:3] == ["x", "cos", "sin"]:
+        return lambda states, cosines, sines: function(states, cosines, sines, unsqueeze_dim=1)
+    return None
+
+
+def _states(model: Any, first: int) -> dict[nn.Module, torch.Tensor]:
+    """Queries and keys `[1, H, 2, D]` of every layer for two tokens, the first at position `first`."""
+    device = model.get_input_embeddings().weight.device
+    inputs = {
+        "input_ids": torch.zeros(1, 2, dtype=torch.long, device=device),
+        "attention_mask": torch.ones(1, 2, dtype=torch.long, device=device),
+        "position_ids": torch.arange(first, first + 2, device=device)[None],
+    }
+    with torch.no_grad():
+        _, calls = capture_attention(model, inputs)
+    return {
+        call.module: torch.cat([call.query, call.key], dim=1)
+        for call in calls
+        if call.options.get("position_ids") is not None  # by which attention knows how far a query is
+    }
+
+
+def _moves(shift: RopeShift, at_start: torch.Tensor, further: torch.Tensor, steps: int) -> bool:
+    """Whether a shift by `steps` makes of the states at the start those of the same text further on."""
+    with torch.no_grad():
+        steps_12 = torch.full((1, 2), steps, device=at_start.device)
+        moved = shift.move(at_start, shift.angles(at_start, steps_12))
+    far = 1e-3 if moved.dtype in (torch.float32, torch.float64) else 0.05
+    return float((moved - further).norm()) <= far * float(further.norm())

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.batch import Batch
 from foreword.base.prefix_batch import PrefixBatch
-from foreword.base.prepacked_linear import PackedLinear
+from foreword.base.prepacked_linear import PrepackedLinear
 
 PART = 1 << 23
 """Logits at once (32 MB in float32): enough rows to keep a matrix product busy."""
@@ -38,7 +38,7 @@ def detect_linear_head(model: Any) -> None:
     """
     head = model.get_output_embeddings()
     model.foreword_plain_head = False
-    if type(head) not in (nn.Linear, PackedLinear) or type(head.weight) is not nn.Parameter:  # quantised
+    if type(head) not in (nn.Linear, PrepackedLinear) or type(head.weight) is not nn.Parameter:  # quantised
         return
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     handle = head.register_forward_hook(lambda module, given, made: seen.append((given[0], made)))
@@ -60,7 +60,7 @@ def plain_head(model: Any) -> nn.Linear | None:
     if not getattr(model, "foreword_plain_head", False):
         return None
     head = model.get_output_embeddings()
-    if type(head) not in (nn.Linear, PackedLinear) or "forward" in vars(head):  # accelerate's hooks
+    if type(head) not in (nn.Linear, PrepackedLinear) or "forward" in vars(head):  # accelerate's hooks
         return None
     return None if any(parameter.requires_grad for parameter in head.parameters()) else head
 

@@ -124,7 +124,7 @@ class PrefixBatch:
         lengths = self.blocks[stream].lengths
         return tuple(0 if index is None else lengths[index] for index in self.of_row)
 
-    def kinds(self) -> tuple[int | None, ...]:
+    def sharing_groups(self) -> tuple[int | None, ...]:
         """Equal for rows whose text meets the same prefix; None for one whose source does not see it."""
         none = len(self.of_row)
         return tuple(none if i is None else None if i in self.infixes else i for i in self.of_row)

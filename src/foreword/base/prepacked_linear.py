@@ -2,8 +2,8 @@
 
 A matrix product on a CPU first copies the weight into the order in which its kernel reads it. With few rows,
 as in generation, that takes longer than the arithmetic. Weights that never change can be kept in that order:
-a copy made when it is first needed, within `packed_weights` only: memory is the price. Products are the same
-to rounding; `benchmarks/packing.py` measures what is gained.
+a copy made when it is first needed, within `prepacked_weights` only: memory is the price. Products are the
+same to rounding; `benchmarks/packing.py` measures what is gained.
 
 Whether it pays depends on the processor and on the number of rows: a single row can be faster with weights as
 they are, since no kernel puts those in order for it. So a few products of each kind are timed the first time
@@ -37,11 +37,11 @@ from foreword.models.cache_dir import cache_folder
 _used: ContextVar[bool] = ContextVar("foreword_packed_weights", default=False)
 
 MOST_BYTES = 2 << 30
-"""Models whose weights are larger are not packed: a copy would be dear. A constant, not a share of what is
+"""Models whose weights are larger are not prepacked: a copy would be dear. A constant, not a share of what is
 free, so that one model gives the same bits on the same machine every day."""
 
 
-def can_pack() -> bool:
+def can_prepack() -> bool:
     """Whether this build of torch has the kernels (oneDNN's, those that torch.compile uses, too)."""
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
@@ -49,8 +49,8 @@ def can_pack() -> bool:
 
 
 @contextlib.contextmanager
-def packed_weights(wanted: bool) -> Iterator[None]:
-    """Compute with packed weights, or not, in this thread, where the model was prepared for it."""
+def prepacked_weights(wanted: bool) -> Iterator[None]:
+    """Compute with prepacked weights, or not, in this thread, where the model was prepared for it."""
     token = _used.set(wanted)
     try:
         yield
@@ -58,12 +58,12 @@ def packed_weights(wanted: bool) -> Iterator[None]:
         _used.reset(token)
 
 
-def prepare(model: nn.Module) -> int:
-    """Let the frozen float32 linear layers of `model` on the CPU take packed weights when asked to.
+def enable_prepacking(model: nn.Module) -> int:
+    """Let the frozen float32 linear layers of `model` on the CPU take prepacked weights when asked to.
 
     Weights stay where and what they are. A layer whose weight is trained later on is computed as ever, and
-    one whose weight is changed is packed anew; a change through `.data`, which torch does not count, is not
-    seen.
+    one whose weight is changed is prepacked anew; a change through `.data`, which torch does not count, is
+    not seen.
 
     Returns:
         How many layers.
@@ -71,17 +71,17 @@ def prepare(model: nn.Module) -> int:
     layers = [
         module for module in model.modules() if isinstance(module, nn.Linear) and _takes_packing(module)
     ]
-    if not can_pack() or sum(layer.weight.nbytes for layer in layers) > MOST_BYTES:
+    if not can_prepack() or sum(layer.weight.nbytes for layer in layers) > MOST_BYTES:
         return 0
     for layer in layers:
-        layer.__class__ = PackedLinear
-        vars(layer)["packed"] = Packed()
+        layer.__class__ = PrepackedLinear
+        vars(layer)["prepacked"] = PrepackedWeight()
     return len(layers)
 
 
 def is_prepared(model: nn.Module) -> bool:
-    """Whether any of its layers can take packed weights."""
-    return any(isinstance(module, PackedLinear) for module in model.modules())
+    """Whether any of its layers can take prepacked weights."""
+    return any(isinstance(module, PrepackedLinear) for module in model.modules())
 
 
 def _takes_packing(module: nn.Linear) -> bool:
@@ -95,7 +95,7 @@ def _takes_packing(module: nn.Linear) -> bool:
     )
 
 
-class Packed:
+class PrepackedWeight:
     """A copy of one weight `[O, I]` in the kernel's order, made when first asked for."""
 
     def __init__(self) -> None:
@@ -114,17 +114,17 @@ class Packed:
                     self.copy = torch.ops.mkldnn._reorder_linear_weight(weight_OI)
             return self.copy
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
-        return Packed()
+    def __deepcopy__(self, memo: dict[int, Any]) -> PrepackedWeight:
+        return PrepackedWeight()
 
-    def __reduce__(self) -> tuple[type[Packed], tuple[()]]:
-        return Packed, ()
+    def __reduce__(self) -> tuple[type[PrepackedWeight], tuple[()]]:
+        return PrepackedWeight, ()
 
 
-class PackedLinear(nn.Linear):
-    """`nn.Linear` with a frozen weight, through its packed copy."""
+class PrepackedLinear(nn.Linear):
+    """`nn.Linear` with a frozen weight, through its prepacked copy."""
 
-    packed: Packed
+    prepacked: PrepackedWeight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., I]` to `[..., O]`."""
@@ -136,15 +136,15 @@ class PackedLinear(nn.Linear):
         if not _used.get() or differentiated or not fits or not input.numel():
             return super().forward(input)
         rows_MI = input.reshape(-1, input.shape[-1])
-        return product(rows_MI, self.packed.of(weight), bias).view(*input.shape[:-1], -1)
+        return product(rows_MI, self.prepacked.of(weight), bias).view(*input.shape[:-1], -1)
 
 
-def product(rows_MI: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def product(rows_MI: torch.Tensor, prepacked: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`[M, O]`, of a weight `[O, I]` in the kernels' order."""
-    return torch.ops.mkldnn._linear_pointwise(rows_MI, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+    return torch.ops.mkldnn._linear_pointwise(rows_MI, prepacked, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-# -- whether packed weights pay on this machine: tried once, and remembered --------------------------
+# -- whether prepacked weights pay on this machine: tried once, and remembered --------------------------
 
 
 DESCRIBED = Path("/proc/cpuinfo")
@@ -166,19 +166,20 @@ ROUNDS = 7
 FEW, MANY = 1, 8
 """Rows that are tried. Fewer than half of the second are taken to be as the first."""
 LEAST = 1.1
-"""How many times as fast packed products have to be: a copy of the weights is no small price."""
+"""How many times as fast prepacked products have to be: a copy of the weights is no small price."""
 
 
-def packing_pays(rows: int) -> bool:
-    """Whether a batch of so many rows generates with packed weights on this machine, with its threads."""
+def prepacking_pays(rows: int) -> bool:
+    """Whether a batch of so many rows generates with prepacked weights on this machine, with its threads."""
     return (
-        can_pack() and _remembered(torch.get_num_threads())[_name(FEW if 2 * rows < MANY else MANY)] >= LEAST
+        can_prepack()
+        and _remembered(torch.get_num_threads())[_name(FEW if 2 * rows < MANY else MANY)] >= LEAST
     )
 
 
 @functools.cache
 def _remembered(threads: int) -> dict[str, float]:
-    """By name of a number of rows, how many times as fast packed products are."""
+    """By name of a number of rows, how many times as fast prepacked products are."""
     place = cache_folder() / "packing.json"
     here = f"{_processor()}, {threads} threads, torch {torch.__version__}"
     known = _read(place)
@@ -206,9 +207,9 @@ def _name(rows: int) -> str:
 
 @torch.no_grad()
 def _times_as_fast(rows: int) -> float:
-    """Time of plain products over that of packed ones; the median of rounds, in turns."""
+    """Time of plain products over that of prepacked ones; the median of rounds, in turns."""
     plain = torch.ones(WEIGHTS, OUTPUTS, INPUTS)
-    packed = [torch.ops.mkldnn._reorder_linear_weight(weight_OI) for weight_OI in plain]
+    prepacked = [torch.ops.mkldnn._reorder_linear_weight(weight_OI) for weight_OI in plain]
     rows_MI = torch.ones(rows, INPUTS)
     ratios = []
     for _ in range(ROUNDS + 1):
@@ -216,7 +217,7 @@ def _times_as_fast(rows: int) -> float:
         for weight_OI in plain:
             torch.nn.functional.linear(rows_MI, weight_OI)
         times.append(time.perf_counter())
-        for weight in packed:
+        for weight in prepacked:
             product(rows_MI, weight, None)
         times.append(time.perf_counter())
         ratios.append((times[1] - times[0]) / (times[2] - times[1]))

@@ -14,11 +14,7 @@ from foreword import __version__
 from foreword.cli.app import Commands
 
 app = typer.Typer(
-    name="foreword",
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+    name="foreword", cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 
 

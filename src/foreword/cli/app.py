@@ -1,19 +1,29 @@
-"""Commands: which there are, imported by name when they are asked for; and how their help is laid out."""
+"""The program: its commands, imported by name when asked for, how their help is laid out, and how one ends.
+
+A command ends with status 0 (done), 1 (failed) or 2 (wrong use), for people with a line on standard error,
+for machines with JSON on standard output. What is not caught here is a fault of ours and shows its traceback.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import importlib.util
+import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-from foreword.cli.outcome import Interrupted, status_of
+from foreword.cli import output
+from foreword.cli.options import with_options
+from foreword.errors import ForewordError, ForewordWarning, UsageError
 
 COMMANDS = {
     "pull": "Bring a base model onto this disk and say where it is.",
@@ -36,6 +46,9 @@ MODULES = {"import": "imports", "export": "exports"}
 """Where the name of a command is none that Python takes for a module."""
 
 
+# -- commands and their help ---------------------------------------------------------------------
+
+
 class SectionedCommand(TyperCommand):
     """A command whose options stand in sections (`rich_help_panel`), in plain text."""
 
@@ -50,6 +63,39 @@ class SectionedCommand(TyperCommand):
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records, col_max=26)
+
+
+Command = Callable[..., Any]
+
+
+class Group(typer.Typer):
+    """A group of commands, each with options from the settings in its signature."""
+
+    def __init__(self, help: str, *examples: str, **more: Any) -> None:
+        super().__init__(
+            help=help, no_args_is_help=True, rich_markup_mode=None, epilog=example(*examples), **more
+        )
+
+    def add(self, command: Callable[..., Any], name: str | None = None, *examples: str) -> None:
+        """Make a function a command, called as the function unless `name` says otherwise."""
+        epilog = example(*examples) if examples else None
+        self.command(name, cls=SectionedCommand, epilog=epilog)(with_options(command))
+
+    def takes(
+        self, name: str | None = None, *examples: str
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """`add` as a decorator."""
+
+        def decorate(command: Command) -> Command:
+            self.add(command, name, *examples)
+            return command
+
+        return decorate
+
+
+def example(*lines: str) -> str:
+    """The examples at the end of a help."""
+    return "\n".join(("\b\nExample:", *lines))
 
 
 class Commands(TyperGroup):
@@ -82,7 +128,7 @@ class Commands(TyperGroup):
             raise Interrupted(error) from error
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
-        """Run the command line and end the process with the status of `outcome.status_of`."""
+        """Run the command line and end the process with the status of `status_of`."""
         arguments = list(sys.argv[1:] if args is None else args)
         extra |= {"prog_name": "foreword", "standalone_mode": False}
         sys.exit(status_of(lambda: super(Commands, self).main(arguments, **extra), arguments))
@@ -97,12 +143,108 @@ def load(name: str) -> Any:
         group.name = name
         return group
     single = typer.Typer(rich_markup_mode=None, add_completion=False)
-    epilog = getattr(module, "EXAMPLE", None)
-    single.command(name, cls=SectionedCommand, epilog=epilog and f"\b\nExample:\n{epilog}")(
-        getattr(module, name)
-    )
+    epilog = example(module.EXAMPLE) if hasattr(module, "EXAMPLE") else None
+    single.command(name, cls=SectionedCommand, epilog=epilog)(with_options(getattr(module, name)))
     return typer.main.get_command(single)
 
 
 def _module(name: str) -> str:
     return f"foreword.cli.{MODULES.get(name, name)}"
+
+
+# -- how a command ends --------------------------------------------------------------------------
+
+DONE, FAILED, WRONG_USE = 0, 1, 2
+
+
+class Interrupted(Exception):
+    """Ctrl-C, on its way through typer.
+
+    Attributes:
+        interrupt: the KeyboardInterrupt; of training, one that knows its checkpoint.
+    """
+
+    def __init__(self, interrupt: KeyboardInterrupt) -> None:
+        super().__init__(str(interrupt))
+        self.interrupt = interrupt
+
+
+def status_of(work: Callable[[], Any], arguments: Sequence[str]) -> int:
+    """Run a command line and return the status to end with; errors are printed here, once.
+
+    Args:
+        work: runs it; an int that it returns is the status.
+        arguments: what the user typed behind `foreword`.
+    """
+    with _warnings_as_notes():
+        try:
+            result = work()
+        except ForewordError as error:
+            return _failed(arguments, type(error).__name__, str(error), _status(error))
+        except Interrupted as error:
+            return _interrupted(arguments, error.interrupt)
+        except typer.Abort:
+            return _failed(arguments, "Aborted", "stopped at your word; nothing was done", FAILED)
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # typer's own, under whatever name its release has
+                raise
+            return _wrong_use(arguments, error)
+    return result if isinstance(result, int) else DONE
+
+
+def _status(error: ForewordError) -> int:
+    return WRONG_USE if isinstance(error, UsageError) else FAILED
+
+
+def _failed(arguments: Sequence[str], kind: str, message: str, status: int) -> int:
+    if wants_json(arguments):
+        output.json_object({"error": {"type": kind, "message": message}})
+    else:
+        typer.echo(f"error: {message}", err=True)
+    return status
+
+
+def _wrong_use(arguments: Sequence[str], error: Any) -> int:
+    context: Any = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError" and not wants_json(arguments):
+        typer.echo(context.get_help(), err=True)
+        return WRONG_USE
+    message = error.format_message()
+    if context is not None:
+        end = "" if message.endswith(("?", ".")) else "."
+        message = f"{message}{end} See `{context.command_path} --help`"
+    return _failed(arguments, "UsageError", message, int(error.exit_code))
+
+
+def _interrupted(arguments: Sequence[str], interrupt: KeyboardInterrupt) -> int:
+    message = str(interrupt) or "interrupted"
+    checkpoint: Path | None = getattr(interrupt, "checkpoint", None)
+    if checkpoint is not None:
+        message = f"{message}\ngo on with: {shlex.join(['foreword', *arguments])}"
+    if wants_json(arguments):
+        return _failed(arguments, type(interrupt).__name__, message, FAILED)
+    typer.echo(message, err=True)
+    return FAILED
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether --json was typed; also known where the command line could not be understood."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ForewordWarning)
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, ForewordWarning):
+                output.note(str(message))
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        output.forget_notes()
+        yield

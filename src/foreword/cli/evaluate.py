@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from foreword.cli import options as common
+from foreword.base.options import ModelOptions
 from foreword.cli import output
+from foreword.cli.options import (
+    DATA,
+    OUTPUT,
+    TEXT,
+    DataOptions,
+    TextOptions,
+    base_of_prefix,
+    data_file,
+    json_option,
+    overwrite_option,
+    typed,
+)
+from foreword.errors import UsageError
+from foreword.validation import setting
 
 if TYPE_CHECKING:
-    from foreword.cli.evaluate_request import Request
-    from foreword.evaluation import Evaluation
+    from foreword.evaluation import Evaluation, Task
+    from foreword.examples import Entry, Example
 
 EXAMPLE = (
     "  foreword evaluate dev.jsonl --prefix e2e.prefix --baseline\n"
@@ -21,102 +37,57 @@ EXAMPLE = (
     "  foreword evaluate devset.csv --task e2e --outputs other-system.txt"
 )
 
-PrefixFile = Annotated[
-    str, typer.Option("--prefix", metavar="FILE", help="Prefix file; none: the base model alone.")
-]
-Baseline = Annotated[bool, typer.Option("--baseline", help="Measure the base model without the prefix, too.")]
-TaskName = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        metavar="NAME",
-        help="Read, decode and score DATA as e2e, webnlg, dart, xsum, cnn, scitldr or aeslc; DATA may be "
-        "hub:train, hub:dev or hub:test.",
-        rich_help_panel=common.DATA,
-    ),
-]
-Unseen = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="CATEGORY",
-        help="Score entries of this category apart from the others; repeatable. Default: the task's.",
-        rich_help_panel=common.DATA,
-    ),
-]
-Metrics = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--metrics",
-        metavar="NAME",
-        help="e2e, webnlg, dart, rouge, plain, bertscore, bleurt or moverscore; repeatable. Default: "
-        "the task's.",
-        rich_help_panel=common.TEXT,
-    ),
-]
-Outputs = Annotated[
-    Path | None,
-    typer.Option(
-        "--outputs",
-        metavar="FILE",
-        help="Score these texts instead of writing some: one a line, in the order of the sources.",
-        rich_help_panel=common.TEXT,
-    ),
-]
-NoText = Annotated[
-    bool,
-    typer.Option("--no-text", help="Losses only: much faster.", rich_help_panel=common.TEXT),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        metavar="FILE",
-        help="Write source, references and text of each to it, as JSON lines.",
-        rich_help_panel=common.OUTPUT,
-    ),
-]
-
 
 def evaluate(
     context: typer.Context,
-    data: common.DataFile,
-    prefix: PrefixFile = "none",
-    baseline: Baseline = False,
-    base: common.BaseOfPrefix = None,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    attention: common.AttentionKernel = "auto",
-    quantization: common.Quantized = None,
-    task: TaskName = None,
-    unseen: Unseen = None,
-    format: common.Format = "auto",
-    source_field: common.SourceField = None,
-    target_field: common.TargetField = None,
-    owner_field: common.OwnerField = None,
-    limit: common.Limit = None,
-    no_text: NoText = False,
-    metrics: Metrics = None,
-    outputs: Outputs = None,
-    max_new_tokens: common.MaxNewTokens = 64,
-    min_new_tokens: common.MinNewTokens = 0,
-    beams: common.Beams = 1,
-    length_penalty: common.LengthPenalty = 1.0,
-    stop: common.Stop = None,
-    ban: common.Ban = None,
-    batch_size: common.RowsTogether = 32,
-    out: Out = None,
-    overwrite: common.Overwrite = False,
-    json: common.Json = False,
+    data: Path = data_file(),
+    prefix: str = setting("none", default_text="none", help="Prefix file; none: the base model alone"),
+    baseline: bool = setting(False, help="Measure the base model without the prefix, too"),
+    base: str | None = base_of_prefix(),
+    *,
+    options: ModelOptions,
+    task: str | None = setting(
+        None,
+        metavar="NAME",
+        section=DATA,
+        help="Read, decode and score DATA as e2e, webnlg, dart, xsum, cnn, scitldr or aeslc; DATA may be "
+        "hub:train, hub:dev or hub:test",
+    ),
+    unseen: list[str] | None = setting(
+        None,
+        metavar="CATEGORY",
+        section=DATA,
+        default_text="the task's",
+        help="Score entries of this category apart from the others; repeatable",
+    ),
+    files: DataOptions,
+    limit: int | None = setting(None, section=DATA, help="Take the first N examples only"),
+    no_text: bool = setting(False, section=TEXT, help="Losses only: much faster"),
+    metrics: list[str] | None = setting(
+        None,
+        metavar="NAME",
+        section=TEXT,
+        default_text="the task's",
+        help="e2e, webnlg, dart, rouge or plain; repeatable",
+    ),
+    outputs: Path | None = setting(
+        None,
+        section=TEXT,
+        help="Score these texts instead of writing some: one a line, in the order of the sources",
+    ),
+    text: TextOptions,
+    out: Path | None = setting(
+        None, section=OUTPUT, help="Write source, references and text of each to it, as JSON lines"
+    ),
+    overwrite: bool = overwrite_option(),
+    json: bool = json_option(),
 ) -> None:
     """Measure a prefix: loss, perplexity, BLEU and chrF over a file of examples.
 
     A source that comes several times is generated once and scored against all its targets. With --task, an
     official data set is read, decoded and scored as it is published.
     """
-    from foreword.cli.evaluate_request import chosen_decoding, read_request
     from foreword.cli.loading import load_base_of, load_prefixes
-    from foreword.cli.progress import Counter
-    from foreword.errors import UsageError
     from foreword.evaluation import evaluate as measure
     from foreword.evaluation import find_task
     from foreword.files import check_output
@@ -134,26 +105,19 @@ def evaluate(
         )
     if out is not None:
         check_output(out, overwrite=overwrite)
-    given: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "min_new_tokens": min_new_tokens,
-        "beams": beams,
-        "length_penalty": length_penalty,
-        "stop": tuple(common.unescaped(text) for text in stop or ()),
-        "banned": tuple(common.unescaped(text) for text in ban or ()),
-    }
-    named = {name for name, option in _OPTIONS.items() if common.typed(context, option)}
+    given = text.decoding()
+    named = {name for name in given if typed(context, "ban" if name == "banned" else name)}
     decoding = chosen_decoding(None if task is None else find_task(task), given, named)
     Decoding(**decoding)  # what is wrong is said before the model is loaded
-    if batch_size < 1:
-        raise UsageError(f"--batch-size is {batch_size}; expected at least 1")
+    if text.batch_size < 1:
+        raise UsageError(f"--batch-size is {text.batch_size}; expected at least 1")
     request = read_request(
         data,
         task=task,
         metrics=() if no_text else metrics or (),
         unseen=unseen or (),
-        format=format,
-        fields=common.fields_of(source_field, target_field, owner_field),
+        format=files.format,
+        fields=files.fields(),
         limit=limit,
     )
     if outputs is not None:
@@ -161,26 +125,24 @@ def evaluate(
     (loaded,) = load_prefixes([prefix])
     if baseline and loaded is None:
         raise UsageError("--baseline compares with the base model alone; give --prefix FILE")
-    model = load_base_of(
-        [loaded], base, device=device, dtype=dtype, attention=attention, quantization=quantization
-    )
+    model = load_base_of([loaded], base, options)
     examples = _cut(request, model.tokenizer)
-    options: dict[str, Any] = {
+    measuring: dict[str, Any] = {
         "text": not no_text,
-        "batch_size": batch_size,
+        "batch_size": text.batch_size,
         "metrics": () if no_text else request.metrics,
         "unseen": request.unseen,
         **decoding,
     }
-    found = {"prefix": measure(model, examples, loaded, on_progress=Counter(), **options)}
+    found = {"prefix": measure(model, examples, loaded, on_progress=output.Counter(), **measuring)}
     if baseline and loaded is not None:
-        shown = Counter()
+        shown = output.Counter()
         found["baseline"] = measure(
             model,
             examples,
             template=loaded.template,
             on_progress=lambda what, done, total: shown(f"{what} without prefix", done, total),
-            **options,
+            **measuring,
         )
     if out is not None:
         output.write_json_lines(out, _predictions(found), overwrite=overwrite)
@@ -202,14 +164,67 @@ def evaluate(
         typer.echo(f"texts: {out}")
 
 
-_OPTIONS = {
-    "max_new_tokens": "max_new_tokens",
-    "min_new_tokens": "min_new_tokens",
-    "beams": "beams",
-    "length_penalty": "length_penalty",
-    "stop": "stop",
-    "banned": "ban",
-}
+# -- what is to be evaluated ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """Data and how it is scored.
+
+    Attributes:
+        task: named by the user, or None.
+        metrics: those asked for, else the task's.
+        unseen: those categories asked for, else the task's that the data has.
+    """
+
+    task: Task | None
+    data: list[Example | Entry]
+    metrics: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+def read_request(
+    data: Path,
+    *,
+    task: str | None,
+    metrics: Sequence[str],
+    unseen: Sequence[str],
+    format: Any,
+    fields: Mapping[str, str] | None,
+    limit: int | None,
+) -> Request:
+    """Read the data: a task's official files, its split at the hub (`hub:dev`), or examples of any kind.
+
+    Raises:
+        UsageError: a task that does not exist, or options that exclude each other.
+        MetricUnavailable: what a metric needs is not there.
+        CannotRead, BadExamples, DownloadFailed: see `Reading`.
+    """
+    from foreword.cli.loading import Reading
+    from foreword.evaluation import find_task
+    from foreword.evaluation.metrics import find_metrics, require
+    from foreword.evaluation.task_data import check_categories
+    from foreword.examples import Entry
+
+    found = None if task is None else find_task(task)
+    chosen = tuple(metrics) or (() if found is None else found.metrics)
+    find_metrics(chosen)
+    if found is None and unseen:
+        raise UsageError("--unseen names categories, which the data of some tasks has; give --task")
+    read = Reading(task, format, fields).data(data, limit=limit)
+    entries = [one for one in read if isinstance(one, Entry)]
+    check_categories(unseen, entries)
+    require(chosen)
+    there = {entry.category for entry in entries}
+    usual = () if found is None else tuple(sorted(found.unseen & there))
+    return Request(found, read, chosen, tuple(unseen) or usual)
+
+
+def chosen_decoding(task: Task | None, given: Mapping[str, Any], named: set[str]) -> dict[str, Any]:
+    """The decoding options: those that the user named, then the task's, then the command's defaults."""
+    if task is None:
+        return dict(given)
+    return {name: given[name] if name in named else task.decoding.get(name, given[name]) for name in given}
 
 
 def _cut(request: Request, tokenizer: Any) -> list[Any]:
@@ -227,6 +242,9 @@ def _cut(request: Request, tokenizer: Any) -> list[Any]:
             f"{number} of {len(cut)} sources were cut after {task.cut_source} tokens, as {task.name} has it"
         )
     return list(cut)
+
+
+# -- what is printed -----------------------------------------------------------------------------
 
 
 def _score_only(request: Request, data: Path, outputs: Path, *, json: bool) -> None:

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Turn prefix files into what PEFT loads, or share them on the hub.",
-    epilog="\b\nExample:\n"
-    "  foreword export peft mine.prefix adapter/ --base smollm2-135m-instruct\n"
+from foreword.cli import output
+from foreword.cli.app import Group
+from foreword.cli.options import argument, json_option, overwrite_option
+from foreword.validation import setting
+
+app = Group(
+    "Turn prefix files into what PEFT loads, or share them on the hub.",
+    "  foreword export peft mine.prefix adapter/ --base smollm2-135m-instruct",
     "  foreword export hub mine.prefix alice/reviews --private",
 )
 
-PrefixFile = Annotated[Path, typer.Argument(help="The prefix file.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_prefix = argument(..., help="The prefix file.")
+_json = json_option(section=None)
 
 
-@app.command()
+@app.takes()
 def peft(
-    prefix: PrefixFile,
-    folder: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    base: Annotated[
-        str,
-        typer.Option(
-            "--base",
-            help="The model it was trained for: alias, folder or Hugging Face id.",
-            show_default=False,
-        ),
-    ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
-    json: Json = False,
+    prefix: Path = _prefix,
+    folder: Path = argument(..., help="Folder to write."),
+    base: str = setting(help="The model it was trained for: alias, folder or Hugging Face id"),
+    overwrite: bool = overwrite_option(section=None, help="Replace an earlier export"),
+    json: bool = _json,
 ) -> None:
     """Write a folder that PEFT's PeftModel.from_pretrained loads.
 
@@ -46,25 +40,20 @@ def peft(
     loaded = Prefix.load(prefix)
     model = BaseModel.load(base, notify=lambda line: typer.echo(line, err=True))
     export_peft(loaded, folder, model, overwrite=overwrite)
-    if json:
-        typer.echo(
-            json_format.dumps({"folder": str(folder), "digest": loaded.digest, "length": loaded.length})
-        )
-    else:
-        typer.echo(f"{folder}: a prefix of length {loaded.length} for PEFT; its README.md tells the template")
+    output.tell(
+        {"folder": folder, "digest": loaded.digest, "length": loaded.length},
+        f"{folder}: a prefix of length {loaded.length} for PEFT; its README.md tells the template",
+        json=json,
+    )
 
 
-@app.command()
+@app.takes()
 def hub(
-    prefix: PrefixFile,
-    repository: Annotated[
-        str, typer.Argument(help="owner/name on the hub; made when missing.", show_default=False)
-    ],
-    private: Annotated[bool, typer.Option("--private", help="Only its owner may see it.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Add a commit if the repository has a prefix.")
-    ] = False,
-    json: Json = False,
+    prefix: Path = _prefix,
+    repository: str = argument(..., help="owner/name on the hub; made when missing."),
+    private: bool = setting(False, help="Only its owner may see it"),
+    overwrite: bool = overwrite_option(section=None, help="Add a commit if the repository has a prefix"),
+    json: bool = _json,
 ) -> None:
     """Share a prefix on the Hugging Face Hub, with a page that explains it.
 
@@ -76,9 +65,8 @@ def hub(
     from foreword.prefix import Prefix
 
     published = export_hub(Prefix.load(prefix), repository, private=private, overwrite=overwrite)
-    if json:
-        facts = {"url": published.url, "revision": published.revision, "private": published.private}
-        typer.echo(json_format.dumps(facts))
-    else:
-        visible = "private" if published.private else "public"
-        typer.echo(f"{published.url} ({visible}), commit {published.revision[:12]}")
+    output.tell(
+        {"url": published.url, "revision": published.revision, "private": published.private},
+        f"{published.url} ({'private' if published.private else 'public'}), commit {published.revision[:12]}",
+        json=json,
+    )

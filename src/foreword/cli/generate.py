@@ -1,19 +1,35 @@
-"""foreword generate: text after prompts, under prefixes."""
+"""foreword generate: text after prompts, under prefixes.
+
+Prompts come from the command line, from a file with one a line, or from standard input.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from foreword.cli import options as common
+from foreword.base.options import ModelOptions
 from foreword.cli import output
-from foreword.errors import UsageError
+from foreword.cli.options import (
+    OUTPUT,
+    TEXT,
+    TextOptions,
+    argument,
+    base_of_prefix,
+    json_option,
+    overwrite_option,
+)
+from foreword.errors import BadExamples, UsageError
+from foreword.validation import setting
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
+    from foreword.examples.records import Line
     from foreword.prefix import Prefix
     from foreword.template import Source, Template
 
@@ -23,90 +39,39 @@ EXAMPLE = (
     "  foreword generate --prefix e2e.prefix --input prompts.txt --beams 5 --out texts.jsonl"
 )
 
-Prompts = Annotated[
-    list[str] | None, typer.Argument(metavar="PROMPT", help="Texts to go on from.", show_default=False)
-]
-PrefixFiles = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--prefix",
-        metavar="FILE",
-        help="Prefix file, or none; once for all prompts, or once for each in turn.",
-    ),
-]
-Input = Annotated[
-    Path | None,
-    typer.Option(
-        "--input",
-        metavar="FILE",
-        help="Prompts: one a line, or JSON lines with source; - for standard input.",
-    ),
-]
-Raw = Annotated[
-    bool,
-    typer.Option(
-        "--raw", help="Take prompts as they are, without the template.", rich_help_panel=common.TEXT
-    ),
-]
-Temperature = Annotated[
-    float,
-    typer.Option(metavar="X", help="0: greedy; above: sampling.", rich_help_panel=common.TEXT),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        metavar="X",
-        help="Nucleus sampling: keep the most likely tokens up to this total probability.",
-        rich_help_panel=common.TEXT,
-    ),
-]
-TopK = Annotated[
-    int,
-    typer.Option(
-        metavar="N", help="Sample among the N most likely tokens; 0: all.", rich_help_panel=common.TEXT
-    ),
-]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of sampling.", rich_help_panel=common.TEXT)]
-Stream = Annotated[
-    bool,
-    typer.Option("--stream", help="Print the text of one prompt as it grows.", rich_help_panel=common.OUTPUT),
-]
-Compare = Annotated[
-    bool,
-    typer.Option("--compare", help="Show texts without and with the prefix.", rich_help_panel=common.OUTPUT),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="FILE", help="Write JSON lines to it.", rich_help_panel=common.OUTPUT),
-]
+STANDARD_INPUT = "-"
+
+
+@dataclass(frozen=True)
+class SamplingOptions(TextOptions):
+    """How texts are generated, with sampling."""
+
+    temperature: float = setting(0.0, section=TEXT, help="0: greedy; above: sampling")
+    top_p: float = setting(
+        1.0, section=TEXT, help="Nucleus sampling: keep the most likely tokens up to this total probability"
+    )
+    top_k: int = setting(0, section=TEXT, help="Sample among the N most likely tokens; 0: all")
+    seed: int = setting(0, section=TEXT, help="Seed of sampling")
 
 
 def generate(
-    prompts: Prompts = None,
-    prefix: PrefixFiles = None,
-    input: Input = None,
-    base: common.BaseOfPrefix = None,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    attention: common.AttentionKernel = "auto",
-    quantization: common.Quantized = None,
-    max_new_tokens: common.MaxNewTokens = 64,
-    min_new_tokens: common.MinNewTokens = 0,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    seed: Seed = 0,
-    beams: common.Beams = 1,
-    length_penalty: common.LengthPenalty = 1.0,
-    stop: common.Stop = None,
-    ban: common.Ban = None,
-    raw: Raw = False,
-    batch_size: common.RowsTogether = 32,
-    stream: Stream = False,
-    compare: Compare = False,
-    out: Out = None,
-    overwrite: common.Overwrite = False,
-    json: common.Json = False,
+    prompts: list[str] | None = argument(None, metavar="PROMPT", help="Texts to go on from."),
+    prefix: list[str] | None = setting(
+        None, help="Prefix file, or none; once for all prompts, or once for each in turn"
+    ),
+    input: Path | None = setting(
+        None, help="Prompts: one a line, or JSON lines with source; - for standard input"
+    ),
+    base: str | None = base_of_prefix(),
+    *,
+    options: ModelOptions,
+    text: SamplingOptions,
+    raw: bool = setting(False, section=TEXT, help="Take prompts as they are, without the template"),
+    stream: bool = setting(False, section=OUTPUT, help="Print the text of one prompt as it grows"),
+    compare: bool = setting(False, section=OUTPUT, help="Show texts without and with the prefix"),
+    out: Path | None = setting(None, section=OUTPUT, help="Write JSON lines to it"),
+    overwrite: bool = overwrite_option(),
+    json: bool = json_option(),
 ) -> None:
     """Write text after each prompt, each under its own prefix."""
     if stream and (json or compare):
@@ -122,24 +87,11 @@ def generate(
 
     if out is not None:
         check_output(out, overwrite=overwrite)
-    decoding: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "min_new_tokens": min_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "beams": beams,
-        "length_penalty": length_penalty,
-        "stop": tuple(common.unescaped(text) for text in stop or ()),
-        "banned": tuple(ban or ()),
-    }
+    decoding = text.decoding()
     Decoding(**decoding)  # what is wrong is said before the model is loaded
-    decoding |= {"raw": raw, "batch_size": batch_size}
+    decoding |= {"raw": raw, "batch_size": text.batch_size}
     prefixes = load_prefixes(names)
-    model = load_base_of(
-        prefixes, base, device=device, dtype=dtype, attention=attention, quantization=quantization
-    )
+    model = load_base_of(prefixes, base, options)
 
     on_text = (lambda row, text: typer.echo(text, nl=False)) if stream else None
     texts = generate_texts(model, sources, prefixes, on_text=on_text, **decoding)
@@ -173,8 +125,6 @@ def _rows(
     prompts: Sequence[str], file: Path | None, names: Sequence[str], *, compare: bool
 ) -> tuple[list[Source], list[str]]:
     """A prompt and the name of its prefix for every row."""
-    from foreword.cli.prompts import read_prompts
-
     sources = read_prompts(prompts, file)
     if compare and set(names) == {"none"}:
         raise UsageError("--compare shows texts without and with a prefix; give --prefix FILE")
@@ -231,3 +181,62 @@ def _one_line(source: Any, length: int = 70) -> str:
     text = source if isinstance(source, str) else source[-1]["content"]
     text = output.printable(" ".join(text.split()))
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+# -- prompts -------------------------------------------------------------------------------------
+
+
+def read_prompts(given: Sequence[str], file: Path | None) -> list[Source]:
+    """The prompts of a command.
+
+    Raises:
+        UsageError: none at all, or both ways at once.
+        CannotRead, BadExamples: a file that is absent, empty or has a fault; says where.
+    """
+    if given and file is not None:
+        raise UsageError("prompts are given both as words and by --input; choose one")
+    if file is None:
+        if not given:
+            raise UsageError("no prompt: give one in quotes, --input FILE, or --input - for standard input")
+        return list(given)
+    prompts = [_prompt(line) for line in _lines(file) if not line.blank]
+    if not prompts:
+        raise BadExamples(f"{_name(file)} is empty; expected a prompt a line")
+    return prompts
+
+
+def _lines(file: Path) -> Iterator[Line]:
+    from foreword.examples.records import Line, read_lines
+
+    if str(file) != STANDARD_INPUT:
+        yield from read_lines(file)
+        return
+    for number, text in enumerate(sys.stdin, 1):
+        yield Line(_name(file), number, text.rstrip("\r\n"))
+
+
+def _name(file: Path) -> str:
+    return "standard input" if str(file) == STANDARD_INPUT else str(file)
+
+
+def _prompt(line: Line) -> Source:
+    from foreword.examples.jsonl import parse_object
+
+    if not line.text.lstrip().startswith('{"'):
+        return line.text
+    record = parse_object(line)
+    source = record.get("source", record.get("messages"))
+    if isinstance(source, str):
+        return source
+    if isinstance(source, list) and source and all(isinstance(text, str) for text in source):
+        return " ".join(source)
+    if isinstance(source, list) and source and all(_is_message(item) for item in source):
+        return tuple({"role": item["role"], "content": item["content"]} for item in source)
+    raise line.fault(
+        "expected an object with source (text) or messages (a list of role and content), "
+        f"found {', '.join(map(repr, record)) or 'no field'}"
+    )
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and all(isinstance(item.get(name), str) for name in ("role", "content"))

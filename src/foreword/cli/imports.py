@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import json as json_format
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from foreword.cli import output
+from foreword.cli.app import Group
+from foreword.cli.options import argument, json_option, overwrite_option
+from foreword.validation import setting
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
     from foreword.prefix import Prefix
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Turn prefixes of other libraries, or of the hub, into prefix files.",
-    epilog="\b\nExample:\n"
-    "  foreword import peft adapter/ --base smollm2-135m-instruct --out mine.prefix\n"
+app = Group(
+    "Turn prefixes of other libraries, or of the hub, into prefix files.",
+    "  foreword import peft adapter/ --base smollm2-135m-instruct --out mine.prefix",
     "  foreword import hub alice/reviews --out reviews.prefix",
 )
 
-BaseName = Annotated[
-    str,
-    typer.Option(
-        "--base", help="The model it was trained for: alias, folder or Hugging Face id.", show_default=False
-    ),
-]
-Output = Annotated[Path, typer.Option("--out", help="The prefix file to write.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_base = setting(help="The model it was trained for: alias, folder or Hugging Face id")
+_out = setting(help="The prefix file to write")
+_overwrite = overwrite_option(section=None, help="Replace the file if it is there")
+_json = json_option(section=None)
 
 
-@app.command()
+@app.takes()
 def peft(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder that PEFT's save_pretrained wrote.", show_default=False)
-    ],
-    base: BaseName,
-    out: Output,
-    overwrite: Overwrite = False,
-    json: Json = False,
+    folder: Path = argument(..., help="Folder that PEFT's save_pretrained wrote."),
+    base: str = _base,
+    out: Path = _out,
+    overwrite: bool = _overwrite,
+    json: bool = _json,
 ) -> None:
     """Import a prefix (or a cartridge) that PEFT saved.
 
@@ -51,15 +46,13 @@ def peft(
     _convert(import_peft, folder, base, out, overwrite, json)
 
 
-@app.command()
+@app.takes()
 def adapters(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder that save_adapter of adapters wrote.", show_default=False)
-    ],
-    base: BaseName,
-    out: Output,
-    overwrite: Overwrite = False,
-    json: Json = False,
+    folder: Path = argument(..., help="Folder that save_adapter of adapters wrote."),
+    base: str = _base,
+    out: Path = _out,
+    overwrite: bool = _overwrite,
+    json: bool = _json,
 ) -> None:
     """Import a prefix that adapters (AdapterHub) saved.
 
@@ -70,18 +63,15 @@ def adapters(
     _convert(import_adapters, folder, base, out, overwrite, json)
 
 
-@app.command("prefix-tuning")
+@app.takes("prefix-tuning")
 def prefix_tuning(
-    path: Annotated[
-        Path,
-        typer.Argument(
-            help="Checkpoint of XiangLi1999/PrefixTuning: folder, or its file of weights.", show_default=False
-        ),
-    ],
-    base: BaseName,
-    out: Output,
-    overwrite: Overwrite = False,
-    json: Json = False,
+    path: Path = argument(
+        ..., help="Checkpoint of XiangLi1999/PrefixTuning: folder, or its file of weights."
+    ),
+    base: str = _base,
+    out: Path = _out,
+    overwrite: bool = _overwrite,
+    json: bool = _json,
 ) -> None:
     """Import a checkpoint of the original code (GPT-2, BART).
 
@@ -92,15 +82,13 @@ def prefix_tuning(
     _convert(import_prefix_tuning, path, base, out, overwrite, json)
 
 
-@app.command()
+@app.takes()
 def hub(
-    repository: Annotated[str, typer.Argument(help="owner/name on the hub.", show_default=False)],
-    out: Output,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Commit, branch or tag; the newest when left out.")
-    ] = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
+    repository: str = argument(..., help="owner/name on the hub."),
+    out: Path = _out,
+    revision: str | None = setting(None, help="Commit, branch or tag; the newest when left out"),
+    overwrite: bool = _overwrite,
+    json: bool = _json,
 ) -> None:
     """Fetch a prefix from the Hugging Face Hub.
 
@@ -136,14 +124,11 @@ def _convert(
 
 def _tell(out: Path, prefix: Prefix, json: bool, **more: str) -> None:
     facts: dict[str, Any] = {
-        "file": str(out),
+        "file": out,
         "digest": prefix.digest,
         "length": prefix.length,
         "streams": list(prefix.streams),
         "base": prefix.base.name,
         **more,
     }
-    if json:
-        typer.echo(json_format.dumps(facts, ensure_ascii=False))
-    else:
-        typer.echo(f"{out}: {prefix!r}")
+    output.tell(facts, f"{out}: {prefix!r}", json=json)

@@ -1,23 +1,27 @@
-"""Loading: base models and prefixes as the options name them, with nothing but notes on the screen."""
+"""Loading: base models, prefixes and data as the options name them, with nothing but notes on the screen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from foreword.base.options import ModelOptions
 from foreword.errors import CannotRead, UnknownModel, UsageError
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
+    from foreword.examples import Entry, Example
     from foreword.prefix import Prefix
 
 NO_PREFIX = "none"
 
 
-def load_base(name: str, *, device: str, dtype: str, attention: Any, quantization: Any = None) -> BaseModel:
+def load_base(name: str, options: ModelOptions) -> BaseModel:
     """The base model called `name`.
 
     Raises:
@@ -32,15 +36,8 @@ def load_base(name: str, *, device: str, dtype: str, attention: Any, quantizatio
     # Bars and remarks about weights are for who writes models, not for who uses one.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    _check_device(torch, device)
-    return BaseModel.load(
-        name,
-        device=device,
-        dtype=dtype,
-        attention=attention,
-        quantization=quantization,
-        notify=lambda line: typer.echo(line, err=True),
-    )
+    _check_device(torch, options.device)
+    return BaseModel.load(name, notify=lambda line: typer.echo(line, err=True), **dataclasses.asdict(options))
 
 
 def load_prefixes(names: Sequence[str]) -> list[Prefix | None]:
@@ -51,29 +48,20 @@ def load_prefixes(names: Sequence[str]) -> list[Prefix | None]:
     return [read.get(name) for name in names]
 
 
-def load_base_of(
-    prefixes: Sequence[Prefix | None],
-    base: str | None,
-    *,
-    device: str,
-    dtype: str,
-    attention: Any,
-    quantization: Any = None,
-) -> BaseModel:
+def load_base_of(prefixes: Sequence[Prefix | None], base: str | None, options: ModelOptions) -> BaseModel:
     """The base model that was asked for, or else the one that the first prefix names.
 
     Raises:
         UsageError: neither was given.
         UnknownModel, CannotRead: the prefix names a model that is not to be found from here.
     """
-    options = {"device": device, "dtype": dtype, "attention": attention, "quantization": quantization}
     if base is not None:
-        return load_base(base, **options)
+        return load_base(base, options)
     named = next((prefix.base.name for prefix in prefixes if prefix is not None), None)
     if named is None:
         raise UsageError("no base model: give --base, or a --prefix that names one")
     try:
-        return load_base(named, **options)
+        return load_base(named, options)
     except (UnknownModel, CannotRead) as error:
         raise type(error)(
             f"the prefix was trained for {named!r}, and {error}. Say where it is now with --base"
@@ -94,3 +82,77 @@ def _check_device(torch: Any, device: str) -> None:
     )
     if absent:
         raise UsageError(f"device is {device!r}, but torch finds none here; take --device cpu, or auto")
+
+
+# -- data of a task, or of any kind --------------------------------------------------------------
+
+FROM_HUB = "hub:"
+"""What a task's split at the hub begins with, where a path is expected."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data is read.
+
+    Attributes:
+        task: name of a task whose official files or splits they are, or None.
+        format, fields: of `read_examples`, without a task.
+
+    Raises:
+        UsageError: a task that does not exist, or one with `format` or `fields`, which it has itself.
+    """
+
+    task: str | None
+    format: Any = "auto"
+    fields: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        from foreword.evaluation import find_task
+
+        if self.task is None:
+            return
+        find_task(self.task)
+        if self.fields or self.format != "auto":
+            raise UsageError(
+                "--task says how its files are read; leave --format and the options that name fields out"
+            )
+
+    def data(self, path: Path, *, limit: int | None = None) -> list[Example | Entry]:
+        """The task's entries: of its official files at `path`, or of a split (`hub:dev`); else examples.
+
+        Raises:
+            UsageError: a split without a task.
+            CannotRead, BadExamples, DownloadFailed: see `read_task`, `fetch_task`, `read_examples`.
+        """
+        from foreword.evaluation import fetch_task, find_task, read_task
+        from foreword.examples import read_examples
+
+        by_name = str(path).startswith(FROM_HUB)
+        if self.task is None:
+            if by_name:
+                raise UsageError(f"{path} is a task's split at the hub; say of which task with --task")
+            return [*read_examples(path, format=self.format, fields=self.fields, limit=limit)]
+        if by_name:
+            return [*fetch_task(find_task(self.task), str(path).removeprefix(FROM_HUB), limit=limit)]
+        return [*read_task(find_task(self.task), path, limit=limit)]
+
+    def entries(self, path: Path, *, groups: bool = False, limit: int | None = None) -> list[Entry]:
+        """The task's entries, which may have sources in common; without a task, one for each source.
+
+        Args:
+            groups: take categories, where the task has any, for owners.
+        """
+        from foreword.examples import entries_of
+
+        found = entries_of(self.data(path, limit=limit))
+        if self.task is None or not groups:
+            return found
+        return [replace(entry, owner=entry.category or entry.owner) for entry in found]
+
+    def training(self, path: Path, *, groups: bool = False) -> list[Example]:
+        """An example for each text of the file, but for those that the task marks as unfit for training."""
+        from foreword.examples import Example, examples_of
+
+        if self.task is None:
+            return [one for one in self.data(path) if isinstance(one, Example)]
+        return examples_of(self.entries(path, groups=groups))

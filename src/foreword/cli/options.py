@@ -1,116 +1,356 @@
-"""Options that several commands share, as annotated types."""
+"""Options of the commands, made from the definitions of settings; and those that several commands share.
+
+A command says what it takes in its signature: a class of settings stands for an option each, and so does a
+parameter whose default is `setting(...)`. `with_options` makes of both what typer understands.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+import keyword
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Union
 
 import typer
+from typer.models import ArgumentInfo
 
+from foreword.base.options import SECTION as MODEL
 from foreword.errors import UsageError
+from foreword.validation import (
+    Setting,
+    current_names,
+    deprecated,
+    flat_settings,
+    from_mapping,
+    setting,
+    settings_of,
+)
 
-DATA, MODEL, TEXT, OUTPUT = "Data", "Base model", "Generation", "Output"
+if TYPE_CHECKING:
+    from foreword.store import PrefixStore
 
-# -- data --------------------------------------------------------------------------------------
+DATA, TEXT, OUTPUT = "Data", "Generation", "Output"
+BASE = "smollm2-135m-instruct"
 
-DataFile = Annotated[
-    Path, typer.Argument(metavar="DATA", help="File of examples; see docs/data.md.", show_default=False)
-]
-Format = Annotated[
-    Literal["auto", "jsonl", "csv", "e2e", "chat"],
-    typer.Option("--format", help="How the data is written.", rich_help_panel=DATA),
-]
-SourceField = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Field or column with the source.", rich_help_panel=DATA),
-]
-TargetField = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Field or column with the target.", rich_help_panel=DATA),
-]
-OwnerField = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Field or column with the owner.", rich_help_panel=DATA),
-]
-Limit = Annotated[
-    int | None, typer.Option(metavar="N", help="Take the first N examples only.", rich_help_panel=DATA)
-]
+# -- from definitions to options -----------------------------------------------------------------
 
 
-def fields_of(source: str | None, target: str | None, owner: str | None) -> dict[str, str] | None:
-    """The field names that were given, as `read_examples` takes them."""
-    given = {"source": source, "target": target, "owner": owner}
-    return {part: name for part, name in given.items() if name is not None} or None
+Class = TypeVar("Class")
 
 
-# -- base model --------------------------------------------------------------------------------
+class Given(dict[str, Any], Generic[Class]):
+    """The options of a class of settings that were given, by name, as text; other sources have the rest."""
 
-BaseOfPrefix = Annotated[
-    str | None,
-    typer.Option(
-        "--base",
-        metavar="NAME",
-        help="Alias, folder or Hugging Face id; without it, the base that the prefix names.",
-        rich_help_panel=MODEL,
-    ),
-]
-Device = Annotated[
-    str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, balanced.", rich_help_panel=MODEL)
-]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="Data type of the base model.", rich_help_panel=MODEL),
-]
-AttentionKernel = Annotated[
-    Literal["auto", "sdpa", "eager"],
-    typer.Option("--attention", help="Attention implementation.", rich_help_panel=MODEL),
-]
-Quantized = Annotated[
-    Literal["int8", "nf4"] | None,
-    typer.Option(
-        "--quantization",
-        help="Quantize the frozen weights; see docs/quantization.md.",
-        rich_help_panel=MODEL,
-    ),
-]
 
-# -- generation --------------------------------------------------------------------------------
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command as typer takes it: an option for every setting in its signature.
 
-MaxNewTokens = Annotated[
-    int, typer.Option(metavar="N", help="Maximum new tokens per text.", rich_help_panel=TEXT)
-]
-MinNewTokens = Annotated[
-    int, typer.Option(metavar="N", help="Minimum new tokens before an end token.", rich_help_panel=TEXT)
-]
-Beams = Annotated[
-    int, typer.Option(metavar="N", help="Beam search with N beams; 1: off.", rich_help_panel=TEXT)
-]
-LengthPenalty = Annotated[
-    float,
-    typer.Option(
-        metavar="X", help="Exponent of the length by which beam scores are divided.", rich_help_panel=TEXT
-    ),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TEXT", help=r"End a text where this begins (\n: newline); repeatable.", rich_help_panel=TEXT
-    ),
-]
-Ban = Annotated[
-    list[str] | None,
-    typer.Option(metavar="TEXT", help="Never write this; repeatable.", rich_help_panel=TEXT),
-]
-RowsTogether = Annotated[
-    int, typer.Option("--batch-size", metavar="N", help="Texts generated together.", rich_help_panel=TEXT)
-]
+    A class of settings comes to the command as an object made of the options. What is wrong with a value
+    is said in the words of the definition, with the option's name in front.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {}
+    given: dict[str, list[str]] = {}
+    parameters: list[inspect.Parameter] = []
+    for one in signature.parameters.values():
+        one = one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        if isinstance(one.default, dataclasses.Field):
+            parameters.append(_parameter(one.name, defined(one), one.annotation))
+        elif dataclasses.is_dataclass(one.annotation) and settings_of(one.annotation):  # type: ignore[arg-type]
+            groups[one.name] = one.annotation
+            parameters += _parameters_of(one.annotation)
+        elif typing.get_origin(one.annotation) is Given:
+            (kind,) = typing.get_args(one.annotation)
+            parameters += (texts := _text_parameters(kind))
+            given[one.name] = [each.name for each in texts]
+        else:
+            parameters.append(one)
+    parameters.sort(key=lambda one: not isinstance(one.default, ArgumentInfo))  # in the help, too
 
-# -- output ------------------------------------------------------------------------------------
+    @functools.wraps(command)
+    def run(**values: Any) -> Any:
+        for name, kind in groups.items():
+            values[name] = _made(kind, values)
+        for name, options in given.items():
+            values[name] = {each: value for each in options if (value := values.pop(each)) is not None}
+        return command(**values)
 
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the output if it is there.", rich_help_panel=OUTPUT)
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def defined(parameter: inspect.Parameter) -> Setting:
+    """The setting that stands as a parameter's default."""
+    field: dataclasses.Field[Any] = parameter.default
+    described: Setting = field.metadata[Setting]
+    default = ... if field.default is dataclasses.MISSING else field.default
+    name = described.name or parameter.name
+    return dataclasses.replace(described, name=name, type=parameter.annotation, default=default)
+
+
+def option_of(kind: Any, name: str, default: Any = None, **changes: Any) -> Any:
+    """One setting of a class as a parameter's default, for a command that takes only some of them.
+
+    Without a `default`, the parameter is None unless it is given, and the help says the setting's own.
+    """
+    (described,) = (each for each in flat_settings(kind) if each.name == name)
+    if default is None:
+        changes = {"default_text": described.shown_default, **changes}
+    return dataclasses.field(
+        default=default, metadata={Setting: dataclasses.replace(described, name="", **changes)}
+    )
+
+
+def _parameters_of(kind: Any) -> list[inspect.Parameter]:
+    """Parameters of all settings of a class; old names and those that are gone are taken and not shown."""
+    found = []
+    for each in flat_settings(kind):
+        annotation = _option_type(each)
+        found.append(_parameter(_key(each.name), each, annotation, given=True))
+        for alias in each.aliases:
+            old = dataclasses.replace(each, name=alias, short=None)
+            found.append(_parameter(_key(alias), old, annotation, given=True, hidden=True))
+    for name in getattr(kind, "GONE", {}):
+        gone = Setting("Does nothing any more", name=name, type=bool, default=False)
+        found.append(_parameter(name, gone, bool, given=True, hidden=True))
+    return found
+
+
+def _text_parameters(kind: Any) -> list[inspect.Parameter]:
+    """Parameters of the settings that are one value each; values stay text, so that "none" is one."""
+    found = []
+    for each in settings_of(kind):
+        if {str, int, float, bool} & set(each.alternatives) or each.choices:
+            flag = bool in each.alternatives
+            annotation: Any = bool | None if flag else str | None
+            found.append(_parameter(each.name, each, annotation, given=True))
+    return found
+
+
+def _key(name: str) -> str:
+    """The name of an option's parameter; `as` and `with` can be none in Python."""
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
+def _parameter(
+    name: str, described: Setting, annotation: Any, *, given: bool = False, hidden: bool = False
+) -> inspect.Parameter:
+    """One option. With `given`, one that was not typed comes as None, so that it can be told apart."""
+    spelling, flag = described.option, annotation is bool
+    if flag and described.default is True:
+        spelling = spelling.replace("--", "--no-", 1)
+    elif annotation == bool | None:
+        spelling = f"{spelling}/--no-{described.option.removeprefix('--')}"
+    bounded = int in described.alternatives and not given
+    option = typer.Option(
+        *(() if described.short is None else (described.short,)),
+        spelling,
+        metavar=None if bool in described.alternatives else _metavar(described),
+        help=help_of(described),
+        rich_help_panel=described.section,
+        show_default=False,
+        envvar=described.variable,
+        hidden=hidden,
+        min=described.ge if bounded else None,
+        max=described.le if bounded else None,
+    )
+    default = False if flag else None if given and described.default is not ... else described.default
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[annotation, option],
+        default=inspect.Parameter.empty if default is ... else default,
+    )
+
+
+def _metavar(described: Setting) -> str | None:
+    usual = {int: "N", float: "X", Path: "FILE"}
+    return described.metavar or next((usual[kind] for kind in described.alternatives if kind in usual), None)
+
+
+def help_of(described: Setting) -> str:
+    """The help of an option: the sentence of its definition, with the default behind it."""
+    text, default = described.help, described.shown_default
+    if described.default is False:
+        return f"{text}."
+    if default in (None, "", "()"):
+        return f"{text}."
+    return f"{text}; default{':' if described.default_text is not None else ''} {default}."
+
+
+def _option_type(described: Setting) -> Any:
+    """What typer shall read: text where the definition reads it itself, else the type, or nothing."""
+    kinds = described.alternatives
+    if bool in kinds:
+        return bool
+    if described.parse is not None:
+        return str | None
+    if typing.get_origin(kinds[0]) is tuple:
+        return list[str] | None
+    return Union[kinds[0], None]  # noqa: UP007 (a Literal takes no |)
+
+
+def _made(kind: Any, values: dict[str, Any]) -> Any:
+    """Take the options of a class of settings out of `values`, and make its object of them."""
+    given: dict[str, Any] = {}
+    flat = flat_settings(kind)
+    for name in getattr(kind, "GONE", {}):
+        given[name] = values.pop(name) or None
+    for each in flat:
+        value = values.pop(_key(each.name))
+        for alias in each.aliases:
+            old = values.pop(alias)
+            if old in (None, False):
+                continue
+            if value not in (None, False):
+                raise UsageError(f"--{alias} is the old name of {each.option}, and both are given; give one")
+            deprecated(f"--{alias.replace('_', '-')} is now called {each.option}")
+            value = old
+        if bool in each.alternatives:  # an option can only turn it
+            value = (not value if each.default is True else value) if value else None
+        given[each.name] = tuple(value) if isinstance(value, list) else value
+    try:
+        current_names(kind, {name: given[name] for name in getattr(kind, "GONE", {})})
+        rest = {name: value for name, value in given.items() if value is not None}
+        return kind.from_mapping(rest) if hasattr(kind, "from_mapping") else from_mapping(kind, rest)
+    except UsageError as error:
+        raise in_options(error, flat) from error
+
+
+def in_options(error: UsageError, described: typing.Iterable[Setting]) -> UsageError:
+    """The error with the option's name where the setting's stands in front."""
+    message = str(error)
+    for each in described:
+        if message.startswith((f"{each.name} is ", f"{each.name} of ")):
+            message = each.option + message.removeprefix(each.name)
+    return UsageError(message)
+
+
+# -- options that several commands share ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a file of examples is written."""
+
+    format: Literal["auto", "jsonl", "csv", "e2e", "chat"] = setting(
+        "auto", section=DATA, help="How the data is written"
+    )
+    source_field: str | None = setting(
+        None, metavar="NAME", section=DATA, help="Field or column with the source"
+    )
+    target_field: str | None = setting(
+        None, metavar="NAME", section=DATA, help="Field or column with the target"
+    )
+
+    def fields(self, owner: str | None = None) -> dict[str, str] | None:
+        """The field names that were given, as `read_examples` takes them."""
+        named = {"source": self.source_field, "target": self.target_field, "owner": owner}
+        return {part: name for part, name in named.items() if name is not None} or None
+
+
+@dataclass(frozen=True)
+class DataOptions(SourceOptions):
+    """How a file of examples with owners is written."""
+
+    owner_field: str | None = setting(
+        None, metavar="NAME", section=DATA, help="Field or column with the owner"
+    )
+
+    def fields(self, owner: str | None = None) -> dict[str, str] | None:
+        """As `SourceOptions.fields`; `owner` is the owner's field where none was given."""
+        return super().fields(self.owner_field or owner)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How texts are generated, of the commands that decode with or without a task."""
+
+    max_new_tokens: int = setting(64, section=TEXT, help="Maximum new tokens per text")
+    min_new_tokens: int = setting(0, section=TEXT, help="Minimum new tokens before an end token")
+    beams: int = setting(1, section=TEXT, help="Beam search with N beams; 1: off")
+    length_penalty: float = setting(
+        1.0, section=TEXT, help="Exponent of the length by which beam scores are divided"
+    )
+    stop: tuple[str, ...] = setting(
+        (), metavar="TEXT", section=TEXT, help=r"End a text where this begins (\n: newline); repeatable"
+    )
+    ban: tuple[str, ...] = setting((), metavar="TEXT", section=TEXT, help="Never write this; repeatable")
+    batch_size: int = setting(32, section=TEXT, help="Texts generated together")
+
+    def decoding(self) -> dict[str, Any]:
+        """Keywords of `Decoding`."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del given["batch_size"]
+        given["banned"] = given.pop("ban")
+        return {**given, "stop": tuple(map(unescaped, self.stop))}
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """The store that a command works on."""
+
+    place: str = setting(
+        "prefixes",
+        name="store",
+        variable="FOREWORD_STORE",
+        metavar="PLACE",
+        help="Folder of the store, or URL of its database",
+    )
+    blobs: str | None = setting(
+        None,
+        variable="FOREWORD_STORE_BLOBS",
+        metavar="PLACE",
+        help="Where a database's files are: folder or URL",
+    )
+
+    def opened(self, *, create: bool = False) -> PrefixStore:
+        """The store. Raises as `PrefixStore`."""
+        from foreword.store import PrefixStore
+
+        return PrefixStore(self.place, blobs=self.blobs, create=create)
+
+
+@dataclass(frozen=True)
+class OwnedStoreOptions(StoreOptions):
+    """The same, and as whom."""
+
+    as_owner: str | None = setting(
+        None, name="as", help="Act as this owner instead of as local administrator"
+    )
+
+    def opened(self, *, create: bool = False) -> PrefixStore:
+        """The store, as its owner sees it. Raises as `PrefixStore`."""
+        store = super().opened(create=create)
+        return store if self.as_owner is None else store.as_owner(self.as_owner)
+
+
+base_option = functools.partial(
+    setting, BASE, name="base", metavar="NAME", section=MODEL, help="Alias, folder or Hugging Face id"
+)
+base_of_prefix = functools.partial(
+    setting,
+    None,
+    name="base",
+    metavar="NAME",
+    section=MODEL,
+    help="Alias, folder or Hugging Face id; without it, the base that the prefix names",
+)
+overwrite_option = functools.partial(
+    setting, False, name="overwrite", section=OUTPUT, help="Replace the output if it is there"
+)
+json_option = functools.partial(setting, False, name="json", section=OUTPUT, help="Print one JSON object")
+argument = functools.partial(typer.Argument, show_default=False)
+data_file = functools.partial(argument, ..., metavar="DATA", help="File of examples; see docs/data.md.")
+
+
+# -- what options mean ---------------------------------------------------------------------------
 
 
 def unescaped(text: str) -> str:
@@ -133,7 +373,8 @@ def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
     return found
 
 
-def typed(context: typer.Context, parameter: str) -> bool:
-    """Whether the user gave this option, be it at its default value."""
-    source = context.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"
+def typed(context: typer.Context, *parameters: str) -> list[str]:
+    """The options among these parameters that the user gave, be it at their default values."""
+    spellings = {one.name: one.opts[-1] for one in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in parameters}
+    return [spellings[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"]

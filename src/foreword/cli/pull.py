@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json as json_format
-from typing import Annotated
-
 import typer
+
+from foreword.cli import output
+from foreword.cli.options import argument, json_option
+from foreword.validation import setting
 
 
 def pull(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="smollm2-135m-instruct, gemma3-270m, a Hugging Face id (owner/name) or a folder.",
-            show_default=False,
-        ),
-    ],
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Fetch and convert an alias again. Models of the hub are compared with it at every pull.",
-        ),
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    name: str = argument(
+        ..., help="smollm2-135m-instruct, gemma3-270m, a Hugging Face id (owner/name) or a folder."
+    ),
+    force: bool = setting(
+        False, help="Fetch and convert an alias again. Models of the hub are compared with it at every pull"
+    ),
+    json: bool = json_option(section=None),
 ) -> None:
     """Bring a base model onto this disk and say where it is.
 
@@ -39,20 +32,20 @@ def pull(
     model = pull_model(name, force=force, notify=lambda message: typer.echo(message, err=True))
     size = sum(file.stat().st_size for file in model.path.iterdir() if file.is_file())
     identity = fingerprint(model.path)
-    if json:
-        facts = {
-            "name": model.name,
-            "path": str(model.path),
-            "bytes": size,
-            "source": model.source,
-            "revision": model.revision,
-            "licence": model.licence,
-            "fingerprint": identity,
-        }
-        typer.echo(json_format.dumps(facts))
-        return
-    typer.echo(f"{model.name}: {model.path}")
-    typer.echo(f"  size         {size / 1e6:.0f} MB")
-    typer.echo(f"  source       {model.source}")
-    typer.echo(f"  licence      {model.licence or 'not stated; see the source'}")
-    typer.echo(f"  fingerprint  {short(identity)}")
+    facts = {
+        "name": model.name,
+        "path": model.path,
+        "bytes": size,
+        "source": model.source,
+        "revision": model.revision,
+        "licence": model.licence,
+        "fingerprint": identity,
+    }
+    text = (
+        f"{model.name}: {model.path}\n"
+        f"  size         {size / 1e6:.0f} MB\n"
+        f"  source       {model.source}\n"
+        f"  licence      {model.licence or 'not stated; see the source'}\n"
+        f"  fingerprint  {short(identity)}"
+    )
+    output.tell(facts, text, json=json)

@@ -1,51 +1,61 @@
-"""foreword store: look after a store of prefixes."""
+"""foreword store: look after a store of prefixes, its owners and its keys."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from foreword.cli import output, store_administration, store_output
-from foreword.cli.store_options import AsOwner, BlobsPlace, Json, StorePlace, opened
+from foreword.cli import output
+from foreword.cli.app import Group
+from foreword.cli.options import OwnedStoreOptions, StoreOptions, argument, json_option, overwrite_option
+from foreword.errors import UsageError
+from foreword.validation import setting
 
-app = typer.Typer(
-    name="store",
-    help="Prefixes by name and version: list, put, get, label, share, verify, forget.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    epilog="\b\nExample:\n"
-    "  foreword store put alice/reviews reviews.prefix --label production\n"
+app = Group(
+    "Prefixes by name and version: list, put, get, label, share, verify, forget.",
+    "  foreword store put alice/reviews reviews.prefix --label production",
     "  foreword store list --owner alice",
+    name="store",
+)
+keys = Group(
+    "API keys: make, list, revoke.",
+    "  foreword store keys make alice",
+    "  foreword store keys list --owner alice",
 )
 
-Name = Annotated[str, typer.Argument(help="owner/name", show_default=False)]
-Reference = Annotated[
-    str,
-    typer.Argument(help="owner/name, or with @3, @label or @sha256:<digest> behind it.", show_default=False),
-]
+KEY_COLUMNS = ("id", "owner", "role", "note", "created", "revoked")
+
+_json = json_option(section=None)
+_overwrite = overwrite_option(section=None, help="Replace the file if it is there")
+_name = argument(..., help="owner/name")
+_reference = argument(..., help="owner/name, or with @3, @label or @sha256:<digest> behind it.")
+_owner = argument(...)
+_only_owner = setting(None, help="Only this owner's")
+_out = setting(name="output", short="-o", help="File to write")
+
+# -- prefixes ------------------------------------------------------------------------------------
 
 
-@app.command("list")
+@app.takes("list")
 def list_(
-    owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only names that start with this.")] = None,
-    label: Annotated[str | None, typer.Option(help="Only those with this label.")] = None,
-    base: Annotated[str | None, typer.Option(help="Only those of this base model.")] = None,
-    limit: Annotated[int, typer.Option(help="How many on a page, up to 1000.")] = 100,
-    after: Annotated[str | None, typer.Option(help="Start behind this owner/name.")] = None,
-    place: StorePlace = "prefixes",
-    blobs: BlobsPlace = None,
-    as_owner: AsOwner = None,
-    json: Json = False,
+    owner: str | None = _only_owner,
+    name: str | None = setting(None, help="Only names that start with this"),
+    label: str | None = setting(None, help="Only those with this label"),
+    base: str | None = setting(None, help="Only those of this base model"),
+    limit: int = setting(100, help="How many on a page, up to 1000"),
+    after: str | None = setting(None, help="Start behind this owner/name"),
+    *,
+    store: OwnedStoreOptions,
+    json: bool = _json,
 ) -> None:
     """List prefixes, a page at a time.
 
     Example: foreword store list --owner alice --label production
     """
-    with opened(place, blobs, as_owner) as store:
-        page = store.list(owner=owner, name=name, label=label, base=base, limit=limit, after=after)
+    with store.opened() as opened:
+        page = opened.list(owner=owner, name=name, label=label, base=base, limit=limit, after=after)
     if json:
         return output.json_object({"prefixes": [v.to_json() for v in page], "next": page.next})
     rows = [
@@ -65,18 +75,12 @@ def list_(
         typer.echo(f"more: --after {page.next}", err=True)
 
 
-@app.command()
+@app.takes()
 def show(
-    reference: Annotated[
-        str,
-        typer.Argument(
-            help="A prefix file, or owner/name (with @3, @label, @sha256:...).", show_default=False
-        ),
-    ],
-    place: StorePlace = "prefixes",
-    blobs: BlobsPlace = None,
-    as_owner: AsOwner = None,
-    json: Json = False,
+    reference: str = argument(..., help="A prefix file, or owner/name (with @3, @label, @sha256:...)."),
+    *,
+    store: OwnedStoreOptions,
+    json: bool = _json,
 ) -> None:
     """Describe a prefix in the store, or a single prefix file.
 
@@ -85,22 +89,35 @@ def show(
     if Path(reference).is_file() or (reference.endswith(".prefix") and reference.count("/") != 1):
         facts = _facts_of_file(Path(reference))
     else:
-        with opened(place, blobs, as_owner) as store:
-            facts = store.describe(reference).to_json()
+        with store.opened() as opened:
+            facts = opened.describe(reference).to_json()
     if json:
         return output.json_object(facts)
-    store_output.facts(facts)
+    output.facts(facts)
 
 
-@app.command()
+def _facts_of_file(path: Path) -> dict[str, Any]:
+    from foreword.prefix import Prefix
+    from foreword.store.record import columns_of
+
+    prefix = Prefix.load(path)
+    return {
+        "file": str(path),
+        "digest": prefix.digest,
+        "size": path.stat().st_size,
+        "numbers": prefix.numel(),
+        **columns_of(prefix),
+    }
+
+
+@app.takes()
 def put(
-    name: Name,
-    file: Annotated[Path, typer.Argument(help="The prefix file.", show_default=False)],
-    label: Annotated[list[str] | None, typer.Option(help="Point this label at it; can be repeated.")] = None,
-    place: StorePlace = "prefixes",
-    blobs: BlobsPlace = None,
-    as_owner: AsOwner = None,
-    json: Json = False,
+    name: str = _name,
+    file: Path = argument(..., help="The prefix file."),
+    label: list[str] | None = setting(None, help="Point this label at it; can be repeated"),
+    *,
+    store: OwnedStoreOptions,
+    json: bool = _json,
 ) -> None:
     """Store a prefix file as the next version of a name; makes the store when there is none.
 
@@ -108,28 +125,25 @@ def put(
     """
     from foreword.store.names import check_label
 
-    with opened(place, blobs, as_owner, create=True) as store:
+    with store.opened(create=True) as opened:
         for text in label or ():
             check_label(text)  # before anything is stored
-        version = store.put(name, file)
+        version = opened.put(name, file)
         for text in label or ():
-            version = store.label(version.reference, text)
+            version = opened.label(version.reference, text)
         if label:
-            version = store.describe(version.reference).version
-    if json:
-        return output.json_object(version.to_json())
-    typer.echo(f"{version.reference}  {version.digest}")
+            version = opened.describe(version.reference).version
+    output.tell(version.to_json(), f"{version.reference}  {version.digest}", json=json)
 
 
-@app.command()
+@app.takes()
 def get(
-    reference: Reference,
-    out: Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
-    place: StorePlace = "prefixes",
-    blobs: BlobsPlace = None,
-    as_owner: AsOwner = None,
-    json: Json = False,
+    reference: str = _reference,
+    out: Path = _out,
+    overwrite: bool = _overwrite,
+    *,
+    store: OwnedStoreOptions,
+    json: bool = _json,
 ) -> None:
     """Write a version to a prefix file.
 
@@ -138,124 +152,283 @@ def get(
     from foreword.files import check_output
 
     check_output(out, overwrite=overwrite)
-    with opened(place, blobs, as_owner) as store:
-        prefix = store.get(reference)
+    with store.opened() as opened:
+        prefix = opened.get(reference)
     prefix.save(out, overwrite=overwrite)
-    if json:
-        return output.json_object({"file": str(out), "digest": prefix.digest})
-    typer.echo(f"{out}  {prefix.digest}")
+    output.tell({"file": str(out), "digest": prefix.digest}, f"{out}  {prefix.digest}", json=json)
 
 
-@app.command()
+@app.takes()
 def label(
-    reference: Reference,
-    text: Annotated[str, typer.Argument(metavar="LABEL", help="Such as production.", show_default=False)],
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the label instead.")] = False,
-    place: StorePlace = "prefixes",
-    blobs: BlobsPlace = None,
-    as_owner: AsOwner = None,
-    json: Json = False,
+    reference: str = _reference,
+    text: str = argument(..., metavar="LABEL", help="Such as production."),
+    remove: bool = setting(False, help="Remove the label instead"),
+    *,
+    store: OwnedStoreOptions,
+    json: bool = _json,
 ) -> None:
     """Point a label at a version, or remove it.
 
     Example: foreword store label alice/reviews@3 production
     """
-    with opened(place, blobs, as_owner) as store:
+    with store.opened() as opened:
         if remove:
-            store.unlabel(reference, text)
+            opened.unlabel(reference, text)
         else:
-            reference = store.label(reference, text).reference
-    if json:
-        return output.json_object({"reference": reference, "label": text, "removed": remove})
-    typer.echo(f"{reference}: {'removed ' if remove else ''}{text}")
+            reference = opened.label(reference, text).reference
+    facts = {"reference": reference, "label": text, "removed": remove}
+    output.tell(facts, f"{reference}: {'removed ' if remove else ''}{text}", json=json)
 
 
-@app.command()
+@app.takes()
 def copy(
-    source: Reference,
-    destination: Name,
-    place: StorePlace = "prefixes",
-    blobs: BlobsPlace = None,
-    as_owner: AsOwner = None,
-    json: Json = False,
+    source: str = _reference, destination: str = _name, *, store: OwnedStoreOptions, json: bool = _json
 ) -> None:
     """Make the next version of a name from another prefix; no bytes are copied.
 
     Example: foreword store copy alice/reviews@3 bob/reviews
     """
-    with opened(place, blobs, as_owner) as store:
-        version = store.copy(source, destination)
-    if json:
-        return output.json_object(version.to_json())
-    typer.echo(f"{version.reference}  {version.digest}")
+    with store.opened() as opened:
+        version = opened.copy(source, destination)
+    output.tell(version.to_json(), f"{version.reference}  {version.digest}", json=json)
 
 
-@app.command()
+@app.takes()
 def share(
-    name: Name,
-    grantee: Annotated[str | None, typer.Option("--with", help="The owner who may read it.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Let everybody read it.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Take that back.")] = False,
-    place: StorePlace = "prefixes",
-    blobs: BlobsPlace = None,
-    as_owner: AsOwner = None,
-    json: Json = False,
+    name: str = _name,
+    grantee: str | None = setting(None, name="with", help="The owner who may read it"),
+    public: bool = setting(False, help="Let everybody read it"),
+    remove: bool = setting(False, help="Take that back"),
+    *,
+    store: OwnedStoreOptions,
+    json: bool = _json,
 ) -> None:
     """Let another owner, or everybody, read a prefix; or take that back.
 
     Example: foreword store share alice/reviews --with bob
     """
-    from foreword.errors import UsageError
-
     if (grantee is None) == (not public):
         raise UsageError("say who may read it: --with OWNER, or --public")
-    with opened(place, blobs, as_owner) as store:
+    with store.opened() as opened:
         if grantee is None:
-            store.publish(name, public=not remove)
+            opened.publish(name, public=not remove)
         elif remove:
-            store.unshare(name, grantee)
+            opened.unshare(name, grantee)
         else:
-            store.share(name, grantee)
+            opened.share(name, grantee)
     whom = grantee or "everybody"
-    if json:
-        return output.json_object({"prefix": name, "with": whom, "removed": remove})
-    typer.echo(f"{name}: {'no longer ' if remove else ''}shared with {whom}")
+    facts = {"prefix": name, "with": whom, "removed": remove}
+    output.tell(facts, f"{name}: {'no longer ' if remove else ''}shared with {whom}", json=json)
 
 
-@app.command()
+@app.takes()
 def delete(
-    reference: Reference,
-    all_versions: Annotated[bool, typer.Option("--all", help="Every version of the name.")] = False,
-    place: StorePlace = "prefixes",
-    blobs: BlobsPlace = None,
-    as_owner: AsOwner = None,
-    json: Json = False,
+    reference: str = _reference,
+    all_versions: bool = setting(False, name="all", help="Every version of the name"),
+    *,
+    store: OwnedStoreOptions,
+    json: bool = _json,
 ) -> None:
     """Delete one version, or all; the files go with the next `gc`.
 
     Example: foreword store delete alice/reviews@2
     """
-    with opened(place, blobs, as_owner) as store:
-        gone = store.delete(reference, all_versions=all_versions)
+    with store.opened() as opened:
+        gone = opened.delete(reference, all_versions=all_versions)
+    output.tell({"deleted": list(gone)}, "\n".join(f"deleted {line}" for line in gone), json=json)
+
+
+# -- owners, and the whole store -----------------------------------------------------------------
+
+
+@app.takes()
+def verify(owner: str | None = _only_owner, *, store: StoreOptions, json: bool = _json) -> None:
+    """Read every stored file again and check its digest; ends with status 1 when one is bad.
+
+    Example: foreword store verify
+    """
+    with store.opened() as opened:
+        seen = opened.verify(owner)
+    if seen.problems and not json:
+        rows = [(p.reference, p.fault, p.digest) for p in seen.problems]
+        output.table(("version", "fault", "digest"), rows)
+    text = f"{seen.versions} versions, {seen.size / 1e6:.1f} MB read, {len(seen.problems)} bad"
+    output.tell(seen.to_json(), text, json=json)
+    if seen.problems:
+        raise typer.Exit(1)
+
+
+@app.takes()
+def forget(
+    owner: str = _owner,
+    yes: bool = setting(False, help="Do not ask"),
+    *,
+    store: StoreOptions,
+    json: bool = _json,
+) -> None:
+    """Remove everything of an owner: versions, files, keys, checkpoints, cached copies.
+
+    Example: foreword store forget alice --yes
+    """
+    with store.opened() as opened:
+        if not yes:
+            typer.confirm(f"Remove everything of {owner}? This can't be undone", abort=True, err=True)
+        removed = opened.forget(owner)
     if json:
-        return output.json_object({"deleted": list(gone)})
-    for line in gone:
-        typer.echo(f"deleted {line}")
+        return output.json_object(removed.to_json())
+    output.facts(removed.to_json())
 
 
-def _facts_of_file(path: Path) -> dict[str, Any]:
-    from foreword.prefix import Prefix
-    from foreword.store.record import columns_of
+@app.takes()
+def gc(
+    grace: float = setting(3600.0, help="Seconds that an unnamed file stays"),
+    dry_run: bool = setting(False, help="Only say what would go"),
+    *,
+    store: StoreOptions,
+    json: bool = _json,
+) -> None:
+    """Remove files that no version names.
 
-    prefix = Prefix.load(path)
-    facts = columns_of(prefix)
-    return {
-        "file": str(path),
-        "digest": prefix.digest,
-        "size": path.stat().st_size,
-        "numbers": prefix.numel(),
-        **facts,
-    }
+    Example: foreword store gc --dry-run
+    """
+    with store.opened() as opened:
+        gone = opened.collect_garbage(grace=grace, dry_run=dry_run)
+    word = "would remove" if dry_run else "removed"
+    text = f"{word} {gone.blobs} unnamed files and {gone.leftovers} leftovers, {gone.size / 1e6:.1f} MB"
+    output.tell({**gone.to_json(), "dry_run": dry_run}, text, json=json)
 
 
-store_administration.register(app)
+@app.takes()
+def export(
+    owner: str = _owner,
+    out: Path = _out,
+    overwrite: bool = _overwrite,
+    *,
+    store: OwnedStoreOptions,
+    json: bool = _json,
+) -> None:
+    """Write everything of an owner to one file.
+
+    Example: foreword store export alice -o alice.zip
+    """
+    with store.opened() as opened:
+        written = opened.export_owner(owner, out, overwrite=overwrite)
+    text = f"{out}: {written.prefixes} prefixes, {written.versions} versions, {written.blobs} files"
+    output.tell(written.to_json(), text, json=json)
+
+
+@app.takes("import")
+def import_(
+    file: Path = argument(..., help="An export."),
+    owner: str | None = setting(None, help="To this owner, not the exported one"),
+    *,
+    store: OwnedStoreOptions,
+    json: bool = _json,
+) -> None:
+    """Add an export to the store, private; all of it, or nothing.
+
+    Example: foreword store import alice.zip --owner alice2
+    """
+    with store.opened(create=True) as opened:
+        added = opened.import_owner(file, owner=owner)
+    text = f"{added.owner}: {added.prefixes} prefixes, {added.versions} versions, {added.labels} labels"
+    output.tell(added.to_json(), text, json=json)
+
+
+@app.takes()
+def audit(
+    owner: str | None = setting(None, help="Only about this owner's prefixes"),
+    limit: int = setting(100, help="How many entries"),
+    before: int | None = setting(None, help="Older than the entry with this id"),
+    *,
+    store: StoreOptions,
+    json: bool = _json,
+) -> None:
+    """Show who did what, newest first.
+
+    Example: foreword store audit --owner alice --limit 20
+    """
+    with store.opened() as opened:
+        found = opened.audit(owner, limit=limit, before=before)
+    if json:
+        return output.json_object({"entries": [entry.to_json() for entry in found]})
+    rows = [(str(e.id), e.at[:19], e.who, e.action, e.target or "", (e.digest or "")[:12]) for e in found]
+    output.table(("id", "at", "who", "action", "target", "digest"), rows)
+
+
+@app.takes()
+def migrate(
+    place: str = setting(
+        "prefixes",
+        name="store",
+        variable="FOREWORD_STORE",
+        help="Folder of the store, or URL of its database",
+    ),
+    json: bool = _json,
+) -> None:
+    """Bring the catalogue of an older release up to date; make a backup before.
+
+    Example: foreword store migrate --store prefixes
+    """
+    from foreword.store.schema import migrate as migrate_database
+    from foreword.store.schema import open_to_migrate
+
+    before, after = migrate_database(open_to_migrate(place))
+    text = f"schema {after}, nothing to do" if before == after else f"schema {before} -> {after}"
+    output.tell({"before": before, "after": after}, text, json=json)
+
+
+# -- keys ----------------------------------------------------------------------------------------
+
+
+@keys.takes("make")
+def make_key(
+    owner: str | None = argument(None, help="For whom; none for administrators."),
+    role: str = setting("owner", help="admin, owner or reader"),
+    note: str | None = setting(None, help="What it is for"),
+    *,
+    store: StoreOptions,
+    json: bool = _json,
+) -> None:
+    """Make a key and print it; it is shown this once and kept nowhere.
+
+    Example: foreword store keys make alice --role reader --note gateway
+    """
+    with store.opened(create=True) as opened:
+        made = opened.create_key(owner, role, note=note)  # type: ignore[arg-type]  # checked there
+    output.tell({"key": made.secret, **made.record.to_json()}, made.secret, json=json)
+    if not json:
+        typer.echo(f"id {made.record.id}; the key is not shown again", err=True)
+
+
+@keys.takes("list")
+def list_keys(owner: str | None = _only_owner, *, store: StoreOptions, json: bool = _json) -> None:
+    """List keys; the keys themselves are not known.
+
+    Example: foreword store keys list --owner alice
+    """
+    with store.opened() as opened:
+        found = opened.list_keys(owner)
+    if json:
+        return output.json_object({"keys": [record.to_json() for record in found]})
+    rows = [[str(record.to_json()[column] or "") for column in KEY_COLUMNS] for record in found]
+    output.table(KEY_COLUMNS, rows)
+
+
+@keys.takes("revoke")
+def revoke_key(
+    identifier: str = argument(..., metavar="ID", help="From `keys list`."),
+    *,
+    store: StoreOptions,
+    json: bool = _json,
+) -> None:
+    """Refuse a key from now on.
+
+    Example: foreword store keys revoke 3f9a1c0b77de
+    """
+    with store.opened() as opened:
+        record = opened.revoke_key(identifier)
+    output.tell(record.to_json(), f"{record.id} revoked {record.revoked}", json=json)
+
+
+app.add_typer(keys, name="keys")

@@ -1,4 +1,4 @@
-"""Destinations: where the prefixes of a run with many owners go, and their checkpoints meanwhile."""
+"""Destinations: where the prefixes of a run go, a file or a version for each owner, and checkpoints."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from foreword.cli.train_request import run_folder
 from foreword.errors import CannotWrite, UnknownPrefix, UsageError
 
 if TYPE_CHECKING:
@@ -20,28 +19,9 @@ LONGEST_FILE_NAME = 200
 """Bytes; file systems take 255, and temporary files have longer names."""
 
 
-class Destination(Protocol):
-    """A place for a prefix of each owner."""
-
-    def check(self, owners: Iterable[str]) -> None:
-        """Refuse owners whose names it can't take, and a place that can't be written, before the work.
-
-        Raises:
-            UsageError: which owner, and why.
-            CannotWrite: no right, or no such folder.
-        """
-
-    def checkpoints(self, owner: str) -> Path:
-        """The folder of the owner's checkpoints, log and curves."""
-
-    def find(self, owner: str, digest: str) -> str | None:
-        """Where the prefix with this digest is, or None if it is not there."""
-
-    def taken(self, owner: str) -> Path | None:
-        """A file that would be replaced, or None."""
-
-    def write(self, owner: str, prefix: Prefix, *, overwrite: bool) -> str:
-        """Keep the prefix and say where it is. Raises as `Prefix.save` or `PrefixStore.put`."""
+def run_folder(out: Path) -> Path:
+    """Where a run keeps its checkpoints when nothing is said: beside what it writes."""
+    return out.with_suffix(".run") if out.suffix == ".prefix" else out.with_name(f"{out.name}.run")
 
 
 class Folder:
@@ -52,7 +32,12 @@ class Folder:
         self._runs = runs
 
     def check(self, owners: Iterable[str]) -> None:
-        """As `Destination.check`; also makes the folder."""
+        """Make the folder; refuse owners whose names it can't take, before the work.
+
+        Raises:
+            UsageError: which owner, and why.
+            CannotWrite: no right, or no such folder.
+        """
         seen: dict[str, str] = {}
         for owner in owners:
             file = self.path(owner).name
@@ -79,25 +64,25 @@ class Folder:
         return self._folder / f"{'%2E' + name[1:] if name.startswith('.') else name}.prefix"
 
     def checkpoints(self, owner: str) -> Path:
-        """As `Destination.checkpoints`."""
+        """The folder of the owner's checkpoints, log and curves."""
         from foreword.training.train_many import owner_folder
 
         return owner_folder(self._runs, owner)
 
     def find(self, owner: str, digest: str) -> str | None:
-        """As `Destination.find`; a file that was altered since is not found."""
+        """Where the prefix with this digest is; None if it is not there, or was altered since."""
         path = self.path(owner)
         with contextlib.suppress(FileNotFoundError):
             return str(path) if hashlib.sha256(path.read_bytes()).hexdigest() == digest else None
         return None
 
     def taken(self, owner: str) -> Path | None:
-        """As `Destination.taken`."""
+        """The file that would be replaced, or None."""
         path = self.path(owner)
         return path if path.exists() else None
 
     def write(self, owner: str, prefix: Prefix, *, overwrite: bool) -> str:
-        """As `Destination.write`."""
+        """Keep the prefix and say where it is. Raises as `Prefix.save`."""
         path = self.path(owner)
         prefix.save(path, overwrite=overwrite)
         return str(path)
@@ -111,7 +96,7 @@ class Stored:
         self._name = name
 
     def check(self, owners: Iterable[str]) -> None:
-        """As `Destination.check`."""
+        """As `Folder.check`; makes nothing."""
         from foreword.store.names import parse_name
 
         for owner in owners:
@@ -121,24 +106,28 @@ class Stored:
             self._store.checkpoint_folder(owner)
 
     def checkpoints(self, owner: str) -> Path:
-        """As `Destination.checkpoints`: where `forget` finds them."""
+        """As `Folder.checkpoints`: where `forget` finds them."""
         from foreword.store.names import folder_name
 
         return self._store.checkpoint_folder(owner) / folder_name(self._name)
 
     def find(self, owner: str, digest: str) -> str | None:
-        """As `Destination.find`."""
+        """As `Folder.find`."""
         with contextlib.suppress(UnknownPrefix):
             return self._store.describe(f"{owner}/{self._name}@sha256:{digest}").version.reference
         return None
 
     def taken(self, owner: str) -> Path | None:
-        """As `Destination.taken`: never, each put is a version of its own."""
+        """As `Folder.taken`: never, each put is a version of its own."""
         return None
 
     def write(self, owner: str, prefix: Prefix, *, overwrite: bool) -> str:
-        """As `Destination.write`."""
+        """As `Folder.write`."""
         return self._store.put(f"{owner}/{self._name}", prefix).reference
+
+
+Destination = Folder | Stored
+"""Where the prefixes of a run with many owners go."""
 
 
 @contextlib.contextmanager

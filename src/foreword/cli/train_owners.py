@@ -1,18 +1,29 @@
-"""foreword train --by owner: a prefix for each owner, each written as it is done."""
+"""foreword train --by owner: a prefix for each owner, each written as it is done.
+
+Beside an owner's checkpoints stands the record of what their run ended in, so that no run is done or kept
+twice. Progress is one line for all owners; the report names each of them, for people and for machines.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json as json_format
+import shlex
+import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
+import typer
+
+from foreword import files
 from foreword.cli import output
+from foreword.cli.output import LINES, duration
 from foreword.cli.train_destinations import Destination
-from foreword.cli.train_progress import OwnersProgress
-from foreword.cli.train_record import begin_anew, read_record, write_record
-from foreword.cli.train_report import Outcome, tell
-from foreword.cli.train_request import Request
 from foreword.errors import (
     CheckpointMismatch,
     DamagedCheckpoint,
@@ -21,16 +32,19 @@ from foreword.errors import (
     OutputExists,
     OwnersFailed,
 )
+from foreword.training.settings import OwnersSettings
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
+    from foreword.cli.train import Request
     from foreword.examples import Example
     from foreword.prefix import Prefix
+    from foreword.training.run_log import Progress
 
 ByOwner = dict[str, list["Example"]]
 
 
-def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens: int, isolated: bool) -> None:
+def train_owners(request: Request, goal: Destination, owners: OwnersSettings) -> None:
     """Train every owner who is not done, and tell; ends with status 1 if some got no prefix.
 
     Raises:
@@ -38,20 +52,21 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
         CheckpointMismatch: an owner's run had other settings or data.
         UsageError, WindowExceeded, TrainingStopped: as `train_many`.
     """
-    from foreword.training.settings import make_settings
+    from foreword.prefix_file import check_description
     from foreword.training.train_many import train_many
 
-    by_owner, dev = _by_owner(asked.examples), _by_owner(asked.dev or ())
+    check_description({"labels": request.labels, "licence": request.licence})
+    by_owner, dev = _by_owner(request.examples), _by_owner(request.dev or ())
     goal.check(by_owner)
-    if not asked.overwrite:
+    if not request.overwrite:
         _check_files(goal, by_owner)
     if absent := [owner for owner in dev if owner not in by_owner]:
         output.note(f"{len(absent)} owners have dev examples only, and get no prefix: {_some(absent)}")
-    base = asked.load()
-    done = _done_before(asked, goal, base, by_owner, dev)
+    base = request.load()
+    done = _done_before(request, goal, base, by_owner, dev)
     errors: dict[str, ForewordError] = {}
     waiting = {owner: examples for owner, examples in by_owner.items() if owner not in done}
-    settings = make_settings(**asked.settings)
+    settings = request.settings
     steps = {owner: settings.steps_for(len(examples)) for owner, examples in waiting.items()}
     shown = OwnersProgress(steps, settings.batch_size, done=len(done))
 
@@ -64,14 +79,14 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
         folder = goal.checkpoints(owner)
         earlier = read_record(folder)  # of a run that was cut off between this line and the next but one
         prefix = dataclasses.replace(
-            prefix.relabel(licence=asked.licence, labels=asked.labels),
+            prefix.relabel(licence=request.licence, labels=request.labels),
             created=prefix.created if earlier is None else earlier.created,
         )
         # What an earlier run left is this run's result, or was looked at before the work and may go.
         mine = earlier is not None and goal.find(owner, earlier.digest) is not None
         write_record(folder, prefix)
         if goal.find(owner, prefix.digest) is None:
-            goal.write(owner, prefix, overwrite=asked.overwrite or mine)
+            goal.write(owner, prefix, overwrite=request.overwrite or mine)
         shown.finished(owner)
 
     if waiting:
@@ -82,21 +97,19 @@ def train_owners(asked: Request, goal: Destination, *, places: int, pass_tokens:
                     base,
                     entering(),
                     dev=dev,
-                    template=asked.template(base.template),
-                    start=asked.start,
+                    template=request.template(base.template),
+                    start=request.start,
                     checkpoint_dir=goal.checkpoints,
-                    checkpoint_every=asked.checkpoint_every,
-                    places=places,
-                    pass_tokens=pass_tokens,
-                    isolated=isolated,
+                    checkpoint_every=request.checkpoint_every,
                     into=keep,
                     on_failure=shown.failed,
                     on_progress=shown,
-                    **asked.settings,
+                    **settings.keywords(),
+                    **dataclasses.asdict(owners),
                 )
             except OwnersFailed as failed:
                 errors = failed.errors
-    tell(Outcome(base.name, list(by_owner), done, errors), goal, json=asked.json)
+    tell(Outcome(base.name, list(by_owner), done, errors), goal, json=request.json)
 
 
 def _by_owner(examples: Sequence[Example]) -> ByOwner:
@@ -120,15 +133,14 @@ def _check_files(goal: Destination, owners: ByOwner) -> None:
 
 
 def _done_before(
-    asked: Request, goal: Destination, base: BaseModel, by_owner: ByOwner, dev: ByOwner
+    request: Request, goal: Destination, base: BaseModel, by_owner: ByOwner, dev: ByOwner
 ) -> set[str]:
     """Owners whose prefixes are there from the same run; nobody's run may have been another one."""
     from foreword.training.checkpoint import list_checkpoints, read
-    from foreword.training.settings import make_settings
     from foreword.training.train import choose_template, describe
 
-    settings = make_settings(**asked.settings)
-    template = choose_template(base, settings, asked.template(base.template))
+    settings = request.settings
+    template = choose_template(base, settings, request.template(base.template))
     done: set[str] = set()
     begun: list[str] = []
     anew: list[str] = []
@@ -136,13 +148,13 @@ def _done_before(
         folder = goal.checkpoints(owner)
         if not (found := list_checkpoints(folder)):
             continue
-        run = describe(base, settings, template, examples, dev.get(owner, ()), asked.start)
+        run = describe(base, settings, template, examples, dev.get(owner, ()), request.start)
         try:
             read(found[-1], run)
         except DamagedCheckpoint:
             continue  # training takes the one before, or says what is wrong
         except CheckpointMismatch:
-            if not asked.overwrite:
+            if not request.overwrite:
                 raise
             begin_anew(folder)
             anew.append(owner)
@@ -163,3 +175,249 @@ def _some(owners: Sequence[str]) -> str:
     return ", ".join(map(output.one_line, owners[:3])) + (
         f" and {len(owners) - 3} more" if len(owners) > 3 else ""
     )
+
+
+# -- record ----------------------------------------------------------------------------------------
+
+RECORD_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The prefix that a run ended in.
+
+    Attributes:
+        digest: of the prefix file.
+        created: when; a second writing of the same result is then the same file.
+        origin: how it was made, as in the prefix file.
+    """
+
+    digest: str
+    created: str
+    origin: dict[str, Any]
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of the run in `folder`; None without one, and without one that can be read."""
+    try:
+        return Record(**json_format.loads((folder / RECORD_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None  # the run is then finished again from its checkpoint, which costs a moment
+
+
+def write_record(folder: Path, prefix: Prefix) -> None:
+    """Note the result of the run in `folder`. Raises CannotWrite."""
+    record = Record(prefix.digest, prefix.created, dataclasses.asdict(prefix.origin))
+    files.write_text(folder / RECORD_FILE, json_format.dumps(dataclasses.asdict(record)), overwrite=True)
+
+
+def begin_anew(folder: Path) -> None:
+    """Remove record and checkpoints; the record first, so that it never speaks of another run."""
+    from foreword.training.checkpoint import list_checkpoints
+
+    (folder / RECORD_FILE).unlink(missing_ok=True)
+    for checkpoint in list_checkpoints(folder):
+        checkpoint.unlink()
+
+
+# -- progress --------------------------------------------------------------------------------------
+
+NOTES = 3
+"""Notes about single owners that are shown; the others are counted."""
+
+
+class OwnersProgress:
+    """Counts owners, rows and loss; a bar on a terminal, a line for every tenth of the steps elsewhere."""
+
+    def __init__(self, steps: Mapping[str, int], batch_size: int, *, done: int) -> None:
+        """`steps` to do by owner, with those done in an earlier run; `done`: owners beside them."""
+        self._left = dict(steps)
+        self._total = sum(steps.values())
+        self._batch_size = batch_size
+        self._owners = done + len(steps)
+        self._done = done
+        self._failed = 0
+        self._running: set[str] = set()
+        self._losses: dict[str, float] = {}
+        self._loss: float | None = None
+        self._stepped = 0
+        self._begun = time.monotonic()
+        self._printed = 0
+        self._notes = 0
+        self._shown: tuple[Any, Any] | None = None
+
+    def __enter__(self) -> OwnersProgress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            console = Console(stderr=True)
+            bar = Bar(
+                BarColumn(bar_width=24), TextColumn("{task.fields[figures]}", markup=False), console=console
+            )
+            self._shown = bar, bar.add_task("", total=self._total, figures=str(self))
+            bar.start()
+            output.notes_above(lambda line: console.print(line, markup=False, highlight=False))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown is not None:
+            output.notes_plain()
+            self._shown[0].stop()
+        else:
+            typer.echo(str(self), err=True)
+        if self._notes > NOTES:
+            output.note(f"and {self._notes - NOTES} more notes about single owners")
+
+    def entered(self, owner: str) -> None:
+        """An owner has a place."""
+        self._running.add(owner)
+
+    def finished(self, owner: str) -> None:
+        """An owner has a prefix."""
+        self._leave(owner)
+        self._done += 1
+        self._show()
+
+    def failed(self, owner: str, error: Exception) -> None:
+        """An owner gets none."""
+        self._leave(owner)
+        self._failed += 1
+        self._show()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take what training reports."""
+        owner = progress.owner or ""
+        left = progress.steps - progress.step
+        if progress.note is not None:
+            self._left[owner] = left  # steps of an earlier run are nobody's speed
+            if not progress.note.startswith("going on") or "damaged" in progress.note:
+                self._notes += 1
+                if self._notes <= NOTES:
+                    output.note(f"{output.one_line(owner)}: {progress.note}")
+            return
+        self._stepped += max(0, self._left.get(owner, progress.steps) - left)
+        self._left[owner] = left
+        if progress.loss is not None:
+            self._losses[owner] = progress.loss
+            self._loss = sum(self._losses.values()) / len(self._losses)
+        self._show()
+
+    def __str__(self) -> str:
+        waiting = self._owners - self._done - self._failed - len(self._running)
+        parts = [f"owners {self._done}/{self._owners} done, {len(self._running)} running, {waiting} waiting"]
+        if self._failed:
+            parts[0] += f", {self._failed} failed"
+        if self._loss is not None:
+            parts.append(f"loss {self._loss:.4f}")
+        seconds = time.monotonic() - self._begun
+        if self._stepped and seconds:
+            parts.append(f"{self._stepped * self._batch_size / seconds:.1f} rows/s")
+            if left := sum(self._left.values()):
+                parts.append(f"{duration(left * seconds / self._stepped)} left")
+        return "  ".join(parts)
+
+    def _leave(self, owner: str) -> None:
+        self._running.discard(owner)
+        self._losses.pop(owner, None)
+        self._left[owner] = 0
+
+    def _show(self) -> None:
+        reached = self._total - sum(self._left.values())
+        if self._shown is not None:
+            bar, task = self._shown
+            bar.update(task, completed=reached, figures=str(self))
+        elif reached * LINES // max(1, self._total) > self._printed and reached < self._total:
+            self._printed = reached * LINES // self._total
+            typer.echo(str(self), err=True)
+
+
+# -- report ----------------------------------------------------------------------------------------
+
+SHOWN = 20
+"""Owners up to which people see a line of each; --json has all."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        base: name of the base model.
+        owners: all, in the order of the data.
+        before: those who were done already.
+        errors: of those who got no prefix.
+    """
+
+    base: str
+    owners: Sequence[str]
+    before: Collection[str]
+    errors: Mapping[str, ForewordError]
+
+
+def tell(outcome: Outcome, goal: Destination, *, json: bool) -> None:
+    """Print the outcome.
+
+    Raises:
+        typer.Exit: with status 1, if some owners got no prefix.
+    """
+    rows = [_row(owner, outcome, goal) for owner in outcome.owners if owner not in outcome.errors]
+    failed = [
+        {"owner": owner, "type": type(error).__name__, "message": str(error)}
+        for owner, error in outcome.errors.items()
+    ]
+    if json:
+        error = OwnersFailed(dict(outcome.errors), {})
+        told = {"type": type(error).__name__, "message": str(error)}
+        output.json_object(
+            {"base": outcome.base, "owners": rows, "failed": failed, **({"error": told} if failed else {})}
+        )
+    else:
+        _tell_people(outcome, rows, failed)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _row(owner: str, outcome: Outcome, goal: Destination) -> dict[str, Any]:
+    folder = goal.checkpoints(owner)
+    record = read_record(folder)
+    assert record is not None  # written before the prefix was
+    return {
+        "owner": owner,
+        "prefix": goal.find(owner, record.digest),
+        "digest": record.digest,
+        "before": owner in outcome.before,
+        **record.origin,
+        "run": folder,
+    }
+
+
+def _tell_people(outcome: Outcome, rows: list[dict[str, Any]], failed: list[dict[str, str]]) -> None:
+    if 0 < len(rows) <= SHOWN:
+        cells = [
+            (
+                output.one_line(row["owner"]),
+                str(row["examples"]),
+                str(row["steps"]),
+                "" if row["dev_loss"] is None else f"{row['dev_loss']:.4f}",
+                str(row["prefix"]),
+            )
+            for row in rows
+        ]
+        output.table(("owner", "examples", "steps", "dev loss", "prefix"), cells)
+    if failed:
+        output.table(
+            ("owner without a prefix", "why"),
+            [(output.one_line(one["owner"]), f"{one['type']}: {one['message']}") for one in failed],
+        )
+    before = len(outcome.before)
+    parts = [f"{len(rows) - before} trained"]
+    parts += [f"{before} done before"] if before else []
+    parts += [f"{len(failed)} failed"] if failed else []
+    typer.echo(f"{len(outcome.owners)} owners: {', '.join(parts)}")
+    if rows and str(rows[0]["prefix"]).endswith(".prefix"):
+        command = ["foreword", "generate", "--prefix", str(rows[0]["prefix"]), "YOUR TEXT"]
+        typer.echo(f"next: {shlex.join(command)}")

@@ -1,8 +1,8 @@
-"""Evaluation: the loss of examples under a prefix, and how close its texts come to theirs."""
+"""Evaluation: the loss of examples under a prefix, and scores of the texts generated with it."""
 
 from foreword.evaluation.evaluate import Evaluation, TokenLoss, evaluate, token_loss
 from foreword.evaluation.metrics import METRICS, score
-from foreword.evaluation.metrics.bleu_chrf import TextScores, text_scores
+from foreword.evaluation.metrics.bleu_chrf_rouge import TextScores, text_scores
 from foreword.evaluation.scoring import Prediction, read_outputs, scores_by_part
 from foreword.evaluation.task_data import cut_sources, fetch_task, read_task, without_categories
 from foreword.evaluation.tasks import TASKS, Task, find_task

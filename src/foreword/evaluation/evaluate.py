@@ -1,7 +1,4 @@
-"""evaluate: examples in; their loss, and how close the texts written for their sources come, out.
-
-Losses: the mean loss per target token over examples, and the perplexity it stands for.
-"""
+"""evaluate: examples in; their loss per target token, and how close generated texts come to theirs, out."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from foreword.base.base_model import BaseModel
 from foreword.encoding import encode_example
 from foreword.errors import BadExamples
 from foreword.evaluation.metrics import require
-from foreword.evaluation.metrics.bleu_chrf import text_scores
+from foreword.evaluation.metrics.bleu_chrf_rouge import text_scores
 from foreword.evaluation.scoring import Prediction, scores_by_part
 from foreword.examples import Entry, Example, entries_of, examples_of
 from foreword.generation import generate
@@ -83,7 +80,7 @@ def token_loss(
     return TokenLoss(total / tokens, tokens)
 
 
-# -- evaluate: examples in; their loss, and how close the texts written for their sources come, out
+# -- losses and texts --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

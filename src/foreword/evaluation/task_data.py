@@ -1,6 +1,6 @@
-"""Task data: the entries of a task's official files, by path; a file of another task is refused by name.
+"""Entries of a task: from its official files by path, or by name through the `datasets` package.
 
-Task data by name: through the `datasets` package, where a hub answers.
+A file of another task is refused, with the name of the task that it looks like.
 """
 
 from __future__ import annotations
@@ -222,8 +222,7 @@ def _hint(task: Task, record: dict[str, Any]) -> str:
     return f"; this looks like {TASKS[other].title}: give the task {other}"
 
 
-# -- Task data by name: through the `datasets` package, where a hub answers ------------------------
-
+# -- by name -----------------------------------------------------------------------------------
 
 Record = dict[str, Any]
 

@@ -1,10 +1,7 @@
-"""Example: one source with its target, and whose it is.
+"""Example, what a prefix learns from: a source with its target; and Entry, a source with all its references.
 
-The identity of training data, as it is noted in a prefix file.
-
-When two sources are the same.
-
-Entry: one source of a task's data with every text that people wrote for it.
+Training data is a list of examples, whose digest is noted in the prefix file. A task's official data is a
+list of entries: each source is generated once, and scored against every text that people wrote for it.
 """
 
 from __future__ import annotations
@@ -54,12 +51,9 @@ class Example:
 
 def kind(value: object) -> str:
     """What `value` is, in the words of a person who writes JSON."""
-    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
-    return "null" if value is None else names.get(type(value)) or _other_kind(value)
-
-
-def _other_kind(value: object) -> str:
-    return "an object" if isinstance(value, dict) else f"of type {type(value).__name__}"
+    names: dict[type, str] = {str: "text", bool: "true or false", int: "a number", float: "a number"}
+    names |= {list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), f"of type {type(value).__name__}")
 
 
 def _check_text(name: str, value: object) -> None:
@@ -88,10 +82,7 @@ def _check_messages(messages: tuple[object, ...]) -> None:
         _check_text(f"the content of message {number}", message["content"])
 
 
-# -- The identity of training data, as it is noted in a prefix file --------------------------------
-
-
-# Changing what follows gives all data new identities; then raise the number.
+# Changing what `digest` does gives all data new identities; then raise the number.
 _FORM = b"foreword examples 1\n"
 
 
@@ -111,21 +102,18 @@ def digest(examples: Iterable[Example]) -> str:
     return whole.hexdigest()
 
 
-# -- When two sources are the same -----------------------------------------------------------------
-
-
 def source_key(source: Source) -> tuple[bool, str]:
     """Equal for equal sources, and for no others; texts and messages never are."""
     is_text = isinstance(source, str)
     return is_text, str(source) if is_text else json.dumps(source)
 
 
-# -- Entry: one source of a task's data with every text that people wrote for it -------------------
+# -- entries -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What official scripts count as one: it is generated once, and scored against all its references.
+    """One source of a task's data with every text that people wrote for it.
 
     Two entries may have the same source; they stay two, as in the official evaluations. (Merged, outputs
     and references of the original prefix-tuning code fell out of step.)

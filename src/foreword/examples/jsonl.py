@@ -23,9 +23,9 @@ def read_jsonl(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:
         if line.blank:
             continue
         record = parse_object(line)
-        source = _source(line, record, fields.source)
+        source = " ".join(_texts(line, record, "source", fields.source))
         owner = read_owner(line, record, fields)
-        for target in _targets(line, record, fields.target):
+        for target in _texts(line, record, "target", fields.target):
             yield line.example(source, target, owner)
 
 
@@ -69,20 +69,9 @@ def read_owner(line: Line, record: dict[str, Any], fields: Fields) -> str | None
     return owner
 
 
-def _source(line: Line, record: dict[str, Any], name: str) -> str:
+def _texts(line: Line, record: dict[str, Any], part: str, name: str) -> list[str]:
     if name not in record:
-        raise missing_field(line, "source", name, record)
-    value = record[name]
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return " ".join(value)
-    if not isinstance(value, str):
-        raise line.fault(f"field {name!r} is {_content(value)}; expected text or a list of texts")
-    return value
-
-
-def _targets(line: Line, record: dict[str, Any], name: str) -> list[str]:
-    if name not in record:
-        raise missing_field(line, "target", name, record)
+        raise missing_field(line, part, name, record)
     value = record[name]
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         return value

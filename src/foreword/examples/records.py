@@ -1,9 +1,7 @@
-"""Lines of a text file, each with its place, so that every fault can name its file and line.
+"""What the readers of all formats share: lines that know their place, and the names of the user's fields.
 
-This file knows nothing about formats. It reads one line at a time: memory does not grow with the
-file, and a pipe is read as well as a file because nothing is read twice.
-
-Fields: which field or column of the user's data holds which part of an example.
+Every fault can name its file and line. One line is read at a time: memory does not grow with the file, and a
+pipe is read as well as a file because nothing is read twice.
 """
 
 from __future__ import annotations
@@ -111,12 +109,12 @@ def _decode(file: str, number: int, content: bytes) -> str:
         ) from error
 
 
-# -- Fields: which field or column of the user's data holds which part of an example ---------------
+# -- names of fields ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of fields in the data.
+    """Which field or column of the user's data holds which part of an example.
 
     Attributes:
         owner_named: the user named the owner's field, so that a line without it, or with null in it, is a

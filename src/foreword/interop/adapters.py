@@ -1,6 +1,6 @@
 """Import of a folder that adapters (AdapterHub) saved with `save_adapter`.
 
-Its text starts at position 0, so keys are turned to our rule; a bottleneck that was not ejected is
+Its text starts at position 0, so keys are rotated to our rule; a bottleneck that was not ejected is
 run once. What its tensors are decides, not its config: an ejected bottleneck still says `flat: false`.
 """
 

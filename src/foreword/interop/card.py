@@ -1,12 +1,7 @@
-"""The page that goes with a shared prefix: what it is, for which base, how to use it.
+"""The page (model card) that goes with a shared prefix, and the names of base models that other files use.
 
-Everything in it comes from the prefix file; texts of the user are quoted, so that none of them ends
-up as markup or as a field of the front matter.
-
-Whether two names mean one base model.
-
-Other libraries' files name their base but carry no fingerprint: sizes can be checked, weights can't.
-So a name that disagrees is said aloud, and the base that the user gave counts.
+Everything on the page comes from the prefix file; texts of the user are quoted, so that none of them ends up
+as markup or as a field of the front matter.
 """
 
 from __future__ import annotations
@@ -25,7 +20,10 @@ from foreword.template import Template
 
 
 def warn_if_other(found: Any, base: BaseModel) -> None:
-    """Warn when a foreign file names another base than the one given."""
+    """Warn when a foreign file names another base than the one given, which counts.
+
+    Other libraries keep no fingerprint: sizes can be checked, weights can't.
+    """
     if isinstance(found, str) and found and _last_part(found) not in _names(base):
         warnings.warn(
             f"the files say that this prefix belongs to {found}, and it was imported for {base.name}: the "
@@ -51,44 +49,14 @@ def _last_part(name: str) -> str:
     return PurePath(name.replace("\\", "/")).name.lower()
 
 
-# -- The page that goes with a shared prefix: what it is, for which base, how to use it ------------
-
+# -- the page ----------------------------------------------------------------------------------
 
 # Identifiers that the hub knows; everything else has to be called "other" there.
-_LICENCES = {
-    *(
-        "apache-2.0",
-        "mit",
-        "bsd-2-clause",
-        "bsd-3-clause",
-        "mpl-2.0",
-        "gpl-3.0",
-        "lgpl-3.0",
-        "agpl-3.0",
-        "isc",
-    ),
-    *(
-        "cc0-1.0",
-        "cc-by-4.0",
-        "cc-by-sa-4.0",
-        "cc-by-nc-4.0",
-        "cc-by-nc-sa-4.0",
-        "cc-by-nd-4.0",
-        "odc-by",
-        "pddl",
-    ),
-    *(
-        "openrail",
-        "bigscience-openrail-m",
-        "llama2",
-        "llama3",
-        "llama3.1",
-        "llama3.2",
-        "gemma",
-        "unlicense",
-        "wtfpl",
-    ),
-}
+_LICENCES = (
+    "apache-2.0 mit bsd-2-clause bsd-3-clause mpl-2.0 gpl-3.0 lgpl-3.0 agpl-3.0 isc unlicense wtfpl "
+    "cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 odc-by pddl "
+    "openrail bigscience-openrail-m llama2 llama3 llama3.1 llama3.2 gemma"
+)
 
 
 def hub_card(prefix: Prefix, repository: str, file: str) -> str:
@@ -154,7 +122,7 @@ def _front_matter(prefix: Prefix, library: str) -> str:
     fields = [f"library_name: {library}"]
     if base := public_name(prefix.base.name, prefix.base.revision):
         fields.append(f"base_model: {json.dumps(base)}")
-    if prefix.licence is not None and prefix.licence.lower() in _LICENCES:
+    if prefix.licence is not None and prefix.licence.lower() in _LICENCES.split():
         fields.append(f"license: {prefix.licence.lower()}")
     elif prefix.licence is not None:
         name = re.sub(r"[^a-z0-9.]+", "-", prefix.licence.lower()).strip("-")[:60]

@@ -1,22 +1,9 @@
-"""The flat layout: how other libraries keep one stream's keys and values.
+"""From other libraries' prefixes to ours: their flat layout, the network that makes it, their positions.
 
-`[P, 2 * L * H * D]`: for each virtual token, each layer's key and then its value, head by head. Li
-and Liang's code had it first; PEFT and adapters took it over.
+The flat layout is `[P, 2 * L * H * D]`: for each virtual token, each layer's key and then its value, head by
+head. Li and Liang's code had it first; PEFT and adapters took it over.
 
-Shapes: P prefix length, L layers, 2 key and value, H key/value heads, D head size.
-
-The network that makes keys and values while a prefix is trained: run once, then done with.
-
-Embedding, linear, activation, linear (, activation, linear): Li and Liang's reparameterisation, with
-the same tensor names in their code and in adapters.
-
-From "text starts at 0" to "text starts at P": what has to happen to keys kept by the other rule.
-
-Under a rotary embedding only the distance between query and key counts. A text token that stood at
-t stands at P + t here, so the keys turn by P as well and every distance stays what it was. Learned
-positions add something else to the text at P + t than at t, and no change of keys undoes that.
-
-Shapes: L layers, H key/value heads, P prefix length, D head size.
+Shapes: L layers, H key/value heads, P prefix length, D head size; 2 is key and value.
 """
 
 from __future__ import annotations
@@ -63,14 +50,16 @@ def to_flat(key_LHPD: torch.Tensor, value_LHPD: torch.Tensor) -> torch.Tensor:
     return both_2LHPD.permute(3, 1, 0, 2, 4).flatten(start_dim=1).contiguous()
 
 
-# -- The network that makes keys and values while a prefix is trained: run once, then done with ----
-
+# -- the network that makes keys and values ----------------------------------------------------
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def run(tensors: Mapping[str, torch.Tensor], activation: Activation, *, suffix: str = "") -> torch.Tensor:
-    """What the network makes for all its virtual tokens: the flat layout, `[P, width]`.
+    """What a reparameterization's network makes for all its virtual tokens: the flat layout, `[P, width]`.
+
+    Embedding, linear, activation, linear (, activation, linear): Li and Liang's, with the same tensor names
+    in their code and in adapters.
 
     Args:
         tensors: `wte.weight`, `control_trans.0.weight`, `control_trans.0.bias`, `control_trans.2.weight`...
@@ -99,15 +88,18 @@ def run(tensors: Mapping[str, torch.Tensor], activation: Activation, *, suffix: 
     return states
 
 
-# -- From "text starts at 0" to "text starts at P": what has to happen to keys kept by the other rule
-
+# -- positions ---------------------------------------------------------------------------------
 
 # Their angles depend on how long the text is, so that no one rotation is right for every text.
 _CHANGING = ("dynamic", "longrope")
 
 
 def text_from_zero_to_after(key_LHPD: torch.Tensor, base: BaseModel) -> torch.Tensor:
-    """Keys of the decoder's self-attention that were trained with the text at position 0.
+    """Keys of the decoder's self-attention that were trained with the text at position 0, for text at P.
+
+    Under a rotary embedding only the distance between query and key counts. A text token that stood at t
+    stands at P + t here, so the keys are rotated by P as well and every distance stays what it was. Learned
+    positions add something else to the text at P + t than at t, and no change of keys undoes that.
 
     Raises:
         ForeignFormat: positions that can't be converted.
@@ -117,11 +109,11 @@ def text_from_zero_to_after(key_LHPD: torch.Tensor, base: BaseModel) -> torch.Te
     rotary = _rotary_embedding(base)
     position = torch.full((1, 1), key_LHPD.shape[2])
     cos, sin = rotary(torch.zeros(1, dtype=torch.float32), position)
-    # YaRN's factor scales queries and keys; these keys never had it, and turning must not lengthen them.
+    # YaRN's factor scales queries and keys; these keys never had it, and rotating must not lengthen them.
     scale = float(getattr(rotary, "attention_scaling", 1.0))
-    turn = _rotation(base)
-    turned, _ = turn(key_LHPD.float(), key_LHPD.float(), cos.cpu() / scale, sin.cpu() / scale)
-    return turned.to(key_LHPD.dtype)  # type: ignore[no-any-return]
+    rotate = _rotation(base)
+    rotated_LHPD, _ = rotate(key_LHPD.float(), key_LHPD.float(), cos.cpu() / scale, sin.cpu() / scale)
+    return rotated_LHPD.to(key_LHPD.dtype)  # type: ignore[no-any-return]
 
 
 def _rotary_embedding(base: BaseModel) -> Any:

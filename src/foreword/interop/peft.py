@@ -1,17 +1,15 @@
-"""Import of a folder that PEFT saved: prefix tuning and cartridges.
+"""Import of a folder that PEFT saved (prefix tuning, cartridges), and export of one that PEFT loads.
 
-PEFT saves the keys and values themselves, as its cache takes them, and its text starts at position
-P like ours: nothing is computed, the numbers are the same bit for bit.
+PEFT saves the keys and values themselves, as its cache takes them, and its text starts at position P like
+ours: nothing is computed, the numbers are the same bit for bit. A folder is a config, one tensor and a page
+for people.
 
-Export of a prefix as a folder that PEFT loads: config, one tensor, and a page that says what it is.
+Shapes: L layers, H key/value heads, P prefix length, D head size, N numbers of one virtual token.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import torch
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import CannotWrite, ForeignFormat, GeometryMismatch, NotExportable, OutputExists
-from foreword.files import TEMPORARY_SUFFIX, flush_folder
+from foreword.files import writing_folder
 from foreword.interop.card import peft_card, public_name, warn_if_other
 from foreword.interop.conversion import from_flat, to_flat
 from foreword.interop.foreign_files import find_file, naming, read_json, read_tensors
@@ -31,6 +29,7 @@ CONFIG = "adapter_config.json"
 SAFETENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 TENSOR = "prompt_embeddings"
+CARD = "README.md"
 
 _WHAT = "a folder that PEFT saved with save_pretrained"
 _TYPES = ("PREFIX_TUNING", "CARTRIDGE")
@@ -128,10 +127,7 @@ def _check_config(config: dict[str, Any], sizes: StreamGeometry, flat_PN: torch.
             )
 
 
-# -- Export of a prefix as a folder that PEFT loads: config, one tensor, and a page that says what it is
-
-
-CARD = "README.md"
+# -- export ------------------------------------------------------------------------------------
 
 
 def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrite: bool = False) -> None:
@@ -190,36 +186,15 @@ def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrit
         SAFETENSORS: bytes(safetensors.torch.save({TENSOR: flat_PN}, metadata={"format": "pt"})),
         CARD: peft_card(prefix).encode(),
     }
-    _write_folder(folder, contents, overwrite=overwrite)
-
-
-def _write_folder(folder: Path, contents: dict[str, Any], *, overwrite: bool) -> None:
     _check_folder(folder, set(contents), overwrite=overwrite)
-    temporary: Path | None = None
     try:
-        temporary = Path(
-            tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMPORARY_SUFFIX)
-        )
-        made = temporary / "made"
-        made.mkdir()
-        for name, content in contents.items():
-            with open(made / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        if folder.exists():  # a folder can't be renamed over another one that is not empty
-            folder.rename(temporary / "replaced")
-        made.rename(folder)
-        flush_folder(folder.parent)
+        with writing_folder(folder) as temporary:
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
     except OSError as error:
-        if temporary is not None and (temporary / "replaced").exists() and not folder.exists():
-            (temporary / "replaced").rename(folder)
         raise CannotWrite(
             f"{folder} could not be written: {error.strerror or error}; nothing was changed"
         ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_folder(folder: Path, ours: set[str], *, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""Where base models come from: aliases, folders, the Hugging Face Hub and the package index.
+"""Where base models' weights come from: aliases, folders, the Hugging Face Hub and the package index.
 
 Nothing here runs a model; `resolve` turns a name into a folder that transformers can load.
 """

@@ -5,7 +5,7 @@ downloads/<alias>/     wheels and GGUF files of a pull that is not finished yet
 locks/<alias>.lock     held by the process that pulls
 fingerprints/          digests of model folders, see `foreword.models.fingerprint`
 
-SHA-256 of files, compared with what the catalogue expects.
+Files that were fetched are compared with the SHA-256 that the catalogue or the hub names.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import errno
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from foreword.errors import CannotWrite, ChecksumMismatch, ForewordError
-from foreword.files import TEMPORARY_SUFFIX, flush_folder
+from foreword.files import TEMPORARY_SUFFIX, writing_folder
 
 ENVIRONMENT_VARIABLE = "FOREWORD_CACHE"
 
@@ -127,37 +126,13 @@ def new_folder(destination: Path) -> Iterator[Path]:
     Call with the lock held: leftovers of killed processes are swept away first.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{destination.name}."
-    for leftover in destination.parent.glob(f"{prefix}*{TEMPORARY_SUFFIX}"):
+    for leftover in destination.parent.glob(f".{destination.name}.*{TEMPORARY_SUFFIX}"):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=destination.parent, prefix=prefix, suffix=TEMPORARY_SUFFIX))
-    try:
+    with writing_folder(destination) as temporary:
         yield temporary
-        _settle(temporary)
-        if destination.exists():  # a folder can't be renamed over another one that is not empty
-            aside = Path(tempfile.mkdtemp(dir=destination.parent, prefix=prefix, suffix=TEMPORARY_SUFFIX))
-            destination.rename(aside / "replaced")
-            temporary.rename(destination)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            temporary.rename(destination)
-        flush_folder(destination.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _settle(folder: Path) -> None:
-    """Flush every file, and give others the rights that a plain file would give them."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for file in folder.iterdir():
-        file.chmod(0o666 & ~umask)
-        with open(file, "rb+") as written:
-            os.fsync(written.fileno())
-
-
-# -- SHA-256 of files, compared with what the catalogue expects ------------------------------------
+# -- SHA-256 of fetched files ------------------------------------------------------------------
 
 
 def sha256_of(path: Path) -> str:

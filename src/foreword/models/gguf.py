@@ -1,14 +1,11 @@
-"""GGUF to a folder of safetensors, config and tokenizer that transformers loads like any other.
+"""From a GGUF file to a folder of safetensors, config and tokenizer that transformers loads like any other.
 
-Weights are unpacked to float32, as GGUF defines the values; float16 or bfloat16 would round them
-once more.
-
-Tokenizers built from the vocabulary in a GGUF file.
+Weights are unpacked to float32, as GGUF defines the values; float16 or bfloat16 would round them once more.
 
 transformers guesses a tokenizer class from the model's architecture, so a LLaMA-shaped model with a
 GPT-2 tokenizer gets LLaMA's and produces garbled text. Here the tokenizer is put together from what
 the file says about itself (`tokenizer.ggml.model` and `tokenizer.ggml.pre`), and a kind that this
-page does not know is refused.
+file does not know is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ from foreword.errors import CannotRead, UnsupportedArchitecture
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# -- tokenizers --------------------------------------------------------------------------------
 
 # Token types as llama.cpp numbers them (enum llama_token_type in llama.h).
 CONTROL = 3
@@ -42,7 +40,7 @@ def tokenizer_from_gguf(fields: dict[str, Any]) -> Any:
     """Build a transformers fast tokenizer from the metadata of a GGUF file.
 
     Args:
-        fields: metadata of the file as plain values, see `conversion.read_fields`.
+        fields: metadata of the file as plain values, see `read_fields`.
 
     Raises:
         UnsupportedArchitecture: a kind of tokenizer that is not known here.
@@ -185,7 +183,7 @@ def _context_length(fields: dict[str, Any]) -> int:
     return int(fields[f"{fields['general.architecture']}.context_length"])
 
 
-# -- GGUF to a folder of safetensors, config and tokenizer that transformers loads like any other --
+# -- the folder --------------------------------------------------------------------------------
 
 
 def read_fields(gguf: Path) -> dict[str, Any]:

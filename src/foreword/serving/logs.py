@@ -1,4 +1,7 @@
-"""Logs: one JSON object a line on standard error. No prompt, answer or key is ever among the fields."""
+"""Logs: one JSON object a line on standard error.
+
+No prompt, answer or key is ever among the fields, and no message of an error that could quote one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits: how many requests and tokens a key may have in a minute, in this process.
+"""Rate limits: how many requests and tokens a key may have in a minute, in this process.
 
 A bucket holds a minute's worth and refills steadily. Tokens are known only when they are there, so
 they may bring a bucket below zero: the next request then waits until it is filled again.
@@ -19,7 +19,7 @@ MOST_KEYS = 10_000
 
 
 class Bucket:
-    """So much a minute, at most a minute's worth at once."""
+    """A token bucket: so much a minute, at most a minute's worth at once."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
         self.per_minute = per_minute
@@ -47,11 +47,7 @@ class Limiter:
         self._lock = threading.Lock()
 
     def admit(self, who: str, limits: Limits) -> None:
-        """Count a request.
-
-        Raises:
-            Refused: 429, with the seconds to wait.
-        """
+        """Count a request. Raises Refused: 429, with the seconds to wait."""
         with self._lock:
             requests = self._bucket(who, "requests", limits.requests_per_minute)
             tokens = self._bucket(who, "tokens", limits.tokens_per_minute)

@@ -1,4 +1,4 @@
-"""Running: one server from its start to its last answer.
+"""One server from its start to its last answer: its parts are made, put together, run and drained.
 
 SIGTERM (and Ctrl-C) drains: new requests get 503, those under way are finished, training writes its
 checkpoints, then the process ends with status 0. A second signal ends it at once.
@@ -16,18 +16,17 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from foreword.base.base_model import BaseModel
 from foreword.errors import ForewordError, UsageError
 from foreword.serving import logs
 from foreword.serving.api.app import make_app
 from foreword.serving.api.state import ServerState
 from foreword.serving.config import Configuration
 from foreword.serving.engine.protocol import Engine
-from foreword.serving.engine_factory import make_engine
+from foreword.serving.jobs import queue
 from foreword.serving.jobs.supervisor import Supervisor
-from foreword.serving.loading import open_base, open_store
 from foreword.serving.metrics import Metrics
-from foreword.serving.metrics_readings import add_readings
-from foreword.serving.served_model import served_of
+from foreword.serving.served_model import open_base, open_store, served_of
 
 POLL_SECONDS = 0.05
 BACKLOG = 2048
@@ -66,6 +65,56 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
             timeout_graceful_shutdown=LAST_SECONDS,
         )
         _Runner(settings, server, supervisor, announce).run([listening])
+
+
+def make_engine(configuration: Configuration, base: BaseModel) -> Engine:
+    """The engine that the configuration names, ready to take rows.
+
+    Raises:
+        UsageError: the engine needs what is not installed.
+        Whatever the engine raises for a base that it can't serve.
+    """
+    if configuration.engine == "local":
+        from foreword.serving.engine.local import LocalEngine
+
+        return LocalEngine(base)
+    try:
+        from foreword.serving.vllm.launch import make_vllm_engine
+    except ModuleNotFoundError as error:
+        if error.name != "httpx":
+            raise
+        raise UsageError(
+            "the vLLM engine needs httpx; install it with: pip install 'foreword[vllm]'"
+        ) from error
+    return make_vllm_engine(configuration, base)
+
+
+def add_readings(server: ServerState, supervisor: Supervisor | None) -> None:
+    """Add what is measured only when Prometheus asks."""
+    metrics, store = server.metrics, server.store
+    memory = store.cache.memory
+    metrics.measure(
+        "foreword_cache_bytes", "Prefix files kept.", lambda: {"memory": float(memory.size)}, "tier"
+    )
+    metrics.measure(
+        "foreword_cache_prefixes", "Prefixes kept.", lambda: {"memory": float(len(memory))}, "tier"
+    )
+    metrics.measure("foreword_cache_reads", "Prefixes read so far.", lambda: dict(store.cache.reads), "tier")
+    metrics.measure("foreword_jobs", "Jobs.", lambda: queue.counted(store.catalogue), "state")
+    metrics.measure(
+        "foreword_training",
+        "Training: tokens of finished jobs; processes of this server.",
+        lambda: {
+            "tokens": queue.trained_tokens(store.catalogue),
+            "running": float(supervisor is not None and supervisor.runs),
+            "started": float(supervisor.started if supervisor else 0),
+            "died": float(supervisor.died if supervisor else 0),
+        },
+        "what",
+    )
+    # An engine that can tell more does: how full its batches are, how many rows wait.
+    if (facts := getattr(server.engine, "measurements", None)) is not None:
+        metrics.measure("foreword_engine", "The engine's own measurements.", facts, "what")
 
 
 def _listen(configuration: Configuration) -> socket.socket:

@@ -1,4 +1,7 @@
-"""Served: what the gateway has to know of the base model, whichever engine runs it."""
+"""The base model and the store that a configuration names: opened, and the model as requests see it.
+
+The server, its training process and the start of a vLLM open them in the same way, here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,33 @@ from typing import Any
 
 from foreword.base.base_model import BaseModel
 from foreword.prefix import BaseIdentity, Geometry, Prefix
+from foreword.serving import logs
+from foreword.serving.config import Configuration
+from foreword.store import PrefixStore
 from foreword.template import RAW, Template
+
+
+def open_store(configuration: Configuration) -> PrefixStore:
+    """The store, made when there is none. Raises as `PrefixStore`."""
+    return PrefixStore(configuration.store, blobs=configuration.blobs, checkpoints=configuration.checkpoints)
+
+
+def open_base(configuration: Configuration) -> BaseModel:
+    """The base model. Raises as `BaseModel.load`."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    attention: Any = configuration.attention
+    quantization: Any = configuration.quantization
+    return BaseModel.load(
+        configuration.base,
+        device=configuration.device,
+        dtype=configuration.dtype,
+        attention=attention,
+        quantization=quantization,
+        notify=lambda line: logs.event("base model", note=line),
+    )
 
 
 @dataclass(frozen=True)
@@ -73,6 +102,6 @@ def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
         tokenizer=base.tokenizer,
         template=base.template,
         end_ids=base.end_ids,
-        text_limit=base.text_limit,
+        text_limit=base.max_text_tokens,
         check=check,
     )

@@ -1,4 +1,4 @@
-"""Compilation: input embeddings of P virtual tokens become their keys and values.
+"""Input embeddings of P virtual tokens, and the keys and values that the model makes of them.
 
 One forward pass of the frozen base model over the embeddings alone, at positions 0 to P-1. Gradients
 flow back through it to the embeddings, and to no weight. A virtual token sees those in front of it,
@@ -9,16 +9,15 @@ Shapes: P prefix length, E embedding size, L layers, H key/value heads, D head s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from foreword.base.attention import AttentionContext, LayerInfo, attention_context
+from foreword.base.attention import capture_kv
 from foreword.base.base_model import BaseModel
 from foreword.base.loss import keeps_logits
-from foreword.base.prefix_batch import KeyValuePair, KeyValues
+from foreword.base.prefix_batch import KeyValues
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.training.initialization import activations, starting_ids
@@ -30,35 +29,14 @@ SAMPLED = 4096
 
 def compile_embeddings(base: BaseModel, embeddings_PE: torch.Tensor) -> KeyValues:
     """Keys and values `[L, H, P, D]` of embeddings, float32, with a gradient if they have one."""
-    found: dict[int, KeyValuePair] = {}
-
-    def record(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        options: Mapping[str, Any],
-    ) -> None:
-        slot: LayerInfo = module.foreword_layer  # type: ignore[assignment]
-        found[slot.layer] = (key[0].float(), value[0].float())
-
     inputs_1PE = embeddings_PE[None].to(base.device, base.dtype)
-    some_logits = {"logits_to_keep": 1} if keeps_logits(base.model) else {}
-    with attention_context(AttentionContext(record=record)):
-        base.model(
-            inputs_embeds=inputs_1PE,
-            attention_mask=torch.ones(inputs_1PE.shape[:2], dtype=torch.long, device=base.device),
-            use_cache=False,
-            **some_logits,
-        )
-    layers = [found[layer] for layer in range(len(found))]
-    device = embeddings_PE.device  # layers of one model can live on different devices
-    return {
-        "decoder": (
-            torch.stack([key.to(device) for key, _ in layers]),
-            torch.stack([value.to(device) for _, value in layers]),
-        )
+    inputs: dict[str, Any] = {
+        "inputs_embeds": inputs_1PE,
+        "attention_mask": torch.ones(inputs_1PE.shape[:2], dtype=torch.long, device=base.device),
     }
+    if keeps_logits(base.model):
+        inputs["logits_to_keep"] = 1
+    return capture_kv(base.model, inputs, device=embeddings_PE.device)[1]
 
 
 def starting_embeddings(
@@ -102,11 +80,11 @@ def _check_exact(base: BaseModel, ids: Sequence[int]) -> None:
     with torch.no_grad():
         embeddings_PE = base.model.get_input_embeddings()(torch.tensor(list(ids), device=base.device))
         try:
-            found = compile_embeddings(base, embeddings_PE)["decoder"]
+            compiled = compile_embeddings(base, embeddings_PE)["decoder"]
         except (TypeError, ValueError, NotImplementedError) as error:
             raise UnsupportedArchitecture(f"{base.name} takes no embeddings as input: {error}") from error
     far = 1e-3 if base.dtype == torch.float32 else 0.05
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(compiled, expected, strict=True):
         if float((one.cpu() - other).norm()) > far * float(other.norm()):
             raise UnsupportedArchitecture(
                 f"{base.name} computes other keys and values from embeddings than from their token ids; "

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import nn
 
-from foreword.base.attention import AttentionContext, LayerInfo, attention_context
+from foreword.base.attention import capture_kv
 from foreword.base.base_model import BaseModel
 from foreword.base.prefix_batch import KeyValuePair
 from foreword.encoding import EncodedExample
@@ -92,34 +90,14 @@ def activations(
         source_ids: the text of a decoder-only model, or of the encoder.
         target_ids: the decoder's text of an encoder-decoder.
     """
-    found: dict[Stream, dict[int, KeyValuePair]] = {}
-
-    def record(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        options: Mapping[str, Any],
-    ) -> None:
-        slot: LayerInfo = module.foreword_layer  # type: ignore[assignment]
-        kept = (key[0, :, :length].float().cpu(), value[0, :, :length].float().cpu())
-        found.setdefault(slot.stream, {})[slot.layer] = kept
-
     inputs = {"input_ids": torch.tensor([list(source_ids)], device=base.device)}
     if base.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.tensor([list(target_ids)], device=base.device)
         # Said outright: some take a start token that is also the padding token for padding.
         inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    with torch.no_grad(), attention_context(AttentionContext(record=record)):
-        base.model(**inputs, use_cache=False)
-    return {
-        stream: (
-            torch.stack([layers[i][0] for i in range(len(layers))]),
-            torch.stack([layers[i][1] for i in range(len(layers))]),
-        )
-        for stream, layers in found.items()
-    }
+    with torch.no_grad():
+        return capture_kv(base.model, inputs, length)[1]
 
 
 def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeyValuePair]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from foreword.base.activation_checkpointing import gradient_checkpointing
+from foreword.base.attention import gradient_checkpointing
 from foreword.base.base_model import BaseModel, batches_by_length
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample

@@ -185,7 +185,7 @@ class RunLog:
         self.folder = folder
         self._description = description
         self._on_progress = on_progress
-        self._every = checkpoint_every or max(1, trainer.steps // 10)
+        self._every = checkpoint_every or trainer.schedule.checkpoint_every
         self._owner = owner
         self._recent: deque[StepReport] = deque(maxlen=SPEED_WINDOW)
         self._last_dev: float | None = None

@@ -8,18 +8,19 @@ must not wait for it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, get_args
 
 from foreword.errors import UsageError
 from foreword.template import Placement
 from foreword.validation import (
     check_settings,
     current_names,
-    flat_settings,
+    from_mapping,
     setting,
     settings_of,
     takes_old_names,
@@ -47,6 +48,10 @@ STREAMS = get_args(Stream)
 
 PREFIX, TRAINING, OWNERS = "Prefix", "Training", "Many owners"
 """Sections of the help and of docs/settings.md."""
+
+of_prefix, of_training, of_owners = (
+    functools.partial(setting, section=section) for section in (PREFIX, TRAINING, OWNERS)
+)
 
 
 # -- what is trained, and from where -------------------------------------------------------------
@@ -173,37 +178,34 @@ class TrainingSettings:
         "packed": "training takes the base's weights as they are; leave it out",
     }
 
-    length: int | Mapping[Stream, int] = setting(
+    length: int | Mapping[Stream, int] = of_prefix(
         DEFAULT_LENGTH,
         ge=1,
         metavar="P",
-        section=PREFIX,
         parse=parse_length,
         help="Number of virtual tokens; by stream: encoder=5,cross=10",
     )
-    streams: tuple[Stream, ...] | None = setting(
+    streams: tuple[Stream, ...] | None = of_prefix(
         None,
         metavar="NAMES",
-        section=PREFIX,
         parse=parse_streams,
         default_text="those in length, or all",
         help="Of an encoder-decoder, the streams that are trained: some of decoder,encoder,cross",
     )
     parameterization: ParameterizationSettings = setting(
-        default_factory=ParameterizationSettings, section=PREFIX, help="What is trained"
+        section=PREFIX, default_factory=ParameterizationSettings, help="What is trained"
     )
     init: Initialization = setting(
+        section=PREFIX,
         default_factory=lambda: Initialization("words", DEFAULT_WORDS),
         metavar="WHAT",
-        section=PREFIX,
         parse=Initialization.parse,
         default_text="words that fit any task",
         help="Where training starts: words:SOME WORDS, text:A TEXT, demonstrations or random",
     )
-    layers: str | None = setting(
+    layers: str | None = of_prefix(
         None,
         metavar="WHICH",
-        section=PREFIX,
         default_text="all",
         help="Train the keys and values of these layers only: first:N or last:N",
     )
@@ -213,82 +215,44 @@ class TrainingSettings:
         default_text="the template's own",
         help="prefix, or infix: the target sees it, the source does not",
     )
-    steps: int | None = setting(
-        None,
-        ge=1,
-        metavar="N",
-        section=TRAINING,
-        default_text="about 5 epochs of them",
-        help="Optimiser steps",
-    )
-    epochs: float | None = setting(
-        None, gt=0, metavar="X", section=TRAINING, help="Passes over the data, instead of steps"
-    )
-    batch_size: int = setting(8, ge=1, metavar="N", section=TRAINING, help="Examples a step")
-    learning_rate: float = setting(
+    steps: int | None = of_training(None, ge=1, default_text="about 5 epochs of them", help="Optimiser steps")
+    epochs: float | None = of_training(None, gt=0, help="Passes over the data, instead of steps")
+    batch_size: int = of_training(8, ge=1, help="Examples a step")
+    learning_rate: float = of_training(
         None,
         gt=0,
-        metavar="X",
-        section=TRAINING,
         default_text="by parameterization, see docs/defaults.md",
         help="Peak learning rate of AdamW",
     )
-    seed: int = setting(0, metavar="N", section=TRAINING, help="Seed of initialisation and order")
-    warmup: float = setting(
-        0.05,
-        ge=0,
-        metavar="X",
-        section=TRAINING,
-        help="Steps over which the learning rate rises, or below 1 a share of all steps",
+    seed: int = of_training(0, help="Seed of initialisation and order")
+    warmup: float = of_training(
+        0.05, ge=0, help="Steps over which the learning rate rises, or below 1 a share of all steps"
     )
-    max_grad_norm: float = setting(
-        1.0,
-        ge=0,
-        metavar="X",
-        section=TRAINING,
-        aliases=("clip",),
-        help="Largest norm of the gradient, which is scaled down to it (0: off)",
+    max_grad_norm: float = of_training(
+        1.0, ge=0, aliases=("clip",), help="Largest norm of the gradient, which is scaled down to it (0: off)"
     )
-    weight_decay: float = setting(0.0, ge=0, metavar="X", section=TRAINING, help="Weight decay of AdamW")
-    reduction: Literal["token", "sequence"] = setting(
+    weight_decay: float = of_training(0.0, ge=0, help="Weight decay of AdamW")
+    reduction: Literal["token", "sequence"] = of_training(
         "token",
-        section=TRAINING,
         help="token: mean over the step's target tokens; sequence: sum over each target, mean over examples",
     )
-    gradient_accumulation: int = setting(
+    gradient_accumulation: int = of_training(
         1,
         ge=1,
-        metavar="N",
-        section=TRAINING,
         aliases=("accumulate",),
         help="Split each step's batch into N parts, for less memory; the batch size stays",
     )
-    max_length: int | None = setting(
-        None,
-        ge=1,
-        metavar="N",
-        section=TRAINING,
-        default_text="what the base's window leaves",
-        help="Maximum tokens of a text",
+    max_length: int | None = of_training(
+        None, ge=1, default_text="what the base's window leaves", help="Maximum tokens of a text"
     )
-    gradient_checkpointing: bool = setting(
-        False, section=TRAINING, help="Compute the forward pass twice: less memory, more time"
+    gradient_checkpointing: bool = of_training(
+        False, help="Compute the forward pass twice: less memory, more time"
     )
-    evaluate_every: int | None = setting(
-        None,
-        ge=1,
-        metavar="N",
-        section=TRAINING,
-        default_text="a tenth of the run",
-        help="Steps between dev losses",
+    evaluate_every: int | None = of_training(
+        None, ge=1, default_text="a tenth of the run", help="Steps between dev losses"
     )
-    patience: int | None = setting(
-        None,
-        ge=1,
-        metavar="N",
-        section=TRAINING,
-        default_text="never",
-        help="Stop early after N dev losses without a better one",
+    patience: int | None = of_training(
+        None, ge=1, default_text="never", help="Stop early after N dev losses without a better one"
     )
 
     def __post_init__(self) -> None:
@@ -316,16 +280,37 @@ class TrainingSettings:
             if not re.fullmatch("(first|last):[1-9][0-9]*", self.layers):
                 raise UsageError(f"layers is {self.layers!r}; expected first:N or last:N")
 
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> Self:
+        """Settings from keywords, a table of a file, hyperparameters; None stands for the default.
+
+        `init` and `parameterization` may be text; `width` and `freeze_first` may stand beside.
+
+        Raises:
+            UsageError: an unknown setting, or one out of range.
+        """
+        made: Self = from_mapping(cls, given, "training options")
+        if given.get("width") is not None and not made.parameterization.has_network:
+            raise UsageError(
+                f"width is given, but {made.parameterization.kind} has no network; use parameterization "
+                "mlp+start"
+            )
+        return made
+
     def resolve(self, geometry: Geometry, examples: int) -> ResolvedSettings:
         """What the run does on a base of this geometry with so many examples.
 
         Raises:
             UsageError: a stream that the base does not have, or more layers than one has.
         """
-        steps = self.steps_for(examples)
         return ResolvedSettings(
-            lengths=self.lengths(geometry),
-            trained_layers=self.trained_layers(geometry),
+            self.lengths(geometry), self.trained_layers(geometry), self.schedule(examples)
+        )
+
+    def schedule(self, examples: int) -> Schedule:
+        """What the run does when, over so many examples."""
+        steps = self.steps_for(examples)
+        return Schedule(
             steps=steps,
             warmup_steps=self.warmup_steps(steps),
             learning_rate=self.learning_rate,
@@ -378,6 +363,10 @@ class TrainingSettings:
         """Steps over which the learning rate rises."""
         return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
+    def keywords(self) -> TrainingOptions:
+        """The settings as keywords of `train`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[return-value]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for checkpoints and logs."""
         return dataclasses.asdict(self)
@@ -388,27 +377,18 @@ class TrainingSettings:
 class OwnersSettings:
     """How the owners of one run share the base model; nothing here decides which prefixes come out."""
 
-    concurrent_owners: int = setting(
-        64,
-        ge=1,
-        metavar="N",
-        section=OWNERS,
-        aliases=("places",),
-        help="Owners that train at the same time",
+    concurrent_owners: int = of_owners(
+        64, ge=1, aliases=("places",), help="Owners that train at the same time"
     )
     # A pass of fewer tokens does not fill the matrix products of a CPU.
-    max_batch_tokens: int = setting(
+    max_batch_tokens: int = of_owners(
         2048,
         ge=1,
-        metavar="N",
-        section=OWNERS,
         aliases=("pass_tokens",),
         help="Maximum tokens of one forward pass over all owners' rows; memory depends on it",
     )
-    isolated: bool = setting(
-        False,
-        section=OWNERS,
-        help="Separate passes for each owner: slower; bit for bit what each gets when trained alone",
+    isolated: bool = of_owners(
+        False, help="Separate passes for each owner: slower; bit for bit what each gets when trained alone"
     )
 
     def __post_init__(self) -> None:
@@ -416,25 +396,35 @@ class OwnersSettings:
 
 
 @dataclass(frozen=True)
-class ResolvedSettings:
-    """What a run does, with nothing left open: the settings filled in from base model and data.
+class Schedule:
+    """What a run does when, with nothing left open.
 
     Attributes:
-        lengths: P of each stream that is trained.
-        trained_layers: of each stream, the layers that are trained; None: all.
         steps: optimiser steps.
         warmup_steps: steps over which the learning rate rises.
         learning_rate: at its peak.
         evaluate_every, checkpoint_every: steps between dev losses, and between checkpoints.
     """
 
-    lengths: Mapping[Stream, int]
-    trained_layers: Mapping[Stream, range] | None
     steps: int
     warmup_steps: int
     learning_rate: float
     evaluate_every: int
     checkpoint_every: int
+
+
+@dataclass(frozen=True)
+class ResolvedSettings:
+    """The settings with nothing left open, filled in from base model and data.
+
+    Attributes:
+        lengths: P of each stream that is trained.
+        trained_layers: of each stream, the layers that are trained; None: all.
+    """
+
+    lengths: Mapping[Stream, int]
+    trained_layers: Mapping[Stream, range] | None
+    schedule: Schedule
 
 
 # -- made from plain data ------------------------------------------------------------------------
@@ -481,40 +471,9 @@ class OwnersOptions(TrainingOptions, total=False):
     isolated: bool | None
 
 
-def settings_from(
-    given: Mapping[str, Any], kind: type[TrainingSettings] = TrainingSettings
-) -> TrainingSettings:
-    """Settings from a mapping: keywords, a table of a file, hyperparameters; None stands for the default.
-
-    `init` and `parameterization` may be text; `width` and `freeze_first` may stand beside `parameterization`.
-
-    Raises:
-        UsageError: an unknown setting, or one out of range.
-    """
-    named = {name: value for name, value in current_names(kind, given).items() if value is not None}
-    known = {field.name for field in dataclasses.fields(kind)}
-    inner = [each for each in flat_settings(kind) if each.path[0] == "parameterization"]  # type: ignore[arg-type]
-    if unknown := set(named) - known - {each.name for each in inner}:
-        raise UsageError(f"unknown training options {sorted(unknown)}; known are {sorted(known)}")
-    if isinstance(named.get("init"), str):
-        named["init"] = Initialization.parse(named["init"])
-    whole = named.pop("parameterization", None)
-    beside = {each.path[-1]: named.pop(each.name) for each in inner if each.name in named}
-    if isinstance(whole, ParameterizationSettings):
-        named["parameterization"] = dataclasses.replace(whole, **beside)
-    elif whole is not None or beside:
-        parts = {**(whole if isinstance(whole, Mapping) else {"kind": whole or "direct"}), **beside}
-        named["parameterization"] = made = ParameterizationSettings(**parts)
-        if "width" in parts and not made.has_network:
-            raise UsageError(
-                f"width is given, but {made.kind} has no network; use parameterization mlp+start"
-            )
-    return kind(**named)
-
-
 def make_settings(**options: Any) -> TrainingSettings:
-    """Settings from the keywords of `train`; None stands for the default. Raises as `settings_from`."""
-    return settings_from(options)
+    """Settings from the keywords of `train`; None stands for the default. Raises as `from_mapping`."""
+    return TrainingSettings.from_mapping(options)
 
 
 def owners_settings(options: Mapping[str, Any]) -> tuple[OwnersSettings, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """train: examples and a base model in, a prefix out.
 
-Interrupt: Ctrl-C asks a run to stop after its step, instead of tearing it apart.
+Ctrl-C asks a run to stop after its step; it writes a checkpoint, from which the same call goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from foreword.encoding import EncodedExample, encode
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged
 from foreword.examples import Example, digest
 from foreword.prefix import Origin, Prefix
+from foreword.prefix_file import check_description
 from foreword.template import Template
 from foreword.training.loop import run
 from foreword.training.run_log import Progress, RunLog
@@ -59,9 +60,6 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-# -- train: examples and a base model in, a prefix out ---------------------------------------------
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -128,6 +126,7 @@ def train(
         TrainingStopped: Ctrl-C; a KeyboardInterrupt that says where the checkpoint is.
     """
     settings = make_settings(**options)
+    check_description({"labels": labels, "licence": licence})  # before hours of work, not after them
     examples, dev = list(examples), list(dev or ())  # read several times
     report = on_progress or (lambda progress: None)
     chosen = choose_template(base, settings, template)
@@ -198,6 +197,7 @@ def make_prefix(
         ),
         licence=licence,
         labels=labels or {},
+        template_digest=template.rendering_digest(base.tokenizer),
     )
 
 
@@ -232,7 +232,7 @@ def encode_both(
     """
     if not examples:
         raise BadExamples("there are no training examples; give at least one")
-    window = base.text_limit(settings.lengths(base.geometry).get("decoder", 0))
+    window = base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))
     limit = settings.max_length if window is None else min(settings.max_length or window, window)
     apart = base.is_encoder_decoder
     encoded, cut = encode(examples, base.tokenizer, template, limit, apart=apart)

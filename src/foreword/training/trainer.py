@@ -61,6 +61,7 @@ class Trainer:
         owner: whose prefix it is, where there are several.
         trained: what the optimizer changes.
         step, steps: optimizer steps done, and to do.
+        schedule: what happens when.
         best: what would be returned if the run ended now.
         history: rows of the log: {"step", "loss", "learning_rate", ...}.
     """
@@ -81,8 +82,8 @@ class Trainer:
         self.examples = examples
         self.dev = dev
         self.step = 0
-        self.steps = settings.steps_for(len(examples))
-        self.evaluate_every = settings.evaluate_every or max(1, math.ceil(self.steps / 10))
+        self.schedule = settings.schedule(len(examples))
+        self.steps = self.schedule.steps
         self.best = Best()
         self.history: list[dict[str, Any]] = []
         lengths = [example.tokens for example in examples]
@@ -103,8 +104,8 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """The learning rate of the step to come."""
-        warmup = self.settings.warmup_steps(self.steps)
-        return self.settings.learning_rate * rate_factor(self.step, warmup=warmup, steps=self.steps)
+        warmup = self.schedule.warmup_steps
+        return self.schedule.learning_rate * rate_factor(self.step, warmup=warmup, steps=self.steps)
 
     def begin(self) -> KeyValues:
         """Forget the last step's gradients; return the prefix that the parameters stand for now, if any."""
@@ -143,7 +144,7 @@ class Trainer:
 
     def due_for_evaluation(self) -> bool:
         """Whether the dev loss is to be measured after the step just done."""
-        return bool(self.dev) and (self.step % self.evaluate_every == 0 or self.step >= self.steps)
+        return bool(self.dev) and (self.step % self.schedule.evaluate_every == 0 or self.step >= self.steps)
 
     def note_dev_loss(self, loss: float) -> None:
         """Remember what is trained as it is now if `loss` is the lowest so far."""
@@ -228,38 +229,45 @@ def trained_prefix(
         GeometryMismatch, WrongBaseModel: it is a prefix of another base.
     """
     parameters: Parameterization | Embeddings
+    resolved = settings.resolve(base.geometry, len(examples))
     if settings.parameterization.kind == "embedding":
-        parameters = _embeddings(base, settings, examples, start)
+        parameters = _embeddings(base, settings, resolved.lengths["decoder"], examples, start)
     else:
-        layers = settings.trained_layers(base.geometry)
-        initial = _initial(base, settings, examples, start)
+        initial = _initial(base, settings, resolved.lengths, examples, start)
+        layers = resolved.trained_layers
         parameters = Parameterization(settings.parameterization, initial, settings.seed, layers)
     return TrainedPrefix(parameters.to(base.device), placement, base.positions)
 
 
 def _embeddings(
-    base: BaseModel, settings: TrainingSettings, examples: Sequence[EncodedExample], start: Prefix | None
+    base: BaseModel,
+    settings: TrainingSettings,
+    length: int,
+    examples: Sequence[EncodedExample],
+    start: Prefix | None,
 ) -> Embeddings:
     if start is not None:
         raise UsageError(
             "parameterization is 'embedding', and a prefix to start from has no embeddings, only keys and "
             "values; take direct or mlp+start, or an init"
         )
-    length = settings.lengths(base.geometry)["decoder"]
     initial_PE = starting_embeddings(base, settings.init, length, examples, settings.seed)
     return Embeddings(settings.parameterization, initial_PE, functools.partial(compile_embeddings, base))
 
 
 def _initial(
-    base: BaseModel, settings: TrainingSettings, examples: Sequence[EncodedExample], start: Prefix | None
+    base: BaseModel,
+    settings: TrainingSettings,
+    lengths: Mapping[Stream, int],
+    examples: Sequence[EncodedExample],
+    start: Prefix | None,
 ) -> dict[Stream, KeyValuePair]:
     if start is None:
-        lengths = settings.lengths(base.geometry)
         return initial_key_values(base, settings.init, lengths, examples, settings.seed)
     start.check_fits(base.identity, base.geometry)
     given = {stream: start.stream_length(stream) for stream in start.streams}
     by_base = settings.streams is not None or isinstance(settings.length, Mapping)
-    expected = settings.lengths(base.geometry if by_base else start.geometry)
+    expected = lengths if by_base else settings.lengths(start.geometry)
     if given != expected:
         raise UsageError(
             f"start has length {_in_words(given)}, the run has {_in_words(expected)}; make them equal"

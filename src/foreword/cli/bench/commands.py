@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
 
 import typer
 
-from foreword.cli import options as common
-from foreword.cli import train_options as training
-from foreword.cli.app import SectionedCommand
-from foreword.cli.bench import bench_costs, bench_quality
-from foreword.cli.bench import bench_options as its
+from foreword.cli import output
+from foreword.cli.app import Group
+from foreword.cli.bench import costs
+from foreword.cli.bench import options as its
+from foreword.errors import UsageError
+from foreword.validation import setting
 
 STEP = "  foreword bench step --data trainset.csv --out step-figures"
 MEMORY = "  foreword bench memory --data trainset.csv --size 16"
+QUALITY = "  foreword bench quality --train trainset.csv --dev devset.csv --out quality"
 GENERATE = "  foreword bench generate --owners 32"
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Measure speed and memory on this machine, beside PEFT and the machine's limit.",
-    epilog=its.example(STEP, GENERATE, bench_costs.CURVES),
-)
 
-
-@app.command(cls=SectionedCommand, epilog=its.example(STEP))
 def step(
     context: typer.Context,
-    base: training.Base = "smollm2-135m-instruct",
-    data: its.Data = None,
-    sizes: Annotated[str, typer.Option("--sizes", metavar="N,N", help="Batch sizes to measure.")] = "8,16",
-    length: its.Length = 10,
-    rounds: its.Rounds = 7,
-    threads: its.Threads = None,
-    no_peft: its.NoPeft = False,
-    out: its.Out = None,
-    json: common.Json = False,
+    data: Path | None = its.data_option,
+    sizes: str = setting("8,16", metavar="N,N", help="Batch sizes to measure"),
+    length: int = its.length_option,
+    rounds: int = its.rounds_option(7),
+    *,
+    given: its.PeerOptions,
 ) -> None:
     """Training steps a second, against PEFT.
 
@@ -42,7 +34,7 @@ def step(
     of random examples.
     """
     asked = its.numbers("--sizes", sizes)
-    model = its.loaded(base, threads, out, peft=not no_peft)
+    model = its.loaded(given, peft=not given.no_peft)
     from foreword.encoding import encode
     from foreword.models import resolve
     from foreword.research.bench import train_step as measured
@@ -59,7 +51,7 @@ def step(
             size,
             length=length,
             rounds=rounds,
-            peft_folder=None if no_peft else str(resolve(base).path),
+            peft_folder=None if given.no_peft else str(resolve(given.base).path),
             on_round=its.told(rounds, f"{size} rows: "),
         )
     report = its.report_of(
@@ -79,27 +71,23 @@ def step(
         ratios={f"{f.way}; {f.batch}": f.faster for f in figures if f.faster is not None},
         ratio_name="times PEFT's examples a second",
     )
-    its.tell(report, out, json)
+    its.tell(report, given)
 
 
-@app.command(cls=SectionedCommand, epilog=its.example(MEMORY))
 def memory(
     context: typer.Context,
-    base: training.Base = "smollm2-135m-instruct",
-    data: its.Data = None,
-    size: Annotated[int, typer.Option("--size", metavar="N", min=1, help="Examples in a batch.")] = 8,
-    length: its.Length = 10,
-    rounds: its.Rounds = 3,
-    threads: its.Threads = None,
-    no_peft: its.NoPeft = False,
-    out: its.Out = None,
-    json: common.Json = False,
+    data: Path | None = its.data_option,
+    size: int = setting(8, ge=1, help="Examples in a batch"),
+    length: int = its.length_option,
+    rounds: int = its.rounds_option(3),
+    *,
+    given: its.PeerOptions,
 ) -> None:
     """Peak memory of a training step, against PEFT.
 
     Above the loaded base model, on the CPU, each way in a process of its own.
     """
-    model = its.loaded(base, threads, out, peft=not no_peft, device="cpu")
+    model = its.loaded(given, peft=not given.no_peft, device="cpu")
     from foreword.research.bench import memory as measured
     from foreword.research.bench import workload
     from foreword.research.bench.timing import spread
@@ -107,7 +95,7 @@ def memory(
     workload.examples(data, measured.STEPS * size)  # whether there are enough
     rates = its.rates_of(model)
     found = measured.measure(
-        base, data, size, length, peft=not no_peft, rounds=rounds, on_round=its.told(rounds)
+        given.base, data, size, length, peft=not given.no_peft, rounds=rounds, on_round=its.told(rounds)
     )
     peer = found.get("PEFT")
     share = {
@@ -130,35 +118,24 @@ def memory(
         ratios={way: each for way, each in share.items() if each is not None},
         ratio_name="of PEFT's peak",
     )
-    its.tell(report, out, json)
+    its.tell(report, given)
 
 
-@app.command(cls=SectionedCommand, epilog=its.example(GENERATE))
 def generate(
     context: typer.Context,
-    base: training.Base = "smollm2-135m-instruct",
-    owners: Annotated[
-        int,
-        typer.Option("--owners", metavar="N", min=1, help="Number of prefixes, and of rows in the batch."),
-    ] = 32,
-    length: its.Length = 10,
-    new_tokens: Annotated[
-        int, typer.Option("--new-tokens", metavar="N", min=1, help="New tokens of each row.")
-    ] = 32,
-    rounds: its.Rounds = 7,
-    peft_rounds: Annotated[
-        int, typer.Option("--peft-rounds", metavar="N", min=1, help="Rounds of PEFT, which is slow.")
-    ] = 3,
-    threads: its.Threads = None,
-    no_peft: its.NoPeft = False,
-    out: its.Out = None,
-    json: common.Json = False,
+    owners: int = setting(32, ge=1, help="Number of prefixes, and of rows in the batch"),
+    length: int = its.length_option,
+    new_tokens: int = setting(32, ge=1, help="New tokens of each row"),
+    rounds: int = its.rounds_option(7),
+    peft_rounds: int = setting(3, ge=1, help="Rounds of PEFT, which is slow"),
+    *,
+    given: its.PeerOptions,
 ) -> None:
     """Tokens a second of many prefixes in one batch.
 
     Against the same batch without any, and against PEFT, adapter after adapter.
     """
-    model = its.loaded(base, threads, out, peft=not no_peft)
+    model = its.loaded(given, peft=not given.no_peft)
     from foreword.research.bench import generation as measured
 
     measured.check(model, length, new_tokens)
@@ -169,7 +146,7 @@ def generate(
         length=length,
         new_tokens=new_tokens,
         rounds=rounds,
-        peft_rounds=0 if no_peft else min(peft_rounds, rounds),
+        peft_rounds=0 if given.no_peft else min(peft_rounds, rounds),
         bandwidth=rates.bandwidth,
         on_round=its.told(rounds),
     )
@@ -188,8 +165,128 @@ def generate(
         ratios={f.way: f.ratio for f in found[1:]},
         ratio_name="times as fast are prefixes in one batch",
     )
-    its.tell(report, out, json)
+    its.tell(report, given)
 
 
-bench_costs.register(app)
-bench_quality.register(app)
+def quality(
+    context: typer.Context,
+    train: Path = setting(help="Examples to train on"),
+    dev: Path = setting(help="Examples to measure the loss on"),
+    steps: int = setting(60, ge=1, help="Steps of PEFT's runs"),
+    own_steps: int = setting(36, ge=1, help="Steps of Foreword's run"),
+    size: int = setting(8, ge=1, help="Examples in a batch"),
+    length: int = its.length_option,
+    direct: str = setting(
+        "0.001,0.01", name="direct_rates", metavar="X,X", help="Learning rates of PEFT's direct form"
+    ),
+    projected: str = setting(
+        "0.001,0.01", name="projected_rates", metavar="X,X", help="Learning rates of PEFT's projected form"
+    ),
+    watched: int = setting(3, ge=1, help="Steps between looks at Foreword's dev loss"),
+    dev_rows: int = setting(100, ge=1, help="Take the first N dev examples"),
+    max_length: int = setting(512, ge=8, help="Maximum tokens of an example; longer ones are cut"),
+    *,
+    given: its.BenchOptions,
+) -> None:
+    """Time to the dev loss that PEFT ends with.
+
+    Foreword's defaults against PEFT's direct and projected forms, each at its better learning rate. All runs
+    take their steps in turns on the same examples in the same order; looking at the dev loss is not counted.
+    """
+    rates = {"--direct-rates": _rates("--direct-rates", direct)}
+    rates["--projected-rates"] = _rates("--projected-rates", projected)
+    model = its.loaded(given, peft=True)
+    from foreword.encoding import encode
+    from foreword.examples import read_examples
+    from foreword.models import resolve
+    from foreword.research.bench import time_to_quality as measured
+
+    rows, _ = encode(read_examples(train), model.tokenizer, model.template, max_length)
+    dev_encoded, _ = encode(read_examples(dev, limit=dev_rows), model.tokenizer, model.template, max_length)
+    limits = its.rates_of(model)
+    runs = measured.entrants(
+        model,
+        rows,
+        dev_encoded,
+        length=length,
+        size=size,
+        steps=steps,
+        own_steps=own_steps,
+        watched=watched,
+        rates={measured.DIRECT: rates["--direct-rates"], measured.PROJECTED: rates["--projected-rates"]},
+        peft_folder=str(resolve(given.base).path),
+    )
+    measured.race(runs, on_step=lambda number: output.note(f"step {number} of {max(steps, own_steps)}"))
+    own = runs[measured.FOREWORD]
+    table = []
+    for name, run in runs.items():
+        form = name.partition(", ")[2] and name.rpartition(",")[0]
+        chosen = bool(form) and measured.best(runs, form) == name
+        loss, seconds = run.end
+        reached = own.reached(loss) if chosen else None
+        table.append(
+            (
+                name,
+                run.steps,
+                loss,
+                seconds,
+                None if reached is None else reached[0],
+                None if reached is None else reached[1],
+                "never" if chosen and reached is None else None if reached is None else reached[1] / seconds,
+            )
+        )
+    run_log = ", ".join(f"{at}: {loss:.3f} ({taken:.0f} s)" for at, (loss, taken) in own.run_log.items())
+    report = its.report_of(
+        context,
+        model,
+        limits,
+        "Time to PEFT's dev loss",
+        notes=(
+            f"Foreword's dev loss after so many steps: {run_log}.",
+            f"Dev loss: mean of each target token of {len(dev_encoded)} examples, in nats. One seed.",
+            "Share: Foreword's time until its dev loss was first seen at PEFT's last or below, over PEFT's "
+            "time; for the better learning rate of each form. Evaluations are not in the times.",
+        ),
+        columns=(
+            "run",
+            "steps",
+            "dev loss at its end",
+            "seconds",
+            "Foreword there after steps",
+            "after seconds",
+            "share of PEFT's time",
+        ),
+        rows=table,
+    )
+    its.tell(report, given)
+
+
+def _rates(option: str, text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < rate < 1 for rate in found):
+        raise UsageError(
+            f"{option} is {text!r}; expected numbers between 0 and 1 with commas between, as in {option} "
+            "0.001,0.01"
+        )
+    return found
+
+
+app = Group(
+    "Measure speed and memory on this machine, beside PEFT and the machine's limit.",
+    STEP,
+    GENERATE,
+    costs.CURVES,
+)
+for _command, _example in (
+    (step, STEP),
+    (memory, MEMORY),
+    (generate, GENERATE),
+    (costs.machine, costs.MACHINE),
+    (costs.start, costs.START),
+    (costs.curves, costs.CURVES),
+    (quality, QUALITY),
+):
+    app.add(_command, None, _example)

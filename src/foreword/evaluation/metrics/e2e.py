@@ -1,10 +1,4 @@
-"""The E2E NLG Challenge's metrics: BLEU, NIST, METEOR, ROUGE-L and CIDEr (tuetschek/e2e-metrics).
-
-NIST, as the challenge's mteval-v13a computes it: n-grams weigh what they tell.
-
-Written from the definition (Doddington 2002) and checked against that script. No library gives its figure:
-NLTK's takes each text's closest reference for the length, mteval the mean length of all references.
-"""
+"""The E2E NLG Challenge's metrics: BLEU, NIST, METEOR, ROUGE-L and CIDEr (tuetschek/e2e-metrics)."""
 
 from __future__ import annotations
 
@@ -17,7 +11,7 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from foreword.errors import MetricUnavailable
-from foreword.evaluation.metrics.bleu_chrf import columns
+from foreword.evaluation.metrics.bleu_chrf_rouge import columns
 from foreword.evaluation.metrics.meteor import meteor, penn_tokens
 
 LONGEST = 5
@@ -27,7 +21,11 @@ Words = Sequence[str]
 
 
 def nist(texts: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """NIST of tokenised texts, 0 and up.
+    """NIST of tokenised texts, 0 and up, as mteval-v13a computes it: n-grams weigh what they tell.
+
+    Written from the definition (Doddington 2002) and checked against that script. No library gives its
+    figure: NLTK's takes each text's closest reference for the length, mteval the mean length of all
+    references.
 
     The length to reach is the mean over all references times the number of texts, as the challenge's Perl
     script has it. Its Python version (`measure_scores.py -p`) takes each text's own mean, which gives
@@ -39,7 +37,7 @@ def nist(texts: Sequence[Words], references: Sequence[Sequence[Words]]) -> float
             seen[()] += len(words)
             for size in range(1, LONGEST + 1):
                 seen.update(_ngrams(words, size))
-    told = 0.0
+    weight = 0.0
     for size in range(1, LONGEST + 1):
         information = 0.0
         for words, some in zip(texts, references, strict=True):
@@ -48,19 +46,16 @@ def nist(texts: Sequence[Words], references: Sequence[Sequence[Words]]) -> float
                 most |= Counter(_ngrams(reference, size))
             for ngram, count in (Counter(_ngrams(words, size)) & most).items():
                 information += count * math.log2(seen[ngram[:-1]] / seen[ngram])
-        told += information / max(sum(max(len(words) - size + 1, 0) for words in texts), 1)
+        weight += information / max(sum(max(len(words) - size + 1, 0) for words in texts), 1)
     lengths = [len(words) for some in references for words in some]
     ratio = sum(map(len, texts)) / (sum(lengths) / len(lengths) * len(references))
     if ratio == 0:
         return 0.0
-    return told * math.exp(_BETA * math.log(min(ratio, 1.0)) ** 2)
+    return weight * math.exp(_BETA * math.log(min(ratio, 1.0)) ** 2)
 
 
 def _ngrams(words: Words, size: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
-
-
-# -- The E2E NLG Challenge's metrics: BLEU, NIST, METEOR, ROUGE-L and CIDEr (tuetschek/e2e-metrics)
 
 
 # mteval-v13a lowers these 26 letters and no others.

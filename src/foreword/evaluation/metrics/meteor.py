@@ -1,6 +1,4 @@
-"""METEOR 1.5: one Java process, which reads its tables once and scores as often as it is asked.
-
-Java programs that official evaluations use: METEOR 1.5 and Stanford's PTB tokenizer.
+"""The Java programs that official evaluations use: METEOR 1.5 and Stanford's PTB tokenizer.
 
 Both come as jar files in the package `pycocoevalcap`, letter by letter those of the E2E challenge. They are
 run here, not through that package, whose wrappers write into its own folder and depend on the locale.
@@ -107,14 +105,13 @@ def _end_of(complaints: bytes) -> str:
     return " / ".join(complaints.decode(errors="replace").strip().splitlines()[-3:]) or "nothing"
 
 
-# -- METEOR 1.5: one Java process, which reads its tables once and scores as often as it is asked --
-
+# -- METEOR ------------------------------------------------------------------------------------
 
 _kept: ContextVar[list[Meteor] | None] = ContextVar("kept", default=None)
 
 
 class Meteor:
-    """The running program.
+    """The running program, which reads its tables once and scores as often as it is asked.
 
     It is asked as coco-caption asks it: a line of statistics for each text, then a line with all of them. The
     figure is that of its command line, `meteor-1.5.jar texts references -l en -norm -r N`.

@@ -1,4 +1,4 @@
-"""Sets: which figures there are, how each is written, and computing them on texts and their references."""
+"""Metrics by name: the figures of each set, how they are written, and how they are computed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from foreword.errors import UsageError
-from foreword.evaluation.metrics.bleu_chrf import check_pairs, plain_scores
-from foreword.evaluation.metrics.e2e import e2e_scores
-from foreword.evaluation.metrics.learned import (
-    bertscore,
-    bleurt,
-    moverscore,
-    require_bertscore,
-    require_bleurt,
-    require_moverscore,
+from foreword.evaluation.metrics.bleu_chrf_rouge import (
+    check_pairs,
+    plain_scores,
+    require_rouge,
+    rouge_scores,
 )
+from foreword.evaluation.metrics.e2e import e2e_scores
 from foreword.evaluation.metrics.meteor import METEOR_JAR, require_jar, require_java
-from foreword.evaluation.metrics.rouge import require_rouge, rouge_scores
 from foreword.evaluation.metrics.webnlg import dart_scores, require_folding, webnlg_scores
 
 Compute = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
@@ -83,35 +79,26 @@ _ALL = (
         require_rouge,
     ),
     MetricSet("plain", "sacrebleu's defaults", _figures(2, "BLEU", "chrF"), plain_scores),
-    MetricSet(
-        "bertscore",
-        "a model's; needs bert-score and its weights",
-        _figures(4, "BERTScore P", "BERTScore R", "BERTScore F1"),
-        bertscore,
-        require_bertscore,
-    ),
-    MetricSet(
-        "bleurt", "a model's; needs bleurt and its weights", _figures(4, "BLEURT"), bleurt, require_bleurt
-    ),
-    MetricSet(
-        "moverscore",
-        "a model's; needs moverscore and its weights",
-        _figures(4, "MoverScore"),
-        moverscore,
-        require_moverscore,
-    ),
 )
 
 METRICS: Mapping[str, MetricSet] = MappingProxyType({one.name: one for one in _ALL})
+
+GONE = {"bertscore": "bert-score", "bleurt": "bleurt", "moverscore": "moverscore"}
+"""Metrics that earlier releases handed to these packages, and never ran with their weights."""
 
 
 def find_metrics(names: Sequence[str]) -> list[MetricSet]:
     """The sets called `names`, each once.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or none any more.
     """
     for name in names:
+        if name in GONE:
+            raise UsageError(
+                f"the metrics {name!r} are no longer part of Foreword; expected {', '.join(METRICS)}. Write "
+                f"the texts with `foreword evaluate --out` and score them with the package {GONE[name]}"
+            )
         if name not in METRICS:
             raise UsageError(f"no metrics {name!r}; expected {', '.join(METRICS)}")
     return [METRICS[name] for name in dict.fromkeys(names)]
@@ -122,8 +109,7 @@ def require(names: Sequence[str]) -> None:
 
     Raises:
         UsageError: there is no set of that name.
-        MetricUnavailable: a package, Java, or a checkpoint is not there. (Weights that a package fetches
-            itself are looked for when they are used.)
+        MetricUnavailable: a package, or Java, is not there.
     """
     for one in find_metrics(names):
         one.ready()

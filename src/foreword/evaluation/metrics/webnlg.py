@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from sacrebleu.metrics import BLEU, TER
 
 from foreword.errors import MetricUnavailable
-from foreword.evaluation.metrics.bleu_chrf import columns
+from foreword.evaluation.metrics.bleu_chrf_rouge import columns
 from foreword.evaluation.metrics.meteor import meteor
 
 MOST_REFERENCES = 3

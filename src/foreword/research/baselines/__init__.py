@@ -1,1 +1,1 @@
-"""Baselines: other ways to adapt the base model, in one harness with prefixes, for experiments to compare."""
+"""Baselines: other ways to adapt the base model, trained and measured like prefixes, to compare them with."""

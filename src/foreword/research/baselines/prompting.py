@@ -81,7 +81,7 @@ def front(inputs: AdapterInputs) -> ContextCost:
 
 def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
     """The prefix that stands for these tokens in front of every text."""
-    base.text_limit(len(ids))
+    base.max_text_tokens(len(ids))
     key_values = activations(base, ids, ids, len(ids))
     tensors = {
         f"{stream}.{part}": tensor.contiguous()

@@ -1,1 +1,1 @@
-"""Measuring: what Foreword's work costs, beside a peer and beside what the machine can do."""
+"""Benchmarks: time, memory and quality of Foreword's work, beside PEFT and the limits of the machine."""

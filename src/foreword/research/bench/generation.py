@@ -59,10 +59,10 @@ def check(base: BaseModel, length: int, new_tokens: int) -> None:
         WindowExceeded: the prefix alone does not.
     """
     longest = max(_tokens(base, PROMPTS))
-    limit = base.text_limit(length)
+    limit = base.max_text_tokens(length)
     if limit is not None and longest + new_tokens > limit:
         raise UsageError(
-            f"prompts of {longest} tokens and {new_tokens} new ones don't fit into the {base.window} "
+            f"prompts of {longest} tokens and {new_tokens} new ones don't fit into the {base.max_positions} "
             f"positions of {base.name} behind {length} virtual tokens; ask for fewer"
         )
 

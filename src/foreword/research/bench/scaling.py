@@ -97,11 +97,11 @@ def check(base: BaseModel, name: str, points: Sequence[int]) -> None:
         work = sizes(name, at)
         if work.rows % work.owners:
             raise UsageError(f"{work.rows} rows don't divide among {at} owners; take 1, 2, 4, 8 or 16")
-        limit = base.text_limit(work.length)
+        limit = base.max_text_tokens(work.length)
         if limit is not None and work.text >= limit:
             raise UsageError(
-                f"{name} at {at}: rows of {work.text} tokens don't fit into the {base.window} positions of "
-                f"{base.name} behind {work.length} virtual tokens; take smaller points"
+                f"{name} at {at}: rows of {work.text} tokens don't fit into the {base.max_positions} "
+                f"positions of {base.name} behind {work.length} virtual tokens; take smaller points"
             )
 
 

@@ -1,1 +1,1 @@
-"""Experiments: runs that measure a claim and write a report with the figures, each by one command."""
+"""Experiments: each measures a claim on the user's data by one command and writes a report."""

@@ -34,13 +34,13 @@ def choices(base: BaseModel, method: Method, splits: DataSplits, plan: Plan) -> 
 
 def misfit(base: BaseModel, method: Method, choice: Choice, splits: DataSplits, plan: Plan) -> str | None:
     """The first text that does not fit behind this choice, and what to do, in words; None if all do."""
-    if base.window is None:
+    if base.max_positions is None:
         return None
     fronts = {front(base, method, choice, examples, plan) for examples in _subsets(splits, plan, method)}
     largest = max(each.tokens for each in fronts)
     (template,) = {each.template for each in fronts}
     try:
-        limit = base.text_limit(largest)
+        limit = base.max_text_tokens(largest)
     except WindowExceeded as error:
         return str(error)
     assert limit is not None
@@ -48,7 +48,7 @@ def misfit(base: BaseModel, method: Method, choice: Choice, splits: DataSplits, 
         if tokens > limit:
             return (
                 f"{what} has {tokens} tokens; {limit} fit behind the {largest} that stand in front of it in "
-                f"the {base.window} positions of {base.name}. {remedy}"
+                f"the {base.max_positions} positions of {base.name}. {remedy}"
             )
     return None
 

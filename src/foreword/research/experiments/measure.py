@@ -15,7 +15,7 @@ from typing import Any
 from foreword.errors import CannotRead, DamagedCheckpoint
 from foreword.evaluation import Prediction, token_loss
 from foreword.evaluation.metrics import METRICS, score
-from foreword.evaluation.metrics.bleu_chrf import plain_scores
+from foreword.evaluation.metrics.bleu_chrf_rouge import plain_scores
 from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.examples import Entry, source_key
 from foreword.generation import generate

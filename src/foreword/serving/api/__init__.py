@@ -1,1 +1,1 @@
-"""The OpenAI API over HTTP."""
+"""The OpenAI API over HTTP: middleware, routes, and the JSON of their requests and answers."""

@@ -1,27 +1,31 @@
-"""App: the routes behind the gate."""
+"""The FastAPI app: routers behind the middleware, errors in OpenAI's form, and the operations' own routes."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from foreword import __version__
-from foreword.serving import errors
-from foreword.serving.api import chat, completions, files, fine_tuning, health, models, prefixes
+from foreword.errors import ForewordError
+from foreword.serving.api import completions, files, fine_tuning, models
 from foreword.serving.api.middleware import RequestMiddleware
-from foreword.serving.api.state import ServerState
+from foreword.serving.api.schemas import ERRORS, Health
+from foreword.serving.api.state import ServerState, server_of
+from foreword.serving.errors import Refused, refused, response_of, shown
+from foreword.serving.requests import refusal_of
 
-ROUTERS = (models.router, completions.router, chat.router, files.router, fine_tuning.router, prefixes.router)
-"""Those that need a key."""
+ROUTERS = (models.router, completions.router, files.router, fine_tuning.router, models.prefix_router)
+"""Those that need a key; a new endpoint's router goes here."""
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key of the store: fw_...")
-
-
-def _declared(key: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-    """Says in the OpenAPI document that a key is needed; the gate has asked for it already."""
 
 
 def make_app(server: ServerState) -> FastAPI:
@@ -35,8 +39,81 @@ def make_app(server: ServerState) -> FastAPI:
     app.state.server = server
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(_declared)])
-    app.include_router(health.router)
-    routes = [route for router in (*ROUTERS, health.router) for route in router.routes]
-    errors.install(app, [route for route in routes if isinstance(route, APIRoute)])
+    app.include_router(operations)
+    _handle_errors(app)
     app.add_middleware(RequestMiddleware, server=server)
     return app
+
+
+def _declared(key: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+    """Says in the OpenAPI document that a key is needed; the middleware has checked it already."""
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def on_refused(request: Request, error: Refused) -> Response:
+        return response_of(error)
+
+    @app.exception_handler(ForewordError)
+    async def on_named(request: Request, error: ForewordError) -> Response:
+        answer = refused(error)
+        if answer.status >= 500:
+            request.state.fault = error  # for the log
+        return response_of(answer)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation(request: Request, error: RequestValidationError) -> Response:
+        return response_of(refusal_of(error))
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> Response:
+        path = request.url.path
+        known = {
+            404: f"there is nothing at {shown(path)}; /docs lists what there is",
+            405: f"{request.method} is not possible here",
+        }
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the router names the methods of one route only
+            routes = [route for router in (*ROUTERS, operations) for route in router.routes]
+            here = [r for r in routes if isinstance(r, APIRoute) and r.path_regex.match(path)]
+            headers = {"allow": ", ".join(sorted({method for r in here for method in r.methods or ()}))}
+        message = known.get(error.status_code, str(error.detail))
+        return response_of(Refused(error.status_code, message, headers=headers))
+
+
+# -- Operations: whether the server lives and takes requests, and its measurements. No key is needed
+
+
+operations = APIRouter(tags=["operations"])
+
+
+@operations.get("/healthz", response_model=Health, responses=ERRORS)
+async def health(request: Request) -> Any:
+    """The process lives and answers."""
+    return Health(status="draining" if server_of(request).draining else "ok")
+
+
+@operations.get("/readyz", response_model=Health, responses=ERRORS)
+async def ready(request: Request) -> Any:
+    """New requests are taken, the engine runs and the store answers; otherwise 503."""
+    server, later = server_of(request), {"retry-after": "5"}
+    if server.draining:
+        raise Refused(503, "the server is stopping; ask another one", headers=later)
+    if not server.engine.ready():
+        message = "the engine is not running; if it does not come back, restart the server"
+        raise Refused(503, message, headers=later)
+    try:
+        await run_in_threadpool(server.store.list, limit=1)
+    except ForewordError as error:
+        raise Refused(503, "the store does not answer", headers=later) from error
+    return Health(status="ok")
+
+
+@operations.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}, **ERRORS},
+)
+def metrics(request: Request) -> Response:
+    """Measurements for Prometheus."""
+    return Response(server_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""POST /v1/completions."""
+"""POST /v1/completions and /v1/chat/completions: texts, whole or streamed."""
 
 from __future__ import annotations
 
@@ -10,69 +10,102 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from foreword.serving.api.prompts import find_model, make_rows, prompt_ids
-from foreword.serving.api.schemas import (
-    ERRORS,
-    Completion,
-    CompletionBody,
-    CompletionChoice,
-    CompletionLogprobs,
-)
-from foreword.serving.api.state import RequestIdentity, ServerState, server_of, visitor_of
-from foreword.serving.api.streaming import Completions, plain, stream, while_there
+from foreword.sampling import UNFINISHED
+from foreword.serving.api import schemas
+from foreword.serving.api.prompts import conversation, find_model, make_rows, prompt_ids
+from foreword.serving.api.schemas import ERRORS
+from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
+from foreword.serving.api.streaming import CompletedText, Completions, plain, stream, unless_gone
 from foreword.serving.engine.detokenizer import TextDelta, TokenText
 from foreword.serving.engine.protocol import Row
+from foreword.serving.requests import ChatBody, CompletionBody
 
 router = APIRouter(tags=["text"])
 DEFAULT_MAX_TOKENS = 16
-"""OpenAI's own."""
+"""New tokens of /v1/completions, as OpenAI's own; those of chat are a setting of the server."""
 
 
-@router.post("/v1/completions", response_model=Completion, responses=ERRORS)
+@router.post("/v1/completions", response_model=schemas.Completion, responses=ERRORS)
 async def complete(request: Request, body: CompletionBody) -> Any:
     """Continue one or more prompts, each behind the model's prefix and in its template."""
-    server, identity = server_of(request), visitor_of(request)
-    rows = await run_in_threadpool(_rows, server, identity, body)
-    writing = Completions(server, identity, rows, body.stops)
-    head: dict[str, Any] = {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "created": int(time.time()),
-        "model": body.model,
-    }
-    asked = body.logprobs is not None
+    server, identity = server_of(request), identity_of(request)
+    rows = await run_in_threadpool(_completion_rows, server, identity, body)
+    texts = Completions(server, identity, rows, body)
+    head = _head("cmpl", body.model)
+
+    def choice(index: int, part: CompletedText | TextDelta, offset: int) -> schemas.CompletionChoice:
+        return schemas.CompletionChoice(
+            index=index,
+            text=part.text,
+            logprobs=None if body.logprobs is None else _completion_logprobs(part.logprobs, offset),
+            finish_reason=part.finish_reason,
+        )
+
     if not body.stream:
-        texts = await while_there(request, writing.whole())
-        choices = [
-            CompletionChoice(
-                index=index,
-                text=written.text,
-                logprobs=_logprobs(written.logprobs, 0) if asked else None,
-                finish_reason=written.finish_reason,
-            )
-            for index, written in enumerate(texts)
-        ]
-        return Completion(**head, choices=choices, usage=writing.usage)
+        whole = await unless_gone(request, texts.whole())
+        choices = [choice(index, text, 0) for index, text in enumerate(whole)]
+        return schemas.Completion(**head, choices=choices, usage=texts.usage)
 
     offsets = [0] * len(rows)
 
-    def chunks(piece: TextDelta) -> Sequence[dict[str, Any]]:
-        choice = CompletionChoice(
-            index=piece.row,
-            text=piece.text,
-            logprobs=_logprobs(piece.logprobs, offsets[piece.row]) if asked else None,
-            finish_reason=piece.finish_reason,
-        )
-        offsets[piece.row] += len(piece.text)
-        return [plain(Completion(**head, choices=[choice]))]
+    def chunks(delta: TextDelta) -> Sequence[dict[str, Any]]:
+        piece = choice(delta.row, delta, offsets[delta.row])
+        offsets[delta.row] += len(delta.text)
+        return [plain(schemas.Completion(**head, choices=[piece]))]
 
     def ending() -> Sequence[dict[str, Any]]:
-        wanted = body.stream_options is not None and body.stream_options.include_usage
-        return [plain(Completion(**head, choices=[], usage=writing.usage))] if wanted else []
+        return [plain(schemas.Completion(**head, choices=[], usage=texts.usage))] if body.wants_usage else []
 
-    return await stream(request, writing, (), chunks, ending)
+    return await stream(request, texts, (), chunks, ending)
 
 
-def _rows(server: ServerState, identity: RequestIdentity, body: CompletionBody) -> list[Row]:
+@router.post("/v1/chat/completions", response_model=schemas.ChatCompletion, responses=ERRORS)
+async def chat(request: Request, body: ChatBody) -> Any:
+    """Answer a conversation, or the one message of a model that was trained on single texts."""
+    server, identity = server_of(request), identity_of(request)
+    rows = await run_in_threadpool(_chat_rows, server, identity, body)
+    texts = Completions(server, identity, rows, body)
+    head = _head("chatcmpl", body.model)
+    if not body.stream:
+        whole = await unless_gone(request, texts.whole())
+        choices = [
+            schemas.ChatChoice(
+                index=index,
+                message=schemas.AnswerMessage(content=text.text),
+                logprobs=_chat_logprobs(text.logprobs) if body.logprobs else None,
+                finish_reason=text.finish_reason,
+            )
+            for index, text in enumerate(whole)
+        ]
+        return schemas.ChatCompletion(**head, choices=choices, usage=texts.usage)
+
+    common = {**head, "object": "chat.completion.chunk", **({"usage": None} if body.wants_usage else {})}
+
+    def chunk(row: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+        choice = {"index": row, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+        return {**common, "choices": [choice]}
+
+    def chunks(delta: TextDelta) -> Sequence[dict[str, Any]]:
+        made = []
+        if delta.text or delta.logprobs:
+            logprobs = plain(_chat_logprobs(delta.logprobs)) if body.logprobs else None
+            made.append(chunk(delta.row, {"content": delta.text}, logprobs=logprobs))
+        if delta.finish_reason:
+            made.append(chunk(delta.row, {}, finish_reason=delta.finish_reason))
+        return made
+
+    def ending() -> Sequence[dict[str, Any]]:
+        return [{**common, "choices": [], "usage": plain(texts.usage)}] if body.wants_usage else []
+
+    beginning = [chunk(row, {"role": "assistant", "content": ""}) for row in range(len(rows))]
+    return await stream(request, texts, beginning, chunks, ending)
+
+
+def _head(kind: str, model: str) -> dict[str, Any]:
+    return {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+
+
+def _completion_rows(server: ServerState, identity: RequestIdentity, body: CompletionBody) -> list[Row]:
     model = find_model(server, identity.view, body.model)
     given: Any = body.prompt
     several = isinstance(given, list) and not isinstance(given[0], int)
@@ -80,25 +113,50 @@ def _rows(server: ServerState, identity: RequestIdentity, body: CompletionBody) 
         prompt_ids(server, model, prompt, chat=False, raw=bool(body.raw), param="prompt")
         for prompt in (given if several else [given])
     ]
+    longest = body.max_tokens or DEFAULT_MAX_TOKENS
     return make_rows(
-        server,
-        identity.caller,
-        model,
-        prompts,
-        body,
-        max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS,
-        logprobs=body.logprobs,
+        server, identity.caller, model, prompts, body, max_tokens=longest, logprobs=body.logprobs
     )
 
 
-def _logprobs(tokens: Sequence[TokenText], offset: int) -> CompletionLogprobs:
+def _chat_rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -> list[Row]:
+    model = find_model(server, identity.view, body.model)
+    raw = bool(body.raw)
+    source = conversation(server, model, body.messages, raw=raw)
+    prompt = prompt_ids(server, model, source, chat=True, raw=raw, param="messages")
+    longest = body.max_completion_tokens or body.max_tokens or server.configuration.default_max_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return make_rows(server, identity.caller, model, [prompt], body, max_tokens=longest, logprobs=logprobs)
+
+
+def _completion_logprobs(tokens: Sequence[TokenText], offset: int) -> schemas.CompletionLogprobs:
     offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(token.text)
-    return CompletionLogprobs(
+    return schemas.CompletionLogprobs(
         tokens=[token.text for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
         top_logprobs=[dict(token.likeliest) for token in tokens],
         text_offset=offsets,
+    )
+
+
+def _chat_logprobs(tokens: Sequence[TokenText]) -> schemas.ChatLogprobs:
+    def likely(text: str, logprob: float) -> dict[str, Any]:
+        # No bytes for a token that is a part of a character: its text does not tell them.
+        return {
+            "token": text,
+            "bytes": None if UNFINISHED in text else list(text.encode()),
+            "logprob": logprob,
+        }
+
+    return schemas.ChatLogprobs(
+        content=[
+            schemas.ChatToken(
+                **likely(token.text, token.logprob),
+                top_logprobs=[schemas.LikelyToken(**likely(*pair)) for pair in token.likeliest],
+            )
+            for token in tokens
+        ]
     )

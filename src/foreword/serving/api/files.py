@@ -8,11 +8,10 @@ from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from foreword.serving.api.auth import owner_of, writer_of
-from foreword.serving.api.schemas import ERRORS, Deleted, FileAnswer, FileList, seconds_of
-from foreword.serving.api.state import server_of, visitor_of
-from foreword.serving.errors import refuse_fields_beside
+from foreword.serving.api.schemas import ERRORS, Deleted, FileAnswer, FileList, binary_responses, seconds_of
+from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.jobs import uploads
+from foreword.serving.requests import refuse_fields_beside
 
 router = APIRouter(tags=["files"])
 FileId = Annotated[str, Path(max_length=40)]
@@ -26,8 +25,8 @@ async def upload_file(
 ) -> Any:
     """Keep a file of examples, after every line of it was read; a bad one is named, and nothing is kept."""
     refuse_fields_beside(await request.form(), {"file", "purpose"})
-    server, identity = server_of(request), visitor_of(request)
-    owner = writer_of(identity, "files")
+    server, identity = server_of(request), identity_of(request)
+    owner = identity.writer("files")
     content = await file.read()
     record = await run_in_threadpool(
         uploads.add,
@@ -50,9 +49,9 @@ def list_files(
     order: Literal["asc", "desc"] = "desc",
 ) -> Any:
     """The caller's files, by the time they came; desc: newest first."""
-    server, owner = server_of(request), owner_of(visitor_of(request), "files")
-    found, more = uploads.listed(server.store.catalogue, owner, limit, after, newest_first=order == "desc")
-    data = [_answer(record) for record in found if purpose in (None, "fine-tune")]
+    server, owner = server_of(request), identity_of(request).owner("files")
+    records, more = uploads.listed(server.store.catalogue, owner, limit, after, newest_first=order == "desc")
+    data = [_answer(record) for record in records if purpose in (None, "fine-tune")]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return FileList(data=data, first_id=first, last_id=last, has_more=more and bool(data))
 
@@ -60,18 +59,14 @@ def list_files(
 @router.get("/v1/files/{file_id}", response_model=FileAnswer, responses=ERRORS)
 def retrieve_file(request: Request, file_id: FileId) -> Any:
     """What is known of a file."""
-    server, owner = server_of(request), owner_of(visitor_of(request), "files")
+    server, owner = server_of(request), identity_of(request).owner("files")
     return _answer(uploads.find(server.store.catalogue, owner, file_id))
 
 
-@router.get(
-    "/v1/files/{file_id}/content",
-    response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}}, **ERRORS},
-)
+@router.get("/v1/files/{file_id}/content", response_class=Response, responses=binary_responses())
 def file_content(request: Request, file_id: FileId) -> Response:
     """A file's bytes, as they were sent."""
-    server, owner = server_of(request), owner_of(visitor_of(request), "files")
+    server, owner = server_of(request), identity_of(request).owner("files")
     # Never with the uploader's name or type: a browser is not to open it as anything.
     headers = {"content-disposition": f'attachment; filename="{file_id}.jsonl"'}
     content = uploads.content(server.store.catalogue, owner, file_id)
@@ -81,8 +76,8 @@ def file_content(request: Request, file_id: FileId) -> Response:
 @router.delete("/v1/files/{file_id}", response_model=Deleted, responses=ERRORS)
 def delete_file(request: Request, file_id: FileId) -> Any:
     """Delete a file that no unfinished job needs."""
-    server, identity = server_of(request), visitor_of(request)
-    uploads.remove(server.store.catalogue, identity.caller, writer_of(identity, "files"), file_id)
+    server, identity = server_of(request), identity_of(request)
+    uploads.remove(server.store.catalogue, identity.caller, identity.writer("files"), file_id)
     return Deleted(id=file_id, object="file")
 
 

@@ -7,21 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
-from foreword.serving.api.auth import owner_of, writer_of
+from foreword.serving.api import schemas
 from foreword.serving.api.models import describe
 from foreword.serving.api.prompts import find_model
-from foreword.serving.api.schemas import (
-    ERRORS,
-    JobAnswer,
-    JobCheckpoint,
-    JobCheckpoints,
-    JobError,
-    JobEvent,
-    JobEvents,
-    JobList,
-    seconds_of,
-)
-from foreword.serving.api.state import server_of, visitor_of
+from foreword.serving.api.schemas import ERRORS, seconds_of
+from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import queue, uploads
 from foreword.serving.jobs import settings as job_settings
@@ -36,17 +26,17 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[str | None, Query(max_length=40)]
 
 
-@router.post("", response_model=JobAnswer, responses=ERRORS)
+@router.post("", response_model=schemas.JobAnswer, responses=ERRORS)
 def create_job(request: Request, body: JobBody) -> Any:
     """Train a prefix on an uploaded file; it will be called by its owner's name and `suffix`."""
-    server, identity = server_of(request), visitor_of(request)
+    server, identity = server_of(request), identity_of(request)
     catalogue = server.store.catalogue
-    owner = writer_of(identity, "jobs")
+    owner = identity.writer("jobs")
     identifier = f"ftjob-{secrets.token_hex(12)}"
     _, name = parse_name(f"{owner}/{body.suffix or identifier}")
     start = find_model(server, identity.view, body.model).prefix
     # The version, not a name that may mean another one when the job's turn comes.
-    reference = None if start is None else describe(identity.view, body.model).reference
+    reference = None if start is None else describe(identity.view, body.model).version.reference
     files = [uploads.find(catalogue, owner, body.training_file, param="training_file")]
     if body.validation_file is not None:
         files.append(uploads.find(catalogue, owner, body.validation_file, param="validation_file"))
@@ -77,33 +67,33 @@ def create_job(request: Request, body: JobBody) -> Any:
     return _answer(record)
 
 
-@router.get("", response_model=JobList, responses=ERRORS)
+@router.get("", response_model=schemas.JobList, responses=ERRORS)
 def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
     """The caller's jobs, newest first."""
-    server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
-    found, more = queue.listed(server.store.catalogue, owner, limit, after)
-    return JobList(data=[_answer(record) for record in found], has_more=more)
+    server, owner = server_of(request), identity_of(request).owner("jobs")
+    jobs, more = queue.listed(server.store.catalogue, owner, limit, after)
+    return schemas.JobList(data=[_answer(record) for record in jobs], has_more=more)
 
 
-@router.get("/{job_id}", response_model=JobAnswer, responses=ERRORS)
+@router.get("/{job_id}", response_model=schemas.JobAnswer, responses=ERRORS)
 def retrieve_job(request: Request, job_id: JobId) -> Any:
     """One job."""
-    server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
+    server, owner = server_of(request), identity_of(request).owner("jobs")
     return _answer(queue.find(server.store.catalogue, owner, job_id))
 
 
-@router.post("/{job_id}/cancel", response_model=JobAnswer, responses=ERRORS)
+@router.post("/{job_id}/cancel", response_model=schemas.JobAnswer, responses=ERRORS)
 def cancel_job(request: Request, job_id: JobId) -> Any:
     """Stop a job that has not ended; nothing of it is kept."""
-    server, identity = server_of(request), visitor_of(request)
-    owner = writer_of(identity, "jobs")
+    server, identity = server_of(request), identity_of(request)
+    owner = identity.writer("jobs")
     return _answer(queue.cancel(server.store.catalogue, identity.caller, owner, job_id))
 
 
-@router.get("/{job_id}/events", response_model=JobEvents, responses=ERRORS)
+@router.get("/{job_id}/events", response_model=schemas.JobEvents, responses=ERRORS)
 def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After = None) -> Any:
     """What has happened to a job, newest first."""
-    server, owner = server_of(request), owner_of(visitor_of(request), "jobs")
+    server, owner = server_of(request), identity_of(request).owner("jobs")
     queue.find(server.store.catalogue, owner, job_id)
     before = None
     if after is not None:
@@ -113,9 +103,9 @@ def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After
                 400, "after is no event; expected the id of the last one on the page before", param="after"
             )
         before = int(number)
-    found, more = queue.events(server.store.catalogue, job_id, limit, before)
+    events, more = queue.events(server.store.catalogue, job_id, limit, before)
     data = [
-        JobEvent(
+        schemas.JobEvent(
             id=f"ftevent-{row['id']}",
             created_at=seconds_of(row["at"]),
             level=row["level"],
@@ -123,12 +113,12 @@ def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After
             type="message" if row["data"] is None else "metrics",
             data=row["data"],
         )
-        for row in found
+        for row in events
     ]
-    return JobEvents(data=data, has_more=more)
+    return schemas.JobEvents(data=data, has_more=more)
 
 
-@router.get("/{job_id}/checkpoints", response_model=JobCheckpoints, responses=ERRORS)
+@router.get("/{job_id}/checkpoints", response_model=schemas.JobCheckpoints, responses=ERRORS)
 def list_checkpoints(
     request: Request,
     job_id: JobId,
@@ -136,16 +126,16 @@ def list_checkpoints(
     after: Annotated[str | None, Query(max_length=60)] = None,
 ) -> Any:
     """The step whose keys and values became the prefix; none before the job is done."""
-    server, identity = server_of(request), visitor_of(request)
-    record = queue.find(server.store.catalogue, owner_of(identity, "jobs"), job_id)
+    server, identity = server_of(request), identity_of(request)
+    record = queue.find(server.store.catalogue, identity.owner("jobs"), job_id)
     data = []
     if record.result is not None and after is None:
-        origin = describe(identity.view, record.result).facts["origin"]
+        origin = describe(identity.view, record.result).version.facts["origin"]
         measured = {"step": float(origin["steps"])}
         if origin["dev_loss"] is not None:
             measured["full_valid_loss"] = origin["dev_loss"]
         data.append(
-            JobCheckpoint(
+            schemas.JobCheckpoint(
                 id=f"ftckpt-{record.id.removeprefix('ftjob-')}",
                 created_at=seconds_of(record.finished or record.created),
                 fine_tuned_model_checkpoint=record.result,
@@ -155,15 +145,15 @@ def list_checkpoints(
             )
         )
     only = data[0].id if data else None
-    return JobCheckpoints(data=data, first_id=only, last_id=only)
+    return schemas.JobCheckpoints(data=data, first_id=only, last_id=only)
 
 
-def _answer(record: Job) -> JobAnswer:
+def _answer(record: Job) -> schemas.JobAnswer:
     hyperparameters = job_settings.shown(record.asked["hyperparameters"])
-    return JobAnswer(
+    return schemas.JobAnswer(
         id=record.id,
         created_at=seconds_of(record.created),
-        error=None if record.error is None else JobError(**record.error),
+        error=None if record.error is None else schemas.JobError(**record.error),
         fine_tuned_model=record.result,
         finished_at=None if record.finished is None else seconds_of(record.finished),
         hyperparameters=hyperparameters,

@@ -1,7 +1,7 @@
-"""Gate: what every request passes before its route and every answer behind it.
+"""Middleware that every request passes before its route, and every answer after it.
 
-Request id, drain, key, limits, size and pace of the body, pace of the client who reads, one line in
-the log, and the last resort for a fault of ours. Plain ASGI: a streamed answer passes untouched.
+Request id, drain, API key, limits, size and pace of the body, pace of the client who reads, one line in
+the log, and the answer to a fault of ours. Plain ASGI: a streamed answer passes untouched.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foreword.errors import ForewordError
 from foreword.serving import logs
-from foreword.serving.api.auth import identity
-from foreword.serving.api.state import ServerState
+from foreword.serving.api.state import ServerState, authenticate
 from foreword.serving.api.streaming import ClientGone
 from foreword.serving.errors import Refused, refused, response_of
 
@@ -28,14 +27,14 @@ OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 """Paths that need no key and are answered while the server drains."""
 UPLOADS = ("/v1/files", "/v1/prefixes")
 SLOWEST_BYTES_PER_SECOND = 64_000
-"""Of an upload, beyond the seconds that every body has."""
+"""An upload may be as slow as this, beyond the seconds that every body has."""
 CLIENT_GONE = 499
 """What logs and metrics say of a request whose client went away; nobody gets to read it."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """Wraps the app."""
+    """ASGI middleware around the whole app."""
 
     def __init__(self, app: ASGIApp, server: ServerState) -> None:
         self._app = app
@@ -46,36 +45,36 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        passage = _RequestContext(self._server, scope, receive, send)
-        self._count(+1, passage)
+        context = _RequestContext(self._server, scope, receive, send)
+        self._count(+1, context)
         try:
-            await self._pass(passage)
+            await self._handle(context)
         finally:
-            self._count(-1, passage)
-            passage.tell()
+            self._count(-1, context)
+            context.log()
 
-    def _count(self, change: int, passage: _RequestContext) -> None:
-        if not passage.is_open:
+    def _count(self, change: int, context: _RequestContext) -> None:
+        if not context.is_open:
             self._server.running += change
             self._server.metrics.running.set(self._server.running)
 
-    async def _pass(self, passage: _RequestContext) -> None:
+    async def _handle(self, context: _RequestContext) -> None:
         try:
-            await passage.enter()
-            await self._app(passage.scope, passage.receive, passage.send)
+            await context.enter()
+            await self._app(context.scope, context.receive, context.send)
         except ClientGone:
-            passage.status = passage.status or CLIENT_GONE
+            context.status = context.status or CLIENT_GONE
         except Refused as error:
-            await passage.answer(error)
+            await context.answer(error)
         except ForewordError as error:
-            passage.fault = error
-            await passage.answer(refused(error))
+            context.fault = error
+            await context.answer(refused(error))
         except TimeoutError as error:  # of `send`: the client does not read
-            passage.fault = error
-            passage.status = CLIENT_GONE
+            context.fault = error
+            context.status = CLIENT_GONE
         except Exception as error:
-            passage.fault = error
-            await passage.answer(Refused(500, "the server failed to answer; its log says more", code="fault"))
+            context.fault = error
+            await context.answer(Refused(500, "the server failed to answer; its log says more", code="fault"))
 
 
 class _RequestContext:
@@ -94,9 +93,9 @@ class _RequestContext:
         self._id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(10)}"
         self._state: dict[str, Any] = scope.setdefault("state", {})
         self._state["request_id"] = self._id
-        self._begun = time.perf_counter()
+        self._start_time = time.perf_counter()
         self._received = 0
-        self._whole = False
+        self._body_complete = False
         is_upload = scope["method"] == "POST" and scope["path"] in UPLOADS
         self._limit = server.configuration.upload_bytes if is_upload else server.configuration.body_bytes
 
@@ -115,19 +114,19 @@ class _RequestContext:
                 headers={"retry-after": "5", "connection": "close"},
             )
         configuration = self._server.configuration
-        found = await run_in_threadpool(identity, configuration, self._server.store, self._headers)
-        self._state["identity"] = found
-        self._server.limiter.admit(found.name, found.limits)
+        identity = await run_in_threadpool(authenticate, configuration, self._server.store, self._headers)
+        self._state["identity"] = identity
+        self._server.limiter.admit(identity.name, identity.limits)
         declared = self._headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._limit:
             raise Refused(413, self._too_large())
 
     async def receive(self) -> Message:
         """The next part of the request's body, which comes in time and does not grow without end."""
-        if self._whole:
+        if self._body_complete:
             return await self._receive()
         allowed = self._server.configuration.body_seconds + self._received / SLOWEST_BYTES_PER_SECOND
-        left = allowed - (time.perf_counter() - self._begun)
+        left = allowed - (time.perf_counter() - self._start_time)
         try:
             message = await asyncio.wait_for(self._receive(), max(left, 0))
         except TimeoutError as error:
@@ -137,7 +136,7 @@ class _RequestContext:
         self._received += len(message.get("body", b""))
         if self._received > self._limit:
             raise HTTPException(413, self._too_large())
-        self._whole = not message.get("more_body", False)
+        self._body_complete = not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
@@ -153,23 +152,23 @@ class _RequestContext:
             self._server.metrics.refused.labels(error.code or "").inc()
             await response_of(error)(self.scope, self.receive, self.send)
 
-    def tell(self) -> None:
+    def log(self) -> None:
         """One line in the log, and the counters."""
-        seconds = time.perf_counter() - self._begun
+        seconds = time.perf_counter() - self._start_time
         route = getattr(self.scope.get("route"), "path", "unmatched")
         fault = self.fault or self._state.get("fault")
         metrics = self._server.metrics
         metrics.requests.labels(route, str(self.status)).inc()
         metrics.request_seconds.labels(route).observe(seconds)
-        found = self._state.get("identity")
+        identity = self._state.get("identity")
         fields = {
             "request": self._id,
             "method": self.scope["method"],
             "route": route,
             "status": self.status,
             "seconds": round(seconds, 4),
-            "owner": found and found.caller.owner,
-            "key": found and found.caller.key,
+            "owner": identity and identity.caller.owner,
+            "key": identity and identity.caller.key,
         }
         if fault is not None:
             logs.failure("request failed", fault, **fields)

@@ -1,100 +1,103 @@
-"""/v1/models: the base, and the prefixes that a caller may use with it."""
+"""/v1/models: the base, and the prefixes that a caller may use with it; /v1/prefixes: prefix files."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 from foreword.errors import BadName, UnknownPrefix
-from foreword.serving.api.schemas import ERRORS, Deleted, ModelAnswer, ModelFacts, ModelList, seconds_of
-from foreword.serving.api.state import ServerState, server_of, visitor_of
+from foreword.prefix import Prefix
+from foreword.serving.api import schemas
+from foreword.serving.api.schemas import ERRORS, binary_responses, seconds_of
+from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.errors import Refused, unknown_model
-from foreword.store import PrefixStore, Version
+from foreword.serving.jobs import uploads
+from foreword.serving.requests import refuse_fields_beside
+from foreword.store import Description, PrefixStore, Version
 
 router = APIRouter(tags=["models"])
 ModelName = Annotated[str, Path(description="The base, owner/name, or owner/name@version.", max_length=300)]
 
 
-@router.get("/v1/models", response_model=ModelList, responses=ERRORS)
+@router.get("/v1/models", response_model=schemas.ModelList, responses=ERRORS)
 def list_models(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
     after: Annotated[str | None, Query(max_length=300)] = None,
 ) -> Any:
     """The base model and the latest version of each prefix that the caller may use with it."""
-    server, view = server_of(request), visitor_of(request).view
-    found = [_base(server)] if after is None else []
+    server, view = server_of(request), identity_of(request).view
+    models = [_base(server)] if after is None else []
     start = None if after in (None, server.served.name) else after
-    while True:
+    while True:  # the store's pages have prefixes of other bases too, which do not count here
         page = view.list(limit=limit, after=start)
         for version in page:
-            if len(found) == limit:
-                last = found[-1].id
-                return ModelList(data=found, has_more=True, next=last)
-            if fits(server, version):
-                found.append(model_of(version, f"{version.owner}/{version.name}"))
+            if len(models) == limit:
+                return schemas.ModelList(data=models, has_more=True, next=models[-1].id)
+            if _fits(server, version):
+                models.append(_model_of(version, f"{version.owner}/{version.name}"))
         start = page.next
         if start is None:
-            return ModelList(data=found)
+            return schemas.ModelList(data=models)
 
 
-@router.get("/v1/models/{model:path}", response_model=ModelAnswer, responses=ERRORS)
+@router.get("/v1/models/{model:path}", response_model=schemas.ModelAnswer, responses=ERRORS)
 def retrieve_model(request: Request, model: ModelName) -> Any:
     """One model."""
-    server, view = server_of(request), visitor_of(request).view
+    server, view = server_of(request), identity_of(request).view
     if model == server.served.name:
         return _base(server)
-    version = describe(view, model)
-    if not fits(server, version):
+    version = describe(view, model).version
+    if not _fits(server, version):
         raise Refused(
             404,
             f"{model} is a prefix of {version.base}; this server has {server.served.name}",
             code="wrong_base_model",
             param="model",
         )
-    return model_of(version, model)
+    return _model_of(version, model)
 
 
-@router.delete("/v1/models/{model:path}", response_model=Deleted, responses=ERRORS)
+@router.delete("/v1/models/{model:path}", response_model=schemas.Deleted, responses=ERRORS)
 def delete_model(request: Request, model: ModelName) -> Any:
     """Delete a prefix: the one version that is named, or else all of them."""
-    server, view = server_of(request), visitor_of(request).view
+    server, view = server_of(request), identity_of(request).view
     if model == server.served.name:
         raise Refused(403, f"{model} is the base model; it can't be deleted here", param="model")
-    remove(view, model)
-    return Deleted(id=model, object="model")
+    _remove(view, model)
+    return schemas.Deleted(id=model, object="model")
 
 
-def describe(view: PrefixStore, name: str) -> Version:
-    """The version that a model's name means. Raises Refused, 404, for what the caller may not see."""
+def describe(view: PrefixStore, name: str) -> Description:
+    """What the store says of a model's name. Raises Refused, 404, for what the caller may not see."""
     try:
-        return view.describe(name).version
+        return view.describe(name)
     except (BadName, UnknownPrefix) as error:
         raise unknown_model(name) from error
 
 
-def remove(view: PrefixStore, name: str) -> None:
-    """Delete a version, or a prefix with all of them. Raises Refused as `describe`, and NotAllowed."""
+def _remove(view: PrefixStore, name: str) -> None:
     try:
         view.delete(name, all_versions="@" not in name)
     except (BadName, UnknownPrefix) as error:
         raise unknown_model(name) from error
 
 
-def fits(server: ServerState, version: Version) -> bool:
-    """Whether the served base is the one that a prefix was made for, as far as the catalogue knows."""
+def _fits(server: ServerState, version: Version) -> bool:
+    """Whether the served base is the one that a prefix was made for, as far as the database knows."""
     mine = version.facts["base"].get("fingerprint")
     return mine is None or mine == server.served.identity.fingerprint
 
 
-def model_of(version: Version, name: str) -> ModelAnswer:
-    """A prefix as a model."""
-    return ModelAnswer(
+def _model_of(version: Version, name: str) -> schemas.ModelAnswer:
+    return schemas.ModelAnswer(
         id=name,
         created=seconds_of(version.created),
         owned_by=version.owner,
-        foreword=ModelFacts(
+        foreword=schemas.ModelFacts(
             digest=version.digest,
             length=version.length,
             base=version.base,
@@ -105,5 +108,68 @@ def model_of(version: Version, name: str) -> ModelAnswer:
     )
 
 
-def _base(server: ServerState) -> ModelAnswer:
-    return ModelAnswer(id=server.served.name, created=0, owned_by="foreword")
+def _base(server: ServerState) -> schemas.ModelAnswer:
+    return schemas.ModelAnswer(id=server.served.name, created=0, owned_by="foreword")
+
+
+# -- Prefix files ----------------------------------------------------------------------------------
+
+
+prefix_router = APIRouter(tags=["prefixes"], prefix="/v1/prefixes")
+Owner = Annotated[str, Path(max_length=128)]
+Name = Annotated[str, Path(max_length=220, description="Name, or name@version.")]
+
+
+@prefix_router.post("", response_model=schemas.PrefixAnswer, responses=ERRORS)
+async def upload_prefix(
+    request: Request,
+    file: Annotated[UploadFile, File(description="A prefix file for this server's base.")],
+    name: Annotated[str, Form(max_length=260, description="Name, or owner/name.")],
+) -> Any:
+    """Store a prefix file as the next version of a name."""
+    refuse_fields_beside(await request.form(), {"file", "name"})
+    content = await file.read()
+    return await run_in_threadpool(_put, server_of(request), identity_of(request), name, content)
+
+
+@prefix_router.get("/{owner}/{name}", response_model=schemas.PrefixAnswer, responses=ERRORS)
+def describe_prefix(request: Request, owner: Owner, name: Name) -> Any:
+    """All that the store says of a version and its prefix."""
+    return _prefix_answer(describe(identity_of(request).view, f"{owner}/{name}"))
+
+
+@prefix_router.get("/{owner}/{name}/content", response_class=Response, responses=binary_responses())
+def download_prefix(request: Request, owner: Owner, name: Name) -> Response:
+    """The prefix file, checked against its digest."""
+    view = identity_of(request).view
+    version = describe(view, f"{owner}/{name}").version
+    content = view.get(version.reference).to_bytes()
+    headers = {
+        "content-disposition": f'attachment; filename="{version.name}-{version.number}.prefix"',
+        "etag": f'"{version.digest}"',
+    }
+    return Response(content, headers=headers, media_type="application/octet-stream")
+
+
+@prefix_router.delete("/{owner}/{name}", response_model=schemas.Deleted, responses=ERRORS)
+def delete_prefix(request: Request, owner: Owner, name: Name) -> Any:
+    """Delete the one version that is named, or else all of them."""
+    _remove(identity_of(request).view, f"{owner}/{name}")
+    return schemas.Deleted(id=f"{owner}/{name}", object="prefix")
+
+
+def _put(server: ServerState, identity: RequestIdentity, name: str, content: bytes) -> schemas.PrefixAnswer:
+    full = name if "/" in name else f"{identity.writer('prefixes')}/{name}"
+    prefix = Prefix.from_bytes(content, where="the file")
+    server.served.check(prefix)
+    limit, owner = identity.limits.stored_bytes, full.partition("/")[0]
+    server.store.catalogue.read(
+        lambda connection: uploads.check_stored_bytes(connection, owner, len(content), limit), snapshot=True
+    )
+    version = identity.view.put(full, prefix)
+    return _prefix_answer(describe(identity.view, version.reference))
+
+
+def _prefix_answer(description: Description) -> schemas.PrefixAnswer:
+    facts = description.to_json()
+    return schemas.PrefixAnswer(id=facts.pop("reference"), **facts)

@@ -1,4 +1,4 @@
-"""Prompts: from the model's name and the text of a request to rows for the engine."""
+"""From the model's name and the prompt of a request to rows for the engine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jinja2 import TemplateError
 
 from foreword.errors import BadName, GeometryMismatch, UnknownPrefix, WrongBaseModel
 from foreword.prefix import Prefix
-from foreword.serving.api.schemas import ChatMessage, Sampled
 from foreword.serving.api.state import ServerState
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, unknown_model
+from foreword.serving.requests import ChatMessage, Sampled
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
 from foreword.template import Source
@@ -47,12 +47,12 @@ def find_model(server: ServerState, view: PrefixStore, name: str) -> Model:
     """
     if name == server.served.name:
         return Model(name, None)
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     try:
         prefix = view.get(name)
     except (BadName, UnknownPrefix) as error:
         raise unknown_model(name) from error
-    server.metrics.prefix_load.observe(time.perf_counter() - begun)
+    server.metrics.prefix_load.observe(time.perf_counter() - start_time)
     try:
         server.served.check(prefix)
     except (GeometryMismatch, WrongBaseModel) as error:

@@ -1,14 +1,11 @@
-"""Answers: the JSON of everything that is not an error, in OpenAI's form.
-
-Bodies of requests: every field that is understood, with its bounds. A field that is not is refused.
-"""
+"""Schemas of answers in OpenAI's form; those of requests are in `foreword.serving.requests`."""
 
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel
 
 
 class ErrorDetail(BaseModel):
@@ -53,7 +50,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """Of /v1/completions, whole or a piece of a stream."""
+    """The answer of /v1/completions, whole or a piece of a stream."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -102,7 +99,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """Of /v1/chat/completions."""
+    """The answer of /v1/chat/completions."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -282,7 +279,7 @@ class Health(BaseModel):
 
 
 def seconds_of(moment: str) -> int:
-    """A time of the catalogue as a Unix time stamp."""
+    """A time of the store's database as a Unix time stamp."""
     return int(datetime.datetime.fromisoformat(moment).timestamp())
 
 
@@ -293,133 +290,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """For the OpenAPI document of every route."""
 
 
-# -- Bodies of requests: every field that is understood, with its bounds. A field that is not is refused
-
-
-LONGEST_NAME = 300
-Text = Annotated[str, Field(max_length=1 << 23)]
-StopText = Annotated[str, Field(min_length=1, max_length=256)]
-Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-
-
-class Body(BaseModel):
-    """Strict: no unknown field, no NaN, no number in quotes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class StreamOptions(Body):
-    """Of a streamed answer."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
-
-
-class ResponseFormat(Body):
-    """Text only."""
-
-    type: Literal["text"]
-
-
-class Sampled(Body):
-    """What completions and chat have in common."""
-
-    model: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
-    seed: Seed | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    min_tokens: Annotated[
-        int | None, Field(ge=0, le=10_000_000, description="New tokens before the text may end itself.")
-    ] = None
-    raw: Annotated[
-        bool | None, Field(description="Take the text as it is, without the prefix's own template.")
-    ] = None
-    # Accepted because clients send them, and without effect at the only values that are accepted.
-    user: Annotated[str, Field(max_length=512)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Stop texts, none or more."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-    @model_validator(mode="after")
-    def _options_of_a_stream(self) -> Sampled:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is given, but stream is not true")
-        return self
-
-
-class CompletionBody(Sampled):
-    """POST /v1/completions."""
-
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=128)]
-        | Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
-        | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]],
-            Field(min_length=1, max_length=128),
-        ]
-    )
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = None
-
-
-class TextPart(Body):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class ChatMessage(Body):
-    """One message."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
-    name: Annotated[str, Field(max_length=64)] | None = None
-
-    @property
-    def text(self) -> str:
-        """The content as one text."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
-
-
-class ChatBody(Sampled):
-    """POST /v1/chat/completions."""
-
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    # As above.
-    response_format: ResponseFormat | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
-    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-
-    @model_validator(mode="after")
-    def _belongs_together(self) -> ChatBody:
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs is given, but logprobs is not true")
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("max_tokens and max_completion_tokens are both given; give one")
-        return self
+def binary_responses() -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document of a route that answers with a file."""
+    return {200: {"content": {"application/octet-stream": {}}}, **ERRORS}

@@ -1,14 +1,17 @@
-"""Server: what all routes share, and whose request a request is."""
+"""What every route has: the server's state, and the identity of the caller, from the Authorization header."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 from starlette.requests import Request
 
-from foreword.serving.config import Configuration, Limits
+from foreword.errors import UnknownKey
+from foreword.serving.config import NO_LIMITS, Configuration, Limits
 from foreword.serving.engine.protocol import Engine
+from foreword.serving.errors import Refused
 from foreword.serving.metrics import Metrics
 from foreword.serving.rate_limits import Limiter
 from foreword.serving.served_model import ServedModel
@@ -18,7 +21,7 @@ from foreword.store.access import Caller
 
 @dataclass
 class ServerState:
-    """One running gateway.
+    """One running server.
 
     Attributes:
         store: as local administrator; routes use the caller's view of it.
@@ -60,12 +63,57 @@ class RequestIdentity:
         """Whose minute is counted: the key's, or everybody's where there are no keys."""
         return self.caller.key or str(self.caller)
 
+    def owner(self, what: str) -> str:
+        """Whose `what` (files, jobs) the caller's are.
+
+        Raises:
+            Refused: 403, an administrator's key, which is nobody's.
+        """
+        if self.caller.owner is None:
+            raise Refused(
+                403, f"{what} belong to an owner, and an administrator's key has none; use an owner's key"
+            )
+        return self.caller.owner
+
+    def writer(self, what: str) -> str:
+        """As `owner`, for a caller who may also write.
+
+        Raises:
+            Refused: 403, as `owner`, or a key that only reads.
+        """
+        owner = self.owner(what)
+        if self.caller.role == "reader":
+            raise Refused(403, f"this key only reads; {what} need a key of role owner")
+        return owner
+
+
+def authenticate(
+    configuration: Configuration, store: PrefixStore, headers: Mapping[str, str]
+) -> RequestIdentity:
+    """Whose request comes with these headers.
+
+    Raises:
+        Refused: 401, no key, one that was never made, or a revoked one.
+    """
+    if not configuration.keys:  # whoever reaches a loopback address is the person at this machine
+        return RequestIdentity(store.as_caller(Caller(configuration.owner, "admin")), NO_LIMITS)
+    scheme, _, secret = headers.get("authorization", "").partition(" ")
+    challenge = {"www-authenticate": "Bearer"}
+    if scheme.lower() != "bearer" or not secret.strip():
+        message = "there is no API key; send it as the header Authorization: Bearer fw_..."
+        raise Refused(401, message, headers=challenge)
+    try:
+        view = store.as_key(secret.strip())
+    except UnknownKey as error:
+        raise Refused(401, str(error), headers=challenge) from error
+    return RequestIdentity(view, configuration.key_limits.get(view.caller.key or "", configuration.limits))
+
 
 def server_of(request: Request) -> ServerState:
     """The server that got the request."""
     return cast(ServerState, request.app.state.server)
 
 
-def visitor_of(request: Request) -> RequestIdentity:
-    """Whose request it is; the gate has asked for the key."""
+def identity_of(request: Request) -> RequestIdentity:
+    """Whose request it is; the middleware has checked the key."""
     return cast(RequestIdentity, request.state.identity)

@@ -1,7 +1,4 @@
-"""Writing: the texts of one request, counted, timed and charged, in pieces or as a whole.
-
-Answering: rows through the engine, all at once, as pieces of text in the order in which they come.
-"""
+"""The texts of one request: rows through the engine, counted and charged, whole or as a stream of events."""
 
 from __future__ import annotations
 
@@ -25,6 +22,7 @@ from foreword.serving.api.state import RequestIdentity, ServerState
 from foreword.serving.engine.detokenizer import RowText, TextDelta, TokenText
 from foreword.serving.engine.protocol import Engine, Row, Token
 from foreword.serving.errors import Refused, body_of, refused
+from foreword.serving.requests import Sampled
 
 T = TypeVar("T")
 
@@ -33,10 +31,95 @@ class ClientGone(Exception):
     """Nobody is there any more to take the answer."""
 
 
-async def pieces(
+@dataclass
+class CompletedText:
+    """One whole text."""
+
+    text: str = ""
+    logprobs: list[TokenText] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] = "length"
+
+    def add(self, delta: TextDelta) -> None:
+        """Append what has come."""
+        self.text += delta.text
+        self.logprobs += delta.logprobs
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
+
+
+class Completions:
+    """The rows of one request on their way through the engine.
+
+    Attributes:
+        prompt_tokens: of every prompt once, however many texts follow it.
+        completion_tokens: so far.
+    """
+
+    def __init__(
+        self, server: ServerState, identity: RequestIdentity, rows: Sequence[Row], body: Sampled
+    ) -> None:
+        self._server = server
+        self._identity = identity
+        self._rows = rows
+        self._stop = body.stops
+        self.prompt_tokens = sum(len(row.prompt_ids) for row in rows[:: body.n or 1])
+        self.completion_tokens = 0
+
+    async def deltas(self) -> AsyncGenerator[TextDelta, None]:
+        """Pieces of text as they come; closing this frees the rows. Raises as `text_deltas`."""
+        server, start_time, first = self._server, time.perf_counter(), True
+        if server.rows + len(self._rows) > server.configuration.waiting_rows:
+            raise Refused(
+                503,
+                f"{server.rows} texts are being written or wait for it already; try again in a moment",
+                code="overloaded",
+                headers={"retry-after": "2"},
+            )
+        server.rows += len(self._rows)
+        server.metrics.rows.set(server.rows)
+        self._charge("prompt", self.prompt_tokens)
+        try:
+            source = text_deltas(server.engine, server.served.tokenizer, self._rows, self._stop)
+            async with contextlib.aclosing(source):
+                async for delta in source:
+                    if first:
+                        server.metrics.first_token.observe(time.perf_counter() - start_time)
+                        first = False
+                    self.completion_tokens += delta.tokens
+                    yield delta
+        finally:
+            server.rows -= len(self._rows)
+            server.metrics.rows.set(server.rows)
+            self._charge("completion", self.completion_tokens)
+
+    async def whole(self) -> list[CompletedText]:
+        """Every text, finished."""
+        texts = [CompletedText() for _ in self._rows]
+        async with contextlib.aclosing(self.deltas()) as source:
+            async for delta in source:
+                texts[delta.row].add(delta)
+        return texts
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            total_tokens=self.prompt_tokens + self.completion_tokens,
+        )
+
+    def _charge(self, kind: str, tokens: int) -> None:
+        self._server.metrics.tokens.labels(kind).inc(tokens)
+        self._server.limiter.spend(self._identity.name, self._identity.limits, tokens)
+
+
+async def text_deltas(
     engine: Engine, tokenizer: Any, rows: Sequence[Row], stop: Sequence[str]
 ) -> AsyncGenerator[TextDelta, None]:
-    """Pieces of all rows until each has its last; closing this frees every row.
+    """Pieces of all rows, in the order in which they come, until each row has its last.
+
+    Closing this frees every row.
 
     Raises:
         WindowExceeded, EngineStopped: see `Engine.stream`; the other rows are freed.
@@ -45,32 +128,32 @@ async def pieces(
     # up a batch in which other requests have rows.
     queue: asyncio.Queue[TextDelta | BaseException] = asyncio.Queue()
     tasks = [
-        asyncio.create_task(_pump(engine, row, RowText(tokenizer, index, row.end_ids, stop), queue))
+        asyncio.create_task(_read_row(engine, row, RowText(tokenizer, index, row.end_ids, stop), queue))
         for index, row in enumerate(rows)
     ]
-    left = len(rows)
+    unfinished = len(rows)
     try:
-        while left:
-            found = await queue.get()
-            if isinstance(found, BaseException):
-                raise found
-            left -= found.finish_reason is not None
-            yield found
+        while unfinished:
+            delta = await queue.get()
+            if isinstance(delta, BaseException):
+                raise delta
+            unfinished -= delta.finish_reason is not None
+            yield delta
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(
+async def _read_row(
     engine: Engine, row: Row, text: RowText, queue: asyncio.Queue[TextDelta | BaseException]
 ) -> None:
     try:
         stream = cast("AsyncGenerator[Token, None]", engine.stream(row))
         async with contextlib.aclosing(stream):
             async for token in stream:
-                if (piece := text.add(token)) is not None:
-                    queue.put_nowait(piece)
+                if (delta := text.add(token)) is not None:
+                    queue.put_nowait(delta)
                 if text.ended:
                     return
         raise RuntimeError("the engine ended a row without saying why")
@@ -78,14 +161,17 @@ async def _pump(
         queue.put_nowait(error)
 
 
-async def while_there(request: Request, work: Awaitable[T]) -> T:
+# -- Over HTTP -------------------------------------------------------------------------------------
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """What `work` comes to, unless the client goes away before: then it is cancelled.
 
     Raises:
         ClientGone: nobody is there to take the answer.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(_gone(request))
+    watching = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -97,7 +183,7 @@ async def while_there(request: Request, work: Awaitable[T]) -> T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -114,96 +200,9 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
-# -- Writing: the texts of one request, counted, timed and charged, in pieces or as a whole --------
-
-
-@dataclass
-class CompletedText:
-    """One whole text."""
-
-    text: str = ""
-    logprobs: list[TokenText] = field(default_factory=list)
-    finish_reason: Literal["stop", "length"] = "length"
-
-    def add(self, piece: TextDelta) -> None:
-        """Append a piece."""
-        self.text += piece.text
-        self.logprobs += piece.logprobs
-        if piece.finish_reason is not None:
-            self.finish_reason = piece.finish_reason
-
-
-class Completions:
-    """The rows of one request on their way through the engine.
-
-    Attributes:
-        prompt_tokens: of every prompt once, however many texts follow it.
-        completion_tokens: so far.
-    """
-
-    def __init__(
-        self, server: ServerState, identity: RequestIdentity, rows: Sequence[Row], stop: Sequence[str]
-    ) -> None:
-        self._server = server
-        self._visitor = identity
-        self._rows = rows
-        self._stop = stop
-        distinct = {id(row.prompt_ids): len(row.prompt_ids) for row in rows}
-        self.prompt_tokens = sum(distinct.values())
-        self.completion_tokens = 0
-
-    async def pieces(self) -> AsyncGenerator[TextDelta, None]:
-        """Pieces as they come; closing this frees the rows. Raises as `answering.pieces`."""
-        server, begun, first = self._server, time.perf_counter(), True
-        if server.rows + len(self._rows) > server.configuration.waiting_rows:
-            raise Refused(
-                503,
-                f"{server.rows} texts are being written or wait for it already; try again in a moment",
-                code="overloaded",
-                headers={"retry-after": "2"},
-            )
-        server.rows += len(self._rows)
-        server.metrics.rows.set(server.rows)
-        self._charge("prompt", self.prompt_tokens)
-        try:
-            source = pieces(server.engine, server.served.tokenizer, self._rows, self._stop)
-            async with contextlib.aclosing(source):
-                async for piece in source:
-                    if first:
-                        server.metrics.first_token.observe(time.perf_counter() - begun)
-                        first = False
-                    self.completion_tokens += piece.tokens
-                    yield piece
-        finally:
-            server.rows -= len(self._rows)
-            server.metrics.rows.set(server.rows)
-            self._charge("completion", self.completion_tokens)
-
-    async def whole(self) -> list[CompletedText]:
-        """Every text, finished."""
-        texts = [CompletedText() for _ in self._rows]
-        async with contextlib.aclosing(self.pieces()) as source:
-            async for piece in source:
-                texts[piece.row].add(piece)
-        return texts
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens so far."""
-        return Usage(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            total_tokens=self.prompt_tokens + self.completion_tokens,
-        )
-
-    def _charge(self, kind: str, tokens: int) -> None:
-        self._server.metrics.tokens.labels(kind).inc(tokens)
-        self._server.limiter.spend(self._visitor.name, self._visitor.limits, tokens)
-
-
 async def stream(
     request: Request,
-    writing: Completions,
+    texts: Completions,
     beginning: Sequence[dict[str, Any]],
     chunks: Callable[[TextDelta], Sequence[dict[str, Any]]],
     ending: Callable[[], Sequence[dict[str, Any]]],
@@ -219,23 +218,21 @@ async def stream(
         ClientGone: before the first piece.
         WindowExceeded, EngineStopped: see `Engine.stream`.
     """
-    source = writing.pieces()
-    first = await while_there(request, anext(source))
+    source = texts.deltas()
+    first = await unless_gone(request, anext(source))
 
     async def events() -> AsyncIterator[str]:
         async with contextlib.aclosing(source):
-            for event in beginning:
-                yield _event(event)
-            for event in chunks(first):
+            for event in (*beginning, *chunks(first)):
                 yield _event(event)
             try:
-                async for piece in source:
-                    for event in chunks(piece):
+                async for delta in source:
+                    for event in chunks(delta):
                         yield _event(event)
             except Exception as error:
                 # The status is on its way already: all that is left is to say it in the stream.
-                known = isinstance(error, ForewordError)
-                answer = refused(error) if known else Refused(500, "the server failed to go on")  # type: ignore[arg-type]
+                named = isinstance(error, ForewordError)
+                answer = refused(error) if named else Refused(500, "the server failed to go on")  # type: ignore[arg-type]
                 logs.failure("stream broken", error, request=request.state.request_id)
                 yield _event(body_of(answer))
                 return

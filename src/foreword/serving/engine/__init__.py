@@ -1,1 +1,1 @@
-"""The local engine: rows of many requests in one running batch."""
+"""The local engine: rows of many requests in one continuous batch."""

@@ -1,10 +1,10 @@
-"""The running batch: rows that get a token each at every step, and join and leave between steps.
+"""A continuous batch: rows that get a token each at every step, and enter and leave between steps.
 
-A row's prompt is read alone, behind its prefix. What that leaves, keys and values of prefix and text, joins
-those of the other rows, aligned at the end: from then on a virtual token is a column like any other, and
-what a row does not have in front is masked.
+A row's prompt is prefilled alone, behind its prefix. The keys and values that this leaves, of prefix and
+text, are put beside those of the other rows, aligned at their ends: from then on a virtual token is a column
+like any other, and the columns that a shorter row does not have in front are masked.
 
-Shapes: B rows, L layers, H key/value heads, S columns held, D head size, V vocabulary.
+Shapes: B rows, T tokens of a prompt, H key/value heads, S columns of the cache, D head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class RunningRow:
 
     Attributes:
         row: what was asked for.
-        room: new tokens that it may have.
+        max_new_tokens: that it may have.
         position: of the next token that is read.
         made: new tokens so far.
         last: the newest of them, which the next step reads.
     """
 
     row: Row
-    room: int
+    max_new_tokens: int
     position: int = 0
     made: int = 0
     last: int = 0
@@ -57,8 +57,7 @@ class RunningRow:
     @property
     def most_columns(self) -> int:
         """Columns that it can come to need: prefix, prompt and new tokens."""
-        length = 0 if self.row.prefix is None else self.row.prefix.length
-        return length + len(self.row.prompt_ids) + self.room
+        return self.row.prefix_length + len(self.row.prompt_ids) + self.max_new_tokens
 
     def choose(self, logits_V: torch.Tensor) -> Token:
         """The next token, by the row's own sampling and its own randomness.
@@ -88,7 +87,7 @@ class RunningRow:
         reason: FinishReason | None = None
         if chosen in self.row.end_ids:
             reason = "stop"
-        elif self.made >= self.room:
+        elif self.made >= self.max_new_tokens:
             reason = "length"
         if sampling.logprobs is None:
             return Token(chosen, finish_reason=reason)
@@ -99,65 +98,53 @@ class RunningRow:
 
 
 class ContinuousBatch:
-    """Rows and their keys and values."""
+    """Rows, and their keys and values in one cache with a line for each."""
 
     def __init__(self, base: BaseModel) -> None:
         self.rows: list[RunningRow] = []
         self._base = base
         self._cache: Cache | None = None
-        self._held_BS = torch.zeros(0, 0, dtype=torch.long, device=base.device)
-        self._one = {"logits_to_keep": 1} if keeps_logits(base.model) else {}
-        self._argument = cache_argument(base.model)
+        # Which columns of the cache are a row's own: the model takes it as the attention mask.
+        self._mask_BS = torch.zeros(0, 0, dtype=torch.long, device=base.device)
+        self._last_logits = {"logits_to_keep": 1} if keeps_logits(base.model) else {}
+        self._cache_argument = cache_argument(base.model)
 
     @property
     def columns(self) -> int:
         """S: columns that every row takes."""
-        return self._held_BS.shape[1]
+        return self._mask_BS.shape[1]
 
     @torch.no_grad()
-    def join(self, new: RunningRow) -> Token:
+    def prefill(self, new: RunningRow) -> Token:
         """Read a row's prompt and choose its first token; unless that ends it, it runs with the others."""
         base, row = self._base, new.row
         prefixes = PrefixBatch.stack([row.prefix], base.device)
-        length = 0 if row.prefix is None else row.prefix.length
-        text = len(row.prompt_ids)
+        length, text = row.prefix_length, len(row.prompt_ids)
         cache = prefixed_cache(base.geometry, prefixes, text)
         ids_1T = torch.tensor([row.prompt_ids], device=base.device)
         positions_1T = torch.arange(length, length + text, device=base.device)[None]
         with attention_context(AttentionContext(prefixes=prefixes, in_cache=True, target_starts=(-1,))):
-            logits_1TV = base.model(
-                input_ids=ids_1T,
-                attention_mask=torch.ones_like(ids_1T),
-                position_ids=positions_1T,
-                use_cache=True,
-                **{self._argument: cache},
-                **self._one,
-            ).logits
+            logits_1TV = self._logits(ids_1T, torch.ones_like(ids_1T), positions_1T, cache)
         new.position = length + text
-        token = new.choose(_for_choosing(logits_1TV)[0])
+        token = new.choose(_last_on_cpu(logits_1TV)[0])
         if token.finish_reason is None:
-            held_1S = torch.ones(1, length + text, dtype=torch.long, device=base.device)
-            self._add(cache, held_1S)
+            mask_1S = torch.ones(1, length + text, dtype=torch.long, device=base.device)
+            self._add(cache, mask_1S)
             self.rows.append(new)
         return token
 
     @torch.no_grad()
     def step(self) -> list[Token | Exception]:
         """A token for every row, in the order of `rows`, or why it gets none; ended rows are gone then."""
-        base, rows = self._base, self.rows
-        device = base.device
-        self._held_BS = torch.nn.functional.pad(self._held_BS, (0, 1), value=1)
-        logits_B1V = base.model(
-            input_ids=torch.tensor([[row.last] for row in rows], device=device),
-            attention_mask=self._held_BS,
-            position_ids=torch.tensor([[row.position] for row in rows], device=device),
-            use_cache=True,
-            **{self._argument: self._cache},
-            **self._one,
-        ).logits
+        rows, device = self.rows, self._base.device
+        # The token that each row reads now is the first of a new column, which no row is without.
+        self._mask_BS = torch.nn.functional.pad(self._mask_BS, (0, 1), value=1)
+        ids_B1 = torch.tensor([[row.last] for row in rows], device=device)
+        positions_B1 = torch.tensor([[row.position] for row in rows], device=device)
+        logits_B1V = self._logits(ids_B1, self._mask_BS, positions_B1, self._cache)
         outcomes: list[Token | Exception] = []
         staying = []
-        for row, logits_V in zip(rows, _for_choosing(logits_B1V), strict=True):
+        for row, logits_V in zip(rows, _last_on_cpu(logits_B1V), strict=True):
             row.position += 1
             try:
                 token = row.choose(logits_V)
@@ -177,48 +164,61 @@ class ContinuousBatch:
         if not staying:
             self.clear()
             return
-        places = torch.tensor([self.rows.index(row) for row in staying], device=self._base.device)
-        held_BS = self._held_BS[places]
-        first = int(held_BS.any(dim=0).nonzero()[0])
-        pairs = [(layer.keys[places, :, first:], layer.values[places, :, first:]) for layer in self._layers()]
+        kept_B = torch.tensor([self.rows.index(row) for row in staying], device=self._base.device)
+        mask_BS = self._mask_BS[kept_B]
+        # Rows are aligned at their ends, so what only the longest had is in front.
+        first = int(mask_BS.any(dim=0).nonzero()[0])
+        pairs = [(layer.keys[kept_B, :, first:], layer.values[kept_B, :, first:]) for layer in self._layers()]
         cache = _cache_of(pairs)
-        self.rows, self._held_BS, self._cache = staying, held_BS[:, first:], cache
+        self.rows, self._mask_BS, self._cache = staying, mask_BS[:, first:], cache
 
     def clear(self) -> None:
         """Let all rows go."""
         self.rows, self._cache = [], None
-        self._held_BS = self._held_BS.new_zeros(0, 0)
+        self._mask_BS = self._mask_BS.new_zeros(0, 0)
 
-    def _add(self, cache: Cache, held_1S: torch.Tensor) -> None:
-        columns = max(self.columns, held_1S.shape[1])
+    def _logits(
+        self, ids_BT: torch.Tensor, mask_BS: torch.Tensor, positions_BT: torch.Tensor, cache: Cache | None
+    ) -> torch.Tensor:
+        output = self._base.model(
+            input_ids=ids_BT,
+            attention_mask=mask_BS,
+            position_ids=positions_BT,
+            use_cache=True,
+            **{self._cache_argument: cache},
+            **self._last_logits,
+        )
+        return output.logits  # type: ignore[no-any-return]
+
+    def _add(self, cache: Cache, mask_1S: torch.Tensor) -> None:
+        """One more line in the cache, for a row that was prefilled alone; the shorter is padded in front."""
+        columns = max(self.columns, mask_1S.shape[1])
         if self.rows:
             pairs = [
                 tuple(
-                    torch.cat([_to_the_left(ours, columns), _to_the_left(theirs, columns)])
-                    for ours, theirs in ((mine.keys, new.keys), (mine.values, new.values))
+                    torch.cat([_padded_in_front(part_BHSD, columns) for part_BHSD in (running, new)])
+                    for running, new in ((ours.keys, theirs.keys), (ours.values, theirs.values))
                 )
-                for mine, new in zip(self._layers(), cache.layers, strict=True)
+                for ours, theirs in zip(self._layers(), cache.layers, strict=True)
             ]
             pad = torch.nn.functional.pad
-            held = [pad(part, (columns - part.shape[1], 0)) for part in (self._held_BS, held_1S)]
-            held_BS = torch.cat(held)
+            mask_BS = torch.cat([pad(m, (columns - m.shape[1], 0)) for m in (self._mask_BS, mask_1S)])
         else:
             pairs = [(layer.keys, layer.values) for layer in cache.layers]
-            held_BS = held_1S
-        # Both or neither: what fails above leaves the other rows as they are.
-        self._cache, self._held_BS = _cache_of(pairs), held_BS
+            mask_BS = mask_1S
+        # Both or neither: what fails above, such as memory, leaves the other rows as they are.
+        self._cache, self._mask_BS = _cache_of(pairs), mask_BS
 
     def _layers(self) -> list[PrefixedLayer]:
         return [] if self._cache is None else self._cache.layers
 
 
-def _for_choosing(logits_BTV: torch.Tensor) -> torch.Tensor:
+def _last_on_cpu(logits_BTV: torch.Tensor) -> torch.Tensor:
     """The last logits `[B, V]` of all rows in one transfer: each waits for the device to be done."""
     return logits_BTV[:, -1].float().cpu()
 
 
-def _to_the_left(states_BHSD: torch.Tensor, columns: int) -> torch.Tensor:
-    """Filled up in front to so many columns."""
+def _padded_in_front(states_BHSD: torch.Tensor, columns: int) -> torch.Tensor:
     return torch.nn.functional.pad(states_BHSD, (0, 0, columns - states_BHSD.shape[2], 0))
 
 

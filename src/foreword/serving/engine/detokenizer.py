@@ -1,8 +1,4 @@
-"""Row text: the tokens of one row as text, handed out as soon as it is certain.
-
-The same text as of the whole row decoded at its end, cut at the first stop text, in pieces that
-never hold half a character or the beginning of a stop text.
-"""
+"""The tokens of one row as text for an answer: pieces with counts, log-probabilities and why it ended."""
 
 from __future__ import annotations
 
@@ -10,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foreword.sampling import Detokenizer
 from foreword.serving.engine.protocol import FinishReason, Token
-
-UNFINISHED = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -50,19 +45,13 @@ class TextDelta:
 
 
 class RowText:
-    """The growing text of one row."""
+    """The growing text of one row, with what was counted and asked for beside it."""
 
     def __init__(self, tokenizer: Any, row: int, end_ids: frozenset[int], stop: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._row = row
         self._end_ids = end_ids
-        self._stop = tuple(stop)
-        self._ids: list[int] = []
-        # Only the tokens since `_from` are decoded: those in front of `_read` are told already and
-        # stay for one round, because a tokenizer may spell a token differently at the very start.
-        self._from = 0
-        self._read = 0
-        self._held = ""
+        self._text = Detokenizer(tokenizer, stop)
         self._tokens = 0
         self._logprobs: list[TokenText] = []
         self.ended = False
@@ -70,47 +59,17 @@ class RowText:
     def add(self, token: Token) -> TextDelta | None:
         """The next token; a piece when some text became certain or the row ended."""
         self._tokens += 1
-        if token.token_id not in self._end_ids:
-            self._ids.append(token.token_id)
-            if token.logprob is not None:
-                self._logprobs.append(self._token_text(token))
-            self._held += self._decoded(final=token.finish_reason is not None)
-        elif token.finish_reason is not None:
-            self._held += self._decoded(final=True)
-        reason = token.finish_reason
-        if (cut := self._stopped()) is not None:
-            self._held, reason = self._held[:cut], "stop"
-        if reason is None:
-            certain = len(self._held) - self._may_stop()
-            if certain <= 0:
-                return None
-        else:
-            certain, self.ended = len(self._held), True
-        text, self._held = self._held[:certain], self._held[certain:]
+        final, ends = token.finish_reason is not None, token.token_id in self._end_ids
+        if not ends and token.logprob is not None:
+            self._logprobs.append(self._token_text(token))
+        text = self._text.add(None if ends else token.token_id, final=final)
+        reason = "stop" if self._text.stopped else token.finish_reason
+        if reason is None and not text:
+            return None
+        self.ended = reason is not None
         piece = TextDelta(self._row, text, self._tokens, tuple(self._logprobs), reason)
         self._tokens, self._logprobs = 0, []
         return piece
-
-    def _decoded(self, *, final: bool) -> str:
-        """Text that the newest tokens add; none while they end within a character."""
-        before = self._text(self._ids[self._from : self._read])
-        now = self._text(self._ids[self._from :])
-        if not final and (len(now) <= len(before) or now.endswith(UNFINISHED)):
-            return ""
-        self._from, self._read = self._read, len(self._ids)
-        return now[len(before) :]
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
-
-    def _stopped(self) -> int | None:
-        places = [place for word in self._stop if (place := self._held.find(word)) >= 0]
-        return min(places, default=None)
-
-    def _may_stop(self) -> int:
-        """Characters at the end that may be the beginning of a stop text."""
-        starts = [n for word in self._stop for n in range(1, len(word)) if self._held.endswith(word[:n])]
-        return max(starts, default=0)
 
     def _token_text(self, token: Token) -> TokenText:
         likeliest = tuple((self._one(identifier), value) for identifier, value in token.likeliest)

@@ -1,7 +1,7 @@
-"""Engine: what turns (prompt, prefix) rows into tokens, behind one protocol.
+"""The protocol of engines, which turn (prompt, prefix) rows into tokens, and what each checks of a row.
 
 The gateway knows requests of people and their rights; an engine knows token ids and prefixes. Local
-(transformers, in this process) and vLLM are behind the same calls.
+(transformers, in this process) and vLLM are behind the same calls and refuse the same rows.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from foreword.base.base_model import BaseModel
+from foreword.errors import UsageError, WindowExceeded
 from foreword.prefix import Prefix
 
 FinishReason = Literal["stop", "length"]
+STOPPING = "the engine is stopping and takes no new requests; try again later"
+"""What EngineStopped says to a new row of an engine that lets its last ones finish."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Sampling:
         temperature: 0 takes the likeliest token; above, samples.
         top_p: sample among the likeliest tokens of this share.
         seed: of sampling; the same seed, prompt and prefix give the same tokens whatever else runs.
-        logprobs: how many of the likeliest tokens to tell with each new one; None for no log-probabilities.
+        logprobs: how many of the likeliest tokens to give with each new one; None for no log-probabilities.
         min_tokens: no token that ends the text comes before this many, or the window's end.
     """
 
@@ -54,13 +58,18 @@ class Row:
     sampling: Sampling
     end_ids: frozenset[int]
 
+    @property
+    def prefix_length(self) -> int:
+        """P; 0 for the bare base model."""
+        return 0 if self.prefix is None else self.prefix.length
+
 
 @dataclass(frozen=True)
 class Token:
     """A new token of a row.
 
     Attributes:
-        token_id: the token; the one that ended the text is told, too.
+        token_id: the token; the one that ended the text comes, too.
         logprob: its log-probability before temperature and top_p, where asked for.
         likeliest: (token id, log-probability) of the likeliest, where asked for.
         finish_reason: set on the last token of a row.
@@ -91,3 +100,34 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Let running rows finish, take no new ones, and free what is held."""
         ...
+
+
+def check_row(base: BaseModel, row: Row, *, max_positions: int | None = None, where: str = "") -> int:
+    """Refuse a row that no engine can run; how many new tokens it may have.
+
+    Args:
+        max_positions: for prefix and text, where an engine has fewer than the base.
+        where: said behind the base's name when the prompt is too long.
+
+    Raises:
+        GeometryMismatch, WrongBaseModel: a prefix of another base.
+        UsageError: a prefix that does not stand in front of the text.
+        WindowExceeded: the prompt leaves no room for a token.
+    """
+    base.per_row(row.prefix, rows=1)
+    if row.prefix is not None and row.prefix.template.placement == "infix":
+        raise UsageError(
+            "the prefix is an infix, which stands behind the source; engines put a prefix in front. "
+            "`foreword evaluate` measures infixes"
+        )
+    limits = (base.max_text_tokens(row.prefix_length), max_positions and max_positions - row.prefix_length)
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    if limit is None:
+        return row.sampling.max_tokens
+    max_new_tokens = min(row.sampling.max_tokens, limit - len(row.prompt_ids))
+    if max_new_tokens < 1:
+        raise WindowExceeded(
+            f"the prompt has {len(row.prompt_ids)} tokens; {limit} fit in {base.name}{where}, new tokens "
+            "among them. Shorten it"
+        )
+    return max_new_tokens

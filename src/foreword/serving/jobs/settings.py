@@ -5,40 +5,87 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from foreword.errors import WindowExceeded
 from foreword.prefix import Prefix
-from foreword.serving.api.schemas import LONGEST_NAME, Body
 from foreword.serving.errors import Refused
+from foreword.serving.requests import LONGEST_NAME, Body
 from foreword.serving.served_model import ServedModel
 from foreword.template import Template
-from foreword.training.settings import DEFAULT_LEARNING_RATE, make_settings
+from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings, make_settings
+from foreword.validation import Setting, current_names, flat_settings
 
 Auto = Literal["auto"]
 
 
-class Hyperparameters(Body):
-    """OpenAI's three, and Foreword's own; see docs/defaults.md. None and "auto" stand for the defaults."""
+class OpenAIHyperparameters(Body):
+    """OpenAI's three. None and "auto" stand for the defaults."""
 
     n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto | None = None
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto | None = None
-    length: Annotated[int, Field(ge=1, le=1024)] | None = None
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
-    parameterization: Literal["direct", "mlp", "mlp+start", "embedding"] | None = None
-    init: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
-    layers: Annotated[str, Field(max_length=20)] | None = None
-    warmup: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
-    weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
-    clip: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
-    evaluate_every: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    patience: Annotated[int, Field(ge=1, le=1000)] | None = None
-    max_length: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
+
+
+ELSEWHERE = {"epochs": "n_epochs", "batch_size": "batch_size", "seed": "seed"}
+"""Settings of training that a field of OpenAI's stands for."""
+
+LARGEST: dict[str, int] = {
+    "length": 1024,
+    "learning_rate": 10,
+    "weight_decay": 10,
+    "patience": 1000,
+    "width": 8192,
+    "gradient_accumulation": 1024,
+    "layers": 20,
+    "init": 2000,
+}
+"""What one caller may ask for at most on a server that others use, too: of text, in characters."""
+
+
+def hyperparameters_of(kind: Any) -> type[OpenAIHyperparameters]:
+    """The hyperparameters of a job: OpenAI's, and the settings of a class, with ranges and old names."""
+    fields: dict[str, Any] = {}
+    for each in flat_settings(kind):
+        if each.name in ELSEWHERE:
+            continue
+        annotation = _bounded(each)
+        fields[each.name] = (annotation | None, Field(None, description=each.help))
+        for alias in each.aliases:
+            note = f"The old name of {each.name}"
+            fields[alias] = (annotation | None, Field(None, description=note, deprecated=True))
+    return create_model(
+        "Hyperparameters",
+        __base__=OpenAIHyperparameters,
+        __module__=__name__,
+        __doc__="OpenAI's three, and Foreword's own; see docs/settings.md. None and auto stand for defaults.",
+        **fields,
+    )
+
+
+def _bounded(described: Setting) -> Any:
+    """The type of a hyperparameter; of several, the first: a number for all streams."""
+    kind, most = described.alternatives[0], LARGEST.get(described.name, 1_000_000)
+    if kind in (int, float):
+        least = 2 if described.name == "max_length" else described.ge  # a source and a target
+        return Annotated[
+            kind, Field(ge=least, gt=described.gt, le=min(most, described.le or most), lt=described.lt)
+        ]
+    if typing.get_origin(kind) is tuple:
+        return Annotated[list[typing.get_args(kind)[0]], Field(min_length=1, max_length=16)]  # type: ignore[misc]
+    if kind is bool or described.choices:
+        return kind
+    return Annotated[str, Field(min_length=1, max_length=min(most, 2000))]
+
+
+if TYPE_CHECKING:
+    Hyperparameters = OpenAIHyperparameters
+else:
+    Hyperparameters = hyperparameters_of(TrainingSettings)
 
 
 class Supervised(Body):
@@ -96,11 +143,7 @@ class JobBody(Body):
 
     @property
     def chosen(self) -> Hyperparameters:
-        """Hyperparameters, wherever they were given.
-
-        Raises:
-            Refused: in both places.
-        """
+        """Hyperparameters, wherever they were given. Raises Refused: in both places."""
         inner = self.method.supervised.hyperparameters if self.method and self.method.supervised else None
         if inner is not None and self.hyperparameters is not None:
             raise Refused(
@@ -119,7 +162,7 @@ def choose(
         Refused: a template that can't write the examples.
     """
     asked = body.chosen
-    given = asked.model_dump(exclude_none=True)
+    given = current_names(TrainingSettings, asked.model_dump(exclude_none=True), warn=False)
     for ours, theirs in (("epochs", "n_epochs"), ("batch_size", "batch_size")):
         value = given.pop(theirs, "auto")
         if value != "auto":

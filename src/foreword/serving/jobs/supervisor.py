@@ -1,4 +1,4 @@
-"""Supervisor: starts a training process when there is a job for it, and takes its jobs back when it dies."""
+"""Starts a training process when there is a job for it, and puts its jobs back in the queue when it dies."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ LONGEST_PAUSE = 60.0
 
 
 class Supervisor:
-    """Of one server's training process.
+    """Keeps a training process of one server running while there are jobs.
 
     Attributes:
         started, died: processes so far.
     """
 
-    def __init__(self, configuration: Configuration, catalogue: Database) -> None:
+    def __init__(self, configuration: Configuration, database: Database) -> None:
         self._configuration = configuration
-        self._catalogue = catalogue
+        self._database = database
         self._process: asyncio.subprocess.Process | None = None
         self._worker = ""
         self._task: asyncio.Task[None] | None = None
@@ -75,13 +75,13 @@ class Supervisor:
 
     async def _look(self) -> None:
         lease = self._configuration.lease_seconds
-        if lost := await run_in_threadpool(queue.collect_lost, self._catalogue, lease):
+        if lost := await run_in_threadpool(queue.collect_lost, self._database, lease):
             logs.event("jobs of a silent worker", jobs=lost)
         if self._process is not None:
             if self._process.returncode is None:
                 return
             await self._ended(self._process)
-        if await run_in_threadpool(queue.waits, self._catalogue):
+        if await run_in_threadpool(queue.waits, self._database):
             await self._start_process()
 
     async def _start_process(self) -> None:
@@ -104,7 +104,7 @@ class Supervisor:
         self._process = None
         # What it still holds, it did not give back itself.
         back = await run_in_threadpool(
-            lambda: queue.give_back(self._catalogue, self._worker, orderly=process.returncode == 0)
+            lambda: queue.release(self._database, self._worker, orderly=process.returncode == 0)
         )
         logs.event("trainer ended", worker=self._worker, status=process.returncode, jobs_back=back)
         if process.returncode == 0:

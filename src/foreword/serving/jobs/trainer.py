@@ -1,4 +1,4 @@
-"""Trainer: a process of its own that takes jobs from the queue and trains them, beside serving and below it.
+"""The training process: claims jobs from the queue and trains them, beside serving and below it.
 
     python -m foreword.serving.jobs.trainer < configuration
 
@@ -31,7 +31,7 @@ from foreword.serving.config import Configuration, of
 from foreword.serving.jobs import queue
 from foreword.serving.jobs.queue import Job
 from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
-from foreword.serving.loading import open_base, open_store
+from foreword.serving.served_model import open_base, open_store
 from foreword.store.database import Database
 from foreword.training.train import TrainingStopped
 
@@ -59,7 +59,7 @@ class Trainer:
         idle_since = time.monotonic()
         while not self.stopping and time.monotonic() - idle_since < self._configuration.idle_seconds:
             self._sweep()
-            jobs = queue.take(self._catalogue, self._worker, self._configuration.jobs_together)
+            jobs = queue.claim(self._database, self._worker, self._configuration.jobs_together)
             if not jobs:
                 time.sleep(POLL_SECONDS)
                 continue
@@ -68,7 +68,7 @@ class Trainer:
             idle_since = time.monotonic()
 
     @property
-    def _catalogue(self) -> Database:
+    def _database(self) -> Database:
         return self._store.catalogue
 
     @property
@@ -76,28 +76,28 @@ class Trainer:
         return self._store.job_folder()
 
     def _train(self, jobs: Sequence[Job]) -> None:
-        watch = JobHeartbeat(self._catalogue, self._worker, [job.id for job in jobs], self._configuration)
-        watch.start()
-        run = TrainingRun(self._configuration, self._store, self._worker, self._folder, watch)
+        heartbeat = JobHeartbeat(self._database, self._worker, [job.id for job in jobs], self._configuration)
+        heartbeat.start()
+        run = TrainingRun(self._configuration, self._store, self._worker, self._folder, heartbeat)
         assert self._base is not None
         try:
             run.train(self._base, jobs)
         except TrainingStopped:
-            self.stopping = self.stopping or not watch.asked
+            self.stopping = self.stopping or not heartbeat.stopped_run
         except KeyboardInterrupt:  # asked for twice: without a last checkpoint
             self.stopping = True
         except ForewordError as error:
             logs.failure("training failed", error, worker=self._worker)
             run.failed(jobs, error)
         finally:
-            watch.stop()
-        queue.give_back(self._catalogue, self._worker, orderly=True)
+            heartbeat.stop()
+        queue.release(self._database, self._worker, orderly=True)
 
     def _sweep(self) -> None:
         """Remove the checkpoints of jobs that have ended or are forgotten."""
         if not self._folder.is_dir():
             return
-        live = queue.live(self._catalogue)
+        live = queue.live(self._database)
         for folder in self._folder.iterdir():
             if folder.name.removeprefix("@") not in live:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Uploads: files of examples in the catalogue's database, each an owner's.
+"""Uploaded files of examples, each an owner's, in the store's database.
 
 In the database, so that a file is there wholly or not at all, every server on the store sees it,
 and forgetting an owner finds it.
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, func, or_, select, tuple_
 from foreword.errors import BadExamples
 from foreword.examples import Example, read_examples
 from foreword.serving.errors import Refused, shown
-from foreword.serving.jobs.queue import LIVE
+from foreword.serving.jobs.queue import LIVE, page, transaction
 from foreword.store import access
 from foreword.store.access import Caller
 from foreword.store.database import Database
@@ -47,11 +47,7 @@ class Upload:
 
 
 def parse(content: bytes, filename: str) -> list[Example]:
-    """The examples of a file.
-
-    Raises:
-        BadExamples: names the line that is wrong, and why.
-    """
+    """The examples of a file. Raises BadExamples: names the line that is wrong, and why."""
     with tempfile.TemporaryDirectory(prefix="foreword-") as folder:
         path = Path(folder) / "upload.jsonl"  # never a name that came from outside
         path.write_bytes(content)
@@ -67,7 +63,7 @@ def style_of(examples: Sequence[Example]) -> str:
 
 
 def add(
-    catalogue: Database, caller: Caller, owner: str, filename: str, content: bytes, *, limit: int | None
+    database: Database, caller: Caller, owner: str, filename: str, content: bytes, *, limit: int | None
 ) -> Upload:
     """Keep a file of examples.
 
@@ -86,21 +82,21 @@ def add(
         examples=len(examples),
     )
 
-    def work(connection: Connection) -> None:
-        check_room(connection, owner, len(content), limit)
-        connection.execute(upload.insert().values(**vars(record), content=content))
-        access.note(connection, caller, "upload", owner, record.id)
-
-    catalogue.write(work)
+    _insert(database, caller, record, content, limit=limit)
     return record
 
 
-def check_room(connection: Connection, owner: str, more: int, limit: int | None) -> None:
-    """Refuse what would bring an owner's files and prefixes over the limit.
+@transaction
+def _insert(
+    connection: Connection, caller: Caller, record: Upload, content: bytes, *, limit: int | None
+) -> None:
+    check_stored_bytes(connection, record.owner, len(content), limit)
+    connection.execute(upload.insert().values(**vars(record), content=content))
+    access.note(connection, caller, "upload", record.owner, record.id)
 
-    Raises:
-        Refused: 429.
-    """
+
+def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int | None) -> None:
+    """Refuse what would bring an owner's files and prefixes over the limit. Raises Refused: 429."""
     if limit is None:
         return
     mine = select(version.c.digest).where(version.c.owner == owner).distinct().subquery()
@@ -121,63 +117,51 @@ def check_room(connection: Connection, owner: str, more: int, limit: int | None)
 
 
 def listed(
-    catalogue: Database, owner: str, limit: int, after: str | None, *, newest_first: bool = True
+    database: Database, owner: str, limit: int, after: str | None, *, newest_first: bool = True
 ) -> tuple[list[Upload], bool]:
     """A page of an owner's files by the time they came, and whether there are more."""
     query = select(*_FACTS).where(upload.c.owner == owner)
     columns = (upload.c.created, upload.c.id)
     if after is not None:
-        there = find(catalogue, owner, after)
-        last = tuple_(there.created, there.id)
-        place = tuple_(*columns)
+        file = find(database, owner, after)
+        place, last = tuple_(*columns), tuple_(file.created, file.id)
         query = query.where(place < last if newest_first else place > last)
     ordered = query.order_by(*(column.desc() if newest_first else column.asc() for column in columns))
-    rows = catalogue.rows(ordered.limit(limit + 1))
-    return [Upload(**row._mapping) for row in rows[:limit]], len(rows) > limit
+    rows, more = page(database, ordered, limit)
+    return [Upload(**row._mapping) for row in rows], more
 
 
-def find(catalogue: Database, owner: str, identifier: str, *, param: str | None = None) -> Upload:
-    """A file of an owner.
-
-    Raises:
-        Refused: 404, absent or somebody else's.
-    """
-    rows = catalogue.rows(select(*_FACTS).where(upload.c.id == identifier, upload.c.owner == owner))
+def find(database: Database, owner: str, identifier: str, *, param: str | None = None) -> Upload:
+    """A file of an owner. Raises Refused: 404, absent or somebody else's."""
+    rows = database.rows(select(*_FACTS).where(upload.c.id == identifier, upload.c.owner == owner))
     if not rows:
-        raise unknown_file(identifier, param)
+        raise _unknown(identifier, param)
     return Upload(**rows[0]._mapping)
 
 
-def content(catalogue: Database, owner: str, identifier: str) -> bytes:
+def content(database: Database, owner: str, identifier: str) -> bytes:
     """The bytes as they were sent. Raises as `find`."""
-    rows = catalogue.rows(select(upload.c.content).where(upload.c.id == identifier, upload.c.owner == owner))
+    rows = database.rows(select(upload.c.content).where(upload.c.id == identifier, upload.c.owner == owner))
     if not rows:
-        raise unknown_file(identifier, None)
+        raise _unknown(identifier, None)
     return bytes(rows[0].content)
 
 
-def remove(catalogue: Database, caller: Caller, owner: str, identifier: str) -> None:
-    """Delete a file.
-
-    Raises:
-        Refused: 404 as `find`; 409 while a job needs it.
-    """
-
-    def work(connection: Connection) -> None:
-        needs = or_(job.c.training_file == identifier, job.c.validation_file == identifier)
-        using = select(job.c.id).where(job.c.owner == owner, job.c.state.in_(LIVE), needs)
-        if (found := connection.execute(using).scalar()) is not None:
-            raise Refused(
-                409, f"job {found} needs this file; wait for it, or cancel it first", code="file_in_use"
-            )
-        gone = upload.delete().where(upload.c.id == identifier, upload.c.owner == owner)
-        if connection.execute(gone).rowcount == 0:
-            raise unknown_file(identifier, None)
-        access.note(connection, caller, "delete upload", owner, identifier)
-
-    catalogue.write(work)
+@transaction
+def remove(connection: Connection, caller: Caller, owner: str, identifier: str) -> None:
+    """Delete a file. Raises Refused: 404 as `find`; 409 while a job needs it."""
+    needs = or_(job.c.training_file == identifier, job.c.validation_file == identifier)
+    using = select(job.c.id).where(job.c.owner == owner, job.c.state.in_(LIVE), needs)
+    if (needing := connection.execute(using).scalar()) is not None:
+        raise Refused(
+            409, f"job {needing} needs this file; wait for it, or cancel it first", code="file_in_use"
+        )
+    mine = upload.delete().where(upload.c.id == identifier, upload.c.owner == owner)
+    if connection.execute(mine).rowcount == 0:
+        raise _unknown(identifier, None)
+    access.note(connection, caller, "delete upload", owner, identifier)
 
 
-def unknown_file(identifier: str, param: str | None) -> Refused:
+def _unknown(identifier: str, param: str | None) -> Refused:
     """The same for a file that is absent and for one that is somebody else's."""
     return Refused(404, f"there is no file {shown(identifier)} of yours", code="file_not_found", param=param)

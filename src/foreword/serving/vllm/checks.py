@@ -1,4 +1,4 @@
-"""Fitting: whether prefixes go right under a vLLM's settings and model, and which layers take them."""
+"""What the connector demands of a vLLM's settings and model, and which layers take a prefix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
 from foreword.models.fingerprint import fingerprint, short
 from foreword.prefix import Prefix
-from foreword.serving.vllm.pages import HeadShard
+from foreword.serving.vllm.prefixes import HeadShard
 
 
 def check_settings(vllm_config: Any, kv_cache_config: Any) -> None:
@@ -95,7 +95,7 @@ def attention_layers(modules: Mapping[str, Any]) -> dict[int, Any]:
     """
     from vllm.model_executor.models.utils import extract_layer_index
 
-    found = {}
+    layers = {}
     for name, module in modules.items():
         if getattr(module, "kv_cache", None) is None:
             continue
@@ -103,5 +103,5 @@ def attention_layers(modules: Mapping[str, Any]) -> dict[int, Any]:
             raise UnsupportedArchitecture(
                 f"{name} has attention of {type(module.impl).__name__}, whose cache takes no prefix"
             )
-        found[extract_layer_index(name)] = module
-    return found
+        layers[extract_layer_index(name)] = module
+    return layers

@@ -1,7 +1,7 @@
-"""Connector: hands prefixes to an unmodified vLLM as if their tokens had been computed elsewhere.
+"""The KV connector that hands prefixes to an unmodified vLLM as if their tokens had been computed elsewhere.
 
-vLLM makes one in the scheduler's process and one in each worker. The scheduler's says of a request with a
-valid ticket that its first P tokens are to be had, and which blocks they go to; the workers' write them
+vLLM makes one in the scheduler's process and one in each worker. The scheduler's says of a request that the
+gateway has signed that its first P tokens are to be had, and which blocks they go to; the workers' write them
 there before the step's forward pass. Nothing remembers what was loaded: after preemption or eviction vLLM
 asks again, and the prefix is loaded again. A load that fails fails the request: placeholders are never run
 as text.
@@ -31,14 +31,13 @@ from foreword.serving.vllm.checks import (
     share_of,
     weights_of,
 )
-from foreword.serving.vllm.pages import PagesMemory, ShardedPrefix, pages_of
 from foreword.serving.vllm.plan import CacheSalts
-from foreword.serving.vllm.prefix_source import open_source
+from foreword.serving.vllm.prefixes import ShardedPrefix, ShardMemory, open_source, shard_of
 from foreword.serving.vllm.ticket import secret_of
 
 LOGGER = logging.getLogger("vllm.foreword")
 MEMORY_BYTES = 1 << 30
-"""Of prefixes that a worker keeps, unless `memory_bytes` in the connector's settings says otherwise."""
+"""Bytes of prefixes that a worker keeps, unless `memory_bytes` in the connector's settings says otherwise."""
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Loads(KVConnectorMetadata):
 
 
 class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
-    """See above. Settings: `folder` of prefix files (else the store of the environment), `memory_bytes`."""
+    """Settings: `folder` of prefix files (else the store of the environment), `memory_bytes`."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         """
@@ -62,7 +61,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
         check_settings(vllm_config, kv_cache_config)
         self._block_size = int(kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size)
         self._secret = secret_of(os.environ)
-        self._asked: dict[str, plan.Asked] = {}
+        self._requests: dict[str, plan.PrefixRequest] = {}
         self._salts = CacheSalts()
         self._salted: dict[str, tuple[Any, str]] = {}
         self._next: list[plan.Load] = []
@@ -73,14 +72,14 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             self._share = share_of(vllm_config)
             self._weights = weights_of(vllm_config)
             self._dtype = vllm_config.model_config.dtype
-            self._memory = PagesMemory(int(extra.get("memory_bytes", MEMORY_BYTES)), self._read)
+            self._memory = ShardMemory(int(extra.get("memory_bytes", MEMORY_BYTES)), self._read)
 
     # -- in the scheduler's process --------------------------------------------------------------
 
     def on_new_request(self, request: Any) -> None:
-        """Look at its ticket, and take it: vLLM itself trips over parameters of another form than its own."""
+        """Read what the gateway signed, and take it out: vLLM trips over parameters that are not its own."""
         params, request.kv_transfer_params = request.kv_transfer_params, None
-        want = plan.asked(
+        want = plan.prefix_request(
             self._secret,
             params,
             request.cache_salt,
@@ -94,7 +93,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             # log-probabilities of a prompt that it has computed in part.
             request.skip_reading_prefix_cache = False
             request.sampling_params.prompt_logprobs = None
-        self._asked[request.request_id] = want
+        self._requests[request.request_id] = want
         # One that is refused finds nothing in the cache, so that there is something to load, and to fail.
         salt = request.cache_salt or "" if want.refusal is None else f"refused: {request.request_id}"
         self._salted[request.request_id] = request, salt
@@ -103,14 +102,14 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         """What is missing of the request's prefix; loaded in the step itself."""
-        return plan.to_load(self._asked.get(request.request_id), num_computed_tokens), False
+        return plan.tokens_to_load(self._requests.get(request.request_id), num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Note where the prefix goes."""
         if num_external_tokens == 0:
             return
         (block_ids,) = blocks.get_block_ids()
-        want = self._asked[request.request_id]
+        want = self._requests[request.request_id]
         load = plan.load(request.request_id, want, block_ids, self._block_size, num_external_tokens)
         self._salts.placed(load.blocks, self._salted[request.request_id][1])
         self._next.append(load)
@@ -134,7 +133,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
         """Forget the request; its blocks may go."""
-        self._asked.pop(request.request_id, None)
+        self._requests.pop(request.request_id, None)
         self._salted.pop(request.request_id, None)
         return False, None
 
@@ -155,12 +154,12 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
                 self._fail(load, load.refusal)
                 continue
             try:
-                pages = self._memory.get(load.digest)
-                if pages.length < load.stop:
+                shard = self._memory.get(load.digest)
+                if shard.length < load.stop:
                     raise GeometryMismatch(
-                        f"the prefix has {pages.length} tokens, the request counts on {load.stop}"
+                        f"the prefix has {shard.length} tokens, the request counts on {load.stop}"
                     )
-                self._write(forward_context, load, pages)
+                self._write(forward_context, load, shard)
             except Exception as error:  # whatever it is, it is this request's alone, and fails it
                 self._fail(load, f"{type(error).__name__}: {error}")
 
@@ -181,9 +180,9 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
     def _read(self, digest: str) -> ShardedPrefix:
         prefix = self._source.get(digest)
         check_base(prefix, self._weights)
-        return pages_of(prefix, self._share, self._dtype)
+        return shard_of(prefix, self._share, self._dtype)
 
-    def _write(self, forward_context: Any, load: plan.Load, pages: ShardedPrefix) -> None:
+    def _write(self, forward_context: Any, load: plan.Load, shard: ShardedPrefix) -> None:
         layers = attention_layers(forward_context.no_compile_layers)
         if len(layers) != self._share.layers:
             raise GeometryMismatch(f"found {len(layers)} attention layers, expected {self._share.layers}")
@@ -191,7 +190,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
         for index, layer in layers.items():
             key_PHD, value_PHD = (
                 stacked[index, load.start : load.stop].to(layer.kv_cache.device)
-                for stacked in (pages.key_LPHD, pages.value_LPHD)
+                for stacked in (shard.key_LPHD, shard.value_LPHD)
             )
             # The layer's own way in: what a cache looks like inside is the attention backend's business.
             layer.impl.do_kv_cache_update(

@@ -1,7 +1,8 @@
-"""Door: in front of vLLM's own HTTP server, refuses by name what only the gateway may send.
+"""ASGI middleware in front of vLLM's own HTTP server: refuses by name what only the gateway may send.
 
-The connector holds without it (it fails a request whose ticket is not signed); here it gets a status and a
-reason, before it costs anything. Given to vLLM as `--middleware foreword.serving.vllm.door.Door`.
+The connector holds without it (it fails a request that is not signed); here such a request gets a status and
+a reason, before it costs anything. Given to vLLM as `--middleware foreword.serving.vllm.door.Door`: command
+lines of deployments name this module and that class, so both names stay.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ LARGEST_BODY = 64 << 20
 """Bytes; a prompt of a million token ids has fewer."""
 
 
-class Door:
-    """ASGI middleware, in front of vLLM's own: so it asks for the key before it reads a body.
+class GatewayMiddleware:
+    """Lets through what the gateway sends, and what carries no body.
 
-    vLLM asks for it on some of its routes only; here no request that carries a body is without.
+    It stands in front of vLLM's own, so it asks for the key before it reads a body. vLLM asks for it on some
+    of its routes only; here no request that carries a body is without.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -75,6 +77,9 @@ class Door:
         await self._app(scope, replay, send)
 
 
+Door = GatewayMiddleware
+
+
 def _answer(status: int, why: str) -> JSONResponse:
     error = {"message": why, "type": "invalid_request_error", "param": None, "code": status}
     return JSONResponse({"error": error}, status)
@@ -97,22 +102,22 @@ def refusal(body: bytes, *, signed: bool) -> str | None:
     except (ValueError, RecursionError):
         return None if not any(name.encode() in body for name in OURS) else "the body is not JSON"
     # vLLM takes such fields in several places (`vllm_xargs`, `sampling_params`): none of them is allowed.
-    found = {name for name, value in _fields(content) if value is not None and value is not False}
+    given = {name for name, value in _fields(content) if value is not None and value is not False}
     for name in OURS:
-        if name in found and not signed:
+        if name in given and not signed:
             return f"{name} is set by the server, never by its caller; leave it out"
     for name in OF_PROMPTS:
-        if name in found and "kv_transfer_params" in found:
+        if name in given and "kv_transfer_params" in given:
             return f"{name} is not possible with a prefix, which has no text; leave it out"
     return None
 
 
 def _fields(content: Any) -> Iterator[tuple[str, Any]]:
     waiting = [content]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            yield from found.items()
-            waiting.extend(found.values())
-        elif isinstance(found, list):
-            waiting.extend(item for item in found if isinstance(item, dict | list))
+    while waiting:  # no recursion: a body may be nested as deep as its sender likes
+        item = waiting.pop()
+        if isinstance(item, dict):
+            yield from item.items()
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(part for part in item if isinstance(part, dict | list))

@@ -1,7 +1,4 @@
-"""The vLLM engine: rows go to a vLLM with the connector over HTTP, as token ids, and come back as tokens.
-
-Answer: what vLLM streams back, as tokens.
-"""
+"""The vLLM engine: rows go to a vLLM with the connector over HTTP, as token ids, and come back as tokens."""
 
 from __future__ import annotations
 
@@ -14,73 +11,22 @@ from typing import Any
 import httpx
 
 from foreword.base.base_model import BaseModel
-from foreword.errors import DamagedBlob, EngineStopped, UnsupportedArchitecture, UsageError, WindowExceeded
+from foreword.errors import DamagedBlob, EngineStopped, UnsupportedArchitecture, UsageError
 from foreword.prefix import Prefix
-from foreword.serving.engine.protocol import Row, Token
+from foreword.serving.engine.protocol import STOPPING, Row, Token, check_row
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.door import HEADER, signature_of
 
+SERVED_NAME = "foreword-base"
+"""What vLLM calls the base model."""
+CONNECT_SECONDS = 5.0
+MOST_LOGPROBS = 20
 DATA, DONE = "data: ", "[DONE]"
 TOKEN = "token_id:"
 
 
 class Broken(Exception):
     """vLLM ended the answer with an error, or without an end."""
-
-
-async def tokens(lines: AsyncIterator[str], row: Row, room: int) -> AsyncIterator[Token]:
-    """The tokens of a stream of server-sent events, the last with its reason.
-
-    The reason is the row's own: an end token, or no room for more.
-
-    Raises:
-        Broken: the stream ended before the text did.
-    """
-    count = 0
-    async for line in lines:
-        if not line.startswith(DATA) or (text := line[len(DATA) :]) == DONE:
-            continue
-        event = json.loads(text)
-        if "error" in event:
-            raise Broken(str(event["error"].get("message")))
-        for choice in event["choices"]:
-            for token in _tokens(choice, row):
-                count += 1
-                ended = token.token_id in row.end_ids
-                if ended or count == room:
-                    yield Token(token.token_id, token.logprob, token.likeliest, "stop" if ended else "length")
-                    return
-                yield token
-    raise Broken(f"the stream ended after {count} tokens")
-
-
-def _tokens(choice: dict[str, Any], row: Row) -> list[Token]:
-    ids = choice.get("token_ids") or []
-    wanted = row.sampling.logprobs
-    if wanted is None:
-        return [Token(token_id) for token_id in ids]
-    told = choice["logprobs"]
-    return [
-        Token(token_id, logprob, _likeliest(likeliest or {}, wanted))
-        for token_id, logprob, likeliest in zip(
-            ids, told["token_logprobs"], told["top_logprobs"] or [None] * len(ids), strict=True
-        )
-    ]
-
-
-def _likeliest(told: dict[str, float], wanted: int) -> tuple[tuple[int, float], ...]:
-    """vLLM tells the chosen token, too, where it is not among the likeliest."""
-    pairs = [(int(name.removeprefix(TOKEN)), logprob) for name, logprob in told.items()]
-    return tuple(sorted(pairs, key=lambda pair: -pair[1])[:wanted])
-
-
-# -- The vLLM engine: rows go to a vLLM with the connector over HTTP, as token ids, and come back as tokens
-
-
-SERVED_NAME = "foreword-base"
-"""What vLLM calls the base model."""
-CONNECT_SECONDS = 5.0
-MOST_LOGPROBS = 20
 
 
 class VllmEngine:
@@ -92,7 +38,7 @@ class VllmEngine:
         url: str,
         secret: str,
         *,
-        window: int | None = None,
+        max_positions: int | None = None,
         is_up: Callable[[], bool] = lambda: True,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
@@ -100,7 +46,7 @@ class VllmEngine:
         Args:
             url: where vLLM listens, without `/v1`.
             secret: shared with the connector.
-            window: positions that vLLM has for prefix and text, if fewer than the base.
+            max_positions: of vLLM for prefix and text, if fewer than the base's.
             is_up: whether vLLM takes requests, answered at once.
             on_close: called when all rows are finished.
 
@@ -112,7 +58,7 @@ class VllmEngine:
         self._base = base
         self._url = url.rstrip("/")
         self._secret = secret
-        self._window = window
+        self._max_positions = max_positions
         self._is_up = is_up
         self._on_close = on_close
         self._client: httpx.AsyncClient | None = None  # made in the loop that uses it
@@ -126,15 +72,20 @@ class VllmEngine:
             GeometryMismatch, WrongBaseModel, UsageError: the prefix does not fit the base or the engine.
             DamagedBlob: vLLM could not load the prefix; its log says why.
         """
-        self._check(row)
-        room = self._room(row)
+        max_new_tokens = check_row(
+            self._base, row, max_positions=self._max_positions, where=", as vLLM was started"
+        )
+        if (row.sampling.logprobs or 0) > MOST_LOGPROBS:
+            raise UsageError(
+                f"logprobs is {row.sampling.logprobs}; vLLM tells {MOST_LOGPROBS} of the likeliest at most"
+            )
         if self._closing:
-            raise EngineStopped("the engine is stopping and takes no new requests; try again later")
+            raise EngineStopped(STOPPING)
         self._running += 1
         self._rows += 1
         try:
-            async with contextlib.aclosing(self._asked(row, room)) as found:  # type: ignore[type-var]
-                async for token in found:
+            async with contextlib.aclosing(self._request(row, max_new_tokens)) as stream:  # type: ignore[type-var]
+                async for token in stream:
                     self._tokens += 1
                     yield token
         finally:
@@ -150,32 +101,32 @@ class VllmEngine:
         await asyncio.to_thread(self._on_close)
 
     def ready(self) -> bool:
-        """See `Engine`; whether vLLM answered when it was last asked."""
+        """See `Engine`; whether vLLM answered at the last look."""
         return not self._closing and self._is_up()
 
     def measurements(self) -> Mapping[str, float]:
         """Rows that vLLM has now, and rows and tokens since the start; more is at vLLM's own `/metrics`."""
         return {"rows_running": self._running, "rows": self._rows, "tokens": self._tokens}
 
-    def body(self, row: Row, room: int) -> dict[str, Any]:
+    def body(self, row: Row, max_new_tokens: int) -> dict[str, Any]:
         """The request for a row. Every setting that a model's own files could change is said."""
         sampling, prefix = row.sampling, row.prefix
         digest = None if prefix is None else prefix.digest
         salt = ticket.salt(self._secret, row.owner, digest)
         prompt = list(row.prompt_ids)
-        asked: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if prefix is not None:
             prompt = [ticket.PLACEHOLDER] * prefix.length + prompt
             signed = ticket.sign(self._secret, prefix.digest, prefix.length, salt, prompt)
-            asked["kv_transfer_params"] = signed.params()
+            more["kv_transfer_params"] = signed.params()
         if sampling.logprobs is not None:
-            asked |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
+            more |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
         return {
             "model": SERVED_NAME,
             "prompt": prompt,
             "cache_salt": salt,
-            "max_tokens": room,
-            "min_tokens": min(sampling.min_tokens, room),
+            "max_tokens": max_new_tokens,
+            "min_tokens": min(sampling.min_tokens, max_new_tokens),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": 0,
@@ -188,11 +139,11 @@ class VllmEngine:
             "ignore_eos": True,  # which tokens end the text is the row's to say
             "stream": True,
             "return_token_ids": True,
-            **asked,
+            **more,
         }
 
-    async def _asked(self, row: Row, room: int) -> AsyncIterator[Token]:
-        content = json.dumps(self.body(row, room)).encode()
+    async def _request(self, row: Row, max_new_tokens: int) -> AsyncIterator[Token]:
+        content = json.dumps(self.body(row, max_new_tokens)).encode()
         headers = {
             "content-type": "application/json",
             "authorization": f"Bearer {ticket.api_key(self._secret)}",
@@ -207,7 +158,7 @@ class VllmEngine:
                 if response.status_code != 200:
                     await response.aread()
                     raise Broken(f"status {response.status_code}: {_message(response)}")
-                async for token in tokens(response.aiter_lines(), row, room):
+                async for token in tokens(response.aiter_lines(), row, max_new_tokens):
                     yield token
         except httpx.HTTPError as error:
             raise EngineStopped(
@@ -236,32 +187,6 @@ class VllmEngine:
         except httpx.HTTPError:
             return False
 
-    def _check(self, row: Row) -> None:
-        self._base.per_row(row.prefix, rows=1)
-        if row.prefix is not None and row.prefix.template.placement == "infix":
-            raise UsageError(
-                "the prefix is an infix, which stands behind the source; engines put a prefix in front. "
-                "`foreword evaluate` measures infixes"
-            )
-        if (row.sampling.logprobs or 0) > MOST_LOGPROBS:
-            raise UsageError(
-                f"logprobs is {row.sampling.logprobs}; vLLM tells {MOST_LOGPROBS} of the likeliest at most"
-            )
-
-    def _room(self, row: Row) -> int:
-        length = 0 if row.prefix is None else row.prefix.length
-        limits = [self._base.text_limit(length), None if self._window is None else self._window - length]
-        limit = min((limit for limit in limits if limit is not None), default=None)
-        room = row.sampling.max_tokens
-        if limit is not None:
-            room = min(room, limit - len(row.prompt_ids))
-        if room < 1:
-            raise WindowExceeded(
-                f"the prompt has {len(row.prompt_ids)} tokens; {limit} fit in {self._base.name}, as vLLM was "
-                "started, new tokens among them. Shorten it"
-            )
-        return room
-
 
 def check_base(base: BaseModel) -> None:
     """Refuse a base that a prefix on vLLM would be wrong for.
@@ -281,7 +206,56 @@ _SAME_LINE = "Start it with the line that `foreword serve --vllm-line` prints, w
 
 def _message(response: httpx.Response) -> str:
     try:
-        found = response.json()["error"]
+        error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
         return response.text[:200]
-    return str(found.get("message") if isinstance(found, dict) else found)
+    return str(error.get("message") if isinstance(error, dict) else error)
+
+
+# -- What vLLM streams back -------------------------------------------------------------------------
+
+
+async def tokens(lines: AsyncIterator[str], row: Row, max_new_tokens: int) -> AsyncIterator[Token]:
+    """The tokens of a stream of server-sent events, the last with its reason.
+
+    The reason is the row's own: an end token, or as many tokens as it may have.
+
+    Raises:
+        Broken: the stream ended before the text did.
+    """
+    count = 0
+    async for line in lines:
+        if not line.startswith(DATA) or (text := line[len(DATA) :]) == DONE:
+            continue
+        event = json.loads(text)
+        if "error" in event:
+            raise Broken(str(event["error"].get("message")))
+        for choice in event["choices"]:
+            for token in _tokens(choice, row):
+                count += 1
+                ended = token.token_id in row.end_ids
+                if ended or count == max_new_tokens:
+                    yield Token(token.token_id, token.logprob, token.likeliest, "stop" if ended else "length")
+                    return
+                yield token
+    raise Broken(f"the stream ended after {count} tokens")
+
+
+def _tokens(choice: dict[str, Any], row: Row) -> list[Token]:
+    ids = choice.get("token_ids") or []
+    wanted = row.sampling.logprobs
+    if wanted is None:
+        return [Token(token_id) for token_id in ids]
+    logprobs = choice["logprobs"]
+    return [
+        Token(token_id, logprob, _likeliest(likeliest or {}, wanted))
+        for token_id, logprob, likeliest in zip(
+            ids, logprobs["token_logprobs"], logprobs["top_logprobs"] or [None] * len(ids), strict=True
+        )
+    ]
+
+
+def _likeliest(by_name: dict[str, float], wanted: int) -> tuple[tuple[int, float], ...]:
+    """By value; vLLM adds the chosen token where it is not among the likeliest."""
+    pairs = [(int(name.removeprefix(TOKEN)), logprob) for name, logprob in by_name.items()]
+    return tuple(sorted(pairs, key=lambda pair: -pair[1])[:wanted])

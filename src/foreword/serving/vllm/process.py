@@ -1,6 +1,6 @@
-"""Process: a `vllm serve` of this gateway's own; started, looked after, and gone with it.
+"""A `vllm serve` of this gateway's own: started, started again when it dies, and gone with the gateway.
 
-Pulse: whether a vLLM takes requests, as it was when it was last asked.
+And of any vLLM, whether it takes requests.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from foreword.errors import EngineStopped
 from foreword.serving import logs
 
 SECONDS = 1.0
-"""Between two looks."""
+"""Between two looks of `HealthPoller`."""
 PATIENCE = 5.0
 """For an answer: a vLLM whose process hangs is as good as none."""
+POLL_SECONDS = 0.25
+LONGEST_PAUSE = 60.0
+"""Between attempts to start a vLLM that dies at once."""
+SETTLED = 600.0
+"""Seconds after which a vLLM that dies is not one that died at once."""
 _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Whatever proxies the environment names, as the engine does."""
 
 
 class HealthPoller:
-    """A thread that asks, so that whoever wants to know never waits."""
+    """Asks in a thread of its own whether a vLLM takes requests, so that nobody waits who wants to know."""
 
     def __init__(self, url: str, *, every: float = SECONDS) -> None:
         """
@@ -39,24 +44,24 @@ class HealthPoller:
         """
         self._url = url
         self._every = every
-        self._beats = True
+        self._up = True
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="foreword-vllm-pulse", daemon=True)
+        self._thread = threading.Thread(target=self._look, name="foreword-vllm-health", daemon=True)
         self._thread.start()
 
-    def beats(self) -> bool:
-        """Whether vLLM took requests when it was last asked."""
-        return self._beats
+    def is_up(self) -> bool:
+        """Whether vLLM took requests at the last look."""
+        return self._up
 
     def close(self) -> None:
         """Ask no more."""
         self._ending.set()
         self._thread.join()
-        self._beats = False
+        self._up = False
 
     def _look(self) -> None:
         while not self._ending.wait(self._every):
-            self._beats = answers(self._url)
+            self._up = answers(self._url)
 
 
 def answers(url: str) -> bool:
@@ -68,18 +73,8 @@ def answers(url: str) -> bool:
         return False
 
 
-# -- Process: a `vllm serve` of this gateway's own; started, looked after, and gone with it --------
-
-
-POLL_SECONDS = 0.25
-LONGEST_PAUSE = 60.0
-"""Between attempts to start a vLLM that dies at once."""
-SETTLED = 600.0
-"""Seconds after which a vLLM that dies is not one that died at once."""
-
-
 class VllmProcess:
-    """Of one gateway.
+    """A `vllm serve` that this process starts and ends.
 
     Attributes:
         url: where it listens, on this machine only.
@@ -128,7 +123,7 @@ class VllmProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs it."""
+        """The process id of the guard that runs it."""
         return self._process.pid
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -149,17 +144,17 @@ class VllmProcess:
         self._process.wait()
 
     def _watch(self) -> None:
-        pause, begun = 1.0, time.monotonic()
+        pause, start_time = 1.0, time.monotonic()
         while not self._closing.wait(POLL_SECONDS):
             if (status := self._process.poll()) is None:
                 continue
-            if time.monotonic() - begun > SETTLED:
+            if time.monotonic() - start_time > SETTLED:
                 pause = 1.0
             logs.event("vllm ended", status=status, pause=pause)
             self._end()
             if self._closing.wait(pause):
                 return
-            pause, begun = min(pause * 2, LONGEST_PAUSE), time.monotonic()
+            pause, start_time = min(pause * 2, LONGEST_PAUSE), time.monotonic()
             self._process = self._start()
 
 

@@ -1,4 +1,4 @@
-"""Keeper: runs a command until its standard input ends, as it does when the gateway dies, even by kill -9.
+"""Runs a command until its own standard input ends, as it does when the gateway dies, even by kill -9.
 
 Run as a file, so that it starts at once and imports nothing of the package.
 """

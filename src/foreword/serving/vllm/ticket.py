@@ -1,7 +1,8 @@
-"""Ticket: what the gateway sends with a request, so that vLLM loads a prefix and nobody else can ask for it.
+"""Signed requests: what the gateway sends along, so that vLLM loads a prefix and nobody else can ask for it.
 
 All prefixes stand behind the same placeholder ids, so vLLM's cache tells them apart by the salt alone. Salts
-are made from a secret that gateway and connector share: nobody without it can name one, or sign a ticket.
+are made from a secret that gateway and connector share: nobody without it can name one, or sign a request.
+Run as a module, it prints vLLM's API key, which command lines of deployments ask it for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FIELD = "foreword"
 
 @dataclass(frozen=True)
 class SignedRequest:
-    """A prefix for one request.
+    """The prefix of one request (a ticket, as messages call it).
 
     Attributes:
         digest: of the prefix.
@@ -53,9 +54,9 @@ def secret_of(environment: Mapping[str, str] = os.environ) -> str:
     """
     secret = environment.get(SECRET, "")
     if len(secret) < SHORTEST_SECRET:
-        found = f"has {len(secret)} characters" if secret else "is not set"
+        problem = f"has {len(secret)} characters" if secret else "is not set"
         raise UsageError(
-            f"{SECRET} {found}; expected at least {SHORTEST_SECRET} random ones, the same for the gateway "
+            f"{SECRET} {problem}; expected at least {SHORTEST_SECRET} random ones, the same for the gateway "
             "and for vLLM, such as those of: openssl rand -hex 32"
         )
     return secret
@@ -72,7 +73,7 @@ def salt(secret: str, owner: str, digest: str | None) -> str:
 
 
 def sign(secret: str, digest: str, length: int, salt: str, token_ids: Sequence[int]) -> SignedRequest:
-    """A ticket for one request.
+    """The prefix of one request, signed.
 
     Args:
         token_ids: the whole prompt, placeholders in front.
@@ -81,43 +82,44 @@ def sign(secret: str, digest: str, length: int, salt: str, token_ids: Sequence[i
 
 
 def read(params: Any) -> SignedRequest | None:
-    """The ticket in a request's `kv_transfer_params`; None when there is none.
+    """What the gateway signed, in a request's `kv_transfer_params`; None when there is none.
 
     Raises:
-        UsageError: something that is no ticket.
+        UsageError: something that the gateway does not send.
     """
     if params is None:
         return None
-    found = params.get(FIELD) if isinstance(params, Mapping) else None
-    if not isinstance(found, Mapping) or set(found) != {"digest", "length", "signature"}:
+    fields = params.get(FIELD) if isinstance(params, Mapping) else None
+    if not isinstance(fields, Mapping) or set(fields) != {"digest", "length", "signature"}:
         raise UsageError("kv_transfer_params without a ticket of Foreword's gateway; leave them out")
-    ticket = SignedRequest(**found)
-    if type(ticket.length) is not int or not isinstance(ticket.digest, str) or ticket.length < 1:
+    signed = SignedRequest(**fields)
+    if type(signed.length) is not int or not isinstance(signed.digest, str) or signed.length < 1:
         raise UsageError("a ticket of another form than this release's; use one release on both sides")
-    return ticket
+    return signed
 
 
-def verify(secret: str, ticket: SignedRequest, salt: str | None, token_ids: Sequence[int]) -> None:
-    """Refuse a ticket that the gateway did not make for this very request.
+def verify(secret: str, signed: SignedRequest, salt: str | None, token_ids: Sequence[int]) -> None:
+    """Refuse what the gateway did not sign for this very request.
 
     Raises:
         UsageError: says why, but nothing that would help to forge one.
     """
-    expected = _signature(secret, ticket.digest, ticket.length, salt or "", token_ids)
-    if not isinstance(ticket.signature, str) or not hmac.compare_digest(
-        expected.encode(), ticket.signature.encode("utf-8", "replace")
+    expected = _signature(secret, signed.digest, signed.length, salt or "", token_ids)
+    if not isinstance(signed.signature, str) or not hmac.compare_digest(
+        expected.encode(), signed.signature.encode("utf-8", "replace")
     ):
         raise UsageError(
             f"a ticket that the gateway did not sign for this request; if it did, their {SECRET} differ"
         )
-    if len(token_ids) <= ticket.length or any(i != PLACEHOLDER for i in token_ids[: ticket.length]):
+    if len(token_ids) <= signed.length or any(i != PLACEHOLDER for i in token_ids[: signed.length]):
         raise UsageError(
-            f"expected {ticket.length} placeholders and text behind them, found {len(token_ids)} tokens"
+            f"expected {signed.length} placeholders and text behind them, found {len(token_ids)} tokens"
         )
 
 
 def _signature(secret: str, digest: str, length: int, salt: str, token_ids: Sequence[int]) -> str:
     tokens = hashlib.sha256(array("q", token_ids).tobytes()).hexdigest()
+    # The word is part of what is signed: it stays, or gateway and vLLM would have to change at once.
     return _mac(secret, "ticket", digest, str(length), salt, tokens)
 
 

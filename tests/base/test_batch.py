@@ -1,0 +1,100 @@
+"""Rows that begin alike under one prefix share tokens, and nothing of what they compute changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+
+from foreword import BaseModel, Example, train
+from foreword.base.batch import pack_rows
+from foreword.base.loss import target_losses
+from foreword.base.prefix_batch import PrefixBatch, StreamBlock
+from foreword.encoding import EncodedExample
+from foreword.errors import ForewordDeprecation
+from support.by_hand import layers_of, token_losses
+from support.stand_ins import random_prefix
+
+CPU = torch.device("cpu")
+ALIKE = [
+    Example("a source that repeats: ", "one target"),
+    Example("another source: ", "of its own"),
+    Example("a source that repeats: ", "one tarred road"),
+    Example("a source that repeats: ", "one target"),
+    Example("a source", " that repeats: one"),
+]
+
+
+def test_the_tokens_of_a_beginning_are_laid_out_once() -> None:
+    layout = pack_rows([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0], CPU)
+    assert layout.tokens[2] == layout.tokens[0][:1] == layout.tokens[1][:1]
+    assert layout.tokens[0][:2] == layout.tokens[1][:2]
+    assert not {*layout.tokens[3]} & {*layout.tokens[0], *layout.tokens[1]}
+    assert sorted({token for row in layout.tokens for token in row}) == list(range(7))
+    assert len(layout.token_positions) == 7
+
+
+@pytest.mark.parametrize("kinds", [(0, 1), (None, None), (0, None)])
+def test_rows_of_different_kinds_share_nothing(kinds: tuple[int | None, ...]) -> None:
+    layout = pack_rows([(5, 6), (5, 6)], kinds, CPU)
+    assert not {*layout.tokens[0]} & {*layout.tokens[1]}
+
+
+def test_to_rows_and_back_is_the_identity() -> None:
+    layout = pack_rows([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0], CPU)
+    states_1HND = torch.randn(1, 2, 7, 3)
+    rows_BHTD = layout.to_rows(states_1HND)
+    assert torch.equal(rows_BHTD[0, :, :2], rows_BHTD[1, :, :2])
+    assert torch.equal(layout.to_flat(rows_BHTD.transpose(1, 2)), states_1HND.transpose(1, 2))
+
+
+def test_losses_equal_those_of_rows_alone(tiny_base: BaseModel) -> None:
+    one, two = random_prefix(tiny_base, 4), random_prefix(tiny_base, 7, seed=1)
+    examples = [*ALIKE, *ALIKE, *ALIKE]
+    prefixes = [one] * len(ALIKE) + [None] * len(ALIKE) + [two] * len(ALIKE)
+    found = tiny_base.token_losses(examples, prefixes)
+    for example, prefix, losses in zip(examples, prefixes, found, strict=True):
+        source = tiny_base.template.source_ids(tiny_base.tokenizer, example.source)
+        target = tiny_base.template.target_ids(tiny_base.tokenizer, example.target)
+        layers = None if prefix is None else layers_of(prefix)
+        expected = token_losses(tiny_base.model, source, target, layers)
+        torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_equal_those_of_rows_alone(tiny_base: BaseModel) -> None:
+    rows = [EncodedExample((5, 6, 7, 8), (9, 10, 0)), EncodedExample((5, 6, 7, 8), (9, 11, 12, 0))]
+    start = random_prefix(tiny_base, 5)
+
+    def gradients(parts: list[list[EncodedExample]]) -> list[torch.Tensor]:
+        key, value = (start.tensors[f"decoder.{p}"].clone().requires_grad_() for p in ("key", "value"))
+        for part in parts:
+            blocks = {"decoder": StreamBlock(key[None], value[None], (5,))}
+            prefixes = PrefixBatch(blocks=blocks, of_row=(0,) * len(part))  # type: ignore[arg-type]
+            batch = tiny_base.batch(part, prefixes, "flat")
+            assert batch.inputs["input_ids"].shape[1] == (8 if len(part) == 2 else part[0].tokens)
+            target_losses(tiny_base.model, batch, prefixes).sum().backward()
+        return [key.grad, value.grad]
+
+    for shared, apart in zip(gradients([rows]), gradients([[row] for row in rows]), strict=True):
+        torch.testing.assert_close(shared, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_an_infix_is_not_shared_with(tiny_base: BaseModel) -> None:
+    template = dataclasses.replace(tiny_base.template, placement="infix")
+    infix = random_prefix(tiny_base, 4, template=template)
+    together = tiny_base.token_losses(ALIKE, infix)
+    for example, losses in zip(ALIKE, together, strict=True):
+        (alone,) = tiny_base.token_losses([example], infix)
+        torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_by_source_is_still_taken_and_changes_nothing(tiny_base: BaseModel) -> None:
+    examples = [Example(f"source {n % 2}: ", f"target {n}") for n in range(8)]
+    options = {"steps": 4, "batch_size": 4, "length": 2}
+    expected = train(tiny_base, examples, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ForewordDeprecation)
+        found = train(tiny_base, examples, **options, by_source=True)
+    assert torch.equal(found.key(), expected.key())

@@ -1,0 +1,500 @@
+"""The local engine: rows of all owners in one running batch, each as if it were alone."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+
+from foreword import BaseModel, Prefix, Template
+from foreword.errors import (
+    EngineStopped,
+    GeometryMismatch,
+    NotFinite,
+    UnsupportedArchitecture,
+    UsageError,
+    WindowExceeded,
+)
+from foreword.serving.engine.continuous_batch import ContinuousBatch, RunningRow
+from foreword.serving.engine.local import LocalEngine
+from foreword.serving.engine.protocol import Row, Sampling, Token
+from foreword.serving.engine.scheduler import FairQueue
+from support.by_hand import greedy, layers_of, logits
+from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
+from support.tiny_bart import tiny_bart_base
+
+PROMPTS = ["hello", "a", "some longer prompt here", "xyz abc", "the end is", "q"]
+
+
+def row(
+    base: BaseModel, prompt: str, prefix: Prefix | None = None, *, owner: str = "alice", **sampling: object
+) -> Row:
+    settings = {"max_tokens": 12, "temperature": 0.0, **sampling}
+    ids = tuple(base.tokenizer(prompt)["input_ids"])
+    return Row(ids, prefix, owner, Sampling(**settings), frozenset(base.end_ids))
+
+
+async def tokens_of(stream: AsyncIterator[Token]) -> list[Token]:
+    return [token async for token in stream]
+
+
+def run(base: BaseModel, rows: list[Row], **settings: int) -> list[list[Token]]:
+    """All rows asked for at once."""
+
+    async def all_of_them() -> list[list[Token]]:
+        engine = LocalEngine(base, **settings)
+        try:
+            return await asyncio.gather(*(tokens_of(engine.stream(row)) for row in rows))
+        finally:
+            await engine.close()
+
+    return asyncio.run(all_of_them())
+
+
+def by_hand(base: BaseModel, row: Row) -> list[int]:
+    """Greedy tokens, the one that ends the text among them, from a computation without a cache."""
+    prefix = None if row.prefix is None else layers_of(row.prefix)
+    most, fewest = row.sampling.max_tokens, row.sampling.min_tokens
+    ids = greedy(base.model, row.prompt_ids, prefix, most, row.end_ids, fewest)
+    if len(ids) < row.sampling.max_tokens:
+        ids.append(int(logits(base.model, [*row.prompt_ids, *ids], prefix)[-1].argmax()))
+    return ids
+
+
+@pytest.fixture
+def mixed(tiny_base: BaseModel) -> list[Row]:
+    """Prefixes of several lengths and none, texts that end at different times."""
+    prefixes = [
+        random_prefix(tiny_base, 3),
+        None,
+        random_prefix(tiny_base, 9, seed=1),
+        random_prefix(tiny_base, 1),
+        None,
+        random_prefix(tiny_base, 30, seed=2),
+    ]
+    return [
+        row(tiny_base, prompt, prefix, owner=f"owner {number}", max_tokens=4 + 5 * number)
+        for number, (prompt, prefix) in enumerate(zip(PROMPTS, prefixes, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 32])
+def test_greedy_tokens_equal_those_computed_by_hand(
+    tiny_base: BaseModel, mixed: list[Row], max_rows: int
+) -> None:
+    """Rows join while others run, and leave before others do."""
+    found = run(tiny_base, mixed, max_rows=max_rows)
+    expected = [by_hand(tiny_base, row) for row in mixed]
+    assert [[token.token_id for token in tokens] for tokens in found] == expected
+    assert len({len(ids) for ids in expected}) > 2
+    for tokens, row_ in zip(found, mixed, strict=True):
+        assert [token.finish_reason for token in tokens[:-1]] == [None] * (len(tokens) - 1)
+        ended = tokens[-1].token_id in row_.end_ids
+        assert tokens[-1].finish_reason == ("stop" if ended else "length")
+
+
+def test_an_end_token_ends_its_row_alone(tiny_base: BaseModel, mixed: list[Row]) -> None:
+    """Whatever token comes third is made the end: that row stops there, no other does."""
+    expected = [by_hand(tiny_base, row) for row in mixed]
+    ending = dataclasses.replace(mixed[3], end_ids=frozenset({expected[3][2]}))
+    found = run(tiny_base, [*mixed[:3], ending, *mixed[4:]])
+    third = expected[3].index(expected[3][2])
+    assert [token.token_id for token in found[3]] == expected[3][: third + 1]
+    assert found[3][-1].finish_reason == "stop"
+    others = [number for number in range(len(mixed)) if number != 3]
+    assert [[token.token_id for token in found[n]] for n in others] == [expected[n] for n in others]
+
+
+def test_a_row_may_not_end_before_its_shortest_length(tiny_base: BaseModel, mixed: list[Row]) -> None:
+    """Whatever token comes third is made the end of every row, which may come after the fifth only."""
+    ending = []
+    for one in mixed[1:]:
+        sampling = dataclasses.replace(one.sampling, min_tokens=5, logprobs=2)
+        ends = frozenset({0, by_hand(tiny_base, one)[2]})
+        ending.append(dataclasses.replace(one, sampling=sampling, end_ids=ends))
+    found = run(tiny_base, ending)
+    assert [[token.token_id for token in tokens] for tokens in found] == [
+        by_hand(tiny_base, r) for r in ending
+    ]
+    assert all(len(tokens) > 5 or tokens[-1].finish_reason == "length" for tokens in found)
+    for tokens, one in zip(found, ending, strict=True):
+        assert not one.end_ids & {token.token_id for token in tokens[:5]}
+        third = tokens[2]  # the model's own log-probabilities are told, of the end that was banned, too
+        assert third.likeliest[0][0] in one.end_ids
+        assert third.logprob is not None
+        assert third.likeliest[0][1] >= third.logprob
+    drawn = [
+        dataclasses.replace(
+            one, sampling=dataclasses.replace(one.sampling, temperature=3.0, seed=seed, max_tokens=5)
+        )
+        for one in ending[1:]
+        for seed in range(5)
+    ]
+    for tokens, one in zip(run(tiny_base, drawn), drawn, strict=True):
+        assert len(tokens) == 5
+        assert not one.end_ids & {token.token_id for token in tokens}
+
+
+def test_long_rows_outgrow_their_buffers(tiny_base: BaseModel) -> None:
+    rows = [
+        row(tiny_base, "ab", random_prefix(tiny_base, 5), max_tokens=110),
+        row(tiny_base, "b", max_tokens=90),
+    ]
+    found = run(tiny_base, rows)
+    assert [[token.token_id for token in tokens] for tokens in found] == [by_hand(tiny_base, r) for r in rows]
+    assert max(map(len, found)) > 64
+
+
+def test_samples_depend_on_the_rows_own_seed_alone(tiny_base: BaseModel, mixed: list[Row]) -> None:
+    drawn = [
+        row(tiny_base, r.owner, r.prefix, temperature=1.3, top_p=0.9, seed=number)
+        for number, r in enumerate(mixed)
+    ]
+    together = run(tiny_base, drawn)
+    assert [run(tiny_base, [one])[0] for one in drawn] == together
+    again = row(tiny_base, drawn[0].owner, drawn[0].prefix, temperature=1.3, top_p=0.9, seed=99)
+    assert run(tiny_base, [again])[0] != together[0]
+
+
+def test_samples_follow_the_models_distribution(tiny_base: BaseModel) -> None:
+    """With temperature and top-p: shares of first tokens over many seeds."""
+    count, temperature, top_p = 600, 0.7, 0.8
+    rows = [
+        row(tiny_base, "ab", temperature=temperature, top_p=top_p, seed=seed, max_tokens=1)
+        for seed in range(count)
+    ]
+    drawn = [tokens[0].token_id for tokens in run(tiny_base, rows)]
+    shares_V, order_V = (
+        (logits(tiny_base.model, rows[0].prompt_ids, None)[-1] / temperature)
+        .softmax(-1)
+        .sort(descending=True)
+    )
+    kept = int((shares_V.cumsum(0) - shares_V < top_p).sum())
+    assert kept > 1
+    shares = (shares_V[:kept] / shares_V[:kept].sum()).tolist()
+    assert set(drawn) <= set(order_V[:kept].tolist())
+    for token, share in list(zip(order_V.tolist(), shares, strict=False))[:3]:
+        spread = (share * (1 - share) / count) ** 0.5
+        assert abs(drawn.count(token) / count - share) < 5 * spread
+
+
+def test_log_probabilities_are_the_models_own(tiny_base: BaseModel, mixed: list[Row]) -> None:
+    """Before temperature and top-p, against the computation by hand."""
+    prefix = mixed[0].prefix
+    asked = row(tiny_base, "ab", prefix, temperature=0.7, top_p=0.5, seed=3, logprobs=4)
+    tokens = run(tiny_base, [asked, *mixed])[0]
+    ids = list(asked.prompt_ids)
+    for token in tokens:
+        expected_V = logits(tiny_base.model, ids, layers_of(prefix))[-1].log_softmax(-1)
+        assert token.logprob == pytest.approx(float(expected_V[token.token_id]), abs=1e-4)
+        best = expected_V.topk(4)
+        assert [pair[0] for pair in token.likeliest] == best.indices.tolist()
+        assert [pair[1] for pair in token.likeliest] == pytest.approx(best.values.tolist(), abs=1e-4)
+        ids.append(token.token_id)
+    assert len(tokens) > 2
+
+
+def test_the_window_ends_a_row(tiny_base: BaseModel) -> None:
+    prefix = random_prefix(tiny_base, 100)
+    long = row(tiny_base, "a" * 20, prefix, max_tokens=500)
+    found = run(tiny_base, [long, row(tiny_base, "ab")])
+    assert len(found[0]) == 128 - 100 - 20
+    assert found[0][-1].finish_reason == "length"
+
+
+def test_a_prompt_that_does_not_fit_is_refused_and_others_go_on(tiny_base: BaseModel) -> None:
+    async def ask() -> tuple[object, list[Token]]:
+        engine = LocalEngine(tiny_base)
+        long = row(tiny_base, "a" * 28, random_prefix(tiny_base, 100))
+        found = await asyncio.gather(
+            tokens_of(engine.stream(long)),
+            tokens_of(engine.stream(row(tiny_base, "ab"))),
+            return_exceptions=True,
+        )
+        await engine.close()
+        return found
+
+    refused, others = asyncio.run(ask())
+    assert isinstance(refused, WindowExceeded)
+    assert "28 tokens; 28 fit" in str(refused)
+    assert [token.token_id for token in others] == by_hand(tiny_base, row(tiny_base, "ab"))
+
+
+def test_a_prefix_that_does_not_fit_fails_its_row_alone(tiny_base: BaseModel) -> None:
+    other = BaseModel(tiny_llama(num_hidden_layers=4), byte_tokenizer(), name="other")
+    infix = random_prefix(tiny_base, 3, template=Template(placement="infix"))
+
+    async def ask() -> list[object]:
+        engine = LocalEngine(tiny_base)
+        asked = [row(tiny_base, "ab", p) for p in (random_prefix(other, 3), infix, None)]
+        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
+        await engine.close()
+        return found
+
+    of_another, of_an_infix, others = asyncio.run(ask())
+    assert isinstance(of_another, GeometryMismatch)
+    assert isinstance(of_an_infix, UsageError)
+    assert "infix" in str(of_an_infix)
+    assert [token.token_id for token in others] == by_hand(tiny_base, row(tiny_base, "ab"))
+
+
+def test_a_failing_step_is_told_to_every_row_and_the_engine_goes_on(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [row(tiny_base, prompt) for prompt in ("ab", "cd")]
+    failed_with: list[int] = []
+
+    async def ask() -> tuple[list[object], list[list[Token]], float]:
+        engine = LocalEngine(tiny_base)
+        batch = engine._batch
+
+        def fails_with_two_rows() -> list[Token]:
+            if len(batch.rows) < 2:
+                return [Token(5)]  # the first row goes on until the second has joined it
+            failed_with.append(len(batch.rows))
+            raise RuntimeError("out of memory")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(batch, "step", fails_with_two_rows)
+            failed = await asyncio.gather(
+                *(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True
+            )
+        running = engine.measurements()["rows_running"]
+        after = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked))
+        await engine.close()
+        return failed, after, running
+
+    failed, after, running = asyncio.run(ask())
+    assert failed_with == [2]
+    assert [str(error) for error in failed] == ["out of memory"] * 2
+    assert running == 0
+    assert [[token.token_id for token in tokens] for tokens in after] == [
+        by_hand(tiny_base, r) for r in asked
+    ]
+
+
+def test_a_caller_who_goes_away_frees_the_place(tiny_base: BaseModel) -> None:
+    """With one place: the second row gets it once the first is no longer wanted, long before its end."""
+
+    async def ask() -> tuple[list[Token], float]:
+        engine = LocalEngine(tiny_base, max_rows=1)
+        endless = engine.stream(
+            Row((5,), None, "alice", Sampling(max_tokens=120, temperature=0.0), frozenset())
+        )
+        await anext(endless)
+        waiting = asyncio.create_task(tokens_of(engine.stream(row(tiny_base, "ab"))))
+        await endless.aclose()
+        found = await waiting
+        made = engine.measurements()["tokens"]
+        await engine.close()
+        return found, made
+
+    found, made = asyncio.run(ask())
+    assert [token.token_id for token in found] == by_hand(tiny_base, row(tiny_base, "ab"))
+    assert made < 120
+
+
+def test_closing_finishes_what_runs_and_takes_nothing_new(tiny_base: BaseModel) -> None:
+    async def ask() -> list[Token]:
+        engine = LocalEngine(tiny_base)
+        running = engine.stream(row(tiny_base, "ab"))
+        first = await anext(running)
+        closing = asyncio.create_task(engine.close())
+        await asyncio.sleep(0)
+        assert not engine.ready()
+        with pytest.raises(EngineStopped, match="takes no new requests"):
+            await anext(engine.stream(row(tiny_base, "cd")))
+        rest = await tokens_of(running)
+        await closing
+        return [first, *rest]
+
+    assert [token.token_id for token in asyncio.run(ask())] == by_hand(tiny_base, row(tiny_base, "ab"))
+
+
+def test_a_row_without_numbers_fails_alone(tiny_base: BaseModel) -> None:
+    """A prefix whose values overflow; greedy, too, where any token would look like an answer."""
+    tensors = {name: torch.full_like(t, 3e38) for name, t in random_prefix(tiny_base, 3).tensors.items()}
+    huge = Prefix(tensors, tiny_base.identity, tiny_base.template)
+    others = [row(tiny_base, prompt, random_prefix(tiny_base, 2, seed=7)) for prompt in ("ab", "cd")]
+
+    async def ask() -> list[object]:
+        engine = LocalEngine(tiny_base)
+        asked = [others[0], row(tiny_base, "ab", huge), others[1]]
+        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
+        await engine.close()
+        return found
+
+    one, failed, two = asyncio.run(ask())
+    assert isinstance(failed, NotFinite)
+    for tokens, asked in ((one, others[0]), (two, others[1])):
+        assert [token.token_id for token in tokens] == by_hand(tiny_base, asked)
+
+
+def test_a_row_that_fails_between_two_tokens_leaves_the_others_alone(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = RunningRow.choose
+
+    def fails_at_the_third(self: RunningRow, logits_V: torch.Tensor) -> Token:
+        if self.row.owner == "bob" and self.made == 2:
+            raise RuntimeError("no probability")
+        return choose(self, logits_V)
+
+    monkeypatch.setattr(RunningRow, "choose", fails_at_the_third)
+    asked = [
+        row(tiny_base, prompt, owner=owner) for prompt, owner in (("ab", "a"), ("cd", "bob"), ("ef", "e"))
+    ]
+
+    async def ask() -> tuple[list[object], float]:
+        engine = LocalEngine(tiny_base)
+        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
+        counted = engine.measurements()["tokens"]
+        await engine.close()
+        return found, counted
+
+    found, counted = asyncio.run(ask())
+    assert str(found[1]) == "no probability"
+    for n in (0, 2):
+        assert [token.token_id for token in found[n]] == by_hand(tiny_base, asked[n])
+    assert counted == len(found[0]) + 2 + len(found[2])  # where bob got an error he got no token
+
+
+def test_the_logits_of_a_step_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model in bfloat16: the rows choose from parts of one tensor in float32, not from copies each."""
+    base = BaseModel(tiny_llama().to(torch.bfloat16), byte_tokenizer(), name="half")
+    choose, seen = RunningRow.choose, []
+
+    def noted(self: RunningRow, logits_V: torch.Tensor) -> Token:
+        seen.append(logits_V)
+        return choose(self, logits_V)
+
+    monkeypatch.setattr(RunningRow, "choose", noted)
+    batch = ContinuousBatch(base)
+    for prompt in ("ab", "cd", "ef"):
+        batch.prefill(RunningRow(row(base, prompt), max_new_tokens=12))
+    assert len(batch.rows) == 3
+    batch.step()
+    assert {(logits_V.dtype, logits_V.device.type) for logits_V in seen} == {(torch.float32, "cpu")}
+    assert len({logits_V.untyped_storage().data_ptr() for logits_V in seen[-3:]}) == 1
+
+
+def test_a_temperature_next_to_nothing_takes_the_likeliest(tiny_base: BaseModel) -> None:
+    asked = row(tiny_base, "ab", temperature=6e-38)
+    assert [t.token_id for t in run(tiny_base, [asked])[0]] == by_hand(tiny_base, asked)
+
+
+def test_an_engine_that_fails_tells_everybody_and_takes_nothing_more(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda info: None)  # the thread's own traceback
+
+    async def ask() -> list[object]:
+        engine = LocalEngine(tiny_base)
+        assert engine.ready()
+
+        def fails(staying: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(engine._batch, "keep", fails)
+        asked = [row(tiny_base, prompt) for prompt in ("ab", "cd", "ef")]
+        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
+        with pytest.raises(EngineStopped):
+            await anext(engine.stream(asked[0]))
+        assert not engine.ready()
+        await engine.close()
+        return found
+
+    assert all(isinstance(error, EngineStopped) for error in asyncio.run(ask()))
+
+
+def test_rows_that_ask_the_same_are_rows_of_their_own(tiny_base: BaseModel) -> None:
+    """Same prompt, same prefix in copies, different lengths: one leaves while its like goes on."""
+    asked = [row(tiny_base, "ab", random_prefix(tiny_base, 4), max_tokens=count) for count in (9, 5, 7, 5)]
+    found = run(tiny_base, asked)
+    assert [[token.token_id for token in tokens] for tokens in found] == [
+        by_hand(tiny_base, r) for r in asked
+    ]
+
+
+def test_a_row_is_not_kept_waiting_by_many_of_another_owner(tiny_base: BaseModel) -> None:
+    """One place, bob's ten rows first: alice's single one is the second to be finished."""
+
+    async def ask() -> list[str]:
+        engine = LocalEngine(tiny_base, max_rows=1)
+        finished: list[str] = []
+
+        async def one(owner: str) -> None:
+            await tokens_of(engine.stream(row(tiny_base, "ab", owner=owner)))
+            finished.append(owner)
+
+        await asyncio.gather(*(one("bob") for _ in range(10)), one("alice"))
+        await engine.close()
+        return finished
+
+    assert asyncio.run(ask()).index("alice") <= 2
+
+
+def test_owners_are_taken_in_turns() -> None:
+    waiting: FairQueue[str] = FairQueue()
+    for owner, item in [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("c", "c1"), ("b", "b2")]:
+        waiting.put(owner, item)
+    assert len(waiting) == 6
+    assert [waiting.next() for _ in range(7)] == ["a1", "b1", "c1", "a2", "b2", "a3", None]
+
+
+def test_what_is_held_is_bounded(tiny_base: BaseModel) -> None:
+    """Room for two rows of 60 columns: a third waits. One long row among short ones counts for all."""
+    short = [row(tiny_base, "ab", random_prefix(tiny_base, 46, seed=n), max_tokens=12) for n in range(5)]
+    long = row(tiny_base, "a" * 30, random_prefix(tiny_base, 70), max_tokens=20)
+
+    async def most(asked: list[Row], max_held: int) -> tuple[int, list[list[Token]]]:
+        engine = LocalEngine(tiny_base, max_held=max_held)
+        prefill, seen = engine._batch.prefill, 0
+
+        def counted(new: RunningRow) -> Token:
+            nonlocal seen
+            token = prefill(new)
+            seen = max(seen, len(engine._batch.rows))
+            return token
+
+        engine._batch.prefill = counted
+        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked))
+        await engine.close()
+        return seen, found
+
+    for asked, max_held, expected in ((short, 120, 2), ([*short, long], 300, 5), ([long], 1, 1)):
+        seen, found = asyncio.run(most(asked, max_held))
+        assert seen == expected
+        assert [[t.token_id for t in tokens] for tokens in found] == [by_hand(tiny_base, r) for r in asked]
+
+
+def test_models_that_the_running_batch_would_get_wrong_are_refused(tiny_base: BaseModel) -> None:
+    encoder_decoder = tiny_bart_base()
+    with pytest.raises(UnsupportedArchitecture, match="can't be served by the local engine"):
+        LocalEngine(encoder_decoder)
+
+
+def test_steps_are_shared_by_all_rows(tiny_base: BaseModel) -> None:
+    """Eight rows of twelve tokens take little more than twelve steps, not ninety-six."""
+
+    async def ask() -> dict[str, float]:
+        engine = LocalEngine(tiny_base)
+        asked = [
+            Row(
+                (5 + n,), random_prefix(tiny_base, n + 1), f"o{n}", Sampling(12, temperature=0.0), frozenset()
+            )
+            for n in range(8)
+        ]
+        await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked))
+        counted = dict(engine.measurements())
+        await engine.close()
+        return counted
+
+    counted = asyncio.run(ask())
+    assert counted["tokens"] == 8 * 12
+    assert counted["steps"] <= 12 + 8
+    assert counted["rows_running"] == counted["rows_waiting"] == 0

@@ -1,0 +1,185 @@
+"""The queue of jobs: fair between owners, nothing lost, nothing done twice; on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from foreword.serving.errors import Refused
+from foreword.serving.jobs import queue
+from foreword.serving.jobs.queue import Job
+from foreword.store import PrefixStore
+from foreword.store.access import Caller
+from foreword.store.schema import job as table
+
+BLANK = Job(
+    id="", owner="", created="", state="queued", model="m", name="n", training_file="f", validation_file=None,
+    settings={"seed": 0}, alike="a", asked={"hyperparameters": {}, "metadata": None},
+)  # fmt: skip
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest) -> Iterator[PrefixStore]:
+    with request.getfixturevalue(f"{request.param}_place").open() as opened:
+        yield opened
+
+
+class Jobs:
+    def __init__(self, store: PrefixStore) -> None:
+        self.catalogue = store.catalogue
+        self.number = 0
+
+    def add(self, owner: str, **changes: Any) -> str:
+        self.number += 1
+        identifier = f"{owner}-{self.number}"
+        created = f"2026-01-01T00:00:{self.number:02}.000000+00:00"
+        record = dataclasses.replace(BLANK, id=identifier, owner=owner, created=created, **changes)
+        queue.add(self.catalogue, Caller(owner, "owner"), record, limit=None)
+        return identifier
+
+    def take(self, worker: str = "w", most: int = 8) -> list[str]:
+        return [job.id for job in queue.claim(self.catalogue, worker, most)]
+
+    def state(self, identifier: str) -> str:
+        return queue.find(self.catalogue, identifier.split("-")[0], identifier).state
+
+    def events(self, identifier: str) -> list[str]:
+        return [e["message"] for e in queue.events(self.catalogue, identifier, 100, None)[0]][::-1]
+
+
+@pytest.fixture
+def jobs(store: PrefixStore) -> Jobs:
+    return Jobs(store)
+
+
+def test_the_owner_who_waited_longest_comes_first(jobs: Jobs) -> None:
+    for _ in range(3):
+        jobs.add("alice")
+    jobs.add("bob")
+    jobs.add("carol")
+    order = []
+    while taken := jobs.take(most=1):
+        order += taken
+        assert queue.succeed(jobs.catalogue, "w", taken[0], "x@1", 5)
+    assert order == ["alice-1", "bob-4", "carol-5", "alice-2", "alice-3"]
+    jobs.add("alice")
+    jobs.add("bob")
+    assert jobs.take(most=1) == ["bob-7"]
+
+
+def test_jobs_that_one_run_can_train_come_along_one_of_each_owner_first(jobs: Jobs) -> None:
+    for owner in ("alice", "alice", "bob", "carol"):
+        jobs.add(owner)
+    jobs.add("dora", alike="other")
+    assert jobs.take(most=3) == ["alice-1", "bob-3", "carol-4"]
+    assert jobs.take("v") == ["dora-5"]
+    assert jobs.take("v") == ["alice-2"]
+    assert jobs.take("v") == []
+
+
+def test_no_job_is_taken_twice(jobs: Jobs) -> None:
+    added = {jobs.add(f"o{n % 5}") for n in range(40)}
+    taken: list[str] = []
+
+    def work(name: str) -> None:
+        while found := jobs.take(name, most=2):
+            taken.extend(found)
+
+    threads = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 40
+    assert set(taken) == added
+
+
+def test_what_a_dead_worker_held_goes_on_alone_and_not_for_ever(jobs: Jobs) -> None:
+    first, second = jobs.add("alice"), jobs.add("bob")
+    assert jobs.take() == [first, second]
+    for _ in range(2):
+        assert queue.release(jobs.catalogue, "w", orderly=False) > 0
+        assert len(jobs.take()) == 1
+    assert queue.release(jobs.catalogue, "w", orderly=False) == 1
+    states = {}
+    for _ in range(6):
+        taken = jobs.take()
+        if not taken:
+            break
+        queue.release(jobs.catalogue, "w", orderly=False)
+    states = {jobs.state(first), jobs.state(second)}
+    assert states == {"failed"}
+    assert jobs.events(first)[-1] == "training broke off 3 times without coming to an end"
+
+
+def test_a_worker_that_stops_in_order_costs_no_attempt(jobs: Jobs) -> None:
+    identifier = jobs.add("alice")
+    for _ in range(10):
+        assert jobs.take() == [identifier]
+        queue.release(jobs.catalogue, "w", orderly=True)
+    assert jobs.state(identifier) == "queued"
+
+
+def test_a_job_that_advances_may_break_off_often(jobs: Jobs) -> None:
+    identifier = jobs.add("alice")
+    for _ in range(10):
+        assert jobs.take() == [identifier]
+        queue.advanced(jobs.catalogue, "w", identifier)
+        queue.release(jobs.catalogue, "w", orderly=False)
+    assert jobs.state(identifier) == "queued"
+
+
+def test_a_silent_workers_jobs_are_collected_and_it_can_no_longer_end_them(jobs: Jobs) -> None:
+    identifier = jobs.add("alice")
+    jobs.take("old")
+    assert queue.collect_lost(jobs.catalogue, 60) == 0
+    jobs.catalogue.write(lambda c: c.execute(table.update().values(beat="2020-01-01T00:00:00")))
+    assert queue.collect_lost(jobs.catalogue, 60) == 1
+    assert jobs.take("new") == [identifier]
+    assert queue.heartbeat(jobs.catalogue, "old", [identifier]) == []
+    assert queue.heartbeat(jobs.catalogue, "new", [identifier]) == [identifier]
+    assert not queue.succeed(jobs.catalogue, "old", identifier, "x@1", 1)
+    assert not queue.fail(jobs.catalogue, "old", identifier, "c", "m")
+    assert queue.release(jobs.catalogue, "old", orderly=False) == 0
+    assert queue.succeed(jobs.catalogue, "new", identifier, "x@2", 1)
+    assert jobs.state(identifier) == "succeeded"
+
+
+def test_cancelling_takes_a_job_from_its_worker(jobs: Jobs) -> None:
+    identifier, waiting = jobs.add("alice"), jobs.add("alice")
+    jobs.take(most=1)
+    for each in (identifier, waiting):
+        assert queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", each).state == "cancelled"
+    assert queue.heartbeat(jobs.catalogue, "w", [identifier]) == []
+    assert not queue.succeed(jobs.catalogue, "w", identifier, "x@1", 1)
+    assert jobs.take() == []
+    with pytest.raises(Refused, match="ended already: cancelled"):
+        queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", identifier)
+    with pytest.raises(Refused, match="no job"):
+        queue.cancel(jobs.catalogue, Caller("bob", "owner"), "bob", identifier)
+
+
+def test_a_limit_counts_unfinished_jobs_only(jobs: Jobs) -> None:
+    def add(number: int) -> None:
+        record = dataclasses.replace(BLANK, id=f"alice-{number}", owner="alice", created=f"{number}")
+        queue.add(jobs.catalogue, Caller("alice", "owner"), record, limit=2)
+
+    add(1)
+    add(2)
+    with pytest.raises(Refused, match="2 unfinished jobs"):
+        add(3)
+    taken = jobs.take(most=1)
+    queue.fail(jobs.catalogue, "w", taken[0], "c", "m")
+    add(3)
+
+
+def test_within_an_owner_a_job_that_had_a_turn_comes_behind_the_others(jobs: Jobs) -> None:
+    long, short = jobs.add("alice"), jobs.add("alice")
+    assert jobs.take(most=1) == [long]
+    queue.release(jobs.catalogue, "w", orderly=True)
+    assert jobs.take(most=1) == [short]
+    assert jobs.take(most=1) == [long]

@@ -1,0 +1,61 @@
+"""Uploaded files in the catalogue's database, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from foreword.errors import BadExamples
+from foreword.serving.errors import Refused
+from foreword.serving.jobs import uploads
+from foreword.store import PrefixStore
+from foreword.store.access import Caller
+from support.stores import make_prefix
+
+ALICE = Caller("alice", "owner")
+CONTENT = b'{"source": "a", "target": "b"}\n' * 10
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest) -> Iterator[PrefixStore]:
+    with request.getfixturevalue(f"{request.param}_place").open() as opened:
+        yield opened
+
+
+def add(store: PrefixStore, content: bytes = CONTENT, limit: int | None = None) -> uploads.Upload:
+    return uploads.add(store.catalogue, ALICE, "alice", "größe.jsonl", content, limit=limit)
+
+
+def test_a_file_is_kept_listed_and_removed(store: PrefixStore) -> None:
+    kept = [add(store) for _ in range(3)]
+    assert uploads.find(store.catalogue, "alice", kept[0].id) == kept[0]
+    assert uploads.content(store.catalogue, "alice", kept[0].id) == CONTENT
+    assert (kept[0].examples, kept[0].style, kept[0].size) == (10, "text", len(CONTENT))
+    page, more = uploads.listed(store.catalogue, "alice", 2, None)
+    assert ([one.id for one in page], more) == ([kept[2].id, kept[1].id], True)
+    page, more = uploads.listed(store.catalogue, "alice", 2, kept[1].id)
+    assert ([one.id for one in page], more) == ([kept[0].id], False)
+    uploads.remove(store.catalogue, ALICE, "alice", kept[1].id)
+    with pytest.raises(Refused, match="no file"):
+        uploads.find(store.catalogue, "alice", kept[1].id)
+    with pytest.raises(Refused, match="no file"):
+        uploads.remove(store.catalogue, Caller("bob", "owner"), "bob", kept[0].id)
+
+
+def test_files_and_prefixes_count_together_and_every_file_once(store: PrefixStore) -> None:
+    size = store.put("alice/one", make_prefix()).size
+    store.copy("alice/one", "alice/copy")
+    store.put("bob/other", make_prefix(2))
+    limit = size + 2 * len(CONTENT)
+    add(store, limit=limit)
+    add(store, limit=limit)
+    with pytest.raises(Refused, match=f"alice stores {limit} bytes"):
+        add(store, limit=limit)
+    assert len(uploads.listed(store.catalogue, "alice", 10, None)[0]) == 2
+
+
+def test_a_bad_file_leaves_nothing(store: PrefixStore) -> None:
+    with pytest.raises(BadExamples, match=r"^'gr\\xf6\\xdfe.jsonl', line 11: "):
+        add(store, CONTENT + b"{}\n")
+    assert uploads.listed(store.catalogue, "alice", 10, None) == ([], False)

@@ -1,0 +1,145 @@
+"""What looks after a vLLM, without one: whether it is up, and that it ends with whoever started it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foreword import BaseModel
+from foreword.errors import (
+    UsageError,
+)
+from foreword.serving.config import of
+from foreword.serving.vllm import launch, ticket
+from foreword.serving.vllm.engine import VllmEngine
+from foreword.serving.vllm.prefixes import STORE
+from foreword.serving.vllm.process import HealthPoller, answers
+
+SECRET = "0123456789abcdef" * 4
+
+
+# -- whether it is up ---------------------------------------------------------------------------------
+
+
+class Health(http.server.BaseHTTPRequestHandler):
+    """Answers as the server's `status` says."""
+
+    def do_GET(self) -> None:  # the standard library's name
+        self.send_response(self.server.status)  # type: ignore[attr-defined]
+        self.end_headers()
+        self.server.asked.release()  # type: ignore[attr-defined]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_an_engine_is_ready_while_its_vllm_answers(tiny_base: BaseModel) -> None:
+    server = http.server.HTTPServer(("127.0.0.1", 0), Health)
+    server.status, server.asked = 200, threading.Semaphore(0)  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    poller = HealthPoller(url, every=0.001)
+    engine = VllmEngine(tiny_base, url, SECRET, is_up=poller.is_up, on_close=poller.close)
+
+    def looked() -> None:
+        for _ in range(20):  # what was under way is over
+            assert server.asked.acquire(timeout=30)  # type: ignore[attr-defined]
+
+    try:
+        looked()
+        assert engine.ready()
+        server.status = 503  # type: ignore[attr-defined]
+        looked()
+        assert not engine.ready()
+        server.status = 200  # type: ignore[attr-defined]
+        looked()
+        assert engine.ready()
+        asyncio.run(engine.close())
+        assert not engine.ready()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert not answers(url)
+
+
+def test_the_line_holds_all_that_a_vllm_needs_but_no_secret() -> None:
+    configuration = of({"engine": "vllm", "store": "postgresql://u:pass@db/f", "blobs": "s3://b/f"})
+    line = launch.shell_line(configuration, "/models/base one", "float32")
+    assert "'/models/base one'" in line
+    assert all(part in line for part in ("vllm serve", "PrefixConnector", "Door", "--dtype float32"))
+    assert "FOREWORD_STORE=postgresql://u:pass@db/f" in line
+    assert ticket.SECRET not in line
+    alone = {"PATH": "/usr/bin:/bin", ticket.SECRET: ""}  # no key can be made here
+    ended = subprocess.run(["sh", "-c", line], env=alone, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "vllm" not in ended.stderr.replace("foreword.serving.vllm", "")  # it was not even tried
+    started = launch.arguments(host="127.0.0.1", port=1, dtype="float32")
+    environment = launch.environment(configuration, SECRET)
+    assert environment[STORE] not in " ".join(started)
+    assert SECRET not in " ".join(started)
+    assert environment["VLLM_API_KEY"] == ticket.api_key(SECRET) != SECRET
+
+
+def test_whoever_speaks_no_http_is_no_vllm() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def speak() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        speaker = threading.Thread(target=speak)
+        speaker.start()
+        assert not answers(f"http://127.0.0.1:{listening.getsockname()[1]}")
+        speaker.join()
+
+
+def test_settings_of_vllm_without_vllm_are_refused() -> None:
+    for settings, message in [
+        ({"engine_url": "http://127.0.0.1:8001"}, "take vllm"),
+        ({"engine": "vllm", "engine_url": "127.0.0.1:8001"}, "expected a URL"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            of(settings)
+    with pytest.raises(UsageError, match="engine_arguments"):
+        launch.more_arguments(of({"engine": "vllm", "engine_arguments": "--a 'b"}))
+
+
+# -- the keeper ---------------------------------------------------------------------------------------
+
+KEEPER = Path(launch.__file__).with_name("process_guard.py")
+
+
+def test_what_the_keeper_runs_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    """Standard input ends, as after a kill -9 of the gateway: the command and what it started are gone."""
+    pids = tmp_path / "pids"
+    script = f"sleep 60 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait"
+    keeper = subprocess.Popen([sys.executable, str(KEEPER), "sh", "-c", script], stdin=subprocess.PIPE)
+    while not pids.exists():
+        assert keeper.poll() is None
+        time.sleep(0.01)
+    keeper.stdin.close()
+    assert keeper.wait(30) == 128 + signal.SIGTERM
+    for pid in map(int, pids.read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            for _ in range(1000):  # the last of them is reaped by init
+                os.kill(pid, 0)
+                time.sleep(0.01)
+
+
+def test_the_keeper_passes_on_the_commands_status() -> None:
+    keeper = subprocess.Popen([sys.executable, str(KEEPER), "sh", "-c", "exit 7"], stdin=subprocess.PIPE)
+    assert keeper.wait(30) == 7  # with standard input open: its end would end the command
+    keeper.stdin.close()

@@ -1,0 +1,85 @@
+"""Writes docs/architectures.md from the architectures that the tests run: `python tests/support/architectures/make_table.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from support.architectures.decoder_only import DECODER_ONLY_WORKING
+from support.architectures.encoder_decoder import ENCODER_DECODER_WORKING
+from support.architectures.refused import REFUSED
+from support.architectures.zoo import Architecture
+
+PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
+
+BEGINNING = """# Architectures
+
+Which models take a prefix. This page is made by `python tests/support/architectures/make_table.py` from the
+architectures that `tests/base` runs, each as a tiny model with random weights; a test fails when the
+two are out of step. For every one that works, the tests show that
+
+- logits equal an attention written out by hand, row by row, to 1e-5;
+- every key and value of every layer, head, position and stream gets the gradient computed by hand, with and
+  without gradient checkpointing;
+- a row depends neither on its neighbours nor on how it is padded;
+- a stopped training run ends in the same prefix, bit for bit;
+- greedy generation gives the tokens computed by hand, past the end of sliding windows too, and beams do not
+  depend on the other rows;
+- under a sliding window the prefix stays visible, and where the table says "within its reach" it is seen from no
+  farther than the window reaches ([sliding-window.md](sliding-window.md)), as an independent rotation by hand has it.
+
+A model that is not in the tables is tried when it is loaded. Every attention layer must ask for Foreword's
+function. In a decoder-only model, the keys and values of a text's first token, given as a prefix, must then do
+exactly what that token did in front of the text; in an encoder-decoder, each stream must change its own row,
+no other, and nothing in front of a token. Whatever fails is refused with `UnsupportedArchitecture` before any
+work. What three tokens can't show, such as a change of behaviour thousands of tokens in, the trial can't see.
+"""
+
+STREAMS = """
+## Encoder-decoders
+
+z = [PREFIX; x; PREFIX'; y]: a prefix has three streams, each with parameters of its own: `encoder` and
+`decoder` self-attention, and `cross` attention. Each is optional, and has a length of its own:
+
+```python
+train(base, examples, length=10)                                          # all three
+train(base, examples, length={"encoder": 5, "decoder": 10, "cross": 5})   # a length for each
+train(base, examples, length=10, streams=("decoder", "cross"))            # without the encoder's
+```
+
+Positions of the text are not moved by the prefix, and T5's position bias is that of the text alone. What a
+checkpoint's generation settings force upon the first or last token is left out, as it is in training; tokens
+that they suppress stay suppressed. The decoder begins with the model's `decoder_start_token_id`.
+"""
+
+
+def table(architectures: Sequence[Architecture], column: str) -> str:
+    """Rows in the order of the lists."""
+    rows = [f"| {each.name} | `{each.model_type}` | {each.note} |" for each in architectures]
+    return "\n".join([f"| architecture | model type | {column} |", "|---|---|---|", *rows, ""])
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join(
+        [
+            BEGINNING,
+            "## Works: decoder-only\n",
+            table(DECODER_ONLY_WORKING, "notes"),
+            "## Works: encoder-decoder\n",
+            table(ENCODER_DECODER_WORKING, "notes"),
+            "## Refused\n",
+            table(REFUSED, "because"),
+            STREAMS.lstrip(),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(
+        f"{PAGE.name}: {len(DECODER_ONLY_WORKING + ENCODER_DECODER_WORKING)} work, {len(REFUSED)} are refused"
+    )
