@@ -1,13 +1,14 @@
-"""train_many: many owners in one run, each ending in a prefix of their own.
+"""`train_many`: many owners in one run, each ending in a prefix of their own.
 
-Rows of all owners share the passes of the base model; nothing else is shared. Owners enter as places
-fall free, so any number of them streams through a machine that holds some hundreds at once.
+Rows of all owners share the passes of the base model; nothing else is shared. An owner enters when another is
+done, so any number of them streams through a machine that holds some hundreds at once.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 from urllib.parse import quote
@@ -113,8 +114,8 @@ def train_many(
                 places=owners.concurrent_owners,
                 pass_tokens=owners.max_batch_tokens,
                 isolated=owners.isolated,
-                on_step=lambda trainer, step: owners_run.run_logs[id(trainer)].on_step(step),
-                on_evaluation=lambda trainer, loss: owners_run.run_logs[id(trainer)].on_evaluation(loss),
+                on_step=lambda trainer, step: owners_run.log_of(trainer).on_step(step),
+                on_evaluation=lambda trainer, loss: owners_run.log_of(trainer).on_evaluation(loss),
                 on_finish=owners_run.finish,
                 on_divergence=owners_run.diverged,
                 should_stop=should_stop,
@@ -141,41 +142,35 @@ def _folders(given: str | Path | Callable[[str], Path] | None) -> Callable[[str]
     return lambda owner: owner_folder(folder, owner)
 
 
+@dataclass
 class _OwnersRun:
-    """The owners of one run: those in training with their courses, and what the others ended in."""
+    """The owners of one run: the logs of those in training, and what the others ended in.
 
-    def __init__(
-        self,
-        base: BaseModel,
-        settings: TrainingSettings,
-        template: Template,
-        dev: Mapping[str, Sequence[Example]],
-        start: Prefix | None,
-        folder_of: Callable[[str], Path] | None,
-        checkpoint_every: int | None,
-        into: Callable[[str, Prefix], None] | None,
-        report_failure: Callable[[str, ForewordError], None],
-        report: Callable[[Progress], None],
-    ) -> None:
-        self.run_logs: dict[int, RunLog] = {}
-        self.prefixes: dict[str, Prefix] = {}
-        self.errors: dict[str, ForewordError] = {}
-        self._base = base
-        self._settings = settings
-        self._template = template
-        self._dev = dev
-        self._start = start
-        self._folder_of = folder_of
-        self._checkpoint_every = checkpoint_every
-        self._into = into
-        self._report_failure = report_failure
-        self._report = report
-        self._digests: dict[str, str] = {}
+    Attributes:
+        folder_of: an owner's folder of checkpoints; None keeps nothing.
+        into, report_failure, report: who is told of a prefix, of an error, of progress.
+        seen: all owners that came so far.
+    """
+
+    base: BaseModel
+    settings: TrainingSettings
+    template: Template
+    dev: Mapping[str, Sequence[Example]]
+    start: Prefix | None
+    folder_of: Callable[[str], Path] | None
+    checkpoint_every: int | None
+    into: Callable[[str, Prefix], None] | None
+    report_failure: Callable[[str, ForewordError], None]
+    report: Callable[[Progress], None]
+    run_logs: dict[str, RunLog] = field(default_factory=dict)
+    prefixes: dict[str, Prefix] = field(default_factory=dict)
+    errors: dict[str, ForewordError] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
 
     def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Trainer]:
-        """A learner per owner, made when a place is free; owners whose data can't be used are noted."""
+        """A trainer per owner, made when a place is free; owners whose data can't be used are noted."""
         for owner, examples in pairs:
-            if owner in self._digests:
+            if owner in self.seen:
                 raise UsageError(f"owner {owner!r} comes twice; give all of an owner's examples at once")
             try:
                 yield self._enter(owner, examples)
@@ -183,53 +178,52 @@ class _OwnersRun:
                 self._fail(owner, error)
 
     def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
-        dev = self._dev.get(owner, ())
+        base, settings, template, dev = self.base, self.settings, self.template, self.dev.get(owner, ())
         try:
             encoded, encoded_dev = encode_both(
-                self._base, self._template, self._settings, examples, dev, self._report, owner=owner
+                base, template, settings, examples, dev, self.report, owner=owner
             )
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
             raise BadExamples(str(error)) from error
+        placement = template.placement
         trainer = build_trainer(
-            self._base,
-            self._settings,
-            encoded,
-            encoded_dev,
-            start=self._start,
-            placement=self._template.placement,
+            base, settings, encoded, encoded_dev, start=self.start, placement=placement, owner=owner
         )
-        trainer.owner = owner
-        description = describe(self._base, self._settings, self._template, examples, dev, self._start)
-        self._digests[owner] = description["data"]
-        self.run_logs[id(trainer)] = RunLog(
+        self.seen.add(owner)
+        self.run_logs[owner] = RunLog(
             trainer,
-            folder=None if self._folder_of is None else self._folder_of(owner),
-            description=description,
-            on_progress=self._report,
-            checkpoint_every=self._checkpoint_every,
-            owner=owner,
+            folder=None if self.folder_of is None else self.folder_of(owner),
+            description=describe(base, settings, template, examples, dev, self.start),
+            on_progress=self.report,
+            checkpoint_every=self.checkpoint_every,
         )
         return trainer
+
+    def log_of(self, trainer: Trainer) -> RunLog:
+        """The log of an owner who is in training."""
+        return self.run_logs[trainer.owner or ""]
 
     def finish(self, trainer: Trainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
         owner = trainer.owner or ""
+        run_log = self.run_logs.pop(owner)
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
-        self.run_logs.pop(id(trainer)).finish(f"{quote(owner, safe=' @')}: {self._base.name}")
-        prefix = make_prefix(self._base, trainer, self._template, self._digests[owner], start=self._start)
-        if self._into is not None:
-            self._into(owner, prefix)
+        run_log.finish(f"{quote(owner, safe=' @')}: {self.base.name}")
+        prefix = make_prefix(self.base, trainer, self.template, run_log.data_digest, start=self.start)
+        if self.into is not None:
+            self.into(owner, prefix)
         else:
             self.prefixes[owner] = prefix
 
     def diverged(self, trainer: Trainer, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""
-        self.run_logs.pop(id(trainer)).close()
-        self._fail(trainer.owner or "", error)
+        owner = trainer.owner or ""
+        self.run_logs.pop(owner).close()
+        self._fail(owner, error)
 
     def _fail(self, owner: str, error: ForewordError) -> None:
         self.errors[owner] = error
-        self._report_failure(owner, error)
+        self.report_failure(owner, error)
 
     def save_when_due(self) -> None:
         """Checkpoints of all who train."""
