@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreword.cli.reproduce.reproduce_extrapolation import EXTRAPOLATION
-from foreword.cli.reproduce.reproduce_methods import LOW_DATA
-from foreword.cli.reproduce.reproduce_trials import make_plan
 
+from foreword.cli.reproduce.trials import EXTRAPOLATION, LOW_DATA, make_plan
 from foreword.research.experiments.report_trials import make_report
 from foreword.research.experiments.results import Results
 
