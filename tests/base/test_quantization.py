@@ -23,7 +23,7 @@ from foreword.serving import config as configuration
 from support.baselines_settings import setting_of
 from support.saved_bases import save_tiny
 from support.stand_ins import random_examples, random_prefix, tiny_llama
-from support.trials import small_material, small_plan
+from support.trials import small_plan, small_splits
 
 KINDS = ("int8", "nf4")
 
@@ -235,7 +235,7 @@ def test_fine_tuning_is_refused(quantized: BaseModel, name: str) -> None:
     with pytest.raises(UsageError, match="quantised"):
         method.begin(setting_of(quantized))
     with pytest.raises(UsageError, match=f"{name}: .*quantised"):
-        checks.check(quantized, small_material(), small_plan(methods=(method,)))
+        checks.check(quantized, small_splits(), small_plan(methods=(method,)))
 
 
 def test_lora_trains_beside_the_same_weights(quantized: BaseModel) -> None:
