@@ -1,6 +1,8 @@
-"""The order of the package's rooms: each imports only from those above it, and no imports form a circle.
+"""The order of the package's rooms, the size of its files, and that no code stands twice.
 
-Read from the source's import statements, those inside functions included, without importing anything.
+Each room imports only from those above it, and no imports form a circle: read from the source's import statements,
+those inside functions included, without importing anything. What only re-exports (`__init__.py`), what a database's
+history fixes (migrations) and old names (_aliases.py) do not count as files.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from support.duplicates import duplicates
 
 PACKAGE = Path(__file__).parents[1] / "src" / "foreword"
 
@@ -131,3 +135,75 @@ def test_no_imports_form_a_circle() -> None:
 
     for name in MODULES:
         visit(name, ())
+
+
+FILES = [
+    path
+    for name, path in MODULES.items()
+    if path.name not in ("__init__.py", "_aliases.py") and "migrations" not in path.parts
+]
+LINES = {
+    path.relative_to(PACKAGE).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES
+}
+
+MOST_FILES = 200
+LONGEST = 600  # lines
+MEDIAN = 150  # lines
+SMALL = 60  # lines
+MOST_SMALL_FILES = 11
+COPIED_LINES = 13
+
+SMALL_FILES = {
+    "_version.py": "the build reads the release from it without importing anything",
+    "base/options.py": "help and configuration read it, and must not import torch",
+    "cli/pull.py": "a file for each command, imported when it is called",
+    "reporting/markdown.py": "tables for every page that commands write, below all rooms that write one",
+    "serving/vllm/process_guard.py": "a program of its own, started by path, that imports nothing heavy",
+    "training/batch_sampler.py": "order of examples, which the loop, many owners and checkpoints share",
+}
+"""Why each file below `SMALL` lines is one of its own."""
+
+COPIES: dict[tuple[str, str], str] = {}
+"""Pairs of files that may share a run of `COPIED_LINES` lines or more, each with the reason."""
+
+
+def test_there_are_no_more_files_than_a_reader_can_look_over() -> None:
+    assert len(FILES) <= MOST_FILES, "more source files than that; join those that hold one thing"
+
+
+def test_half_of_the_files_are_long_enough_to_be_worth_opening() -> None:
+    median = sorted(LINES.values())[len(LINES) // 2]
+    assert median >= MEDIAN, "lines of the median source file; join those that hold one thing"
+
+
+def test_no_file_is_too_long_to_be_read_at_once() -> None:
+    too_long = {name: lines for name, lines in LINES.items() if lines > LONGEST}
+    assert not too_long, f"more than {LONGEST} lines; split each where it holds two things"
+
+
+def test_every_small_file_has_a_reason_and_there_are_few() -> None:
+    small = {name: lines for name, lines in LINES.items() if lines < SMALL}
+    unknown = {name: lines for name, lines in small.items() if name not in SMALL_FILES}
+    assert not unknown, f"below {SMALL} lines; join each with the file it belongs to, or give its reason here"
+    assert SMALL_FILES.keys() == small.keys(), "a file is listed as small, and is gone or has grown"
+    assert len(small) <= MOST_SMALL_FILES
+
+
+def test_no_run_of_lines_stands_twice() -> None:
+    longest: dict[tuple[str, ...], str] = {}
+    for pair in duplicates(FILES, COPIED_LINES):
+        files = tuple(line.path.relative_to(PACKAGE).as_posix() for line in (pair.first[0], pair.second[0]))
+        if files not in COPIES and files[::-1] not in COPIES:
+            longest.setdefault(files, str(pair).replace(f"{PACKAGE}/", ""))
+    assert not longest, "alike but for names and values:\n" + "\n".join(longest.values())
+
+
+def test_lines_are_found_again_under_other_names_and_tables_of_values_are_not(tmp_path: Path) -> None:
+    code = 'def mean(values, digits=3):\n    """Of all."""\n    total = sum(values)\n    return round(total / 2, digits)\n'
+    table = "TABLE = {\n" + '    "a": 1,\n' * 9 + "}\n"
+    first, second = tmp_path / "first.py", tmp_path / "second.py"
+    first.write_text(f"import os\n{code}{table}")
+    renamed = code.replace("values", "rows").replace("mean", "middle").replace("3", "4")
+    second.write_text(f"from pathlib import Path\n\nFIRST = 1\n\n\n{renamed.replace('Of all.', 'Of rows.')}")
+    (found,) = duplicates([first, second], 3)
+    assert str(found) == f"{first}:2-5 ~ {second}:6-9 (3 lines)"

@@ -12,7 +12,7 @@ from torch import nn
 
 from foreword import BaseModel, generate, generation, train
 from foreword.base import prepacked_linear
-from foreword.base.prepacked_linear import PrepackedLinear, can_prepack, prepacked_weights, enable_prepacking
+from foreword.base.prepacked_linear import PrepackedLinear, can_prepack, enable_prepacking, prepacked_weights
 from support.stand_ins import byte_tokenizer, random_examples, tiny_llama
 
 if not can_prepack():

@@ -15,7 +15,7 @@ from foreword.base import loading
 from foreword.base.attention import gradient_checkpointing
 from foreword.base.loss import detect_linear_head, plain_head, target_losses
 from foreword.base.prefix_batch import PrefixBatch
-from foreword.base.prepacked_linear import PrepackedLinear, is_prepared, enable_prepacking
+from foreword.base.prepacked_linear import PrepackedLinear, enable_prepacking, is_prepared
 from foreword.errors import CheckpointMismatch, UsageError
 from foreword.research.baselines.registry import methods_named
 from foreword.research.experiments import checks

@@ -6,39 +6,21 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from foreword.cli import app
+from support.command_line import Outcome, run_command, working_in
 from support.saved_bases import save_tiny
 from support.stand_ins import random_examples
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> Any:
-        """The one JSON object on standard output."""
-        return json.loads(self.stdout)
-
-
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path: Path) -> Iterator[None]:
     """Commands run in a folder of their own, with no cache and no hub but theirs."""
-    monkeypatch.setenv("FOREWORD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
+    with working_in(tmp_path):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -65,14 +47,7 @@ def data(tmp_path: Path) -> str:
 @pytest.fixture
 def run() -> Callable[..., Outcome]:
     """Run a command line in this process."""
-
-    def run(*arguments: object, input: str | None = None) -> Outcome:
-        result = CliRunner().invoke(app, [str(a) for a in arguments], input=input)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception  # what a user would see as a traceback
-        return Outcome(result.exit_code, result.stdout, result.stderr)
-
-    return run
+    return run_command
 
 
 @pytest.fixture

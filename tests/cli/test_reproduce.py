@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from foreword import Example
 from foreword.research.experiments import personalization as experiment
 from foreword.research.experiments.results import alone
+from support.command_line import Outcome, run_command, working_in
 from support.personal_data import owners_examples
 
 SMALL = ("--steps", 6, "--batch-size", 2, "--length", 2, "--dev-rows", 2, "--learning-rate", "0.1")
@@ -24,19 +26,40 @@ def write(name: str, examples: Iterable[Example], owner_field: str = "user") -> 
     return name
 
 
-@pytest.fixture
-def command(base: str) -> tuple[object, ...]:
+def personalization(base: str) -> tuple[object, ...]:
     train = write("train.jsonl", owners_examples("abc"))
     dev = write("dev.jsonl", owners_examples("abc", count=3, seed=1))
     files = ("--train", train, "--dev", dev, "--owner-field", "user", "--base", base)
     return ("reproduce", "personalization", *files, *SMALL)
 
 
-def test_the_report_holds_the_figures_of_the_results(run: Any, command: tuple[object, ...]) -> None:
-    done = run(*command, "--out", "run")
+@pytest.fixture
+def command(base: str) -> tuple[object, ...]:
+    return personalization(base)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """Made once: what `command` printed, and the folder of its run, which nothing may change."""
+    folder = tmp_path_factory.mktemp("personalization")
+    (folder / "tiny").symlink_to(tiny_folder)
+    with working_in(folder):
+        done = run_command(*personalization("tiny"), "--out", "run")
     assert done.status == 0, done.stderr
-    assert "3 owners; to train: 4 prefixes, to score: 3 owners\n" in done.stderr
-    assert "Own prefix against no prefix" in done.stdout
+    return done, folder / "run"
+
+
+@pytest.fixture
+def finished(whole_run: tuple[Outcome, Path], tmp_path: Path) -> Outcome:
+    """That run, as it lies in the folder `run` of this test."""
+    done, folder = whole_run
+    shutil.copytree(folder, tmp_path / "run")
+    return done
+
+
+def test_the_report_holds_the_figures_of_the_results(finished: Outcome) -> None:
+    assert "3 owners; to train: 4 prefixes, to score: 3 owners\n" in finished.stderr
+    assert "Own prefix against no prefix" in finished.stdout
     page = Path("run/report.md").read_text()
     lines = [json.loads(line) for line in Path("run/results.jsonl").read_text().splitlines()]
     columns = {line["piece"][-1]: line for line in lines if line.get("piece", "").startswith("losses on")}
@@ -59,8 +82,9 @@ def test_the_report_holds_the_figures_of_the_results(run: Any, command: tuple[ob
     ]
 
 
-def test_the_command_in_the_report_makes_the_same_report(run: Any, command: tuple[object, ...]) -> None:
-    assert run(*command, "--out", "run").status == 0
+def test_the_command_in_the_report_makes_the_same_report(
+    run: Any, command: tuple[object, ...], finished: Outcome
+) -> None:
     page = Path("run/report.md").read_text()
     (line,) = [line for line in page.splitlines() if line.startswith("foreword reproduce")]
     words = shlex.split(line)[1:]
@@ -100,8 +124,9 @@ def test_the_same_command_goes_on_and_says_what_is_left(
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == kept
 
 
-def test_other_settings_are_refused_and_change_nothing(run: Any, command: tuple[object, ...]) -> None:
-    assert run(*command, "--out", "run").status == 0
+def test_other_settings_are_refused_and_change_nothing(
+    run: Any, command: tuple[object, ...], finished: Outcome
+) -> None:
     kept = Path("run/results.jsonl").read_bytes()
     refused = run(*command, "--out", "run", "--seed", 1)
     assert refused.status == 1
@@ -119,7 +144,7 @@ def test_a_folder_at_work_is_refused(run: Any, command: tuple[object, ...]) -> N
     assert not Path("run/results.jsonl").exists()
 
 
-def test_json_has_the_comparisons(run: Any, command: tuple[object, ...]) -> None:
+def test_json_has_the_comparisons(run: Any, command: tuple[object, ...], finished: Outcome) -> None:
     found = run(*command, "--out", "run", "--json").json
     assert found["report"] == "run/report.md"
     assert found["owners"] == 3

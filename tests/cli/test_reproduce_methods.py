@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 
 from foreword.cli.reproduce.data import max_length_of
 from foreword.cli.reproduce.trials import ABLATION, EXTRAPOLATION, FULL, LOW_DATA, Kind, make_plan
+from foreword.research.experiments import report_trials
+from foreword.research.experiments.plan import Plan
 from foreword.research.experiments.results import alone
+from support.command_line import Outcome, run_command, working_in
 from support.stand_ins import random_examples
 
 SMALL = (
@@ -40,10 +45,50 @@ def write(name: str, count: int, seed: int, groups: str = "") -> str:
     return name
 
 
-@pytest.fixture
-def command(base: str) -> tuple[object, ...]:
+def low_data(base: str) -> tuple[object, ...]:
     files = ("--train", write("train.jsonl", 20, 0), "--dev", write("dev.jsonl", 9, 1), "--base", base)
     return ("reproduce", "low-data", *files, *SMALL)
+
+
+@pytest.fixture
+def command(base: str) -> tuple[object, ...]:
+    return low_data(base)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """Made once: what `command` printed without a choice of rates, and its folder, which nothing may change."""
+    folder = tmp_path_factory.mktemp("low-data")
+    (folder / "tiny").symlink_to(tiny_folder)
+    with working_in(folder):
+        done = run_command(*low_data("tiny"), "--out", "run", "--untuned")
+    assert done.status == 0, done.stderr
+    return done, folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of finished runs alone; in `whole_run`, one after every trial, as a user sees it."""
+    draw = report_trials.draw
+
+    def when_finished(ledger: Any, plan: Plan, groups: Any, path: Path, **options: Any) -> None:
+        made = [
+            name
+            for name in pieces(str(path.parent))
+            if re.fullmatch(r"[^ ,]+, n = \d+, subset \d+, seed \d+", name)
+        ]
+        if len(made) >= len(list(plan.trials())):
+            draw(ledger, plan, groups, path, **options)
+
+    monkeypatch.setattr(report_trials, "draw", when_finished)
+
+
+@pytest.fixture
+def finished(whole_run: tuple[Outcome, Path], tmp_path: Path) -> Outcome:
+    """That run, as it lies in the folder `run` of this test."""
+    done, folder = whole_run
+    shutil.copytree(folder, tmp_path / "run")
+    return done
 
 
 def pieces(folder: str) -> dict[str, Any]:
@@ -51,10 +96,8 @@ def pieces(folder: str) -> dict[str, Any]:
     return {line["piece"]: line for line in lines if "piece" in line}
 
 
-def test_the_tables_hold_the_figures_of_the_results(run: Any, command: tuple[object, ...]) -> None:
-    done = run(*command, "--out", "run", "--untuned")
-    assert done.status == 0, done.stderr
-    assert "8 trials to make\n" in done.stderr
+def test_the_tables_hold_the_figures_of_the_results(finished: Outcome) -> None:
+    assert "8 trials to make\n" in finished.stderr
     page = Path("run/report.md").read_text()
     found = pieces("run")
     assert len(found) == 8
@@ -87,8 +130,9 @@ def test_rates_are_chosen_and_the_grid_is_in_the_report(run: Any, command: tuple
         assert any(choice in line and f"{piece['dev_loss']:.4f}" in line for line in page.splitlines())
 
 
-def test_the_command_in_the_report_makes_the_same_figures(run: Any, command: tuple[object, ...]) -> None:
-    assert run(*command, "--out", "run", "--untuned").status == 0
+def test_the_command_in_the_report_makes_the_same_figures(
+    run: Any, command: tuple[object, ...], finished: Outcome
+) -> None:
     page = Path("run/report.md").read_text()
     (line,) = [line for line in page.splitlines() if line.startswith("foreword reproduce")]
     Path("run").rename("first")
@@ -100,9 +144,8 @@ def test_the_command_in_the_report_makes_the_same_figures(run: Any, command: tup
 
 
 def test_the_same_command_makes_nothing_again_and_other_settings_are_refused(
-    run: Any, command: tuple[object, ...]
+    run: Any, command: tuple[object, ...], finished: Outcome
 ) -> None:
-    assert run(*command, "--out", "run", "--untuned").status == 0
     kept = {path: path.read_bytes() for path in Path("run").rglob("*.jsonl")}
     again = run(*command, "--out", "run", "--untuned")
     assert again.status == 0
@@ -117,7 +160,7 @@ def test_the_same_command_makes_nothing_again_and_other_settings_are_refused(
     assert {path: path.read_bytes() for path in Path("run").rglob("*.jsonl")} == kept
 
 
-def test_json_has_every_cell(run: Any, command: tuple[object, ...]) -> None:
+def test_json_has_every_cell(run: Any, command: tuple[object, ...], finished: Outcome) -> None:
     found = run(*command, "--out", "run", "--untuned", "--json").json
     cells = {(c["method"], c["n"], c["metric"]): c for c in found["figures"]}
     assert set(cells) == {
@@ -282,8 +325,7 @@ def test_the_longest_example_is_what_the_task_needs() -> None:
     assert max_length_of("cnn", None) == 1024 + 140 + 8
 
 
-def test_metrics_may_be_added_to_a_run(run: Any, command: tuple[object, ...]) -> None:
-    assert run(*command, "--out", "run", "--untuned").status == 0
+def test_metrics_may_be_added_to_a_run(run: Any, command: tuple[object, ...], finished: Outcome) -> None:
     before = pieces("run")
     added = run(*command, "--out", "run", "--untuned", "--metrics", "plain")
     assert added.status == 0, added.stderr
@@ -320,8 +362,9 @@ def test_ablation_and_full_run_with_methods_of_their_own(run: Any, command: tupl
     assert "| method | n = 20 |" in Path("full/report.md").read_text()
 
 
-def test_a_page_of_less_shows_its_own_command(run: Any, command: tuple[object, ...]) -> None:
-    assert run(*command, "--out", "run", "--untuned").status == 0
+def test_a_page_of_less_shows_its_own_command(
+    run: Any, command: tuple[object, ...], finished: Outcome
+) -> None:
     less = run(*command, "--out", "run", "--untuned", "--sizes", "4", "--methods", "lora,prefix")
     assert less.status == 0, less.stderr
     page = Path("run/report.md").read_text()

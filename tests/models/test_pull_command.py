@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from typer.testing import CliRunner
 
 from foreword.cli.pull import pull
 from foreword.models import gguf as conversion
-from foreword.models import resolve
 from foreword.models.fingerprint import fingerprint
 
 application = typer.Typer()
@@ -24,7 +24,8 @@ def tiny_alias(index, monkeypatch: pytest.MonkeyPatch, model_folder_of_user: Pat
         for file in model_folder_of_user.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
 
-    monkeypatch.setattr(resolve, "CATALOGUE", {"tiny": index.known})
+    module = importlib.import_module("foreword.models.resolve")  # a function has that name, too
+    monkeypatch.setattr(module, "CATALOGUE", {"tiny": index.known})
     monkeypatch.setattr(conversion, "convert", copy)
 
 
