@@ -1,4 +1,4 @@
-"""Encoding: examples as token ids, cut to the base model's window where they must be.
+"""Examples as token ids, cut to the positions that the base model has where they must be.
 
 Nothing is cut in silence: what was cut is counted and goes back to the caller.
 """
@@ -88,13 +88,13 @@ def encode_example(
     whole = len(source_ids) + len(target_ids)
     source_cut = target_cut = False
     if limit is not None:
-        room = limit if apart else limit + 1  # the last target token is predicted, never read
-        room_for_target = room if apart else room - min(len(source_ids), max(limit // 4, 1))
-        if len(target_ids) > room_for_target and (apart or whole > room):
-            target_ids, target_cut = target_ids[:room_for_target], True
-        room_for_source = room if apart else room - len(target_ids)
-        if len(source_ids) > room_for_source:
-            source_ids, source_cut = _cut_source(example.source, tokenizer, template, room_for_source), True
+        most = limit if apart else limit + 1  # the last target token is predicted, never read
+        target_limit = most if apart else most - min(len(source_ids), max(limit // 4, 1))
+        if len(target_ids) > target_limit and (apart or whole > most):
+            target_ids, target_cut = target_ids[:target_limit], True
+        source_limit = most if apart else most - len(target_ids)
+        if len(source_ids) > source_limit:
+            source_ids, source_cut = _cut_source(example.source, tokenizer, template, source_limit), True
     encoded = EncodedExample(tuple(source_ids), tuple(target_ids))
     lost = whole - len(source_ids) - len(target_ids)
     return encoded, Truncation(int(source_cut), int(target_cut), lost, limit)

@@ -1,4 +1,4 @@
-"""Generation: rows of (prompt, prefix) to text, through transformers' own `generate`.
+"""Rows of (prompt, prefix) to text, through transformers' own `generate`.
 
 transformers decodes; this file gives it what it does not know: which prefix each row has, where
 each row's text begins to count, what ends each row, and randomness that belongs to a row.
@@ -42,7 +42,7 @@ class _Row:
     ids: list[int]
     prefix: Prefix | None
     end_ids: frozenset[int]
-    room: int
+    max_new_tokens: int
 
 
 def generate(
@@ -136,7 +136,6 @@ def _row(
     if not ids:
         raise UsageError(f"prompt {place} is empty; give at least one token of text")
     length = 0 if prefix is None else prefix.length
-    room = max_new_tokens
     if (limit := base.max_text_tokens(length)) is not None:
         used = 0 if base.is_encoder_decoder else len(ids)
         if len(ids) > limit or used >= limit:
@@ -144,20 +143,20 @@ def _row(
                 f"prompt {place} has {len(ids)} tokens; {limit} fit behind a prefix of length {length} in "
                 f"{base.name}, new tokens among them. Shorten it"
             )
-        room = min(room, limit - used)
+        max_new_tokens = min(max_new_tokens, limit - used)
     end = (prefix.template if prefix is not None else template).end_id(base.tokenizer)
     ends = base.end_ids if end is None else base.end_ids | {end}
-    return _Row(place, ids, prefix, ends, room)
+    return _Row(place, ids, prefix, ends, max_new_tokens)
 
 
 def _batches(rows: Sequence[_Row], batch_size: int) -> list[list[_Row]]:
-    """Rows that end alike and have the same room, those of like length together.
+    """Rows that end alike and may write as much, those of like length together.
 
-    A row's room is its own: no row is cut short because a neighbour's window is full.
+    No row is cut short because its neighbour has no positions left.
     """
     alike: dict[tuple[frozenset[int], int], list[_Row]] = {}
     for row in rows:
-        alike.setdefault((row.end_ids, row.room), []).append(row)
+        alike.setdefault((row.end_ids, row.max_new_tokens), []).append(row)
     batches = []
     for group in alike.values():
         group.sort(key=lambda row: len(row.ids))
@@ -183,8 +182,8 @@ def _generate_batch(
     inputs: dict[str, Any] = {**_padded(base, rows, prefixes, pad_id)}
     start = 1 if base.is_encoder_decoder else inputs["input_ids"].shape[1]
     if base.cache_takes_prefixes:
-        room = start + rows[0].room
-        inputs[cache_argument(base.model)] = prefixed_cache(base.geometry, prefixes, room)
+        text_tokens = start + rows[0].max_new_tokens
+        inputs[cache_argument(base.model)] = prefixed_cache(base.geometry, prefixes, text_tokens)
     apart = base.cache_takes_prefixes and decoding.beams == 1 and on_text is None
     processors = LogitsProcessorList()
     noise = GumbelNoise(decoding.seed, [row.place for row in rows])
@@ -213,8 +212,8 @@ def _generate_batch(
             prefixes=prefixes, in_cache=base.cache_takes_prefixes, target_starts=last
         )
         packed = is_prepared(base.model) and prepacking_pays(len(running) * decoding.beams)
-        config.max_new_tokens = rows[0].room - made
-        config.min_new_tokens = max(min(decoding.min_new_tokens, rows[0].room) - made, 0) or None
+        config.max_new_tokens = rows[0].max_new_tokens - made
+        config.min_new_tokens = max(min(decoding.min_new_tokens, rows[0].max_new_tokens) - made, 0) or None
         with attention_context(attention), prepacked_weights(packed):
             ids_BT = _own_settings(base.model).generate(
                 **inputs,
@@ -226,7 +225,7 @@ def _generate_batch(
         for row, ids in zip(running, ids_BT.tolist(), strict=True):
             written[row] = ids[start:]
         made = ids_BT.shape[1] - start
-        staying = ending.staying(len(running)) if apart and made < rows[0].room else []
+        staying = ending.staying(len(running)) if apart and made < rows[0].max_new_tokens else []
         if not staying:
             return written
         running = [running[place] for place in staying]

@@ -54,7 +54,7 @@ def test_the_page_names_enough_to_be_checked() -> None:
     assert len(WORDS) > 5
 
 
-@pytest.mark.parametrize("path", [*PATHS, *(set(FILES) - WRITTEN_AT_RUN_TIME)])
+@pytest.mark.parametrize("path", [*PATHS, *sorted(set(FILES) - WRITTEN_AT_RUN_TIME)])
 def test_every_path_exists(path: str) -> None:
     places = [REPOSITORY / path, PACKAGE / path, REPOSITORY / "docs" / path]
     found = [place for place in places if place.exists()]

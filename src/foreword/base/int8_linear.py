@@ -1,4 +1,4 @@
-"""RoundedLinear: a frozen linear layer with its weight in 8 bits, of which nothing else is rounded.
+"""A frozen linear layer with its weight in 8 bits, of which nothing else is rounded.
 
 bitsandbytes' own product rounds activations, too, except for columns in which some row of the batch has a
 large number (LLM.int8(), arXiv 2208.07339): a row's result depends on its neighbours then. Here the weight

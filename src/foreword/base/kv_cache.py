@@ -1,4 +1,4 @@
-"""Cache: keys and values of a batch while it generates, the prefixes in front of the text.
+"""The key/value cache of a batch while it generates, with the prefixes in front of the text.
 
 With the prefix in the cache, a decoding step concatenates nothing: a layer writes its new token behind
 what is there. transformers sees a cache of the text alone, so positions and masks stay what they are
@@ -24,26 +24,26 @@ from foreword.prefix import Geometry
 
 
 class PrefixedLayer(DynamicLayer):
-    """One layer's keys and values, in a buffer that holds the prefix and room for the text."""
+    """One layer's keys and values, in a buffer that holds the prefix and the text that is expected."""
 
     # On MPS transformers runs a step too far and cuts it off again, where a cache can be cut: not this one.
     is_croppable = False
 
-    def __init__(self, layer: int, prefixes: PrefixBatch | None, room: int) -> None:
-        """`room`: tokens of text that are expected; the buffer grows when more come."""
+    def __init__(self, layer: int, prefixes: PrefixBatch | None, text_tokens: int) -> None:
+        """`text_tokens`: how many are expected; the buffer grows when more come."""
         super().__init__()
         self._layer = layer
         self._prefixes = prefixes
-        self._room = room
-        self._ahead = 0
-        self._held = 0
+        self._text_tokens = text_tokens
+        self._ahead = 0  # P: columns of the prefixes, in front of the text
+        self._held = 0  # columns that are filled, those of the prefixes among them
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make the buffers for the rows and device of the first keys, and put the prefixes in."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self._ahead = self._held = self._prefixes.blocks["decoder"].longest if self._prefixes else 0
         self._key_BHSD, self._value_BHSD = (
-            states.new_zeros(*states.shape[:2], self._ahead + self._room, states.shape[3])
+            states.new_zeros(*states.shape[:2], self._ahead + self._text_tokens, states.shape[3])
             for states in (key_states, value_states)
         )
         if self._prefixes is not None:
@@ -61,6 +61,7 @@ class PrefixedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         end = self._held + key_states.shape[2]
         if end > self._key_BHSD.shape[2]:
+            # At least doubled, so that a long text is not copied at every token.
             more = max(end - self._key_BHSD.shape[2], self._key_BHSD.shape[2])
             self._key_BHSD = torch.nn.functional.pad(self._key_BHSD, (0, 0, 0, more))
             self._value_BHSD = torch.nn.functional.pad(self._value_BHSD, (0, 0, 0, more))
@@ -118,7 +119,7 @@ def cache_argument(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def prefixed_cache(geometry: Geometry, prefixes: PrefixBatch | None, room: int) -> Cache:
-    """A cache with the prefixes in front, for a model whose cache takes them."""
+def prefixed_cache(geometry: Geometry, prefixes: PrefixBatch | None, text_tokens: int) -> Cache:
+    """A cache with the prefixes in front and so much text to come, for a model whose cache takes them."""
     layers = geometry.streams["decoder"].layers
-    return Cache(layers=[PrefixedLayer(layer, prefixes, room) for layer in range(layers)])
+    return Cache(layers=[PrefixedLayer(layer, prefixes, text_tokens) for layer in range(layers)])

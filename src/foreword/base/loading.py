@@ -1,10 +1,9 @@
-"""Loading: with which class, attention kernel, device and data type a base model is loaded.
+"""How a base model is loaded: class, attention kernel, device, data type and quantization.
 
-Quantization: frozen linear layers with their weights in 8 or 4 bits, by bitsandbytes.
-
-A prefix is trained through a frozen model, so that model's weights need no gradient and may be rounded once,
-when they are loaded. What a layer computes with is the model's data type. Embeddings, norms and the output
-head stay as they are. Prefixes do not notice; what has to be minded all the same is here.
+Quantization keeps frozen linear layers with their weights in 8 or 4 bits, by bitsandbytes. A prefix is
+trained through a frozen model, so that model's weights need no gradient and may be rounded once, when they
+are loaded. What a layer computes with is the model's data type. Embeddings, norms and the output head stay
+as they are. Prefixes do not notice; what has to be minded all the same is here.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def choose_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.
     return torch.float32
 
 
-# -- Quantization: frozen linear layers with their weights in 8 or 4 bits, by bitsandbytes ---------
+# -- quantization ------------------------------------------------------------------------------------
 
 
 Quantization = Literal["int8", "nf4"]

@@ -1,6 +1,4 @@
-"""Losses: the loss of each target token of a batch, under the prefixes of its rows.
-
-Losses from hidden states: the model's last product and its cross entropy, a part of the rows at a time.
+"""Cross entropy of each target token of a batch, computed from hidden states a part of the rows at a time.
 
 Over a large vocabulary the logits of a batch take more memory than all layers of a small model, three times
 over: themselves, their logarithms, and their gradient. A frozen head needs none of them kept. The gradient of
@@ -84,6 +82,7 @@ class _HeadLosses(torch.autograd.Function):
         losses, gradients = [], []
         for hidden_CI, target_C in _parts(head, hidden_MI, target_M):
             losses_C, log_CV = _part(head, hidden_CI, target_C)
+            # The gradient of cross entropy by the logits: probabilities, less one at the target.
             slope_CV = log_CV.exp_()
             slope_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= 1
             losses.append(losses_C)
@@ -94,7 +93,7 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[misc]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (slope_MI,) = ctx.saved_tensors
+        (slope_MI,) = ctx.saved_tensors  # known since the forward pass: only scaled by what comes in
         return slope_MI * gradients[0][:, None].to(slope_MI.dtype), None, None
 
 
@@ -116,7 +115,7 @@ def _part(
     return -log_CV.gather(1, target_C[:, None])[:, 0], log_CV
 
 
-# -- Losses: the loss of each target token of a batch, under the prefixes of its rows --------------
+# -- one pass over a batch ---------------------------------------------------------------------------
 
 
 def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> torch.Tensor:
@@ -126,14 +125,12 @@ def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> tor
     allows it: over a vocabulary of 49k they cost as much as a fifth of the layers.
     """
     head = plain_head(model)
-    with attention_context(
-        AttentionContext(prefixes=prefixes, layout=batch.layout, target_starts=batch.target_starts)
-    ):
+    context = AttentionContext(prefixes=prefixes, layout=batch.layout, target_starts=batch.target_starts)
+    with attention_context(context):
         if head is not None:
             hidden_BTI = model.base_model(**batch.inputs, use_cache=False)[0]
-            return head_losses(
-                head, hidden_BTI.flatten(0, 1).index_select(0, batch.logit_index_M), batch.target_M
-            )
+            hidden_MI = hidden_BTI.flatten(0, 1).index_select(0, batch.logit_index_M)
+            return head_losses(head, hidden_MI, batch.target_M)
         if batch.layout is not None and keeps_logits(model):
             logits_MV = model(**batch.inputs, use_cache=False, logits_to_keep=batch.logit_index_M).logits[0]
         else:

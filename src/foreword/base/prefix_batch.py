@@ -1,4 +1,4 @@
-"""Row prefixes: what each row of one batch sees in front of its text.
+"""The prefixes of one batch: what each row sees in front of its text.
 
 Distinct prefixes are stacked once and rows point at them, so a batch of 16 rows with one prefix
 holds one copy. Prefixes of different length are padded to the longest and the padding is hidden.
@@ -78,6 +78,7 @@ class PrefixBatch:
 
         The same object given for several rows is stacked once.
         """
+        # By identity, within this call alone: hashing the tensors of every row would cost more than a copy.
         distinct: dict[int, Prefix] = {id(p): p for p in prefixes if p is not None}
         if not distinct:
             return None
@@ -147,8 +148,8 @@ class PrefixBatch:
 
         Args:
             rows: B, or a multiple.
-            answers_from: of each of the B rows the first token that sees an infix, counted as Python counts:
-                -1 is the last of this pass.
+            target_starts: of each of the B rows the first token that sees an infix, counted as Python
+                counts: -1 is the last of this pass.
         """
         block, of_row = self.blocks[stream], self._repeated(rows)
         lengths_B = torch.tensor([0 if i is None else block.lengths[i] for i in of_row], device=device)

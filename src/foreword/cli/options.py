@@ -192,7 +192,7 @@ def _option_type(described: Setting) -> Any:
     if described.parse is not None:
         return str | None
     if typing.get_origin(kinds[0]) is tuple:
-        return list[str] | None
+        return Union[list[typing.get_args(kinds[0])[0]], None]  # type: ignore[misc]  # noqa: UP007
     return Union[kinds[0], None]  # noqa: UP007 (a Literal takes no |)
 
 

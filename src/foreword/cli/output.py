@@ -261,10 +261,11 @@ class Counter:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Say that `done` of `total` are done, and how long the rest takes at the pace so far."""
-        first, start_time = self._began.setdefault(what, (done, time.perf_counter()))
+        now = time.perf_counter()
+        first, start_time = self._began.setdefault(what, (done, now))
         text = f"{what} {done}/{total}"
         if first < done < total:
-            seconds = (time.perf_counter() - start_time) / (done - first) * (total - done)
+            seconds = (now - start_time) / (done - first) * (total - done)
             text += f"  {duration(seconds)} left"
         if self._in_place:
             # Back to the start of the line: an error that comes next is not written behind the count. Spaces

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,52 +126,44 @@ def import_owner(database: Database, blobs: Blobs, caller: Caller, path: Path, o
             f"{path} is not an export of a store, or was altered ({error}); export again"
         ) from error
     columns = _columns(contents, path)
-    adding = _Addition(database, caller, owner, manifest["versions"], manifest["labels"], columns)
-    return deposit(database, blobs, contents, adding.run)
+
+    def add(connection: Connection) -> Imported:
+        return _add(database, connection, caller, owner, manifest, columns)
+
+    return deposit(database, blobs, contents, add)
 
 
-@dataclass(frozen=True)
-class _Addition:
-    database: Database
-    caller: Caller
-    owner: str
-    versions: list[dict[str, Any]]
-    labels: list[dict[str, Any]]
-    columns: Mapping[str, Mapping[str, Any]]
-
-    def run(self, connection: Connection) -> Imported:
-        newest: dict[str, dict[str, Any]] = {}
-        for entry in self.versions:
-            if entry["number"] >= newest.get(entry["name"], entry)["number"]:
-                newest[entry["name"]] = entry
-        for name, entry in sorted(newest.items()):
-            self._open(connection, name, entry)
-        for entry in self.versions:
-            row = {
-                "owner": self.owner,
-                **{key: entry[key] for key in ("name", "number", "digest", "created")},
-                **self.columns[entry["digest"]],
-            }
-            connection.execute(version.insert().values(row))
-            target = f"{self.owner}/{entry['name']}@{entry['number']}"
-            access.note(connection, self.caller, "import", self.owner, target, entry["digest"])
-        for entry in self.labels:
-            connection.execute(label.insert().values(owner=self.owner, **entry))
-        return Imported(self.owner, len(newest), len(self.versions), len(self.labels))
-
-    def _open(self, connection: Connection, name: str, entry: dict[str, Any]) -> None:
-        """The row of a name, locked; one that lost all its versions may be used, from its counter on."""
-        state = lock_name(self.database, connection, self.owner, name)
-        lowest = min(other["number"] for other in self.versions if other["name"] == name)
-        if state.latest is not None or lowest <= state.counter:
+def _add(
+    database: Database,
+    connection: Connection,
+    caller: Caller,
+    owner: str,
+    manifest: Mapping[str, Any],
+    columns: Mapping[str, Mapping[str, Any]],
+) -> Imported:
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for entry in manifest["versions"]:
+        by_name.setdefault(entry["name"], []).append(entry)
+    for name, entries in sorted(by_name.items()):  # one order of locks for every writer
+        state = lock_name(database, connection, owner, name)
+        numbers = {entry["number"]: entry for entry in entries}
+        # A name that lost all its versions may be used, from its counter on.
+        if state.latest is not None or min(numbers) <= state.counter:
             raise PrefixExists(
-                f"{self.owner}/{name} is, or was, in this store already, and its version numbers "
+                f"{owner}/{name} is, or was, in this store already, and its version numbers "
                 "are never given twice; nothing was imported. Import to another owner (--owner)"
             )
-        here = (prefix.c.owner == self.owner) & (prefix.c.name == name)
-        base = self.columns[entry["digest"]]["base"]
-        values = {"counter": entry["number"], "latest": entry["number"], "base": base}
+        last = max(numbers)
+        values = {"counter": last, "latest": last, "base": columns[numbers[last]["digest"]]["base"]}
+        here = (prefix.c.owner == owner) & (prefix.c.name == name)
         connection.execute(update(prefix).where(here).values(values))
+    for entry in manifest["versions"]:
+        connection.execute(version.insert().values(owner=owner, **entry, **columns[entry["digest"]]))
+        target = f"{owner}/{entry['name']}@{entry['number']}"
+        access.note(connection, caller, "import", owner, target, entry["digest"])
+    for entry in manifest["labels"]:
+        connection.execute(label.insert().values(owner=owner, **entry))
+    return Imported(owner, len(by_name), len(manifest["versions"]), len(manifest["labels"]))
 
 
 def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
@@ -198,7 +190,8 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     numbers = [(entry["name"], entry["number"]) for entry in versions]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError("no versions, or one twice")
-    _check_unique((entry["name"], entry["label"]) for entry in labels)
+    if len({(entry["name"], entry["label"]) for entry in labels}) < len(labels):
+        raise ValueError("a label twice")
     if not {(entry["name"], entry["number"]) for entry in labels} <= set(numbers):
         raise ValueError("a label without its version")
     return {"owner": manifest["owner"], "versions": versions, "labels": labels}
@@ -225,12 +218,6 @@ def _columns(contents: Mapping[str, bytes], path: Path) -> dict[str, dict[str, A
         raise BadArchive(
             f"{path} holds a file that is no good prefix ({error}); nothing was imported"
         ) from error
-
-
-def _check_unique(keys: Iterable[object]) -> None:
-    keys = list(keys)
-    if len(set(keys)) < len(keys):
-        raise ValueError("a label twice")
 
 
 def _number(value: object) -> int:

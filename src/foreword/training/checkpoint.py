@@ -1,4 +1,4 @@
-"""Checkpoint: one safetensors file from which a run goes on, bit for bit.
+"""Checkpoints: one safetensors file from which a run goes on, bit for bit.
 
 The header describes the run (settings, base model, data), so that a checkpoint of another run is
 refused with the difference named, never continued by mistake. No pickle.

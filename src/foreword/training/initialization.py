@@ -1,7 +1,7 @@
-"""Initialisation: the keys and values that training starts from.
+"""The keys and values that training starts from: random ones, or the model's own for a text.
 
-Real activations come from one forward pass of the base model, read where the attention function
-sees them: after the rotary embedding, at positions from 0.
+The model's own come from one forward pass, read where the attention function sees them: behind the rotary
+embedding, at positions from 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parameterization: what is trained, and how it becomes the keys and values of a prefix.
+"""What of a prefix is trained, and how it becomes the keys and values of a prefix.
 
 Everything here is thrown away after training; only the keys and values it compiles to are kept.
 

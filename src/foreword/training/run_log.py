@@ -1,9 +1,4 @@
-"""Course: how one learner's run is recorded, reported and kept.
-
-Curves: a picture of loss and dev loss over the steps of a run.
-
-Log: one JSON line per step and per dev evaluation, and TensorBoard when asked.
-"""
+"""How one run is recorded, reported and kept: log, progress, checkpoints, and a picture of its losses."""
 
 from __future__ import annotations
 
@@ -70,7 +65,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-# -- Log: one JSON line per step and per dev evaluation, and TensorBoard when asked ----------------
+# -- the log: one JSON line per step and per dev evaluation, and TensorBoard when asked ----------------
 
 
 class TrainingLog:
@@ -121,10 +116,10 @@ class TrainingLog:
             self._board.close()
 
 
-# -- Course: how one learner's run is recorded, reported and kept ----------------------------------
+# -- the run: its log, checkpoints and progress --------------------------------------------------------
 
 
-SPEED_WINDOW = 10
+SPEED_STEPS = 10
 """Steps over which speed and time left are averaged."""
 
 
@@ -156,10 +151,10 @@ class Progress:
 
 
 class RunLog:
-    """The record of one learner: log, checkpoints, progress.
+    """The record of one run: log, checkpoints, progress.
 
     Attributes:
-        learner: whose run it is.
+        trainer: whose run it is.
         folder: of checkpoints, `log.jsonl` and `curves.png`; None keeps nothing.
     """
 
@@ -172,7 +167,6 @@ class RunLog:
         on_progress: Callable[[Progress], None],
         checkpoint_every: int | None = None,
         tensorboard: bool = False,
-        owner: str | None = None,
     ) -> None:
         """Go on from the newest checkpoint in `folder`, if it is one of the run described.
 
@@ -186,8 +180,7 @@ class RunLog:
         self._description = description
         self._on_progress = on_progress
         self._every = checkpoint_every or trainer.schedule.checkpoint_every
-        self._owner = owner
-        self._recent: deque[StepReport] = deque(maxlen=SPEED_WINDOW)
+        self._recent: deque[StepReport] = deque(maxlen=SPEED_STEPS)
         self._last_dev: float | None = None
         note = None
         if folder is not None:
@@ -199,14 +192,19 @@ class RunLog:
         if note is not None:
             self.note(note)
 
-    def _resume(self, found: list[Path]) -> str | None:
+    @property
+    def data_digest(self) -> str:
+        """Digest of the training examples."""
+        return str(self._description["data"])
+
+    def _resume(self, checkpoints: list[Path]) -> str | None:
         """Go on from the newest checkpoint that is whole; says so, and which were not."""
         damaged: list[str] = []
-        for path in reversed(found):
+        for path in reversed(checkpoints):
             try:
                 self.trainer.restore(*checkpoint.read(path, self._description))
             except DamagedCheckpoint:
-                if path == found[0]:
+                if path == checkpoints[0]:
                     raise  # none is whole: nothing is removed or begun anew unasked
                 damaged.append(path.name)
                 continue
@@ -216,7 +214,9 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Tell the user something, once."""
-        self._on_progress(Progress(self.trainer.step, self.trainer.steps, owner=self._owner, note=text))
+        self._on_progress(
+            Progress(self.trainer.step, self.trainer.steps, owner=self.trainer.owner, note=text)
+        )
 
     def on_step(self, step: StepReport) -> None:
         """Record a step."""
@@ -278,7 +278,7 @@ class RunLog:
         return Progress(
             step=trainer.step,
             steps=trainer.steps,
-            owner=self._owner,
+            owner=self.trainer.owner,
             loss=sum(step.token_loss for step in recent) / len(recent) if recent else None,
             dev_loss=self._last_dev,
             best_dev_loss=trainer.best.dev_loss if evaluated else None,

@@ -27,6 +27,8 @@ from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import TrainingOptions, TrainingSettings, make_settings
 from foreword.training.trainer import Trainer, build_trainer
 
+# -- Ctrl-C asks a run to stop after its step, instead of tearing it apart ---------------------------
+
 
 class StopRequest:
     """Whether the user has asked to stop."""
@@ -66,7 +68,7 @@ class TrainingStopped(KeyboardInterrupt):
     """The user asked to stop; the checkpoint says where the run goes on.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimizer steps done.
         checkpoint: the file that was written, or None without a folder.
     """
 
@@ -177,10 +179,10 @@ def make_prefix(
     labels: dict[str, str] | None = None,
     licence: str | None = None,
 ) -> Prefix:
-    """What a learner ends in, as a prefix that says how it was made."""
+    """What a run ends in, as a prefix that says how it was made."""
     best, settings = trainer.result(), trainer.settings
     layers = settings.layers
-    begun = str(settings.init) if start is None else f"prefix {start.digest[:12]}"
+    initial = str(settings.init) if start is None else f"prefix {start.digest[:12]}"
     return Prefix(
         tensors=best.tensors,
         base=base.identity,
@@ -188,7 +190,7 @@ def make_prefix(
         positions=trainer.trained.positions,
         origin=Origin(
             parameterization=f"{settings.parameterization}{f', layers {layers}' if layers else ''}",
-            initialization="none" if settings.parameterization.kind == "mlp" else begun,
+            initialization="none" if settings.parameterization.kind == "mlp" else initial,
             seed=settings.seed,
             data_digest=data_digest,
             examples=len(trainer.examples),
@@ -232,8 +234,8 @@ def encode_both(
     """
     if not examples:
         raise BadExamples("there are no training examples; give at least one")
-    window = base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))
-    limit = settings.max_length if window is None else min(settings.max_length or window, window)
+    fits = base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))
+    limit = settings.max_length if fits is None else min(settings.max_length or fits, fits)
     apart = base.is_encoder_decoder
     encoded, cut = encode(examples, base.tokenizer, template, limit, apart=apart)
     encoded_dev, dev_cut = encode(dev, base.tokenizer, template, limit, apart=apart)

@@ -1,7 +1,7 @@
-"""train_many: many owners in one run, each ending in a prefix of their own.
+"""`train_many`: many owners in one run, each ending in a prefix of their own.
 
-Rows of all owners share the passes of the base model; nothing else is shared. Owners enter as others end,
-so any number of them streams through a machine that holds some hundreds at once.
+Rows of all owners share the passes of the base model; nothing else is shared. An owner enters when another is
+done, so any number of them streams through a machine that holds some hundreds at once.
 """
 
 from __future__ import annotations
@@ -144,7 +144,13 @@ def _folders(given: str | Path | Callable[[str], Path] | None) -> Callable[[str]
 
 @dataclass
 class _OwnersRun:
-    """The owners of one run: the logs of those in training, and what the others ended in."""
+    """The owners of one run: the logs of those in training, and what the others ended in.
+
+    Attributes:
+        folder_of: an owner's folder of checkpoints; None keeps nothing.
+        into, report_failure, report: who is told of a prefix, of an error, of progress.
+        seen: all owners that came so far.
+    """
 
     base: BaseModel
     settings: TrainingSettings
@@ -159,12 +165,12 @@ class _OwnersRun:
     run_logs: dict[str, RunLog] = field(default_factory=dict)
     prefixes: dict[str, Prefix] = field(default_factory=dict)
     errors: dict[str, ForewordError] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
 
     def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Trainer]:
-        """A trainer per owner, made when another has ended; owners whose data can't be used are noted."""
+        """A trainer per owner, made when a place is free; owners whose data can't be used are noted."""
         for owner, examples in pairs:
-            if owner in self.digests:
+            if owner in self.seen:
                 raise UsageError(f"owner {owner!r} comes twice; give all of an owner's examples at once")
             try:
                 yield self._enter(owner, examples)
@@ -172,44 +178,38 @@ class _OwnersRun:
                 self._fail(owner, error)
 
     def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
-        dev = self.dev.get(owner, ())
+        base, settings, template, dev = self.base, self.settings, self.template, self.dev.get(owner, ())
         try:
             encoded, encoded_dev = encode_both(
-                self.base, self.template, self.settings, examples, dev, self.report, owner=owner
+                base, template, settings, examples, dev, self.report, owner=owner
             )
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
             raise BadExamples(str(error)) from error
+        placement = template.placement
         trainer = build_trainer(
-            self.base,
-            self.settings,
-            encoded,
-            encoded_dev,
-            start=self.start,
-            placement=self.template.placement,
+            base, settings, encoded, encoded_dev, start=self.start, placement=placement, owner=owner
         )
-        trainer.owner = owner
-        description = describe(self.base, self.settings, self.template, examples, dev, self.start)
-        self.digests[owner] = description["data"]
+        self.seen.add(owner)
         self.run_logs[owner] = RunLog(
             trainer,
             folder=None if self.folder_of is None else self.folder_of(owner),
-            description=description,
+            description=describe(base, settings, template, examples, dev, self.start),
             on_progress=self.report,
             checkpoint_every=self.checkpoint_every,
-            owner=owner,
         )
         return trainer
 
     def log_of(self, trainer: Trainer) -> RunLog:
-        """The log of an owner who trains."""
+        """The log of an owner who is in training."""
         return self.run_logs[trainer.owner or ""]
 
     def finish(self, trainer: Trainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
         owner = trainer.owner or ""
+        run_log = self.run_logs.pop(owner)
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
-        self.run_logs.pop(owner).finish(f"{quote(owner, safe=' @')}: {self.base.name}")
-        prefix = make_prefix(self.base, trainer, self.template, self.digests[owner], start=self.start)
+        run_log.finish(f"{quote(owner, safe=' @')}: {self.base.name}")
+        prefix = make_prefix(self.base, trainer, self.template, run_log.data_digest, start=self.start)
         if self.into is not None:
             self.into(owner, prefix)
         else:
@@ -217,8 +217,9 @@ class _OwnersRun:
 
     def diverged(self, trainer: Trainer, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""
-        self.run_logs.pop(trainer.owner or "").close()
-        self._fail(trainer.owner or "", error)
+        owner = trainer.owner or ""
+        self.run_logs.pop(owner).close()
+        self._fail(owner, error)
 
     def _fail(self, owner: str, error: ForewordError) -> None:
         self.errors[owner] = error

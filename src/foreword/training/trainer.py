@@ -74,9 +74,10 @@ class Trainer:
         dev: Sequence[EncodedExample],
         *,
         by_length: bool,
+        owner: str | None = None,
     ) -> None:
         """`by_length`: put examples of like length into one batch, for models that need padding."""
-        self.owner: str | None = None
+        self.owner = owner
         self.settings = settings
         self.trained = trained
         self.examples = examples
@@ -206,11 +207,13 @@ def build_trainer(
     *,
     start: Prefix | None = None,
     placement: Placement = "prefix",
+    owner: str | None = None,
 ) -> Trainer:
     """The trainer of a prefix; raises what `trained_prefix` raises."""
     trained = trained_prefix(base, settings, examples, start=start, placement=placement)
     # Only models that need padding gain from batches of like length.
-    return Trainer(settings, trained, examples, dev, by_length=not base.takes_positions)
+    by_length = not base.takes_positions
+    return Trainer(settings, trained, examples, dev, by_length=by_length, owner=owner)
 
 
 def trained_prefix(

@@ -46,7 +46,14 @@ def test_a_step_is_measured_beside_peft_and_the_machine(tiny: Path, tmp_path: Pa
     assert "GFLOP/s" in told["limits"]["matrix products (2048 x 2048)"]
     page = (out / "report.md").read_text()
     assert "| random, 2 | Foreword |" in page
-    assert f"--base {tiny} --sizes 2,3 --length 3 --rounds 1`" in page
+    (command,) = (line for line in page.splitlines() if line.startswith("`foreword bench step "))
+    options = command.strip("`").split()[3:]
+    assert dict(zip(options[::2], options[1::2], strict=True)) == {
+        "--base": str(tiny),
+        "--sizes": "2,3",
+        "--length": "3",
+        "--rounds": "1",
+    }
     assert json.loads((out / "report.json").read_text())["rows"] == told["rows"]
     assert (out / "ratios.png").read_bytes().startswith(b"\x89PNG")
 

@@ -43,10 +43,10 @@ def open_results(base: BaseModel, data: OwnersData, folder: Path) -> Results:
     return Results(folder, experiment.EXPERIMENT, settings_of(base, data, RECIPE, 100))
 
 
-def do(base: BaseModel, data: OwnersData, folder: Path, told: list[Any] | None = None) -> list[Column]:
+def do(base: BaseModel, data: OwnersData, folder: Path, reports: list[Any] | None = None) -> list[Column]:
     def progress(*what: object) -> None:
-        if told is not None:
-            told.append(what)
+        if reports is not None:
+            reports.append(what)
 
     return run(base, data, RECIPE, folder, open_results(base, data, folder), progress)
 
@@ -114,10 +114,10 @@ def test_a_stopped_run_does_what_is_left_and_ends_in_the_same_figures(
         "score_column",
         lambda base, owner, *rest: scored.append(owner) or score(base, owner, *rest),
     )
-    told: list[Any] = []
-    assert do(tiny_base, data, tmp_path / "stopped", told) == expected
+    reports: list[Any] = []
+    assert do(tiny_base, data, tmp_path / "stopped", reports) == expected
     assert scored == ["a", "b", "c"]
-    assert {what for what, _, _ in told} == {"owners scored"}  # nothing was trained again
+    assert {what for what, _, _ in reports} == {"owners scored"}  # nothing was trained again
 
 
 def test_owners_whose_prefix_is_there_are_not_trained_again(

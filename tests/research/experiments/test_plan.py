@@ -42,7 +42,7 @@ def seeds_of(base: BaseModel, plan: Plan, folder: Path) -> tuple[Results, dict[t
             seen[method.name, subset, inputs.seed] = inputs.seed
             return method.begin(inputs)
 
-        return Method(method.name, method.title, begin, method.grid, method.default, method.work)
+        return Method(method.name, method.title, begin, method.grid, method.default, method.trains)
 
     recorded = Plan(**{**vars(plan), "methods": tuple(map(recording, plan.methods))})
     results = Results(folder, "low-data", settings_of(base, splits, recorded))

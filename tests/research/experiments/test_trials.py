@@ -129,7 +129,7 @@ def test_the_choice_with_the_lowest_dev_loss_is_kept_for_all_sizes(
 
 
 def few(method: Method, *values: float) -> Method:
-    return Method(method.name, method.title, method.begin, rates(*values), {RATE: values[0]}, method.work)
+    return Method(method.name, method.title, method.begin, rates(*values), {RATE: values[0]}, method.trains)
 
 
 def grid(results: Results) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Prefixes: ours in any form, as a adapter of the harness.
-
-Variants: our prefix with one thing changed, for ablations (Li & Liang 2021, section 7).
-"""
+"""Our prefixes as a method beside others, and with one thing changed for ablations (Li & Liang 2021, 7)."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from foreword.encoding import EncodedExample
 from foreword.prefix import Prefix
 from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
+from foreword.training.parameterization import TrainedPrefix
 from foreword.training.settings import make_settings
 from foreword.training.train import choose_template
 from foreword.training.trainer import trained_prefix
@@ -47,13 +45,8 @@ class Prefixed:
 
     def finish(self) -> EvaluatedModel:
         """The prefix that the parameters stand for."""
-        with torch.no_grad():
-            compiled = self.compiled()
-        tensors = {
-            f"{stream}.{part}": tensor.detach().float().cpu().contiguous().clone()
-            for stream, pair in compiled.items()
-            for part, tensor in zip(("key", "value"), pair, strict=True)
-        }
+        trained_now = TrainedPrefix(self.compiled).tensors()
+        tensors = {name: tensor.float().contiguous() for name, tensor in trained_now.items()}
         prefix = Prefix(
             tensors=tensors, base=self.base.identity, template=self.template, positions=self.base.positions
         )
@@ -64,7 +57,7 @@ class Prefixed:
 
 
 def front(**options: Any) -> Callable[[AdapterInputs], ContextCost]:
-    """The room that virtual tokens take, with `options` of `train` as for `ours`."""
+    """The positions that virtual tokens take, with `options` of `train` as for `ours`."""
     return lambda inputs: ContextCost(options.get("length", inputs.length), inputs.base.template)
 
 
@@ -80,8 +73,7 @@ def ours(**options: Any) -> Callable[[AdapterInputs], Prefixed]:
     return begin
 
 
-# -- Variants: our prefix with one thing changed, for ablations (Li & Liang 2021, section 7) -------
-
+# -- Variants --------------------------------------------------------------------------------------
 
 LENGTHS = (1, 2, 5, 20, 40)
 
@@ -93,7 +85,7 @@ DIRECT_RATES = (0.02, 0.05, 0.1)
 NETWORK_RATES = (3e-4, 1e-3, 3e-3)
 EMBEDDING_RATES = (3e-3, 1e-2, 3e-2)
 
-OPTIONS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
+OPTIONS: dict[str, tuple[str, dict[str, Any], tuple[float, float, float]]] = {
     **{f"length-{p}": (f"length {p}", {"length": p}, DIRECT_RATES) for p in LENGTHS},
     "mlp": ("network (mlp)", {"parameterization": "mlp"}, NETWORK_RATES),
     "mlp+start": ("network added to the start", {"parameterization": "mlp+start"}, NETWORK_RATES),
@@ -109,7 +101,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     ),
     "infix": ("infix", {"placement": "infix"}, DIRECT_RATES),
 }
-"""By name: title, options of `train`, learning rates to try, of which the middle one is usual."""
+"""By name: title, options of `train`, learning rates to try, of which the middle one is the default."""
 
 
 def half_of_layers(end: str) -> Any:

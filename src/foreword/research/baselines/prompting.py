@@ -72,7 +72,7 @@ def few_shot(inputs: AdapterInputs) -> Prompted:
 
 
 def front(inputs: AdapterInputs) -> ContextCost:
-    """The room that the choice takes: an instruction, and demonstrations."""
+    """The positions that the choice takes: an instruction, and demonstrations."""
     base = inputs.base
     if inputs.choice.get("form") == "chat":
         return ContextCost(0, _as_chat(inputs))
@@ -82,10 +82,10 @@ def front(inputs: AdapterInputs) -> ContextCost:
 def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
     """The prefix that stands for these tokens in front of every text."""
     base.max_text_tokens(len(ids))
-    found = activations(base, ids, ids, len(ids))
+    key_values = activations(base, ids, ids, len(ids))
     tensors = {
         f"{stream}.{part}": tensor.contiguous()
-        for stream, pair in found.items()
+        for stream, pair in key_values.items()
         for part, tensor in zip(("key", "value"), pair, strict=True)
     }
     return Prefix(tensors=tensors, base=base.identity, template=base.template, positions=base.positions)

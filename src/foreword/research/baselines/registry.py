@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
 from foreword.research.baselines import fine_tuning, peft, prefix, prompting
-from foreword.research.baselines import prefix as variants
 from foreword.research.baselines.bottleneck_adapter import REDUCTION, bottleneck_adapter
 from foreword.research.baselines.protocol import Adapter, AdapterInputs, ContextCost, nothing
 
@@ -26,15 +25,14 @@ class Method:
     """A way to adapt the base model.
 
     Attributes:
-        name: on the command line and in the ledger.
+        name: on the command line and in the results.
         title: in tables and pictures.
         begin: makes the adapter.
         grid: what is tried on dev examples, rates in ascending order.
-        usual: what is taken where nothing is tried.
+        default: what is taken where nothing is tried.
         fits: whether a choice can be had of a base model; None: all can.
         front: what a choice puts in front of every text.
-        work: what a training step computes: gradients of activations only (`frozen`), of weights too
-            (`weights`), or nothing (`none`).
+        trains: whether it has parameters to train.
         sees_training: whether training examples change what it does; if not, one trial tells all.
     """
 
@@ -43,7 +41,7 @@ class Method:
     begin: Callable[[AdapterInputs], Adapter]
     grid: tuple[Choice, ...]
     default: Choice
-    work: Literal["frozen", "weights", "none"] = "frozen"
+    trains: bool = True
     fits: Callable[[BaseModel, Choice], bool] | None = None
     front: Callable[[AdapterInputs], ContextCost] = nothing
     sees_training: bool = True
@@ -73,7 +71,7 @@ def rates(*values: float) -> tuple[Choice, ...]:
 
 
 def shown(choice: Choice) -> str:
-    """A choice in words, as tables and the ledger have it."""
+    """A choice in words, as tables and the results have it."""
     if not choice:
         return "-"
     return ", ".join(
@@ -82,88 +80,54 @@ def shown(choice: Choice) -> str:
     )
 
 
+def _trained(
+    name: str,
+    title: str,
+    begin: Callable[[AdapterInputs], Adapter],
+    tried: tuple[float, float, float],
+    front: Callable[[AdapterInputs], ContextCost] = nothing,
+) -> Method:
+    """A method with three learning rates to try, of which the middle one is the default."""
+    return Method(name, title, begin, rates(*tried), {RATE: tried[1]}, front=front)
+
+
+_front = prefix.front()
+
 METHODS = {
     method.name: method
     for method in (
-        Method(
-            "prefix",
-            "prefix",
-            prefix.ours(),
-            rates(0.02, 0.05, 0.1),
-            {RATE: 0.05},
-            front=prefix.front(),
-        ),
-        Method(
-            "fine-tuning",
-            "fine-tuning",
-            fine_tuning.all_weights,
-            rates(2e-5, 5e-5, 1.2e-4),
-            {RATE: 5e-5},
-            "weights",
-        ),
-        Method(
-            "top-2",
-            "fine-tuning, top 2 layers",
-            fine_tuning.top_layers(2),
-            rates(1e-4, 3e-4, 1e-3),
-            {RATE: 3e-4},
-        ),
-        Method("lora", "LoRA, prefix's size", peft.lora(None), rates(1e-3, 3e-3, 1e-2), {RATE: 3e-3}),
-        Method("lora-8", "LoRA, r = 8", peft.lora(8), rates(3e-4, 1e-3, 3e-3), {RATE: 1e-3}),
-        Method(
-            "adapter",
-            "adapter, at most prefix's size",
-            bottleneck_adapter(None),
-            rates(1e-3, 3e-3, 1e-2),
-            {RATE: 3e-3},
-        ),
-        Method(
-            "adapter-16",
-            "adapter, reduction 16",
-            bottleneck_adapter(REDUCTION),
-            rates(3e-4, 1e-3, 3e-3),
-            {RATE: 1e-3},
-        ),
-        Method("ia3", "IA3", peft.ia3, rates(3e-3, 1e-2, 3e-2), {RATE: 1e-2}),
-        Method(
-            "llama-adapter",
-            "LLaMA-Adapter",
-            peft.llama_adapter,
-            rates(3e-3, 1e-2, 3e-2),
-            {RATE: 1e-2},
-        ),
-        Method(
+        _trained("prefix", "prefix", prefix.ours(), (0.02, 0.05, 0.1), front=_front),
+        _trained("fine-tuning", "fine-tuning", fine_tuning.all_weights, (2e-5, 5e-5, 1.2e-4)),
+        _trained("top-2", "fine-tuning, top 2 layers", fine_tuning.top_layers(2), (1e-4, 3e-4, 1e-3)),
+        _trained("lora", "LoRA, prefix's size", peft.lora(None), (1e-3, 3e-3, 1e-2)),
+        _trained("lora-8", "LoRA, r = 8", peft.lora(8), (3e-4, 1e-3, 3e-3)),
+        _trained("adapter", "adapter, at most prefix's size", bottleneck_adapter(None), (1e-3, 3e-3, 1e-2)),
+        _trained("adapter-16", "adapter, reduction 16", bottleneck_adapter(REDUCTION), (3e-4, 1e-3, 3e-3)),
+        _trained("ia3", "IA3", peft.ia3, (3e-3, 1e-2, 3e-2)),
+        _trained("llama-adapter", "LLaMA-Adapter", peft.llama_adapter, (3e-3, 1e-2, 3e-2)),
+        _trained(
             "peft-prefix",
             "PEFT prefix, direct",
             peft.peft_prefix(projection=False),
-            rates(1e-2, 3e-2, 1e-1),
-            {RATE: 3e-2},
-            front=prefix.front(),
+            (1e-2, 3e-2, 1e-1),
+            front=_front,
         ),
-        Method(
+        _trained(
             "peft-projection",
             "PEFT prefix, projected",
             peft.peft_prefix(projection=True),
-            rates(3e-4, 1e-3, 3e-3),
-            {RATE: 1e-3},
-            front=prefix.front(),
+            (3e-4, 1e-3, 3e-3),
+            front=_front,
         ),
-        Method(
-            "prompt-tuning",
-            "prompt tuning",
-            peft.prompt_tuning,
-            rates(1e-3, 1e-2, 1e-1),
-            {RATE: 1e-2},
-            front=prefix.front(),
-        ),
-        Method("none", "base model alone", prompting.alone, ({},), {}, "none", sees_training=False),
+        _trained("prompt-tuning", "prompt tuning", peft.prompt_tuning, (1e-3, 1e-2, 1e-1), front=_front),
+        Method("none", "base model alone", prompting.alone, ({},), {}, trains=False, sees_training=False),
         Method(
             "zero-shot",
             "zero-shot prompt",
             prompting.zero_shot,
             tuple({"form": form} for form in prompting.FORMS),
             {"form": "text"},
-            "none",
+            trains=False,
             fits=prompting.has_form,
             front=prompting.front,
             sees_training=False,
@@ -174,7 +138,7 @@ METHODS = {
             prompting.few_shot,
             ({"shots": 2}, {"shots": 4}, {"shots": 8}),
             {"shots": 4},
-            "none",
+            trains=False,
             front=prompting.front,
         ),
     )
@@ -183,24 +147,16 @@ METHODS = {
 
 VARIANTS = {
     **{
-        name: Method(
-            name,
-            title,
-            prefix.ours(**options),
-            rates(*tried),
-            {RATE: tried[1]},
-            front=prefix.front(**options),
-        )
-        for name, (title, options, tried) in variants.OPTIONS.items()
+        name: _trained(name, title, prefix.ours(**options), tried, front=prefix.front(**options))
+        for name, (title, options, tried) in prefix.OPTIONS.items()
     },
     **{
-        f"{end}-half": Method(
+        f"{end}-half": _trained(
             f"{end}-half",
             f"{end} half of the layers",
-            variants.half_of_layers(end),
-            rates(*variants.DIRECT_RATES),
-            {RATE: variants.DIRECT_RATES[1]},
-            front=prefix.front(),
+            prefix.half_of_layers(end),
+            prefix.DIRECT_RATES,
+            front=_front,
         )
         for end in ("first", "last")
     },
@@ -215,12 +171,10 @@ def methods_named(names: Sequence[str]) -> list[Method]:
         UsageError: an unknown name.
     """
     known = METHODS | VARIANTS
-    found = []
-    for name in dict.fromkeys(names):
+    for name in names:
         if name not in known:
             raise UsageError(f"no method is called {name!r}; expected some of {', '.join(known)}")
-        found.append(known[name])
-    return found
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def _rounded(rate: float) -> float:

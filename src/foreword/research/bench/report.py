@@ -143,27 +143,26 @@ def _plain(value: Any) -> Any:
 
 def bars(ratios: Mapping[str, Spread], name: str, path: Path) -> None:
     """A bar for each ratio, its quartiles, and a line at 1."""
-    pyplot = _pyplot()
     names = list(ratios)[::-1]
     medians = [ratios[each].median for each in names]
     errors = [
         [ratios[each].median - ratios[each].low for each in names],
         [ratios[each].high - ratios[each].median for each in names],
     ]
-    figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.4 * len(names)))
+    figure = _figure(7, 1.2 + 0.4 * len(names))
+    axes = figure.subplots()
     axes.barh(names, medians, xerr=errors, color=MEASURED, ecolor=RULE, capsize=3)
     axes.axvline(1, color=RULE, linewidth=0.8, linestyle=":")
     axes.set_xlabel(name)
-    _save(pyplot, figure, [axes], path)
+    _save(figure, [axes], path)
 
 
 def curves(panels: Sequence[Panel], path: Path) -> None:
     """A panel for each curve: the median with its quartiles, what the operations say, dashed, and memory."""
-    pyplot = _pyplot()
     across = min(PANELS_A_ROW, len(panels))
     down = -(-len(panels) // across)
-    figure, grid = pyplot.subplots(down, across, figsize=(4.2 * across, 3.2 * down), squeeze=False)
-    axes_of = [axes for row in grid for axes in row]
+    figure = _figure(4.2 * across, 3.2 * down)
+    axes_of = list(figure.subplots(down, across, squeeze=False).flat)
     for axes, panel in zip(axes_of, panels, strict=False):
         middle = [each.median for each in panel.measured]
         low, high = ([getattr(each, end) for each in panel.measured] for end in ("low", "high"))
@@ -189,21 +188,18 @@ def curves(panels: Sequence[Panel], path: Path) -> None:
         axes.set_ylabel(panel.up)
     for axes in axes_of[len(panels) :]:
         axes.remove()
-    _save(pyplot, figure, axes_of[: len(panels)], path)
+    _save(figure, axes_of[: len(panels)], path)
 
 
-def _pyplot() -> Any:
-    import matplotlib
+def _figure(width: float, height: float) -> Any:
+    # Slow to import; and a figure of its own, without pyplot, draws where there is no screen.
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    return Figure(figsize=(width, height))
 
 
-def _save(pyplot: Any, figure: Any, every: Sequence[Any], path: Path) -> None:
+def _save(figure: Any, every: Sequence[Any], path: Path) -> None:
     for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -15,8 +15,9 @@ from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
 from foreword.research.bench import peft
+from foreword.research.bench.train_step import step_of
 from foreword.training.batch_sampler import BatchSampler
-from foreword.training.loop import dev_loss, train_step
+from foreword.training.loop import dev_loss
 from foreword.training.settings import make_settings
 from foreword.training.trainer import build_trainer
 
@@ -98,43 +99,24 @@ def entrants(
     """
     if len(rows) < size or not dev:
         raise UsageError(f"{len(rows)} examples and {len(dev)} dev examples; expected {size} and 1 at least")
-    runs = {FOREWORD: _own(base, rows, dev, length, size, own_steps, watched, seed)}
+    settings = make_settings(length=length, steps=own_steps, batch_size=size, seed=seed)
+    own = build_trainer(base, settings, list(rows), list(dev))
+    runs = {FOREWORD: Run(step_of(base, [own]), lambda: dev_loss(base, own), own_steps, watched)}
     warmup = make_settings().warmup_steps(steps)
     order = BatchSampler([row.tokens for row in rows], size, seed, by_length=False)
     for form, tried in rates.items():
         for rate in tried:
             model = peft.load(peft_folder, length=length, projection=form == PROJECTED, seed=seed)
-            trainer = peft.trainer(model, learning_rate=rate, warmup=warmup, steps=steps)
+            take_step = peft.trainer(model, learning_rate=rate, warmup=warmup, steps=steps)
 
-            def step(number: int, trainer: Callable[[Sequence[EncodedExample]], float] = trainer) -> None:
-                trainer([rows[index] for index in order.batch(number)])
+            def step(number: int, take_step: Callable[[Sequence[EncodedExample]], float] = take_step) -> None:
+                take_step([rows[index] for index in order.batch(number)])
 
             def loss(model: object = model) -> float:
                 return peft.dev_loss(model, dev)
 
             runs[f"{form}, {rate:g}"] = Run(step, loss, steps, watched=steps)
     return runs
-
-
-def _own(
-    base: BaseModel,
-    rows: Sequence[EncodedExample],
-    dev: Sequence[EncodedExample],
-    length: int,
-    size: int,
-    steps: int,
-    watched: int,
-    seed: int,
-) -> Run:
-    settings = make_settings(length=length, steps=steps, batch_size=size, seed=seed)
-    trainer = build_trainer(base, settings, list(rows), list(dev))
-
-    def step(number: int) -> None:
-        for report in train_step(base, [trainer]):
-            if isinstance(report, Exception):
-                raise report
-
-    return Run(step, lambda: dev_loss(base, trainer), steps, watched)
 
 
 def best(runs: Mapping[str, Run], form: str) -> str:

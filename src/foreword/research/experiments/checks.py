@@ -84,7 +84,7 @@ def _texts(
     if plan.max_length <= limit:
         return  # what is longer is cut
     rows = _encoded(base, splits.dev, template, plan)
-    if method.work != "none":
+    if method.trains:
         rows += [
             row for each in _subsets(splits, plan, method) for row in _encoded(base, each, template, plan)
         ]
