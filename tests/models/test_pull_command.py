@@ -10,12 +10,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from foreword.cli.options import with_options
 from foreword.cli.pull import pull
 from foreword.models import gguf as conversion
 from foreword.models.fingerprint import fingerprint
 
 application = typer.Typer()
-application.command()(pull)
+application.command()(with_options(pull))
 
 
 @pytest.fixture(autouse=True)
