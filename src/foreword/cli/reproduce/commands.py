@@ -120,33 +120,20 @@ def personalization(
     chosen: dict[str, Any] = {
         name: QUICK[name] if quick and value is None else value for name, value in given.items()
     }
-    if chosen["max_length"] is not None and chosen["max_length"] < 1:
-        raise UsageError(f"--max-length is {chosen['max_length']}; expected 1 or more")
-    recipe = experiment.Recipe.from_mapping(
-        {
-            "length": length,
-            "steps": chosen["steps"],
-            "batch_size": chosen["batch_size"],
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "shared_steps": shared_steps,
-        }
-    )
+    longest = chosen.pop("max_length")
+    longest = MAX_LENGTH if longest is None else longest
+    if longest < 1:
+        raise UsageError(f"--max-length is {longest}; expected 1 or more")
+    kept = {name: chosen.pop(name) for name in ("owners", "dev_rows")}
+    chosen |= {"length": length, "learning_rate": learning_rate, "seed": seed, "shared_steps": shared_steps}
+    recipe = experiment.Recipe.from_mapping(chosen)
     fields = files.fields()
     train_examples = read_examples(train, format=files.format, fields=fields)
     dev_examples = read_examples(dev, format=files.format, fields=fields)
     model = load_base(base, options)
     limit = model.max_text_tokens(length)
-    longest = chosen["max_length"] or MAX_LENGTH
     longest = longest if limit is None else min(longest, limit)
-    data = experiment.choose_owners(
-        model,
-        train_examples,
-        dev_examples,
-        owners=chosen["owners"],
-        dev_rows=chosen["dev_rows"],
-        max_length=longest,
-    )
+    data = experiment.choose_owners(model, train_examples, dev_examples, **kept, max_length=longest)
     settings = experiment.settings_of(model, data, recipe, longest)
     context.with_resource(alone(out))
     results = Results(out, experiment.EXPERIMENT, settings)
