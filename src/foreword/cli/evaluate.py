@@ -116,8 +116,7 @@ def evaluate(
         task=task,
         metrics=() if no_text else metrics or (),
         unseen=unseen or (),
-        format=files.format,
-        fields=files.fields(),
+        files=files,
         limit=limit,
     )
     if outputs is not None:
@@ -134,10 +133,10 @@ def evaluate(
         "unseen": request.unseen,
         **decoding,
     }
-    found = {"prefix": measure(model, examples, loaded, on_progress=output.Counter(), **measuring)}
+    evaluations = {"prefix": measure(model, examples, loaded, on_progress=output.Counter(), **measuring)}
     if baseline and loaded is not None:
         shown = output.Counter()
-        found["baseline"] = measure(
+        evaluations["baseline"] = measure(
             model,
             examples,
             template=loaded.template,
@@ -145,7 +144,7 @@ def evaluate(
             **measuring,
         )
     if out is not None:
-        output.write_json_lines(out, _predictions(found), overwrite=overwrite)
+        output.write_json_lines(out, _predictions(evaluations), overwrite=overwrite)
     if json:
         facts = {
             "base": model.name,
@@ -154,12 +153,12 @@ def evaluate(
             "prefix": None if loaded is None else prefix,
             "digest": None if loaded is None else loaded.digest,
             "decoding": decoding,
-            **_figures(found["prefix"]),
+            **_figures(evaluations["prefix"]),
         }
-        if "baseline" in found:
-            facts["baseline"] = _figures(found["baseline"])
+        if "baseline" in evaluations:
+            facts["baseline"] = _figures(evaluations["baseline"])
         return output.json_object({**facts, "out": out})
-    _print(found, prefix if loaded is not None else model.name)
+    _print(evaluations, prefix if loaded is not None else model.name)
     if out is not None:
         typer.echo(f"texts: {out}")
 
@@ -189,8 +188,7 @@ def read_request(
     task: str | None,
     metrics: Sequence[str],
     unseen: Sequence[str],
-    format: Any,
-    fields: Mapping[str, str] | None,
+    files: DataOptions,
     limit: int | None,
 ) -> Request:
     """Read the data: a task's official files, its split at the hub (`hub:dev`), or examples of any kind.
@@ -206,18 +204,18 @@ def read_request(
     from foreword.evaluation.task_data import check_categories
     from foreword.examples import Entry
 
-    found = None if task is None else find_task(task)
-    chosen = tuple(metrics) or (() if found is None else found.metrics)
+    chosen_task = None if task is None else find_task(task)
+    chosen = tuple(metrics) or (() if chosen_task is None else chosen_task.metrics)
     find_metrics(chosen)
-    if found is None and unseen:
+    if chosen_task is None and unseen:
         raise UsageError("--unseen names categories, which the data of some tasks has; give --task")
-    read = Reading(task, format, fields).data(data, limit=limit)
-    entries = [one for one in read if isinstance(one, Entry)]
+    examples = Reading(task, files.format, files.fields()).data(data, limit=limit)
+    entries = [one for one in examples if isinstance(one, Entry)]
     check_categories(unseen, entries)
     require(chosen)
     there = {entry.category for entry in entries}
-    usual = () if found is None else tuple(sorted(found.unseen & there))
-    return Request(found, read, chosen, tuple(unseen) or usual)
+    usual = () if chosen_task is None else tuple(sorted(chosen_task.unseen & there))
+    return Request(chosen_task, examples, chosen, tuple(unseen) or usual)
 
 
 def chosen_decoding(task: Task | None, given: Mapping[str, Any], named: set[str]) -> dict[str, Any]:
@@ -273,36 +271,36 @@ def _figures(one: Evaluation) -> dict[str, Any]:
     return {**{name: getattr(one, name) for name in names}, "metrics": one.figures}
 
 
-def _predictions(found: dict[str, Evaluation]) -> list[dict[str, Any]]:
+def _predictions(evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"source": each.source, "references": each.references, "text": each.text}
         | ({} if each.category is None else {"category": each.category})
-        for each in found["prefix"].outputs
+        for each in evaluations["prefix"].outputs
     ]
-    if "baseline" in found:
-        for row, each in zip(rows, found["baseline"].outputs, strict=True):
+    if "baseline" in evaluations:
+        for row, each in zip(rows, evaluations["baseline"].outputs, strict=True):
             row["without"] = each.text
     return rows
 
 
-def _print(found: dict[str, Evaluation], title: str) -> None:
+def _print(evaluations: dict[str, Evaluation], title: str) -> None:
     from foreword.evaluation.metrics import shown
 
-    first = found["prefix"]
+    first = evaluations["prefix"]
     rows = [
-        ("loss per target token (nats)", *(f"{one.loss:.4f}" for one in found.values())),
-        ("perplexity", *(f"{one.perplexity:.3f}" for one in found.values())),
+        ("loss per target token (nats)", *(f"{one.loss:.4f}" for one in evaluations.values())),
+        ("perplexity", *(f"{one.perplexity:.3f}" for one in evaluations.values())),
     ]
     if first.bleu is not None:
-        rows.append(("BLEU", *(f"{one.bleu:.2f}" for one in found.values())))
-        rows.append(("chrF", *(f"{one.chrf:.2f}" for one in found.values())))
+        rows.append(("BLEU", *(f"{one.bleu:.2f}" for one in evaluations.values())))
+        rows.append(("chrF", *(f"{one.chrf:.2f}" for one in evaluations.values())))
     # `plain` is BLEU and chrF once more; apart, its parts are not.
     columns = [
         shown({name: values for name, values in one.figures.items() if name != "plain"})
-        for one in found.values()
+        for one in evaluations.values()
     ]
     rows += [(cells[0][0], *(value for _, value in cells)) for cells in zip(*columns, strict=True)]
-    output.table(("", title, "without prefix")[: len(found) + 1], rows)
+    output.table(("", title, "without prefix")[: len(evaluations) + 1], rows)
     typer.echo(f"{first.examples} examples, {first.sources} sources, {first.tokens} target tokens")
     for name, signature in first.signatures.items():
         typer.echo(f"{name}: {signature}")

@@ -14,7 +14,6 @@ from foreword.cli.options import argument, json_option, overwrite_option
 from foreword.validation import setting
 
 if TYPE_CHECKING:
-    from foreword.base.base_model import BaseModel
     from foreword.prefix import Prefix
 
 app = Group(
@@ -29,57 +28,59 @@ _overwrite = overwrite_option(section=None, help="Replace the file if it is ther
 _json = json_option(section=None)
 
 
-@app.takes()
-def peft(
-    folder: Path = argument(..., help="Folder that PEFT's save_pretrained wrote."),
-    base: str = _base,
-    out: Path = _out,
-    overwrite: bool = _overwrite,
-    json: bool = _json,
-) -> None:
-    """Import a prefix (or a cartridge) that PEFT saved.
+def _converting(convert: str, source: Any) -> Callable[..., None]:
+    """A command that makes a prefix file of `source` by a function of `foreword.interop`."""
 
-    Example: foreword import peft adapter/ --base smollm2-135m-instruct --out mine.prefix
-    """
-    from foreword.interop import import_peft
+    def command(
+        source: Path = source,
+        base: str = _base,
+        out: Path = _out,
+        overwrite: bool = _overwrite,
+        json: bool = _json,
+    ) -> None:
+        from foreword import interop
+        from foreword.base.base_model import BaseModel
+        from foreword.files import check_output
 
-    _convert(import_peft, folder, base, out, overwrite, json)
+        check_output(out, overwrite=overwrite)  # before the model is loaded
+        model = BaseModel.load(base, notify=lambda line: typer.echo(line, err=True))
+        prefix = getattr(interop, convert)(source, model)
+        prefix.save(out, overwrite=overwrite)
+        _tell(out, prefix, json)
 
-
-@app.takes()
-def adapters(
-    folder: Path = argument(..., help="Folder that save_adapter of adapters wrote."),
-    base: str = _base,
-    out: Path = _out,
-    overwrite: bool = _overwrite,
-    json: bool = _json,
-) -> None:
-    """Import a prefix that adapters (AdapterHub) saved.
-
-    Example: foreword import adapters adapter/ --base facebook/bart-large --out mine.prefix
-    """
-    from foreword.interop import import_adapters
-
-    _convert(import_adapters, folder, base, out, overwrite, json)
+    return command
 
 
-@app.takes("prefix-tuning")
-def prefix_tuning(
-    path: Path = argument(
-        ..., help="Checkpoint of XiangLi1999/PrefixTuning: folder, or its file of weights."
+for _name, _help, _convert, _source in (
+    (
+        "peft",
+        "Import a prefix (or a cartridge) that PEFT saved.\n\n"
+        "Example: foreword import peft adapter/ --base smollm2-135m-instruct --out mine.prefix",
+        "import_peft",
+        argument(..., metavar="folder", help="Folder that PEFT's save_pretrained wrote."),
     ),
-    base: str = _base,
-    out: Path = _out,
-    overwrite: bool = _overwrite,
-    json: bool = _json,
-) -> None:
-    """Import a checkpoint of the original code (GPT-2, BART).
-
-    Example: foreword import prefix-tuning checkpoint/ --base gpt2-medium --out mine.prefix
-    """
-    from foreword.interop import import_prefix_tuning
-
-    _convert(import_prefix_tuning, path, base, out, overwrite, json)
+    (
+        "adapters",
+        "Import a prefix that adapters (AdapterHub) saved.\n\n"
+        "Example: foreword import adapters adapter/ --base facebook/bart-large --out mine.prefix",
+        "import_adapters",
+        argument(..., metavar="folder", help="Folder that save_adapter of adapters wrote."),
+    ),
+    (
+        "prefix-tuning",
+        "Import a checkpoint of the original code (GPT-2, BART).\n\n"
+        "Example: foreword import prefix-tuning checkpoint/ --base gpt2-medium --out mine.prefix",
+        "import_prefix_tuning",
+        argument(
+            ...,
+            metavar="path",
+            help="Checkpoint of XiangLi1999/PrefixTuning: folder, or its file of weights.",
+        ),
+    ),
+):
+    _command = _converting(_convert, _source)
+    _command.__doc__ = _help
+    app.add(_command, _name)
 
 
 @app.takes()
@@ -102,24 +103,6 @@ def hub(
     # Its bytes, not the prefix written anew: their SHA-256 is what the page on the hub names.
     write_bytes(out, fetched.content, overwrite=overwrite)
     _tell(out, fetched.prefix, json, revision=fetched.revision)
-
-
-def _convert(
-    convert: Callable[[Path, BaseModel], Prefix],
-    source: Path,
-    base: str,
-    out: Path,
-    overwrite: bool,
-    json: bool,
-) -> None:
-    from foreword.base.base_model import BaseModel
-    from foreword.files import check_output
-
-    check_output(out, overwrite=overwrite)  # before the model is loaded
-    model = BaseModel.load(base, notify=lambda line: typer.echo(line, err=True))
-    prefix = convert(source, model)
-    prefix.save(out, overwrite=overwrite)
-    _tell(out, prefix, json)
 
 
 def _tell(out: Path, prefix: Prefix, json: bool, **more: str) -> None:

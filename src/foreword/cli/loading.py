@@ -144,10 +144,10 @@ class Reading:
         """
         from foreword.examples import entries_of
 
-        found = entries_of(self.data(path, limit=limit))
+        entries = entries_of(self.data(path, limit=limit))
         if self.task is None or not groups:
-            return found
-        return [replace(entry, owner=entry.category or entry.owner) for entry in found]
+            return entries
+        return [replace(entry, owner=entry.category or entry.owner) for entry in entries]
 
     def training(self, path: Path, *, groups: bool = False) -> list[Example]:
         """An example for each text of the file, but for those that the task marks as unfit for training."""

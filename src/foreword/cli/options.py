@@ -109,28 +109,28 @@ def option_of(kind: Any, name: str, default: Any = None, **changes: Any) -> Any:
 
 def _parameters_of(kind: Any) -> list[inspect.Parameter]:
     """Parameters of all settings of a class; old names and those that are gone are taken and not shown."""
-    found = []
+    parameters = []
     for each in flat_settings(kind):
         annotation = _option_type(each)
-        found.append(_parameter(_key(each.name), each, annotation, given=True))
+        parameters.append(_parameter(_key(each.name), each, annotation, given=True))
         for alias in each.aliases:
             old = dataclasses.replace(each, name=alias, short=None)
-            found.append(_parameter(_key(alias), old, annotation, given=True, hidden=True))
+            parameters.append(_parameter(_key(alias), old, annotation, given=True, hidden=True))
     for name in getattr(kind, "GONE", {}):
         gone = Setting("Does nothing any more", name=name, type=bool, default=False)
-        found.append(_parameter(name, gone, bool, given=True, hidden=True))
-    return found
+        parameters.append(_parameter(name, gone, bool, given=True, hidden=True))
+    return parameters
 
 
 def _text_parameters(kind: Any) -> list[inspect.Parameter]:
     """Parameters of the settings that are one value each; values stay text, so that "none" is one."""
-    found = []
+    parameters = []
     for each in settings_of(kind):
         if {str, int, float, bool} & set(each.alternatives) or each.choices:
             flag = bool in each.alternatives
             annotation: Any = bool | None if flag else str | None
-            found.append(_parameter(each.name, each, annotation, given=True))
-    return found
+            parameters.append(_parameter(each.name, each, annotation, given=True))
+    return parameters
 
 
 def _key(name: str) -> str:
@@ -141,7 +141,7 @@ def _key(name: str) -> str:
 def _parameter(
     name: str, described: Setting, annotation: Any, *, given: bool = False, hidden: bool = False
 ) -> inspect.Parameter:
-    """One option. With `given`, one that was not typed comes as None, so that it can be told apart."""
+    """One option. With `given`, one that was not typed comes as None, so that it can be distinguished."""
     spelling, flag = described.option, annotation is bool
     if flag and described.default is True:
         spelling = spelling.replace("--", "--no-", 1)
@@ -317,20 +317,6 @@ class StoreOptions:
         return PrefixStore(self.place, blobs=self.blobs, create=create)
 
 
-@dataclass(frozen=True)
-class OwnedStoreOptions(StoreOptions):
-    """The same, and as whom."""
-
-    as_owner: str | None = setting(
-        None, name="as", help="Act as this owner instead of as local administrator"
-    )
-
-    def opened(self, *, create: bool = False) -> PrefixStore:
-        """The store, as its owner sees it. Raises as `PrefixStore`."""
-        store = super().opened(create=create)
-        return store if self.as_owner is None else store.as_owner(self.as_owner)
-
-
 base_option = functools.partial(
     setting, BASE, name="base", metavar="NAME", section=MODEL, help="Alias, folder or Hugging Face id"
 )
@@ -364,13 +350,13 @@ def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
     Raises:
         UsageError: a text without `=`, or without a name in front of it.
     """
-    found = {}
+    named = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise UsageError(f"{option} is {text!r}; expected NAME=VALUE, as in {option} task=reviews")
-        found[name.strip()] = value
-    return found
+        named[name.strip()] = value
+    return named
 
 
 def typed(context: typer.Context, *parameters: str) -> list[str]:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -188,9 +187,7 @@ class TrainingLines:
     def __enter__(self) -> TrainingLines:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._print_held()
 
     def __call__(self, progress: Progress) -> None:
@@ -234,9 +231,7 @@ class TrainingBar:
         notes_above(lambda line: self._console.print(line, markup=False, highlight=False))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         notes_plain()
         self._bar.stop()
 

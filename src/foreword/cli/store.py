@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from foreword.cli import output
 from foreword.cli.app import Group
-from foreword.cli.options import OwnedStoreOptions, StoreOptions, argument, json_option, overwrite_option
+from foreword.cli.options import StoreOptions, argument, json_option, option_of, overwrite_option
 from foreword.errors import UsageError
 from foreword.validation import setting
+
+if TYPE_CHECKING:
+    from foreword.store import PrefixStore
 
 app = Group(
     "Prefixes by name and version: list, put, get, label, share, verify, forget.",
@@ -27,13 +31,35 @@ keys = Group(
 
 KEY_COLUMNS = ("id", "owner", "role", "note", "created", "revoked")
 
-_json = json_option(section=None)
 _overwrite = overwrite_option(section=None, help="Replace the file if it is there")
 _name = argument(..., help="owner/name")
 _reference = argument(..., help="owner/name, or with @3, @label or @sha256:<digest> behind it.")
 _owner = argument(...)
 _only_owner = setting(None, help="Only this owner's")
 _out = setting(name="output", short="-o", help="File to write")
+
+
+@dataclass(frozen=True)
+class AsAdministrator(StoreOptions):
+    """The store that a command works on, and how it answers."""
+
+    json: bool = json_option(section=None)
+
+
+@dataclass(frozen=True)
+class AsOwner(StoreOptions):
+    """The same, and as whom."""
+
+    as_owner: str | None = setting(
+        None, name="as", help="Act as this owner instead of as local administrator"
+    )
+    json: bool = json_option(section=None)
+
+    def opened(self, *, create: bool = False) -> PrefixStore:
+        """The store, as its owner sees it. Raises as `PrefixStore`."""
+        store = super().opened(create=create)
+        return store if self.as_owner is None else store.as_owner(self.as_owner)
+
 
 # -- prefixes ------------------------------------------------------------------------------------
 
@@ -47,8 +73,7 @@ def list_(
     limit: int = setting(100, help="How many on a page, up to 1000"),
     after: str | None = setting(None, help="Start behind this owner/name"),
     *,
-    store: OwnedStoreOptions,
-    json: bool = _json,
+    store: AsOwner,
 ) -> None:
     """List prefixes, a page at a time.
 
@@ -56,7 +81,7 @@ def list_(
     """
     with store.opened() as opened:
         page = opened.list(owner=owner, name=name, label=label, base=base, limit=limit, after=after)
-    if json:
+    if store.json:
         return output.json_object({"prefixes": [v.to_json() for v in page], "next": page.next})
     rows = [
         (
@@ -79,35 +104,25 @@ def list_(
 def show(
     reference: str = argument(..., help="A prefix file, or owner/name (with @3, @label, @sha256:...)."),
     *,
-    store: OwnedStoreOptions,
-    json: bool = _json,
+    store: AsOwner,
 ) -> None:
     """Describe a prefix in the store, or a single prefix file.
 
     Example: foreword store show reviews.prefix
     """
     if Path(reference).is_file() or (reference.endswith(".prefix") and reference.count("/") != 1):
-        facts = _facts_of_file(Path(reference))
+        from foreword.prefix import Prefix
+        from foreword.store.record import columns_of
+
+        path, prefix = Path(reference), Prefix.load(Path(reference))
+        facts = {"file": str(path), "digest": prefix.digest, "size": path.stat().st_size}
+        facts |= {"numbers": prefix.numel(), **columns_of(prefix)}
     else:
         with store.opened() as opened:
             facts = opened.describe(reference).to_json()
-    if json:
+    if store.json:
         return output.json_object(facts)
     output.facts(facts)
-
-
-def _facts_of_file(path: Path) -> dict[str, Any]:
-    from foreword.prefix import Prefix
-    from foreword.store.record import columns_of
-
-    prefix = Prefix.load(path)
-    return {
-        "file": str(path),
-        "digest": prefix.digest,
-        "size": path.stat().st_size,
-        "numbers": prefix.numel(),
-        **columns_of(prefix),
-    }
 
 
 @app.takes()
@@ -116,8 +131,7 @@ def put(
     file: Path = argument(..., help="The prefix file."),
     label: list[str] | None = setting(None, help="Point this label at it; can be repeated"),
     *,
-    store: OwnedStoreOptions,
-    json: bool = _json,
+    store: AsOwner,
 ) -> None:
     """Store a prefix file as the next version of a name; makes the store when there is none.
 
@@ -133,7 +147,7 @@ def put(
             version = opened.label(version.reference, text)
         if label:
             version = opened.describe(version.reference).version
-    output.tell(version.to_json(), f"{version.reference}  {version.digest}", json=json)
+    output.tell(version.to_json(), f"{version.reference}  {version.digest}", json=store.json)
 
 
 @app.takes()
@@ -142,8 +156,7 @@ def get(
     out: Path = _out,
     overwrite: bool = _overwrite,
     *,
-    store: OwnedStoreOptions,
-    json: bool = _json,
+    store: AsOwner,
 ) -> None:
     """Write a version to a prefix file.
 
@@ -155,7 +168,7 @@ def get(
     with store.opened() as opened:
         prefix = opened.get(reference)
     prefix.save(out, overwrite=overwrite)
-    output.tell({"file": str(out), "digest": prefix.digest}, f"{out}  {prefix.digest}", json=json)
+    output.tell({"file": str(out), "digest": prefix.digest}, f"{out}  {prefix.digest}", json=store.json)
 
 
 @app.takes()
@@ -164,8 +177,7 @@ def label(
     text: str = argument(..., metavar="LABEL", help="Such as production."),
     remove: bool = setting(False, help="Remove the label instead"),
     *,
-    store: OwnedStoreOptions,
-    json: bool = _json,
+    store: AsOwner,
 ) -> None:
     """Point a label at a version, or remove it.
 
@@ -177,20 +189,18 @@ def label(
         else:
             reference = opened.label(reference, text).reference
     facts = {"reference": reference, "label": text, "removed": remove}
-    output.tell(facts, f"{reference}: {'removed ' if remove else ''}{text}", json=json)
+    output.tell(facts, f"{reference}: {'removed ' if remove else ''}{text}", json=store.json)
 
 
 @app.takes()
-def copy(
-    source: str = _reference, destination: str = _name, *, store: OwnedStoreOptions, json: bool = _json
-) -> None:
+def copy(source: str = _reference, destination: str = _name, *, store: AsOwner) -> None:
     """Make the next version of a name from another prefix; no bytes are copied.
 
     Example: foreword store copy alice/reviews@3 bob/reviews
     """
     with store.opened() as opened:
         version = opened.copy(source, destination)
-    output.tell(version.to_json(), f"{version.reference}  {version.digest}", json=json)
+    output.tell(version.to_json(), f"{version.reference}  {version.digest}", json=store.json)
 
 
 @app.takes()
@@ -200,8 +210,7 @@ def share(
     public: bool = setting(False, help="Let everybody read it"),
     remove: bool = setting(False, help="Take that back"),
     *,
-    store: OwnedStoreOptions,
-    json: bool = _json,
+    store: AsOwner,
 ) -> None:
     """Let another owner, or everybody, read a prefix; or take that back.
 
@@ -218,7 +227,7 @@ def share(
             opened.share(name, grantee)
     whom = grantee or "everybody"
     facts = {"prefix": name, "with": whom, "removed": remove}
-    output.tell(facts, f"{name}: {'no longer ' if remove else ''}shared with {whom}", json=json)
+    output.tell(facts, f"{name}: {'no longer ' if remove else ''}shared with {whom}", json=store.json)
 
 
 @app.takes()
@@ -226,8 +235,7 @@ def delete(
     reference: str = _reference,
     all_versions: bool = setting(False, name="all", help="Every version of the name"),
     *,
-    store: OwnedStoreOptions,
-    json: bool = _json,
+    store: AsOwner,
 ) -> None:
     """Delete one version, or all; the files go with the next `gc`.
 
@@ -235,25 +243,25 @@ def delete(
     """
     with store.opened() as opened:
         gone = opened.delete(reference, all_versions=all_versions)
-    output.tell({"deleted": list(gone)}, "\n".join(f"deleted {line}" for line in gone), json=json)
+    output.tell({"deleted": list(gone)}, "\n".join(f"deleted {line}" for line in gone), json=store.json)
 
 
 # -- owners, and the whole store -----------------------------------------------------------------
 
 
 @app.takes()
-def verify(owner: str | None = _only_owner, *, store: StoreOptions, json: bool = _json) -> None:
+def verify(owner: str | None = _only_owner, *, store: AsAdministrator) -> None:
     """Read every stored file again and check its digest; ends with status 1 when one is bad.
 
     Example: foreword store verify
     """
     with store.opened() as opened:
         seen = opened.verify(owner)
-    if seen.problems and not json:
+    if seen.problems and not store.json:
         rows = [(p.reference, p.fault, p.digest) for p in seen.problems]
         output.table(("version", "fault", "digest"), rows)
     text = f"{seen.versions} versions, {seen.size / 1e6:.1f} MB read, {len(seen.problems)} bad"
-    output.tell(seen.to_json(), text, json=json)
+    output.tell(seen.to_json(), text, json=store.json)
     if seen.problems:
         raise typer.Exit(1)
 
@@ -263,8 +271,7 @@ def forget(
     owner: str = _owner,
     yes: bool = setting(False, help="Do not ask"),
     *,
-    store: StoreOptions,
-    json: bool = _json,
+    store: AsAdministrator,
 ) -> None:
     """Remove everything of an owner: versions, files, keys, checkpoints, cached copies.
 
@@ -274,7 +281,7 @@ def forget(
         if not yes:
             typer.confirm(f"Remove everything of {owner}? This can't be undone", abort=True, err=True)
         removed = opened.forget(owner)
-    if json:
+    if store.json:
         return output.json_object(removed.to_json())
     output.facts(removed.to_json())
 
@@ -284,8 +291,7 @@ def gc(
     grace: float = setting(3600.0, help="Seconds that an unnamed file stays"),
     dry_run: bool = setting(False, help="Only say what would go"),
     *,
-    store: StoreOptions,
-    json: bool = _json,
+    store: AsAdministrator,
 ) -> None:
     """Remove files that no version names.
 
@@ -295,7 +301,7 @@ def gc(
         gone = opened.collect_garbage(grace=grace, dry_run=dry_run)
     word = "would remove" if dry_run else "removed"
     text = f"{word} {gone.blobs} unnamed files and {gone.leftovers} leftovers, {gone.size / 1e6:.1f} MB"
-    output.tell({**gone.to_json(), "dry_run": dry_run}, text, json=json)
+    output.tell({**gone.to_json(), "dry_run": dry_run}, text, json=store.json)
 
 
 @app.takes()
@@ -304,8 +310,7 @@ def export(
     out: Path = _out,
     overwrite: bool = _overwrite,
     *,
-    store: OwnedStoreOptions,
-    json: bool = _json,
+    store: AsOwner,
 ) -> None:
     """Write everything of an owner to one file.
 
@@ -314,7 +319,7 @@ def export(
     with store.opened() as opened:
         written = opened.export_owner(owner, out, overwrite=overwrite)
     text = f"{out}: {written.prefixes} prefixes, {written.versions} versions, {written.blobs} files"
-    output.tell(written.to_json(), text, json=json)
+    output.tell(written.to_json(), text, json=store.json)
 
 
 @app.takes("import")
@@ -322,8 +327,7 @@ def import_(
     file: Path = argument(..., help="An export."),
     owner: str | None = setting(None, help="To this owner, not the exported one"),
     *,
-    store: OwnedStoreOptions,
-    json: bool = _json,
+    store: AsOwner,
 ) -> None:
     """Add an export to the store, private; all of it, or nothing.
 
@@ -332,7 +336,7 @@ def import_(
     with store.opened(create=True) as opened:
         added = opened.import_owner(file, owner=owner)
     text = f"{added.owner}: {added.prefixes} prefixes, {added.versions} versions, {added.labels} labels"
-    output.tell(added.to_json(), text, json=json)
+    output.tell(added.to_json(), text, json=store.json)
 
 
 @app.takes()
@@ -341,39 +345,33 @@ def audit(
     limit: int = setting(100, help="How many entries"),
     before: int | None = setting(None, help="Older than the entry with this id"),
     *,
-    store: StoreOptions,
-    json: bool = _json,
+    store: AsAdministrator,
 ) -> None:
     """Show who did what, newest first.
 
     Example: foreword store audit --owner alice --limit 20
     """
     with store.opened() as opened:
-        found = opened.audit(owner, limit=limit, before=before)
-    if json:
-        return output.json_object({"entries": [entry.to_json() for entry in found]})
-    rows = [(str(e.id), e.at[:19], e.who, e.action, e.target or "", (e.digest or "")[:12]) for e in found]
+        entries = opened.audit(owner, limit=limit, before=before)
+    if store.json:
+        return output.json_object({"entries": [entry.to_json() for entry in entries]})
+    rows = [(str(e.id), e.at[:19], e.who, e.action, e.target or "", (e.digest or "")[:12]) for e in entries]
     output.table(("id", "at", "who", "action", "target", "digest"), rows)
 
 
 @app.takes()
 def migrate(
-    place: str = setting(
-        "prefixes",
-        name="store",
-        variable="FOREWORD_STORE",
-        help="Folder of the store, or URL of its database",
-    ),
-    json: bool = _json,
+    store: str = option_of(StoreOptions, "store", "prefixes"),
+    json: bool = json_option(section=None),
 ) -> None:
-    """Bring the catalogue of an older release up to date; make a backup before.
+    """Bring the database of an older release up to date; make a backup before.
 
     Example: foreword store migrate --store prefixes
     """
     from foreword.store.schema import migrate as migrate_database
     from foreword.store.schema import open_to_migrate
 
-    before, after = migrate_database(open_to_migrate(place))
+    before, after = migrate_database(open_to_migrate(store))
     text = f"schema {after}, nothing to do" if before == after else f"schema {before} -> {after}"
     output.tell({"before": before, "after": after}, text, json=json)
 
@@ -387,8 +385,7 @@ def make_key(
     role: str = setting("owner", help="admin, owner or reader"),
     note: str | None = setting(None, help="What it is for"),
     *,
-    store: StoreOptions,
-    json: bool = _json,
+    store: AsAdministrator,
 ) -> None:
     """Make a key and print it; it is shown this once and kept nowhere.
 
@@ -396,22 +393,22 @@ def make_key(
     """
     with store.opened(create=True) as opened:
         made = opened.create_key(owner, role, note=note)  # type: ignore[arg-type]  # checked there
-    output.tell({"key": made.secret, **made.record.to_json()}, made.secret, json=json)
-    if not json:
+    output.tell({"key": made.secret, **made.record.to_json()}, made.secret, json=store.json)
+    if not store.json:
         typer.echo(f"id {made.record.id}; the key is not shown again", err=True)
 
 
 @keys.takes("list")
-def list_keys(owner: str | None = _only_owner, *, store: StoreOptions, json: bool = _json) -> None:
+def list_keys(owner: str | None = _only_owner, *, store: AsAdministrator) -> None:
     """List keys; the keys themselves are not known.
 
     Example: foreword store keys list --owner alice
     """
     with store.opened() as opened:
-        found = opened.list_keys(owner)
-    if json:
-        return output.json_object({"keys": [record.to_json() for record in found]})
-    rows = [[str(record.to_json()[column] or "") for column in KEY_COLUMNS] for record in found]
+        records = opened.list_keys(owner)
+    if store.json:
+        return output.json_object({"keys": [record.to_json() for record in records]})
+    rows = [[str(record.to_json()[column] or "") for column in KEY_COLUMNS] for record in records]
     output.table(KEY_COLUMNS, rows)
 
 
@@ -419,8 +416,7 @@ def list_keys(owner: str | None = _only_owner, *, store: StoreOptions, json: boo
 def revoke_key(
     identifier: str = argument(..., metavar="ID", help="From `keys list`."),
     *,
-    store: StoreOptions,
-    json: bool = _json,
+    store: AsAdministrator,
 ) -> None:
     """Refuse a key from now on.
 
@@ -428,7 +424,7 @@ def revoke_key(
     """
     with store.opened() as opened:
         record = opened.revoke_key(identifier)
-    output.tell(record.to_json(), f"{record.id} revoked {record.revoked}", json=json)
+    output.tell(record.to_json(), f"{record.id} revoked {record.revoked}", json=store.json)
 
 
 app.add_typer(keys, name="keys")

@@ -103,11 +103,7 @@ class Request:
         examples, dev: from the files; `dev` is None without one.
         settings: what decides which prefix comes out.
         template: what the options make of the base's own.
-        start: the prefix to begin at.
-        labels, licence: for the prefix file.
         checkpoint_dir, checkpoint_every: where and how often; None for the default.
-        load: loads the base model.
-        overwrite, json: as typed.
     """
 
     examples: list[Example]

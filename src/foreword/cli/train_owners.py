@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -109,15 +108,15 @@ def train_owners(request: Request, goal: Destination, owners: OwnersSettings) ->
                 )
             except OwnersFailed as failed:
                 errors = failed.errors
-    tell(Outcome(base.name, list(by_owner), done, errors), goal, json=request.json)
+    report(base.name, by_owner, done, errors, goal, json=request.json)
 
 
 def _by_owner(examples: Sequence[Example]) -> ByOwner:
-    found: ByOwner = {}
+    by_owner: ByOwner = {}
     for example in examples:
-        assert example.owner is not None  # the reader was told the field, and refuses a line without a name
-        found.setdefault(example.owner, []).append(example)
-    return found
+        assert example.owner is not None  # the reader knows the field, and refuses a line without a name
+        by_owner.setdefault(example.owner, []).append(example)
+    return by_owner
 
 
 def _check_files(goal: Destination, owners: ByOwner) -> None:
@@ -142,32 +141,32 @@ def _done_before(
     settings = request.settings
     template = choose_template(base, settings, request.template(base.template))
     done: set[str] = set()
-    begun: list[str] = []
+    started: list[str] = []
     anew: list[str] = []
     for owner, examples in by_owner.items():
         folder = goal.checkpoints(owner)
-        if not (found := list_checkpoints(folder)):
+        if not (checkpoints := list_checkpoints(folder)):
             continue
         run = describe(base, settings, template, examples, dev.get(owner, ()), request.start)
         try:
-            read(found[-1], run)
+            read(checkpoints[-1], run)
         except DamagedCheckpoint:
             continue  # training takes the one before, or says what is wrong
         except CheckpointMismatch:
             if not request.overwrite:
                 raise
-            begin_anew(folder)
+            start_anew(folder)
             anew.append(owner)
             continue
         record = read_record(folder)
         if record is not None and goal.find(owner, record.digest) is not None:
             done.add(owner)
         else:
-            begun.append(owner)
+            started.append(owner)
     if anew:
         output.note(f"runs with other settings or data start anew (--overwrite): {_some(anew)}")
-    if done or begun:
-        output.note(f"{len(done)} owners are done already, {len(begun)} go on from their checkpoints")
+    if done or started:
+        output.note(f"{len(done)} owners are done already, {len(started)} go on from their checkpoints")
     return done
 
 
@@ -211,7 +210,7 @@ def write_record(folder: Path, prefix: Prefix) -> None:
     files.write_text(folder / RECORD_FILE, json_format.dumps(dataclasses.asdict(record)), overwrite=True)
 
 
-def begin_anew(folder: Path) -> None:
+def start_anew(folder: Path) -> None:
     """Remove record and checkpoints; the record first, so that it never speaks of another run."""
     from foreword.training.checkpoint import list_checkpoints
 
@@ -241,7 +240,7 @@ class OwnersProgress:
         self._losses: dict[str, float] = {}
         self._loss: float | None = None
         self._stepped = 0
-        self._begun = time.monotonic()
+        self._start_time = time.monotonic()
         self._printed = 0
         self._notes = 0
         self._shown: tuple[Any, Any] | None = None
@@ -261,9 +260,7 @@ class OwnersProgress:
             output.notes_above(lambda line: console.print(line, markup=False, highlight=False))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._shown is not None:
             output.notes_plain()
             self._shown[0].stop()
@@ -313,7 +310,7 @@ class OwnersProgress:
             parts[0] += f", {self._failed} failed"
         if self._loss is not None:
             parts.append(f"loss {self._loss:.4f}")
-        seconds = time.monotonic() - self._begun
+        seconds = time.monotonic() - self._start_time
         if self._stepped and seconds:
             parts.append(f"{self._stepped * self._batch_size / seconds:.1f} rows/s")
             if left := sum(self._left.values()):
@@ -341,61 +338,50 @@ SHOWN = 20
 """Owners up to which people see a line of each; --json has all."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
+def report(
+    base: str,
+    owners: Collection[str],
+    before: Collection[str],
+    errors: Mapping[str, ForewordError],
+    goal: Destination,
+    *,
+    json: bool,
+) -> None:
+    """Print how the run of all `owners` ended, of whom those in `before` were done already.
 
-    Attributes:
-        base: name of the base model.
-        owners: all, in the order of the data.
-        before: those who were done already.
+    Args:
         errors: of those who got no prefix.
-    """
-
-    base: str
-    owners: Sequence[str]
-    before: Collection[str]
-    errors: Mapping[str, ForewordError]
-
-
-def tell(outcome: Outcome, goal: Destination, *, json: bool) -> None:
-    """Print the outcome.
 
     Raises:
         typer.Exit: with status 1, if some owners got no prefix.
     """
-    rows = [_row(owner, outcome, goal) for owner in outcome.owners if owner not in outcome.errors]
+    rows = []
+    for owner in owners:
+        if owner in errors:
+            continue
+        folder = goal.checkpoints(owner)
+        record = read_record(folder)
+        assert record is not None  # written before the prefix was
+        prefix = goal.find(owner, record.digest)
+        row = {"owner": owner, "prefix": prefix, "digest": record.digest, "before": owner in before}
+        rows.append({**row, **record.origin, "run": folder})
     failed = [
         {"owner": owner, "type": type(error).__name__, "message": str(error)}
-        for owner, error in outcome.errors.items()
+        for owner, error in errors.items()
     ]
     if json:
-        error = OwnersFailed(dict(outcome.errors), {})
-        told = {"type": type(error).__name__, "message": str(error)}
+        error = OwnersFailed(dict(errors), {})
+        message = {"type": type(error).__name__, "message": str(error)}
         output.json_object(
-            {"base": outcome.base, "owners": rows, "failed": failed, **({"error": told} if failed else {})}
+            {"base": base, "owners": rows, "failed": failed, **({"error": message} if failed else {})}
         )
     else:
-        _tell_people(outcome, rows, failed)
+        _print(len(owners), len(before), rows, failed)
     if failed:
         raise typer.Exit(1)
 
 
-def _row(owner: str, outcome: Outcome, goal: Destination) -> dict[str, Any]:
-    folder = goal.checkpoints(owner)
-    record = read_record(folder)
-    assert record is not None  # written before the prefix was
-    return {
-        "owner": owner,
-        "prefix": goal.find(owner, record.digest),
-        "digest": record.digest,
-        "before": owner in outcome.before,
-        **record.origin,
-        "run": folder,
-    }
-
-
-def _tell_people(outcome: Outcome, rows: list[dict[str, Any]], failed: list[dict[str, str]]) -> None:
+def _print(owners: int, before: int, rows: list[dict[str, Any]], failed: list[dict[str, str]]) -> None:
     if 0 < len(rows) <= SHOWN:
         cells = [
             (
@@ -413,11 +399,10 @@ def _tell_people(outcome: Outcome, rows: list[dict[str, Any]], failed: list[dict
             ("owner without a prefix", "why"),
             [(output.one_line(one["owner"]), f"{one['type']}: {one['message']}") for one in failed],
         )
-    before = len(outcome.before)
     parts = [f"{len(rows) - before} trained"]
     parts += [f"{before} done before"] if before else []
     parts += [f"{len(failed)} failed"] if failed else []
-    typer.echo(f"{len(outcome.owners)} owners: {', '.join(parts)}")
+    typer.echo(f"{owners} owners: {', '.join(parts)}")
     if rows and str(rows[0]["prefix"]).endswith(".prefix"):
         command = ["foreword", "generate", "--prefix", str(rows[0]["prefix"]), "YOUR TEXT"]
         typer.echo(f"next: {shlex.join(command)}")

@@ -47,8 +47,8 @@ def beginning(tensors: dict[str, torch.Tensor], start: str) -> dict[str, torch.T
 
 
 def with_numbers(base: BaseModel, numbers: dict[str, torch.Tensor]) -> Any:
-    """A adapter with the numbers that the library had."""
-    adapter = bottleneck_adapter(4)(setting_of(base))
+    """An adapter with the numbers that the library had."""
+    adapter = bottleneck_adapter(setting_of(base), width=4)
     assert len(adapter.parameters) == len(numbers)
     with torch.no_grad():
         for index, parameter in enumerate(adapter.parameters):
@@ -78,12 +78,12 @@ def test_gradients_are_those_of_the_adapters_library(
 
 
 def test_the_start_is_the_librarys(tiny_base: BaseModel) -> None:
-    wide = bottleneck_adapter(1)(setting_of(tiny_base, seed=3))
+    wide = bottleneck_adapter(setting_of(tiny_base, seed=3), width=32)
     weights = torch.cat([number.detach().flatten() for number in wide.parameters if number.dim() == 2])
     assert float(weights.std()) == pytest.approx(0.02, rel=0.05)  # init_weights="bert"
     assert abs(float(weights.mean())) < 0.001
     assert all(not number.any() for number in wide.parameters if number.dim() == 1)
-    again, other = (bottleneck_adapter(1)(setting_of(tiny_base, seed=seed)) for seed in (3, 4))
+    again, other = (bottleneck_adapter(setting_of(tiny_base, seed=seed), width=32) for seed in (3, 4))
     assert torch.equal(again.parameters[0], wide.parameters[0])
     assert not torch.equal(other.parameters[0], wide.parameters[0])
 
@@ -105,6 +105,6 @@ def test_adapters_have_a_width_of_at_least_one(tiny_base: BaseModel) -> None:
     assert sum(parameter.numel() for parameter in adapter.parameters) == 3 * (2 * 32 + 1 + 32) > 96
 
 
-def test_adapters_of_reduction_16_have_a_sixteenth_of_the_hidden_size(tiny_base: BaseModel) -> None:
-    subject = METHODS["adapter-16"].begin(setting_of(tiny_base)).finish()
+def test_adapters_of_a_given_width_have_it(tiny_base: BaseModel) -> None:
+    subject = bottleneck_adapter(setting_of(tiny_base), width=2).finish()
     assert subject.trained == subject.kept == 3 * (2 * 32 * 2 + 2 + 32)

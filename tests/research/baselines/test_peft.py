@@ -24,8 +24,6 @@ CONFIGS = {
     ),
     "prompt-tuning": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     "lora-8": peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16),
-    "ia3": peft.IA3Config(task_type="CAUSAL_LM"),
-    "llama-adapter": peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=3),
 }
 
 
@@ -91,3 +89,9 @@ def test_lora_of_the_prefixs_size_is_no_larger_and_one_more_rank_would_be(tiny_b
 def test_an_unknown_method_is_named_with_those_that_there_are() -> None:
     with pytest.raises(UsageError, match="no method is called 'lroa'; expected some of prefix, "):
         methods_named(["lroa"])
+
+
+@pytest.mark.parametrize("name", ["ia3", "llama-adapter", "adapter-16"])
+def test_methods_of_earlier_releases_say_that_they_are_gone(name: str) -> None:
+    with pytest.raises(UsageError, match=f"the method '{name}' is gone"):
+        methods_named(["prefix", name])

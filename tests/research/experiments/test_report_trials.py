@@ -111,11 +111,11 @@ def test_the_difference_of_each_size_is_in_words(tmp_path: Path) -> None:
 
 
 def test_those_tried_at_one_size_are_told_in_one_line_the_largest_difference_first(tmp_path: Path) -> None:
-    others = methods_named(["top-2", "ia3", "none", "lora-8"])
+    others = methods_named(["top-2", "adapter", "none", "lora-8"])
     plan = small_plan(
         methods=tuple(methods_named(["prefix"])), others=tuple(others), sizes=(4, 8), tuning_size=4
     )
-    behind = {"prefix": 0.0, "top-2": 1.0, "ia3": -2.0, "none": 9.0, "lora-8": 0.0}
+    behind = {"prefix": 0.0, "top-2": 1.0, "adapter": -2.0, "none": 9.0, "lora-8": 0.0}
 
     def figures(trial: Trial) -> dict[str, float]:
         worse = behind[trial.method.name] * (1 if trial.size == 4 else -50)
@@ -133,10 +133,10 @@ def test_those_tried_at_one_size_are_told_in_one_line_the_largest_difference_fir
     )
     assert said.strip().splitlines() == [
         head.format("BLEU") + "base model alone: +9.00 (2 of 2); fine-tuning, top 2 layers: +1.50 (2 of 2); "
-        "IA3: -3.00 (0 of 2); LoRA, r = 8: - (2 of 2).",
+        "adapter, at most prefix's size: -3.00 (0 of 2); LoRA, r = 8: - (2 of 2).",
         head.format("loss")
         + "base model alone: +0.900 (2 of 2); fine-tuning, top 2 layers: +0.100 (2 of 2); "
-        "IA3: -0.200 (0 of 2); LoRA, r = 8: - (2 of 2).",
+        "adapter, at most prefix's size: -0.200 (0 of 2); LoRA, r = 8: - (2 of 2).",
     ]
 
 

@@ -71,10 +71,10 @@ def test_a_trial_is_what_train_and_evaluate_give(tiny_base: BaseModel, tmp_path:
 
 
 def test_others_are_tried_at_the_tuning_size_alone() -> None:
-    plan = small_plan(others=tuple(methods_named(["none", "ia3"])), seeds=2)
+    plan = small_plan(others=tuple(methods_named(["none", "adapter"])), seeds=2)
     found = list(plan.trials())
     assert len(found) == len({trial.key for trial in found}) == 2 * 2 * 2 * 2 + 1 + 2 * 2
-    assert {trial.size for trial in found if trial.method.name in ("none", "ia3")} == {6}
+    assert {trial.size for trial in found if trial.method.name in ("none", "adapter")} == {6}
     assert found[:2] == [Trial(method, 4, 0, 0) for method in plan.methods]
 
 

@@ -21,7 +21,6 @@ from foreword.validation import check_settings, setting
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
-    from foreword.research.bench.report import Report
     from foreword.research.bench.roofline import Limits
 
 
@@ -115,23 +114,35 @@ def rates_of(model: BaseModel) -> Limits:
     return roofline.measure(torch.float32, model.device)
 
 
-def told(rounds: int, before: str = "") -> Callable[[int], None]:
+def round_notes(rounds: int, before: str = "") -> Callable[[int], None]:
     """Says which round is done, and how long the others take."""
     start_time = time.perf_counter()
 
-    def tell(number: int) -> None:
+    def say(number: int) -> None:
         left = (time.perf_counter() - start_time) / number * (rounds - number)
         rest = f", {duration(left)} left" if number < rounds else ""
         output.note(f"{before}round {number} of {rounds}{rest}")
 
-    return tell
+    return say
 
 
-def report_of(
-    context: typer.Context, model: BaseModel, rates: Limits | None, title: str, **more: Any
-) -> Report:
-    """A report with command, environment and, where they are not its subject, the machine's limits."""
-    from foreword.research.bench.report import Report
+def tell(
+    context: typer.Context,
+    given: BenchOptions,
+    model: BaseModel,
+    rates: Limits | None,
+    title: str,
+    **more: Any,
+) -> None:
+    """Make the report, print it, and write it where it was asked for.
+
+    It has the command, the environment and, where they are not its subject, the machine's limits; `more`: its
+    other attributes.
+
+    Raises:
+        CannotWrite: no right, or no such folder.
+    """
+    from foreword.research.bench.report import Report, as_json, cell, write
     from foreword.research.environment import describe_machine
 
     environment = {name: str(value) for name, value in describe_machine(model).items()}
@@ -141,28 +152,16 @@ def report_of(
             "matrix products (2048 x 2048)": f"{rates.flops / 1e9:.0f} GFLOP/s",
             "memory (copying)": f"{rates.bandwidth / 1e9:.1f} GB/s",
         }
-    return Report(
-        title=title, command=command_line(context, without=("out", "json")), environment=environment, **more
-    )
-
-
-def tell(report: Report, given: BenchOptions) -> None:
-    """Print the report, and write it where it was asked for.
-
-    Raises:
-        CannotWrite: no right, or no such folder.
-    """
-    from foreword.research.bench.report import as_json, cell, write
-
-    out = given.out
+    command = command_line(context, without=("out", "json"))
+    report = Report(title=title, command=command, environment=environment, **more)
     if given.json:
-        written = [] if out is None else write(report, out)
+        written = [] if given.out is None else write(report, given.out)
         return output.json_object({**as_json(report), "files": written})
     for name, value in {**report.environment, **report.limits}.items():
         typer.echo(f"{name}: {value}")
     output.table(report.columns, [tuple(map(cell, row)) for row in report.rows])
     for note in report.notes:
         typer.echo(note)
-    for path in [] if out is None else write(report, out):  # after the figures are told
+    for path in [] if given.out is None else write(report, given.out):  # after the figures are told
         typer.echo(f"written: {path}")
     return None

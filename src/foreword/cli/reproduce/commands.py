@@ -108,7 +108,6 @@ def personalization(
     from foreword.research.experiments import personalization as experiment
     from foreword.research.experiments import plots
     from foreword.research.experiments import report_personalization as report
-    from foreword.research.experiments.personalization import choose_owners
     from foreword.research.experiments.results import Results, alone
 
     given = {
@@ -121,31 +120,20 @@ def personalization(
     chosen: dict[str, Any] = {
         name: QUICK[name] if quick and value is None else value for name, value in given.items()
     }
-    if chosen["max_length"] is not None and chosen["max_length"] < 1:
-        raise UsageError(f"--max-length is {chosen['max_length']}; expected 1 or more")
-    recipe = experiment.Recipe(
-        length=length,
-        steps=chosen["steps"],
-        batch_size=chosen["batch_size"],
-        learning_rate=learning_rate,
-        seed=seed,
-        shared_steps=shared_steps,
-    )
+    longest = chosen.pop("max_length")
+    longest = MAX_LENGTH if longest is None else longest
+    if longest < 1:
+        raise UsageError(f"--max-length is {longest}; expected 1 or more")
+    kept = {name: chosen.pop(name) for name in ("owners", "dev_rows")}
+    chosen |= {"length": length, "learning_rate": learning_rate, "seed": seed, "shared_steps": shared_steps}
+    recipe = experiment.Recipe.from_mapping(chosen)
     fields = files.fields()
     train_examples = read_examples(train, format=files.format, fields=fields)
     dev_examples = read_examples(dev, format=files.format, fields=fields)
     model = load_base(base, options)
-    room = model.max_text_tokens(length)
-    longest = chosen["max_length"] or MAX_LENGTH
-    longest = longest if room is None else min(longest, room)
-    data = choose_owners(
-        model,
-        train_examples,
-        dev_examples,
-        owners=chosen["owners"],
-        dev_rows=chosen["dev_rows"],
-        max_length=longest,
-    )
+    limit = model.max_text_tokens(length)
+    longest = longest if limit is None else min(longest, limit)
+    data = experiment.choose_owners(model, train_examples, dev_examples, **kept, max_length=longest)
     settings = experiment.settings_of(model, data, recipe, longest)
     context.with_resource(alone(out))
     results = Results(out, experiment.EXPERIMENT, settings)
@@ -158,7 +146,7 @@ def personalization(
         )
         results.begin_session(command=command_line(context), **describe_machine(model))
     columns = experiment.run(model, data, recipe, out, results, Counter())
-    plots.draw(report.make_matrix(columns), out / "matrix.png")
+    plots.draw(*report.make_matrix(columns), out / "matrix.png")
     page = report.make_report(results, data, columns, model.name, "matrix.png")
     write_text(out / "report.md", page, overwrite=True)
     if json:

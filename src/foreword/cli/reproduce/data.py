@@ -87,16 +87,16 @@ def max_length_of(task: str | None, given: int | None) -> int:
     """
     from foreword.evaluation import find_task
 
-    found = None if task is None else find_task(task)
-    if found is None or found.cut_source is None:
+    known = None if task is None else find_task(task)
+    if known is None or known.cut_source is None:
         return MAX_LENGTH if given is None else given
-    beside = found.decoding["max_new_tokens"] + TEMPLATE_TOKENS
+    beside = known.decoding["max_new_tokens"] + TEMPLATE_TOKENS
     if given is not None and given <= beside:
         raise UsageError(
-            f"--max-length is {given}; a text of {found.name} takes up to {beside} tokens with what stands "
+            f"--max-length is {given}; a text of {known.name} takes up to {beside} tokens with what stands "
             "between it and its source. Expected more, so that something is left for the source"
         )
-    return int(found.cut_source + beside) if given is None else given
+    return int(known.cut_source + beside) if given is None else given
 
 
 def cut_as_published(splits: DataSplits, task: str | None, plan: Plan, model: BaseModel) -> DataSplits:
@@ -107,11 +107,11 @@ def cut_as_published(splits: DataSplits, task: str | None, plan: Plan, model: Ba
     """
     from foreword.evaluation import cut_sources, find_task
 
-    found = None if task is None else find_task(task)
-    if found is None or found.cut_source is None:
+    known = None if task is None else find_task(task)
+    if known is None or known.cut_source is None:
         return splits
     beside = 0 if model.is_encoder_decoder else plan.decoding["max_new_tokens"] + TEMPLATE_TOKENS
-    tokens = min(found.cut_source, plan.max_length - beside)
+    tokens = min(known.cut_source, plan.max_length - beside)
     train, number = cut_sources(splits.train, model.tokenizer, tokens)
     dev, more = cut_sources(splits.dev, model.tokenizer, tokens)
     parts = {name: cut_sources(part, model.tokenizer, tokens) for name, part in splits.measured.items()}

@@ -47,8 +47,7 @@ LOW_DATA = Kind(
     "Low data: methods by the number of training examples",
     full={
         "methods": "prefix,fine-tuning,lora",
-        "others": "lora-8,top-2,adapter,adapter-16,ia3,llama-adapter,"
-        "peft-prefix,peft-projection,prompt-tuning,none,zero-shot,few-shot",
+        "others": "lora-8,top-2,adapter,peft-prefix,peft-projection,prompt-tuning,none,zero-shot,few-shot",
         "sizes": "50,100,200,500",
         "subsets": 3,
         "seeds": 1,
@@ -120,14 +119,14 @@ def numbers(given: str, option: str, most: int) -> tuple[int, ...]:
     """
     words = [str(most) if name == "all" else name for name in names(given)]
     try:
-        found = tuple(dict.fromkeys(map(int, words)))
+        parsed = tuple(dict.fromkeys(map(int, words)))
     except ValueError as error:
         raise UsageError(
             f"{option} is {given!r}; expected whole numbers with commas, as in 50,100, or all"
         ) from error
-    if not found:
+    if not parsed:
         raise UsageError(f"{option} is empty; expected whole numbers with commas, as in 50,100, or all")
-    return found
+    return parsed
 
 
 def make_plan(chosen: Mapping[str, Any], examples: int) -> Plan:

@@ -10,7 +10,6 @@ Shapes: B batch, T tokens, E embedding size, K width of the bottleneck.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +19,6 @@ from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
 from foreword.research.baselines.fine_tuning import Weights, decoder_blocks, sharing_copy
 from foreword.research.baselines.protocol import AdapterInputs
-
-REDUCTION = 16
-"""E / K in the adapters library's `SeqBnConfig`."""
 
 SPREAD = 0.02
 """Standard deviation of the weights at the start, as in the adapters library (`init_weights="bert"`)."""
@@ -49,31 +45,24 @@ class Bottleneck(nn.Module):
         return hidden_BTE + added_BTE.to(hidden_BTE.dtype)
 
 
-def bottleneck_adapter(reduction: int | None) -> Callable[[AdapterInputs], Weights]:
-    """Bottlenecks of E / `reduction` numbers; None: as wide as the prefix's number of parameters allows."""
-
-    def begin(inputs: AdapterInputs) -> Weights:
-        base = inputs.base
-        if base.is_encoder_decoder:
-            raise UsageError(
-                f"{base.name} is an encoder-decoder: bottleneck adapters are compared on decoder-only models "
-                "here; leave them out"
-            )
-        size = hidden_size(base)
-        width = max(1, size // reduction) if reduction else equal_width(base, inputs.length)
-        model = sharing_copy(base)
-        generator = torch.Generator().manual_seed(inputs.seed)
-        blocks = decoder_blocks(model, base.geometry.streams["decoder"].layers)
-        parameters: list[nn.Parameter] = []
-        for block in blocks:
-            device = next(block.parameters()).device  # of a model on several devices, each layer has its own
-            bottleneck = Bottleneck(size, width, generator).to(device)
-            block.add_module("bottleneck", bottleneck)
-            block.register_forward_hook(_behind)
-            parameters += bottleneck.parameters()
-        return Weights(base, model, parameters)
-
-    return begin
+def bottleneck_adapter(inputs: AdapterInputs, width: int | None = None) -> Weights:
+    """Bottlenecks of `width` numbers (K); None: as wide as the prefix's number of parameters allows."""
+    base = inputs.base
+    if base.is_encoder_decoder:
+        raise UsageError(
+            f"{base.name} is an encoder-decoder: bottleneck adapters are compared on decoder-only models "
+            "here; leave them out"
+        )
+    size, model = hidden_size(base), sharing_copy(base)
+    generator = torch.Generator().manual_seed(inputs.seed)
+    parameters: list[nn.Parameter] = []
+    for block in decoder_blocks(model, base.geometry.streams["decoder"].layers):
+        device = next(block.parameters()).device  # of a model on several devices, each layer has its own
+        bottleneck = Bottleneck(size, width or equal_width(base, inputs.length), generator).to(device)
+        block.add_module("bottleneck", bottleneck)
+        block.register_forward_hook(_behind)
+        parameters += bottleneck.parameters()
+    return Weights(base, model, parameters)
 
 
 def equal_width(base: BaseModel, length: int) -> int:

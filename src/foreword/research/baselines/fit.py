@@ -91,7 +91,7 @@ def mean_loss(adapter: Adapter, rows: Sequence[EncodedExample]) -> float:
 
 @dataclass(frozen=True)
 class _InTraining:
-    """A adapter as the loop's trainable and objective.
+    """An adapter as the loop's trainable and objective.
 
     Its pass is its own (a copy of the model with modules in it, a prefix that PEFT's network makes): it
     brings its parameters into that itself, and the loop puts no prefix in front.

@@ -1,4 +1,4 @@
-"""PEFT's methods: LoRA, IA3 and LLaMA-Adapter in a copy of the model, prefix and prompt tuning as prefixes.
+"""PEFT's methods: LoRA in a copy of the model, prefix and prompt tuning as prefixes.
 
 PEFT makes the modules and their beginnings. The pass, the batches and the decoding are those of the other
 methods; losses and gradients are those of PEFT's own forward pass (tested).
@@ -37,8 +37,14 @@ def lora(rank: int | None) -> Callable[[AdapterInputs], Weights]:
     """LoRA in the modules that PEFT chooses for the architecture; rank None: as many numbers as a prefix."""
 
     def begin(inputs: AdapterInputs) -> Weights:
-        chosen = rank or equal_rank(inputs.base, inputs.length)
-        return _injected(inputs, _lora_config(chosen))
+        from peft import get_peft_model
+
+        base, config = inputs.base, _lora_config(rank or equal_rank(inputs.base, inputs.length))
+        _check(base)
+        with _seeded(inputs.seed), _refusals(base):
+            model = get_peft_model(sharing_copy(base), config).get_base_model()
+        model.eval()
+        return Weights(base, model, [weight for weight in model.parameters() if weight.requires_grad])
 
     return begin
 
@@ -51,24 +57,6 @@ def equal_rank(base: BaseModel, length: int) -> int:
         model = inject_adapter_in_model(_lora_config(1), sharing_copy(base))
     per_rank: int = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     return max(1, int(base.geometry.parameters(length)) // per_rank)
-
-
-def ia3(inputs: AdapterInputs) -> Weights:
-    """IA3: keys, values and hidden units of the feed-forward layers are scaled."""
-    from peft import IA3Config
-
-    return _injected(inputs, IA3Config(task_type="CAUSAL_LM"))
-
-
-def llama_adapter(inputs: AdapterInputs) -> Weights:
-    """LLaMA-Adapter (PEFT's adaption prompts), in all layers: prompts behind a gate that begins closed."""
-    from peft import AdaptionPromptConfig
-
-    layers = inputs.base.geometry.streams["decoder"].layers
-    return _injected(
-        inputs,
-        AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=inputs.length, adapter_layers=layers),
-    )
 
 
 def peft_prefix(*, projection: bool) -> Callable[[AdapterInputs], Prefixed]:
@@ -135,16 +123,6 @@ def _lora_config(rank: int) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0)
-
-
-def _injected(inputs: AdapterInputs, config: Any) -> Weights:
-    from peft import get_peft_model
-
-    _check(inputs.base)
-    with _seeded(inputs.seed), _refusals(inputs.base):
-        model = get_peft_model(sharing_copy(inputs.base), config).get_base_model()
-    model.eval()
-    return Weights(inputs.base, model, [weight for weight in model.parameters() if weight.requires_grad])
 
 
 def _prompt_encoder(inputs: AdapterInputs, config: Any) -> tuple[Any, torch.Tensor]:

@@ -49,7 +49,6 @@ class EvaluatedModel:
 
     Attributes:
         base: the model, with the method's weights where it has any.
-        prefix: in front of every row, or None.
         template: how sources become text where there is no prefix; None: the base's own.
         trained: numbers in the optimiser.
         kept: numbers that belong to the task afterwards, beside the base model.

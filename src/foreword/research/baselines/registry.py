@@ -9,7 +9,7 @@ from typing import Any
 from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
 from foreword.research.baselines import fine_tuning, peft, prefix, prompting
-from foreword.research.baselines.bottleneck_adapter import REDUCTION, bottleneck_adapter
+from foreword.research.baselines.bottleneck_adapter import bottleneck_adapter
 from foreword.research.baselines.protocol import Adapter, AdapterInputs, ContextCost, nothing
 
 Choice = dict[str, Any]
@@ -27,7 +27,6 @@ class Method:
     Attributes:
         name: on the command line and in the results.
         title: in tables and pictures.
-        begin: makes the adapter.
         grid: what is tried on dev examples, rates in ascending order.
         default: what is taken where nothing is tried.
         fits: whether a choice can be had of a base model; None: all can.
@@ -101,10 +100,7 @@ METHODS = {
         _trained("top-2", "fine-tuning, top 2 layers", fine_tuning.top_layers(2), (1e-4, 3e-4, 1e-3)),
         _trained("lora", "LoRA, prefix's size", peft.lora(None), (1e-3, 3e-3, 1e-2)),
         _trained("lora-8", "LoRA, r = 8", peft.lora(8), (3e-4, 1e-3, 3e-3)),
-        _trained("adapter", "adapter, at most prefix's size", bottleneck_adapter(None), (1e-3, 3e-3, 1e-2)),
-        _trained("adapter-16", "adapter, reduction 16", bottleneck_adapter(REDUCTION), (3e-4, 1e-3, 3e-3)),
-        _trained("ia3", "IA3", peft.ia3, (3e-3, 1e-2, 3e-2)),
-        _trained("llama-adapter", "LLaMA-Adapter", peft.llama_adapter, (3e-3, 1e-2, 3e-2)),
+        _trained("adapter", "adapter, at most prefix's size", bottleneck_adapter, (1e-3, 3e-3, 1e-2)),
         _trained(
             "peft-prefix",
             "PEFT prefix, direct",
@@ -163,6 +159,9 @@ VARIANTS = {
 }
 """Our prefix with one thing changed."""
 
+GONE = ("adapter-16", "ia3", "llama-adapter")
+"""Methods of earlier releases that no measurement of ours had."""
+
 
 def methods_named(names: Sequence[str]) -> list[Method]:
     """Methods by name, each once.
@@ -172,6 +171,8 @@ def methods_named(names: Sequence[str]) -> list[Method]:
     """
     known = METHODS | VARIANTS
     for name in names:
+        if name in GONE:
+            raise UsageError(f"the method {name!r} is gone, as no measurement had it; leave it out")
         if name not in known:
             raise UsageError(f"no method is called {name!r}; expected some of {', '.join(known)}")
     return [known[name] for name in dict.fromkeys(names)]

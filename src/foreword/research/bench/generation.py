@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ from foreword.models import resolve
 from foreword.prefix import Prefix
 from foreword.research.bench import roofline
 from foreword.research.bench.roofline import Limits
-from foreword.research.bench.timing import Spread, Work, in_turns, spread
+from foreword.research.bench.timing import Work, in_turns, spread
 from foreword.template import RAW
 from foreword.training.initialization import activations
 
@@ -34,21 +34,9 @@ PREFIXES, PLAIN, PEFT = "prefixes", "no prefix", "PEFT, one adapter after anothe
 MACHINE = "machine"
 
 
-@dataclass(frozen=True)
-class GenerationFigures:
-    """One way.
-
-    Attributes:
-        way: which.
-        tokens: new ones a second.
-        share: of the machine's limit for this batch, in the same round (`limit_seconds`).
-        ratio: how many times as fast prefixes in one batch are as this way, of each round.
-    """
-
-    way: str
-    tokens: Spread
-    share: Spread
-    ratio: Spread
+COLUMNS = ("way", "tokens/s", "share of the machine's limit", "prefixes in one batch against it")
+"""Of a row of figures: which way, new tokens a second, share of the machine's limit for this batch in the
+same round (`limit_seconds`), how many times as fast prefixes in one batch are as this way, of each round."""
 
 
 def check(base: BaseModel, length: int, new_tokens: int) -> None:
@@ -76,9 +64,10 @@ def measure(
     rounds: int,
     peft_rounds: int,
     bandwidth: float,
-    on_round: Callable[[int], None] = lambda number: None,
-) -> list[GenerationFigures]:
-    """All ways in turns; PEFT, which is slow, in the first `peft_rounds` (0 leaves it out).
+    on_round: Callable[[int], None],
+) -> list[tuple[Any, ...]]:
+    """A row of figures (`COLUMNS`) of each way, in turns; PEFT, which is slow, in the first `peft_rounds`
+    (0 leaves it out).
 
     Args:
         bandwidth: of this machine, see `roofline.Limits`; its rate of products is measured in every round.
@@ -106,7 +95,7 @@ def measure(
             for seconds, machine_seconds in taken
         ]
         tokens = spread([made / each for each in turns.seconds[way]])
-        figures.append(GenerationFigures(way, tokens, spread(shares), turns.faster(PREFIXES, way)))
+        figures.append((way, tokens, spread(shares), turns.faster(PREFIXES, way)))
     return figures
 
 

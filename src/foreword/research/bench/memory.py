@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from foreword.base.base_model import BaseModel
-from foreword.encoding import EncodedExample, encode
+from foreword.encoding import encode
 from foreword.errors import ForewordError
 from foreword.models import resolve
 from foreword.research.bench import workload
-from foreword.research.bench.train_step import step_of
+from foreword.research.bench.train_step import batch_at, step_of
 from foreword.research.bench.workload import Workload
 from foreword.training.settings import make_settings
-from foreword.training.trainer import Trainer, build_trainer
+from foreword.training.trainer import build_trainer
 
 WAYS = ("Foreword", "Foreword, checkpointing", "PEFT", "PEFT, projection")
 STEPS = 4
@@ -47,7 +47,7 @@ def measure(
     *,
     peft: bool,
     rounds: int,
-    on_round: Callable[[int], None] = lambda number: None,
+    on_round: Callable[[int], None],
 ) -> dict[str, list[int]]:
     """Bytes by way, round by round, the ways in turns.
 
@@ -96,18 +96,8 @@ def _in_a_process(what: str, **arguments: Any) -> int:
 # -- In the process that is measured ---------------------------------------------------------------
 
 
-def reset_peak() -> int:
-    """Set the peak of this process to its present size, and return it in KiB; on Linux."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak() -> int:
-    """The largest size of this process since the last reset, in KiB; on Linux."""
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """A figure of this process in KiB; on Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
@@ -120,10 +110,11 @@ def above_the_base(model: Any, step: Callable[[int], object], steps: int) -> int
     for parameter in model.parameters():
         parameter.detach().sum()
     gc.collect()
-    before = reset_peak()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of this process is now its present size
+    before = status("VmRSS")
     for number in range(steps):
         step(number)
-    return (peak() - before) * 1024
+    return (status("VmHWM") - before) * 1024
 
 
 def _measure_here(request: Mapping[str, Any]) -> int:
@@ -142,19 +133,11 @@ def _measure_here(request: Mapping[str, Any]) -> int:
         return above_the_base(base.model, step_of(base, [trainer]), STEPS)
     del base
     gc.collect()
-    batches = [_batch(trainer, number) for number in range(STEPS)]
-    return _peft(request["base"], length, batches, projection=way.endswith("projection"))
-
-
-def _batch(trainer: Trainer, number: int) -> list[EncodedExample]:
-    trainer.step = number
-    return trainer.batch()
-
-
-def _peft(name: str, length: int, batches: Sequence[Sequence[EncodedExample]], *, projection: bool) -> int:
+    batches = [batch_at(trainer, number) for number in range(STEPS)]
     from foreword.research.bench import peft as peft_peer
 
-    model = peft_peer.load(str(resolve(name).path), length=length, projection=projection)
+    folder, projection = str(resolve(request["base"]).path), way.endswith("projection")
+    model = peft_peer.load(folder, length=length, projection=projection)
     step = peft_peer.trainer(model, learning_rate=1e-3, warmup=0, steps=STEPS)
     return above_the_base(model, lambda number: step(batches[number]), STEPS)
 

@@ -14,9 +14,9 @@ from foreword.encoding import EncodedExample
 from foreword.training.trainer import rate_factor
 
 
-def load(folder: str, *, length: int, projection: bool, seed: int = 0) -> Any:
+def load(folder: str, *, length: int, projection: bool) -> Any:
     """A frozen model with a fresh PEFT prefix of `length` virtual tokens."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     config = PrefixTuningConfig(
         task_type=TaskType.CAUSAL_LM,

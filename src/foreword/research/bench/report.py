@@ -44,7 +44,6 @@ class Report:
     """One benchmark's outcome.
 
     Attributes:
-        title: what was measured.
         command: that makes it again.
         environment: see `environment.describe_machine`.
         notes: how to read it, a sentence each.

@@ -137,42 +137,10 @@ class Limits:
     bandwidth: float
 
 
-@dataclass(frozen=True)
-class ProductFigures:
-    """Linear layers of one shape.
-
-    Attributes:
-        layers: their names, without the places.
-        outputs, inputs: their shape.
-        count: how many the model has.
-        forward, backward: operations a second of outputs, and of gradients of inputs.
-        share: of the rate of large square products in the same round, forward and backward together.
-    """
-
-    layers: str
-    outputs: int
-    inputs: int
-    count: int
-    forward: Spread
-    backward: Spread
-    share: Spread
-
-
-@dataclass(frozen=True)
-class MachineFigures:
-    """What the machine can do for a model.
-
-    Attributes:
-        squares: operations a second in products of large square matrices.
-        copying: bytes a second, read and written.
-        shapes: of each shape of linear layers.
-        together: the share that a pass through all of them has, were there nothing else to do.
-    """
-
-    squares: Spread
-    copying: Spread
-    shapes: Sequence[ProductFigures]
-    together: Spread
+SHAPE_COLUMNS = ("layers", "shape", "count", "forward, GFLOP/s", "backward, GFLOP/s", "share of squares")
+"""Of a row of figures: names of linear layers of one shape, without the places, the shape (outputs x inputs),
+how many the model has, operations a second of outputs and of gradients of inputs, the share of the rate of
+large square products in the same round, forward and backward together."""
 
 
 def measure(dtype: torch.dtype, device: torch.device, rounds: int = 5) -> Limits:
@@ -208,11 +176,16 @@ def copies(device: torch.device) -> Work:
 
 
 def at_shapes(
-    base: BaseModel, tokens: int, rounds: int, *, on_round: Callable[[int], None] = lambda number: None
-) -> MachineFigures:
+    base: BaseModel, tokens: int, rounds: int, *, on_round: Callable[[int], None]
+) -> tuple[list[tuple[Any, ...]], Spread, Spread]:
     """Products of the model's own weights with M = `tokens` tokens, in turns with those of large squares.
 
     A product takes another layer's weight each time, as in a pass: no cache holds the one it needs.
+
+    Returns:
+        A row of figures (`SHAPE_COLUMNS`) of each shape, of a pass through all of them, were there nothing
+        else to do, and of the squares; GFLOP/s in products of large squares; GB/s, read and written, in
+        copying.
     """
     shapes = _by_shape(base)
     works: dict[str, Work] = {}
@@ -232,9 +205,12 @@ def at_shapes(
     with torch.inference_mode():
         turns = in_turns(works, rounds, on_round=on_round)
     rates = {
-        name: [operations[name] / each for each in turns.seconds[name]] for name in works if name != COPYING
+        name: [operations[name] / each / 1e9 for each in turns.seconds[name]]
+        for name in works
+        if name != COPYING
     }
-    figures, passes = [], [0.0] * rounds
+    figures: list[tuple[Any, ...]] = []
+    passes = [0.0] * rounds
     for (outputs, inputs), layers in shapes.items():
         forward, backward = (rates[f"{way} {outputs} {inputs}"] for way in ("forward", "backward"))
         of_both = [2 / (1 / one + 1 / two) for one, two in zip(forward, backward, strict=True)]
@@ -242,15 +218,14 @@ def at_shapes(
             passes[number] += len(layers) * inputs * outputs / rate
         names = ", ".join(dict.fromkeys(name for name, _ in layers))
         share = _shares(of_both, rates[SQUARES])
-        both = spread(forward), spread(backward)
-        figures.append(ProductFigures(names, outputs, inputs, len(layers), *both, share))
+        shape = f"{outputs} x {inputs}"
+        figures.append((names, shape, len(layers), spread(forward), spread(backward), share))
     numbers = sum(len(layers) * inputs * outputs for (outputs, inputs), layers in shapes.items())
-    return MachineFigures(
-        squares=spread(rates[SQUARES]),
-        copying=spread([2 * COPIED / each for each in turns.seconds[COPYING]]),
-        shapes=figures,
-        together=_shares([numbers / each for each in passes], rates[SQUARES]),
-    )
+    together = _shares([numbers / each for each in passes], rates[SQUARES])
+    squares = spread(rates[SQUARES])
+    figures.append(("all of them once, forward and backward", None, None, None, None, together))
+    figures.append(("squares", f"{SQUARE} x {SQUARE}", None, squares, None, None))
+    return figures, squares, spread([2 * COPIED / each / 1e9 for each in turns.seconds[COPYING]])
 
 
 def _by_shape(base: BaseModel) -> dict[tuple[int, int], list[tuple[str, torch.Tensor]]]:

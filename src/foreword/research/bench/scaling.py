@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError
@@ -52,27 +53,27 @@ NEW_TOKENS = 16
 """Of each row, where text is generated."""
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """One size.
+COLUMNS = ("curve", "at", "seconds", "growth", "growth of operations", "share", "peak MB")
+
+
+class CurvePoint(NamedTuple):
+    """One size of a curve, a row of the report (`COLUMNS`).
 
     Attributes:
-        at: its value.
         seconds: of the work.
-        operations: of its matrix products.
-        share: of the machine's rate of matrix products in the same round.
         growth: seconds over those of the curve's first point in the same round.
         operations_growth: the same of the operations: what growth would be if nothing else cost time.
-        memory: bytes at the peak, above the loaded base; None where it was not measured.
+        share: of the machine's rate of matrix products in the same round.
+        megabytes: at the peak, above the loaded base; None where it was not measured.
     """
 
+    curve: str
     at: int
     seconds: Spread
-    operations: int
-    share: Spread
     growth: Spread
     operations_growth: float
-    memory: int | None
+    share: Spread
+    megabytes: float | None
 
 
 def check(base: BaseModel, name: str, points: Sequence[int]) -> None:
@@ -112,7 +113,7 @@ def measure(
     *,
     rounds: int,
     memory: bool,
-    on_round: Callable[[int], None] = lambda number: None,
+    on_round: Callable[[int], None],
 ) -> list[CurvePoint]:
     """All points of a curve, in turns.
 
@@ -136,19 +137,10 @@ def measure(
     curve = []
     for at in points:
         taken = zip(turns.seconds[str(at)], rates, strict=True)
-        curve.append(
-            CurvePoint(
-                at=at,
-                seconds=turns.of(str(at)),
-                operations=work[at],
-                share=spread([work[at] / seconds / rate for seconds, rate in taken]),
-                growth=turns.faster(str(first), than=str(at)),
-                operations_growth=work[at] / work[first],
-                memory=peaks.of_workload(base.name, sizes(name, at))
-                if memory and name != "prefixes"
-                else None,
-            )
-        )
+        share = spread([work[at] / seconds / rate for seconds, rate in taken])
+        growth = turns.faster(str(first), than=str(at))
+        peak = peaks.of_workload(base.name, sizes(name, at)) / 1e6 if memory and name != "prefixes" else None
+        curve.append(CurvePoint(name, at, turns.of(str(at)), growth, work[at] / work[first], share, peak))
     return curve
 
 
@@ -163,15 +155,15 @@ def sizes(name: str, at: int) -> Workload:
     return Workload(rows=ROWS_OF_OWNERS, text=SHORT, length=10, owners=at)
 
 
-def in_words(name: str, curve: Sequence[CurvePoint]) -> str:
+def in_words(curve: Sequence[CurvePoint]) -> str:
     """The slope, as a sentence."""
-    axis, first, last = AXES[name], curve[0], curve[-1]
+    axis, first, last = AXES[curve[0].curve], curve[0], curve[-1]
     sentence = (
         f"From {first.at} to {last.at} {axis.grows} ({axis.stays}) the time grows {last.growth} times, the "
         f"operations {last.operations_growth:.2f} times"
     )
-    if first.memory is not None and last.memory is not None:
-        each = (last.memory - first.memory) / (last.at - first.at)
-        sentence += f", the peak of memory from {first.memory / 1e6:.0f} to {last.memory / 1e6:.0f} MB"
-        sentence += f", {each / 1e6:.2f} MB for each more"
+    if first.megabytes is not None and last.megabytes is not None:
+        each = (last.megabytes - first.megabytes) / (last.at - first.at)
+        sentence += f", the peak of memory from {first.megabytes:.0f} to {last.megabytes:.0f} MB"
+        sentence += f", {each:.2f} MB for each more"
     return sentence + "."

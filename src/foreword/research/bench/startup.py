@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +14,7 @@ from foreword.base.base_model import BaseModel
 from foreword.models import resolve
 from foreword.research.bench import memory
 from foreword.research.bench.generation import PROMPTS, make_prefix, save_as_peft
-from foreword.research.bench.timing import Spread, Work, in_turns
+from foreword.research.bench.timing import Work, in_turns
 
 PYTHON, HELP = "python alone", "foreword --help"
 LIBRARIES, FIRST = "importing torch and transformers", "foreword generate, first token"
@@ -35,22 +35,10 @@ with torch.no_grad():
 """
 
 
-@dataclass(frozen=True)
-class StartFigures:
-    """One way.
-
-    Attributes:
-        way: which.
-        seconds: of the whole process.
-        share: of the limit: the seconds of the bare interpreter (for help) or of importing the libraries
-            (for a token) over its own, in the same round; None for a limit itself.
-        faster: than PEFT's first token, for ours; None without PEFT.
-    """
-
-    way: str
-    seconds: Spread
-    share: Spread | None
-    faster: Spread | None
+COLUMNS = ("way", "seconds", "limit / own time", "times as fast as PEFT")
+"""Of a row of figures: which way, seconds of the whole process, share of the limit (the seconds of the bare
+interpreter, for help, or of importing the libraries, for a token, over its own in the same round; None for a
+limit itself), and for our first token the speed over PEFT's (None without PEFT)."""
 
 
 def measure(
@@ -59,9 +47,9 @@ def measure(
     length: int,
     rounds: int,
     peft: bool,
-    on_round: Callable[[int], None] = lambda number: None,
-) -> list[StartFigures]:
-    """All ways in turns, after a round that fills the caches.
+    on_round: Callable[[int], None],
+) -> list[tuple[Any, ...]]:
+    """A row of figures (`COLUMNS`) of each way, in turns, after a round that fills the caches.
 
     Raises:
         MeasurementFailed: a process that ended otherwise.
@@ -87,7 +75,7 @@ def measure(
         turns = in_turns(ways, rounds, on_round=on_round)
     limits = {HELP: PYTHON, FIRST: LIBRARIES, PEFT: LIBRARIES}
     return [
-        StartFigures(
+        (
             way,
             turns.of(way),
             turns.faster(way, than=limits[way]) if way in limits else None,

@@ -35,7 +35,7 @@ class Run:
         steps: how many it has.
         watched: steps between two looks at its dev loss; the last step is always looked at.
         seconds: of its steps so far.
-        course: dev loss and seconds after so many steps.
+        run_log: dev loss and seconds after so many steps.
     """
 
     step: Callable[[int], object]
@@ -85,7 +85,6 @@ def entrants(
     watched: int,
     rates: Mapping[str, Sequence[float]],
     peft_folder: str,
-    seed: int = 0,
 ) -> dict[str, Run]:
     """Foreword's run, and one of PEFT for each form and learning rate.
 
@@ -99,14 +98,14 @@ def entrants(
     """
     if len(rows) < size or not dev:
         raise UsageError(f"{len(rows)} examples and {len(dev)} dev examples; expected {size} and 1 at least")
-    settings = make_settings(length=length, steps=own_steps, batch_size=size, seed=seed)
+    settings = make_settings(length=length, steps=own_steps, batch_size=size)
     own = build_trainer(base, settings, list(rows), list(dev))
     runs = {FOREWORD: Run(step_of(base, [own]), lambda: dev_loss(base, own), own_steps, watched)}
     warmup = make_settings().warmup_steps(steps)
-    order = BatchSampler([row.tokens for row in rows], size, seed, by_length=False)
+    order = BatchSampler([row.tokens for row in rows], size, settings.seed, by_length=False)
     for form, tried in rates.items():
         for rate in tried:
-            model = peft.load(peft_folder, length=length, projection=form == PROJECTED, seed=seed)
+            model = peft.load(peft_folder, length=length, projection=form == PROJECTED)
             take_step = peft.trainer(model, learning_rate=rate, warmup=warmup, steps=steps)
 
             def step(number: int, take_step: Callable[[Sequence[EncodedExample]], float] = take_step) -> None:

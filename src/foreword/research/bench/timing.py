@@ -27,10 +27,6 @@ class Spread:
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 
-    def scaled(self, factor: float) -> Spread:
-        """In another unit."""
-        return Spread(self.median * factor, self.low * factor, self.high * factor)
-
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles. Raises ValueError without values."""
@@ -67,7 +63,6 @@ def in_turns(
     """Every way once to warm up (round -1), then in turns: A B A B ...
 
     Args:
-        rounds: how many.
         fewer: rounds of ways that are too slow for all.
         on_round: called with the rounds that are done.
     """

@@ -20,7 +20,7 @@ from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.examples import Entry, source_key
 from foreword.generation import generate
 from foreword.research.baselines.protocol import EvaluatedModel
-from foreword.research.experiments.plan import OnProgress, Plan, Trial
+from foreword.research.experiments.plan import OnProgress, Plan, Trial, seconds_since
 from foreword.research.experiments.results import Results
 from foreword.research.experiments.splits import distinct_sources, few_targets
 
@@ -85,8 +85,7 @@ def rescore(
                 group: {f"{name} {figure}": value for figure, value in score([name], *pairs)[name].items()}
                 for group, pairs in _texts(folder / "outputs" / trial.outputs).items()
             }
-            seconds = round(time.perf_counter() - start_time, 1)
-            results.add(score_key(name, trial), figures=figures, seconds=seconds)
+            results.add(score_key(name, trial), figures=figures, seconds=seconds_since(start_time))
     on_progress("trials scored", len(waiting), len(waiting))
 
 

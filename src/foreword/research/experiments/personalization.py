@@ -20,11 +20,12 @@ from foreword.encoding import encode_example
 from foreword.errors import BadExamples, DamagedCheckpoint, ForewordError, UsageError
 from foreword.examples import Example, digest
 from foreword.prefix import Prefix
-from foreword.research.experiments.plan import OnProgress
+from foreword.research.experiments.plan import OnProgress, seconds_since
 from foreword.research.experiments.results import Results
 from foreword.research.experiments.statistics import Column
 from foreword.training import Progress, train, train_many
-from foreword.training.settings import make_settings
+from foreword.training.settings import TrainingSettings
+from foreword.validation import setting
 
 ByOwner = dict[str, list[Example]]
 
@@ -34,7 +35,6 @@ class OwnersData:
     """Owners in alphabetical order, each with examples of both kinds.
 
     Attributes:
-        train, dev: by owner.
         too_long: examples left out for their length: of `train`, of `dev`.
         unmeasured: owners left out because they have no dev examples.
     """
@@ -138,55 +138,27 @@ SHARED = "shared prefix"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How every prefix of the experiment is trained.
+class Recipe(TrainingSettings):
+    """How every prefix of the experiment is trained."""
 
-    Attributes:
-        length: P, number of virtual tokens.
-        steps: optimiser steps for each owner; None: the default of training, which follows their number of
-            examples.
-        batch_size, learning_rate: None: the defaults of training.
-        seed: of starting points and order.
-        shared_steps: optimiser steps of the shared prefix; None: as many as all owners' together.
-    """
-
-    length: int = 10
-    steps: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    seed: int = 0
-    shared_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.shared_steps is not None and self.shared_steps < 1:
-            raise UsageError(f"shared_steps is {self.shared_steps}; expected at least 1")
-        make_settings(**self.options)
+    shared_steps: int | None = setting(None, ge=1, help="Optimiser steps of the shared prefix")
 
     @property
     def options(self) -> dict[str, Any]:
         """As keywords of `train` and `train_many`."""
-        options = dataclasses.asdict(self)
-        del options["shared_steps"]
-        return options
-
-    @property
-    def batch(self) -> int:
-        """Examples of a step."""
-        return make_settings(**self.options).batch_size
+        return {name: value for name, value in self.keywords().items() if name != "shared_steps"}
 
     def steps_of(self, data: OwnersData) -> dict[str, int]:
         """Optimiser steps of each owner."""
-        settings = make_settings(**self.options)
-        return {owner: settings.steps_for(len(examples)) for owner, examples in data.train.items()}
+        return {owner: self.steps_for(len(examples)) for owner, examples in data.train.items()}
 
     def steps_of_shared(self, data: OwnersData) -> int:
-        """Optimiser steps of the shared prefix."""
+        """Optimiser steps of the shared prefix; as many as all owners' together where nothing else is set."""
         return self.shared_steps or sum(self.steps_of(data).values())
 
 
 def settings_of(base: BaseModel, data: OwnersData, recipe: Recipe, max_length: int) -> dict[str, Any]:
     """What makes a run this run and no other, as its results keep it."""
-    training = make_settings(**recipe.options)
     return {
         "owners": len(data.owners),
         "train examples": sum(map(len, data.train.values())),
@@ -200,10 +172,10 @@ def settings_of(base: BaseModel, data: OwnersData, recipe: Recipe, max_length: i
         "length": recipe.length,
         "steps": recipe.steps,
         "shared_steps": recipe.steps_of_shared(data),
-        "batch_size": recipe.batch,
-        "learning_rate": training.learning_rate,
-        "parameterization": str(training.parameterization),
-        "init": str(training.init),
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "parameterization": str(recipe.parameterization),
+        "init": str(recipe.init),
         "seed": recipe.seed,
     }
 
@@ -243,9 +215,14 @@ def run(
             start_time = time.perf_counter()
             column = score_column(base, owner, data.dev[owner], shared, own)
             figures = {name: value for name, value in dataclasses.asdict(column).items() if name != "owner"}
-            results.add(_column_key(owner), seconds=_since(start_time), **figures)
+            results.add(_column_key(owner), seconds=seconds_since(start_time), **figures)
     on_progress("owners scored", len(data.owners), len(data.owners))
-    return [_read_column(results, owner) for owner in data.owners]
+    columns = []
+    for owner in data.owners:
+        figures = {**results.records[_column_key(owner)]}
+        del figures["seconds"]
+        columns.append(Column(owner, **figures))
+    return columns
 
 
 def score_column(
@@ -298,7 +275,7 @@ class _Experiment:
             **{**self.recipe.options, "steps": steps},
         )
         prefix.save(path, overwrite=True)
-        self.results.add(SHARED, seconds=_since(start_time), digest=prefix.digest, steps=steps)
+        self.results.add(SHARED, seconds=seconds_since(start_time), digest=prefix.digest, steps=steps)
         return prefix
 
     def own_prefixes(self) -> dict[str, Prefix]:
@@ -312,7 +289,7 @@ class _Experiment:
 
         def keep(owner: str, prefix: Prefix) -> None:
             prefix.save(paths[owner], overwrite=True)
-            seconds = _since(start_time)
+            seconds = seconds_since(start_time)
             self.results.add(_prefix_key(owner), seconds=seconds, digest=prefix.digest, steps=steps[owner])
 
         def report(progress: Progress) -> None:
@@ -342,20 +319,9 @@ def _load(path: Path, expected: str) -> Prefix:
     return prefix
 
 
-def _read_column(results: Results, owner: str) -> Column:
-    figures = {
-        name: value for name, value in results.records[_column_key(owner)].items() if name != "seconds"
-    }
-    return Column(owner=owner, **figures)
-
-
 def _prefix_key(owner: str) -> str:
     return f"prefix of {owner}"
 
 
 def _column_key(owner: str) -> str:
     return f"losses on {owner}"
-
-
-def _since(start_time: float) -> float:
-    return round(time.perf_counter() - start_time, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,3 +143,8 @@ def method_of(key: str) -> str | None:
     """The method of a trial, by its name in the results; None for what is no trial."""
     match = re.fullmatch(r"([^ ,]+), n = \d+, subset \d+, seed \d+", key)
     return match and match[1]
+
+
+def seconds_since(start_time: float) -> float:
+    """Seconds of a part that began at this time of `time.perf_counter`, as the results have them."""
+    return round(time.perf_counter() - start_time, 1)

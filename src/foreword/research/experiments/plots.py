@@ -17,29 +17,12 @@ FEW = 8
 LONGEST_NAME = 24
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """Values by row and column, and the words around them.
+def draw(
+    values: Sequence[Sequence[float]], row_names: Sequence[str], column_names: Sequence[str], path: Path
+) -> None:
+    """Write the picture of a matrix (PNG): above 0 red, below 0 blue; cells of the diagonal are outlined.
 
-    Attributes:
-        values: rows of numbers; above 0 red, below 0 blue.
-        rows, columns: their names. Rows beyond the columns stand apart, below a line, and do not widen the
-            range of the colours.
-        title, row_label, column_label, scale_label, caption: text.
-    """
-
-    values: Sequence[Sequence[float]]
-    rows: Sequence[str]
-    columns: Sequence[str]
-    title: str
-    row_label: str
-    column_label: str
-    scale_label: str
-    caption: str
-
-
-def draw(matrix: Matrix, path: Path) -> None:
-    """Write the picture (PNG); cells of the diagonal are outlined.
+    Rows beyond the columns stand apart, below a line, and do not widen the range of the colours.
 
     Raises:
         CannotWrite: no right or no space.
@@ -48,43 +31,42 @@ def draw(matrix: Matrix, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    count = len(matrix.columns)
+    count = len(column_names)
     side = max(4.2, 0.27 * count)
-    figure = Figure(
-        figsize=(side + 3.2, side + 2.2 + 0.27 * (len(matrix.rows) - count)), layout="constrained"
-    )
+    figure = Figure(figsize=(side + 3.2, side + 2.2 + 0.27 * (len(row_names) - count)), layout="constrained")
     axes = figure.add_subplot()
-    limit = _limit([value for row in matrix.values[:count] for value in row])
-    image = axes.imshow(matrix.values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+    limit = _limit([value for row in values[:count] for value in row])
+    image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
     for place in range(count):
         axes.add_patch(
             Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1)
         )
-    if len(matrix.rows) > count:
+    if len(row_names) > count:
         axes.axhline(count - 0.5, color="black", linewidth=1.5)
     size = 10 if count <= FEW else 8
-    rows, columns = [_shown(name) for name in matrix.rows], [_shown(name) for name in matrix.columns]
+    rows, columns = [_shown(name) for name in row_names], [_shown(name) for name in column_names]
     axes.set_xticks(range(count), columns, rotation=90 if count > FEW else 30, fontsize=size)
     if count <= FEW:
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
             label.set_rotation_mode("anchor")
     axes.set_yticks(range(len(rows)), rows, fontsize=size)
-    axes.set_xlabel(matrix.column_label)
-    axes.set_ylabel(matrix.row_label)
-    axes.set_title(matrix.title, fontsize=12)
+    axes.set_xlabel("whose dev examples")
+    axes.set_ylabel("whose prefix")
+    axes.set_title("Loss minus the loss under the owner's own prefix", fontsize=12)
     if count <= FEW:
-        for y, row in enumerate(matrix.values):
+        for y, row in enumerate(values):
             for x, value in enumerate(row):
                 dark = abs(value) > 0.6 * limit
                 shown = f"{value:+.2f}" if value else "0"
                 axes.text(x, y, shown, ha="center", va="center", color="white" if dark else "black")
-    above = any(value > limit for row in matrix.values for value in row)
-    below = any(value < -limit for row in matrix.values for value in row)
+    above = any(value > limit for row in values for value in row)
+    below = any(value < -limit for row in values for value in row)
     ends = {(True, True): "both", (True, False): "max", (False, True): "min"}.get((above, below), "neither")
     bar = figure.colorbar(image, ax=axes, shrink=0.8, extend=ends)
-    bar.set_label(matrix.scale_label)
-    figure.supxlabel(matrix.caption, fontsize=9)
+    bar.set_label("difference per target token (nats)")
+    caption = "Outlined: the owner's own prefix, 0 by definition. Red: worse than own; blue: better."
+    figure.supxlabel(caption, fontsize=9)
     _save(figure, path)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from foreword.reporting.markdown import table
 from foreword.research.environment import conditions
 from foreword.research.experiments.personalization import SHARED, OwnersData
-from foreword.research.experiments.plots import Matrix
 from foreword.research.experiments.results import Results
 from foreword.research.experiments.statistics import (
     SIGNIFICANCE,
@@ -69,22 +68,14 @@ def make_report(
     )
 
 
-def make_matrix(columns: Sequence[Column]) -> Matrix:
-    """The picture: every prefix on every owner's dev examples, against the owner's own."""
+def make_matrix(columns: Sequence[Column]) -> tuple[list[list[float]], list[str], list[str]]:
+    """Of the picture: every prefix on every owner's dev examples, against the owner's own, and whose rows and
+    columns are."""
     owners = [column.owner for column in columns]
     values = [[column.under[owner] - column.own for column in columns] for owner in owners]
     values.append([column.shared - column.own for column in columns])
     values.append([column.none - column.own for column in columns])
-    return Matrix(
-        values=values,
-        rows=[*owners, "shared prefix", "no prefix"],
-        columns=owners,
-        title="Loss minus the loss under the owner's own prefix",
-        row_label="whose prefix",
-        column_label="whose dev examples",
-        scale_label="difference per target token (nats)",
-        caption="Outlined: the owner's own prefix, 0 by definition. Red: worse than own; blue: better.",
-    )
+    return values, [*owners, "shared prefix", "no prefix"], owners
 
 
 def summary(columns: Sequence[Column]) -> str:

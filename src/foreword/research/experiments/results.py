@@ -85,7 +85,6 @@ class Results:
 
     Attributes:
         path: of `results.jsonl`.
-        experiment: its name.
         settings: under which all parts were made.
         records: the figures of each part, by its name.
         sessions: what each start of the run noted: command, hardware, versions.

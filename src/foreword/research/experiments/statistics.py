@@ -27,7 +27,6 @@ class Column:
     """One owner's dev examples under every prefix: mean losses per target token, in nats.
 
     Attributes:
-        owner: whose examples.
         examples, tokens: dev examples, and target tokens in them.
         none, shared: without a prefix, and under the shared one.
         under: by owner, under that owner's prefix.

@@ -26,7 +26,7 @@ from foreword.research.baselines.protocol import Adapter, AdapterInputs
 from foreword.research.baselines.registry import RATE, Choice, Method
 from foreword.research.experiments.checks import choices
 from foreword.research.experiments.measure import measure
-from foreword.research.experiments.plan import SEEDS_APART, TUNING, OnProgress, Plan, Trial
+from foreword.research.experiments.plan import SEEDS_APART, TUNING, OnProgress, Plan, Trial, seconds_since
 from foreword.research.experiments.results import Results, choice_key, chosen_before, chosen_key
 from foreword.research.experiments.splits import DataSplits
 
@@ -159,7 +159,7 @@ def _best(experiment: _Experiment, method: Method) -> Choice | None:
                 dev_loss=fitted and fitted.dev_loss,
                 step=fitted and fitted.step,
                 curve=fitted and fitted.curve,
-                seconds=_since(start_time),
+                seconds=seconds_since(start_time),
             )
         loss = results.records[name]["dev_loss"]
         tried.append((math.inf if loss is None else loss, choice))
@@ -176,10 +176,10 @@ def _make(experiment: _Experiment, trial: Trial, choice: Choice, folder: Path) -
     seed = plan.seed + trial.subset + SEEDS_APART * trial.seed
     adapter, fitted = experiment.train(trial.method, choice, examples, seed, trial.key)
     if fitted is None:
-        results.add(trial.key, choice=choice, diverged=True, seconds=_since(start_time))
+        results.add(trial.key, choice=choice, diverged=True, seconds=seconds_since(start_time))
         return
     evaluated = adapter.finish()
-    training_seconds = _since(start_time)
+    training_seconds = seconds_since(start_time)
     groups: dict[str, dict[str, float]] = {}
     lines: list[str] = []
     for name, group in splits.measured.items():
@@ -199,14 +199,10 @@ def _make(experiment: _Experiment, trial: Trial, choice: Choice, folder: Path) -
         trained=evaluated.trained,
         kept=evaluated.kept,
         training_seconds=training_seconds,
-        seconds=_since(start_time),
+        seconds=seconds_since(start_time),
     )
 
 
 def _line(group: str, prediction: Prediction) -> str:
     row = {"group": group, "source": prediction.source, "references": prediction.references}
     return json.dumps({**row, "text": prediction.text}, ensure_ascii=False) + "\n"
-
-
-def _since(start_time: float) -> float:
-    return round(time.perf_counter() - start_time, 1)
