@@ -130,9 +130,6 @@ def check_marker(blobs: Blobs, store: str) -> None:
     blobs.write(MARKER, store.encode())
 
 
-# -- In a bucket ------------------------------------------------------------------------------------
-
-
 class BucketBlobs:
     """Objects below one URL, such as `s3://bucket/folder`.
 
@@ -212,9 +209,6 @@ def _age(entry: dict[str, Any], now: datetime.datetime) -> float:
     if isinstance(written, datetime.datetime):
         return (now - (written if written.tzinfo else written.replace(tzinfo=datetime.UTC))).total_seconds()
     return 0.0  # unknown age: never old enough to be taken for a leftover
-
-
-# -- In a folder ------------------------------------------------------------------------------------
 
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)

@@ -127,10 +127,6 @@ class Database:
                 time.sleep(0.01 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def insert(self, table: sqlalchemy.Table) -> Any:
-        """An INSERT that knows ON CONFLICT, which both databases spell alike."""
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
-
     def close(self) -> None:
         """Close every connection; the next call opens new ones."""
         self.engine.dispose()
@@ -155,6 +151,11 @@ class Database:
                 "Check that the database runs and can be reached, then repeat the call"
             )
         return error
+
+
+def insert(connection: Connection, table: sqlalchemy.Table) -> Any:
+    """An INSERT that knows ON CONFLICT, which both databases spell alike."""
+    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
 
 
 def _engine(url: str | sqlalchemy.URL) -> Engine:

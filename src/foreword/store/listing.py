@@ -25,14 +25,7 @@ LARGEST_PAGE = 1000
 
 @dataclass(frozen=True)
 class Filter:
-    """Which prefixes to list.
-
-    Attributes:
-        owner: only this owner's.
-        name: only names that start with this.
-        label: only prefixes with this label; the labelled version is listed, not the latest.
-        base: only those whose latest version belongs to this base model.
-    """
+    """Which prefixes to list; see `PrefixStore.list`."""
 
     owner: str | None = None
     name: str | None = None
@@ -60,7 +53,7 @@ class Page:
 
 
 def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, after: str | None) -> Page:
-    """One page; see `PrefixStore.list`."""
+    """One page."""
     if not 1 <= limit <= LARGEST_PAGE:
         raise UsageError(f"limit is {limit}; expected 1 to {LARGEST_PAGE} prefixes a page")
     if chosen.owner is not None:
