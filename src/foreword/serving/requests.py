@@ -148,9 +148,6 @@ class ChatBody(Sampled):
         return self
 
 
-# -- Requests that do not fit their schema ------------------------------------------------------------
-
-
 def refuse_fields_beside(form: Iterable[str], known: Collection[str]) -> None:
     """Refuse a form with a field that has no meaning here, as bodies in JSON are. Raises Refused: 400."""
     for field in form:

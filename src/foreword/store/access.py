@@ -142,9 +142,6 @@ def withdraw(connection: Connection, caller: Caller, owner: str, name: str, gran
     note(connection, caller, "unshare", owner, f"{owner}/{name} with {grantee}")
 
 
-FORGOTTEN = "(forgotten)"
-
-
 @dataclass(frozen=True)
 class AuditEntry(Record):
     """One line of the audit table.
@@ -195,11 +192,6 @@ def entries(
     if before is not None:
         query = query.where(audit.c.id < before)
     return tuple(AuditEntry(**row) for row in connection.execute(query).mappings())
-
-
-def strip(connection: Connection, owner: str) -> None:
-    """Take the names of a forgotten owner's prefixes out of the entries; who, when and digest stay."""
-    connection.execute(audit.update().where(audit.c.owner == owner).values(target=f"{owner}/{FORGOTTEN}"))
 
 
 def forgotten_since(connection: Connection, entry: int) -> tuple[str, ...]:

@@ -238,7 +238,9 @@ class FolderBlobs:
         """See `Blobs.write`."""
         path = self.folder / key
         try:
-            self._make_folder(path.parent)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                flush_folder(path.parent.parent)
             try:
                 # Straight to its place: nobody reads a key before its version is committed, and
                 # a rename would cost a second flush of the disk.
@@ -273,11 +275,6 @@ class FolderBlobs:
                     status = path.stat()
                     if key != MARKER:
                         yield Stored(key, status.st_size, now - status.st_mtime)
-
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            flush_folder(folder.parent)
 
     def __str__(self) -> str:
         return str(self.folder)

@@ -19,8 +19,10 @@ from foreword.store.database import Database
 from foreword.store.maintenance import remove_unnamed
 from foreword.store.names import folder_name
 from foreword.store.record import Record
-from foreword.store.schema import api_key, job, now, prefix, setting, share, upload, version
+from foreword.store.schema import api_key, audit, job, now, prefix, setting, share, upload, version
 
+FORGOTTEN = "(forgotten)"
+"""Stands in the audit table for the names of a forgotten owner's prefixes; who, when and digest stay."""
 JOBS = ".jobs"
 """Folder for the checkpoints of a server's jobs, below the store's folder for checkpoints."""
 
@@ -73,7 +75,7 @@ def forget_rows(database: Database, blobs: Blobs, caller: Caller, owner: str) ->
         for what, table in (("keys", api_key), ("uploads", upload), ("jobs", job)):
             counted[what] = connection.execute(delete(table).where(table.c.owner == owner)).rowcount
         connection.execute(delete(prefix).where(prefix.c.owner == owner))  # versions and labels with it
-        access.strip(connection, owner)
+        connection.execute(update(audit).where(audit.c.owner == owner).values(target=f"{owner}/{FORGOTTEN}"))
         entry = access.note(connection, caller, "forget", owner, None)
         # Every cache compares this number at each call, see cache.py.
         connection.execute(update(setting).where(setting.c.name == "forgotten").values(value=str(entry)))

@@ -109,10 +109,10 @@ def folder_name(owner: str) -> str:
     return re.sub("[A-Z]", lambda match: "!" + match.group().lower(), owner)
 
 
-def shown(text: object) -> str:
-    """`text` for an error message: control characters escaped, never endless."""
+def shown(text: object, most: int = 60) -> str:
+    """`text` quoted for a message: control characters escaped, never endless."""
     plain = ascii(text)
-    return plain if len(plain) <= 60 else f"{plain[:40]}... ({len(plain)} characters)"
+    return plain if len(plain) <= most else f"{plain[: most - 20]}... ({len(plain)} characters)"
 
 
 def _checked(what: str, text: str) -> str:

@@ -185,9 +185,8 @@ class PrefixStore:
         parsed = names.parse(reference)
         missing = None
         while True:
-            located = self._read(versions.locate, parsed)
-            self._cache.settle(located.forgotten, self._forgotten_since)
-            row = located.row
+            row = self._read(versions.locate, parsed)
+            self._cache.settle(row.forgotten, self._forgotten_since)
             load = functools.partial(Prefix.from_bytes, where=f"{row.owner}/{row.name}@{row.number}")
             if (cached := self._cache.get(row.owner, row.digest, load)) is not None:
                 return cached
@@ -201,7 +200,7 @@ class PrefixStore:
                 missing = row.key
                 continue
             prefix = load(content)
-            self._cache.put(row.owner, row.digest, prefix, content, located.forgotten)
+            self._cache.put(row.owner, row.digest, prefix, content, row.forgotten)
             return prefix
 
     def describe(self, reference: str) -> Description:

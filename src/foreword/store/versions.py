@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, func, select, update
+from sqlalchemy import Connection, Integer, Row, Select, cast, delete, func, select, update
 
 from foreword.errors import UsageError
 from foreword.store import access
@@ -37,33 +36,27 @@ COLUMNS = (*version.c, prefix.c.public, blob.c.size, blob.c.key, _LABELS.label("
 _FIELDS = tuple(field.name for field in dataclasses.fields(Version) if field.name != "labels")
 
 
-@dataclass(frozen=True)
-class Located:
-    """A version, where its file lies, and the last forgetting before it was found (see `cache.py`)."""
+def locate(connection: Connection, caller: Caller, reference: Reference) -> Row[Any]:
+    """The version that `reference` means to `caller`, in one query: a row with `COLUMNS`.
 
-    row: Row[Any]
-    forgotten: int
-
-
-def locate(connection: Connection, caller: Caller, reference: Reference) -> Located:
-    """The version that `reference` means to `caller`, in one query.
+    `forgotten` is the last forgetting before it was found (see `cache.py`).
 
     Raises:
         UnknownPrefix: absent or hidden.
         UsageError: the first digits of a digest fit more than one version.
     """
-    epoch = select(setting.c.value).where(setting.c.name == "forgotten").scalar_subquery()
+    epoch = select(cast(setting.c.value, Integer)).where(setting.c.name == "forgotten").scalar_subquery()
     rows = connection.execute(_query(caller, reference, epoch.label("forgotten")).limit(2)).all()
     if not rows:
         raise unknown(reference, caller)
     if len({row.digest for row in rows}) > 1:
         raise UsageError(f"{reference} fits more than one version; give more digits of the digest")
-    return Located(rows[0], int(rows[0].forgotten))
+    return rows[0]
 
 
 def describe(connection: Connection, caller: Caller, reference: Reference) -> Description:
     """The version that `reference` means to `caller`, and the prefix around it. Raises as `locate`."""
-    located = locate(connection, caller, reference).row
+    located = locate(connection, caller, reference)
     here = {"owner": located.owner, "name": located.name}
     numbers = select(version.c.number).filter_by(**here).order_by(version.c.number)
     labels = select(label.c.label, label.c.number).filter_by(**here).order_by(label.c.label)
@@ -130,7 +123,7 @@ def lock_name(connection: Connection, owner: str, name: str) -> Row[Any]:
 def copy(connection: Connection, caller: Caller, source: Reference, owner: str, name: str) -> Version:
     """A version of `owner/name` with the file of `source`; no bytes move."""
     check_writes(caller, owner)
-    row = locate(connection, caller, source).row
+    row = locate(connection, caller, source)
     # Held until the new version names it, so that garbage collection can't take it in between.
     held = select(blob.c.digest).where(blob.c.digest == row.digest).with_for_update()
     if connection.execute(held).first() is None:
@@ -148,7 +141,7 @@ def remove(connection: Connection, caller: Caller, reference: Reference, every: 
     lock(connection, caller, owner, name)
     query = select(version.c.number, version.c.digest).filter_by(owner=owner, name=name)
     if not every:
-        query = query.where(version.c.number == locate(connection, caller, reference).row.number)
+        query = query.where(version.c.number == locate(connection, caller, reference).number)
     gone = connection.execute(query.order_by(version.c.number)).all()
     removed = delete(version).filter_by(owner=owner, name=name)
     connection.execute(removed.where(version.c.number.in_([row.number for row in gone])))
@@ -169,18 +162,18 @@ def set_label(connection: Connection, caller: Caller, reference: Reference, text
     """Point a label at a version, away from the one it pointed at before. Raises as `lock`."""
     owner, name = reference.owner, reference.name
     lock(connection, caller, owner, name)
-    row = locate(connection, caller, reference).row
+    row = locate(connection, caller, reference)
     keys = {"owner": owner, "name": name, "label": text}
     fresh = insert(connection, label).values(**keys, number=row.number)
     connection.execute(fresh.on_conflict_do_update(index_elements=[*keys], set_={"number": row.number}))
     access.note(connection, caller, "label", owner, f"{owner}/{name}@{row.number} {text}", row.digest)
-    return record_of(locate(connection, caller, Reference(owner, name, number=row.number)).row)
+    return record_of(locate(connection, caller, Reference(owner, name, number=row.number)))
 
 
 def drop_label(connection: Connection, caller: Caller, owner: str, name: str, text: str) -> None:
     """Remove a label; its version stays. Raises as `lock`."""
     lock(connection, caller, owner, name)
-    row = locate(connection, caller, Reference(owner, name, label=text)).row
+    row = locate(connection, caller, Reference(owner, name, label=text))
     connection.execute(delete(label).filter_by(owner=owner, name=name, label=text))
     access.note(connection, caller, "unlabel", owner, f"{owner}/{name}@{row.number} {text}", row.digest)
 

@@ -161,9 +161,6 @@ async def _read_row(
         queue.put_nowait(error)
 
 
-# -- Over HTTP -------------------------------------------------------------------------------------
-
-
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """What `work` comes to, unless the client goes away before: then it is cancelled.
 

@@ -37,8 +37,6 @@ class RunningRow:
     """A row with what it needs between two steps.
 
     Attributes:
-        row: what was asked for.
-        max_new_tokens: that it may have.
         position: of the next token that is read.
         made: new tokens so far.
         last: the newest of them, which the next step reads.
@@ -148,7 +146,7 @@ class ContinuousBatch:
             row.position += 1
             try:
                 token = row.choose(logits_V)
-            except Exception as error:  # this row's alone, and its caller is told
+            except Exception as error:  # this row's alone, and goes to its caller
                 outcomes.append(error)
                 continue
             outcomes.append(token)

@@ -194,11 +194,6 @@ def alike(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def shown(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyperparameters as an answer shows them: OpenAI's three always, the others where they were given."""
-    return {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto", **asked}
-
-
 def _template(
     served: ServedModel, choice: TemplateChoice | None, style: str, start: Prefix | None
 ) -> Template:

@@ -34,7 +34,6 @@ class Upload:
         filename: as its owner called it; used for nothing but showing it.
         style: `chat` for conversations, else `text`.
         size: bytes.
-        examples: how many it holds.
     """
 
     id: str
@@ -82,17 +81,13 @@ def add(
         examples=len(examples),
     )
 
-    _insert(database, caller, record, content, limit=limit)
-    return record
+    def insert(connection: Connection) -> Upload:
+        check_stored_bytes(connection, owner, len(content), limit)
+        connection.execute(upload.insert().values(**vars(record), content=content))
+        access.note(connection, caller, "upload", owner, record.id)
+        return record
 
-
-@transaction
-def _insert(
-    connection: Connection, caller: Caller, record: Upload, content: bytes, *, limit: int | None
-) -> None:
-    check_stored_bytes(connection, record.owner, len(content), limit)
-    connection.execute(upload.insert().values(**vars(record), content=content))
-    access.note(connection, caller, "upload", record.owner, record.id)
+    return database.write(insert)
 
 
 def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int | None) -> None:
@@ -100,12 +95,9 @@ def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int
     if limit is None:
         return
     mine = select(version.c.digest).where(version.c.owner == owner).distinct().subquery()
-    used = 0
-    for query in (
-        select(func.sum(upload.c.size)).where(upload.c.owner == owner),
-        select(func.sum(blob.c.size)).join(mine, mine.c.digest == blob.c.digest),
-    ):
-        used += connection.execute(query).scalar() or 0
+    files = select(func.sum(upload.c.size)).where(upload.c.owner == owner)
+    prefixes = select(func.sum(blob.c.size)).join(mine, mine.c.digest == blob.c.digest)
+    used = sum(connection.execute(query).scalar() or 0 for query in (files, prefixes))
     if used + more > limit:
         raise Refused(
             429,
@@ -127,8 +119,7 @@ def listed(
         place, last = tuple_(*columns), tuple_(file.created, file.id)
         query = query.where(place < last if newest_first else place > last)
     ordered = query.order_by(*(column.desc() if newest_first else column.asc() for column in columns))
-    rows, more = page(database, ordered, limit)
-    return [Upload(**row._mapping) for row in rows], more
+    return page(database, Upload, ordered, limit)
 
 
 def find(database: Database, owner: str, identifier: str, *, param: str | None = None) -> Upload:

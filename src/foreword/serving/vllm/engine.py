@@ -16,6 +16,7 @@ from foreword.prefix import Prefix
 from foreword.serving.engine.protocol import STOPPING, Row, Token, check_row
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.door import HEADER, signature_of
+from foreword.serving.vllm.process import answers
 
 SERVED_NAME = "foreword-base"
 """What vLLM calls the base model."""
@@ -173,19 +174,12 @@ class VllmEngine:
         if text.startswith("status 4"):
             # What clients ask for was checked before; this is between the server and its vLLM.
             return EngineStopped(f"vLLM refuses what the server asks for ({text}). {_SAME_LINE}")
-        if prefix is None or not await self._lives():
+        if prefix is None or not await asyncio.to_thread(answers, self._url):
             return EngineStopped(f"vLLM broke off: {text}; its log says why")
         return DamagedBlob(
             f"vLLM could not load the prefix {prefix.digest[:12]}... ({text}): its file is damaged or gone, "
             "or the store did not answer; vLLM's log says which, and `foreword store verify` looks at files"
         )
-
-    async def _lives(self) -> bool:
-        assert self._client is not None
-        try:
-            return (await self._client.get(f"{self._url}/health", timeout=CONNECT_SECONDS)).status_code == 200
-        except httpx.HTTPError:
-            return False
 
 
 def check_base(base: BaseModel) -> None:
@@ -210,9 +204,6 @@ def _message(response: httpx.Response) -> str:
     except (ValueError, KeyError, TypeError):
         return response.text[:200]
     return str(error.get("message") if isinstance(error, dict) else error)
-
-
-# -- What vLLM streams back -------------------------------------------------------------------------
 
 
 async def tokens(lines: AsyncIterator[str], row: Row, max_new_tokens: int) -> AsyncIterator[Token]:

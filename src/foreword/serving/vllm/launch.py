@@ -38,7 +38,8 @@ BLOCK_SIZE = 32
 def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngine:
     """An engine on the vLLM that `engine_url` names, or on one that is started here and ends with the engine.
 
-    The base's weights are vLLM's to hold from then on: here they are let go.
+    The base's weights are vLLM's to hold from then on: here they are let go, since the gateway needs the
+    tokenizer, sizes and fingerprint alone.
 
     Raises:
         UsageError: no secret for a vLLM that runs already, a vLLM without what the line says, or no `vllm`
@@ -70,7 +71,8 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
             process.close()
 
     engine = VllmEngine(base, url, secret, max_positions=max_positions, is_up=poller.is_up, on_close=close)
-    _let_weights_go(base)
+    _ = base.identity  # the fingerprint is read while there are weights
+    base.model.to("meta")
     return engine
 
 
@@ -123,15 +125,6 @@ def _max_positions_of(url: str, secret: str) -> int:
 
 def _model(configuration: Configuration) -> str:
     return str(resolve(configuration.base, notify=lambda note: logs.event("base model", note=note)).path)
-
-
-def _let_weights_go(base: BaseModel) -> None:
-    """The gateway needs tokenizer, sizes and fingerprint, which is read while there are weights."""
-    _ = base.identity
-    base.model.to("meta")
-
-
-# -- The command line -------------------------------------------------------------------------------
 
 
 def program(model: str) -> list[str]:

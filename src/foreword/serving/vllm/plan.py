@@ -14,7 +14,6 @@ class PrefixRequest:
     """The prefix that a request asks for.
 
     Attributes:
-        digest: of the prefix.
         length: P.
         refusal: why it gets nothing; None where the signature holds.
     """
@@ -29,7 +28,7 @@ class Load:
     """Tokens `start` to `stop` of a request, to be written in one step.
 
     Attributes:
-        blocks: those that hold them; vLLM is told them when the load fails.
+        blocks: those that hold them; vLLM gets these when the load fails.
         slots: one for each token.
         refusal: why nothing is to be loaded, and the load to be failed.
     """
