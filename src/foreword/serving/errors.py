@@ -54,9 +54,7 @@ class Refused(Exception):
     """A request that is answered with an error.
 
     Attributes:
-        status: of HTTP.
         message: what was found, what was expected, what to do.
-        code: for programs.
         param: the field of the request that is wrong, if it is one.
         headers: beside the usual ones.
     """

@@ -153,7 +153,6 @@ class AuditEntry(Record):
         action: put, label, delete, share, ...
         owner: whose prefix it was about.
         target: prefix, version or key.
-        digest: of the prefix file, where there is one.
     """
 
     id: int

@@ -34,8 +34,6 @@ class KeyRecord(Record):
     Attributes:
         id: the part of the key that may be shown and logged.
         owner: on whose behalf it acts; None for administrators.
-        role: admin, owner or reader.
-        note: what it is for.
         created: UTC, ISO 8601.
         revoked: since when it is refused; None while it is valid.
     """

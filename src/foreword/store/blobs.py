@@ -35,13 +35,7 @@ MARKER = "foreword-store"
 
 @dataclass(frozen=True)
 class Stored:
-    """A file that lies in the blob storage.
-
-    Attributes:
-        key: where.
-        size: in bytes.
-        age: seconds since it was written.
-    """
+    """A file that lies in the blob storage: its size in bytes, its age in seconds since it was written."""
 
     key: str
     size: int

@@ -105,7 +105,6 @@ class Database:
         """Do `work` wholly or not at all; it may run again when two writers blocked each other.
 
         Args:
-            work: what to do with the connection.
             durable: on return the change survives a power cut. Without it, it is lost at worst
                 together with everything after it, never in part.
 

@@ -35,13 +35,7 @@ UPLOADS = 8
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to expect the file of `digest` under `key`.
-
-    Attributes:
-        digest: SHA-256 of the file.
-        key: where it lies, or will.
-        ready: a version named it already, so the file should be there.
-    """
+    """The right to expect the file of `digest` under `key`; `ready` when a version named it already."""
 
     digest: str
     key: str

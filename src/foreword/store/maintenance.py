@@ -104,13 +104,7 @@ VERIFY_BATCH = 500
 
 @dataclass(frozen=True)
 class Problem:
-    """A version that can't be read.
-
-    Attributes:
-        reference: `owner/name@number`.
-        digest: what its file should have.
-        fault: "missing" or "altered".
-    """
+    """A version that can't be read: its file should have `digest` and is "missing" or "altered" (`fault`)."""
 
     reference: str
     digest: str
@@ -119,13 +113,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verification(Record):
-    """What a verification saw.
-
-    Attributes:
-        versions: how many were looked at.
-        size: bytes of files that were read.
-        problems: versions whose file is gone or altered.
-    """
+    """What a verification saw: how many versions, and the bytes of all files that were read."""
 
     versions: int
     size: int

@@ -38,7 +38,6 @@ class RunningRow:
 
     Attributes:
         position: of the next token that is read.
-        made: new tokens so far.
         last: the newest of them, which the next step reads.
     """
 

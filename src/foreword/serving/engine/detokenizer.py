@@ -30,7 +30,6 @@ class TextDelta:
     """Some text of a row.
 
     Attributes:
-        row: which.
         text: what is certain beyond the pieces before; may be empty.
         tokens: new tokens in it.
         logprobs: of those, where asked for; the token that ends a text has none.

@@ -161,8 +161,7 @@ def choose(
         UsageError, WindowExceeded: settings that do not go together, or do not fit the base.
         Refused: a template that can't write the examples.
     """
-    asked = body.chosen
-    given = current_names(TrainingSettings, asked.model_dump(exclude_none=True), warn=False)
+    given = current_names(TrainingSettings, body.chosen.model_dump(exclude_none=True), warn=False)
     for ours, theirs in (("epochs", "n_epochs"), ("batch_size", "batch_size")):
         value = given.pop(theirs, "auto")
         if value != "auto":

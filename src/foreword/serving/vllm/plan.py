@@ -80,9 +80,7 @@ def tokens_to_load(request: PrefixRequest | None, computed: int) -> int:
 def load(name: str, request: PrefixRequest, block_ids: Sequence[int], block_size: int, count: int) -> Load:
     """The last `count` tokens of the prefix into the request's blocks.
 
-    Args:
-        name: the request's id.
-        block_ids: the request's blocks, in the order of its tokens.
+    `name` is the request's id; `block_ids` are its blocks, in the order of its tokens.
     """
     start, stop = request.length - count, request.length
     return Load(
