@@ -36,13 +36,16 @@ RESCAN_SHARE = 16
 
 
 class MemoryCache(Generic[T]):
-    """Prefixes, or their parts, by owner and digest; the least recently used leave first."""
+    """Prefixes, or their parts, by owner and digest; the least recently used leave first.
+
+    `size` is what is kept, in bytes of files.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, str], tuple[T, int]] = OrderedDict()
-        self._size = 0
+        self.size = 0
 
     def get(self, owner: str, digest: str) -> T | None:
         """The prefix, now the most recently used; None when it is not here."""
@@ -59,22 +62,17 @@ class MemoryCache(Generic[T]):
         with self._lock:
             _, old = self._kept.pop((owner, digest), (None, 0))
             self._kept[owner, digest] = (prefix, size)
-            self._size += size - old
-            while self._size > self.limit:
+            self.size += size - old
+            while self.size > self.limit:
                 _, (_, gone) = self._kept.popitem(last=False)
-                self._size -= gone
+                self.size -= gone
 
     def drop(self, owner: str) -> None:
         """Keep nothing of an owner."""
         with self._lock:
             for key in [key for key in self._kept if key[0] == owner]:
                 _, gone = self._kept.pop(key)
-                self._size -= gone
-
-    @property
-    def size(self) -> int:
-        """Bytes of files kept."""
-        return self._size
+                self.size -= gone
 
     def __len__(self) -> int:
         return len(self._kept)

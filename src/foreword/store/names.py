@@ -33,11 +33,6 @@ class Reference:
     label: str | None = None
     digest: str | None = None
 
-    @property
-    def is_latest(self) -> bool:
-        """Nothing was selected, or "latest" was."""
-        return self.number is None and self.label is None and self.digest is None
-
     def __str__(self) -> str:
         selector = self.number or self.label or (self.digest and f"sha256:{self.digest}")
         return f"{self.owner}/{self.name}" + (f"@{selector}" if selector else "")

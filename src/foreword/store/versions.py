@@ -22,11 +22,7 @@ from foreword.store.schema import blob, label, now, prefix, setting, share, vers
 
 _LABELS = (
     select(func.aggregate_strings(label.c.label, ","))
-    .where(
-        label.c.owner == version.c.owner,
-        label.c.name == version.c.name,
-        label.c.number == version.c.number,
-    )
+    .where(*(label.c[key] == version.c[key] for key in ("owner", "name", "number")))
     .correlate(version)
     .scalar_subquery()
 )

@@ -3,9 +3,9 @@
     python -m foreword.serving.jobs.trainer < configuration
 
 It has the lowest priority that the system knows, so that serving goes first wherever both want the same
-cores. It stops, with a checkpoint, on SIGTERM and when its standard input ends: a
-server that was killed leaves no training behind. The configuration comes on the first line of standard
-input, where no list of processes shows it.
+cores. It stops, with a checkpoint, on SIGTERM and when its standard input ends: a server that was killed
+leaves no training behind. The configuration comes on the first line of standard input, where no list of
+processes shows it.
 """
 
 from __future__ import annotations
@@ -46,12 +46,11 @@ class Trainer:
         self._store = open_store(configuration)
         self._database = self._store.database
         self._folder = self._store.job_folder()
-        self._base: BaseModel | None = None
         self.stopping = False
 
     def work(self) -> None:
         """Train whatever comes, until there has been nothing for a while or somebody says stop."""
-        self._base = open_base(self._configuration)
+        base = open_base(self._configuration)
         idle_since = time.monotonic()
         while not self.stopping and time.monotonic() - idle_since < self._configuration.idle_seconds:
             self._sweep()
@@ -60,16 +59,15 @@ class Trainer:
                 time.sleep(POLL_SECONDS)
                 continue
             logs.event("training begins", worker=self._worker, jobs=[job.id for job in jobs])
-            self._train(jobs)
+            self._train(base, jobs)
             idle_since = time.monotonic()
 
-    def _train(self, jobs: Sequence[Job]) -> None:
+    def _train(self, base: BaseModel, jobs: Sequence[Job]) -> None:
         heartbeat = JobHeartbeat(self._database, self._worker, [job.id for job in jobs], self._configuration)
         heartbeat.start()
         run = TrainingRun(self._configuration, self._store, self._worker, heartbeat)
-        assert self._base is not None
         try:
-            run.train(self._base, jobs)
+            run.train(base, jobs)
         except TrainingStopped:
             self.stopping = self.stopping or not heartbeat.stopped_run
         except KeyboardInterrupt:  # asked for twice: without a last checkpoint

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class Upload:
 
     Attributes:
         filename: as its owner called it; used for nothing but showing it.
-        style: `chat` for conversations, else `text`.
+        style: `chat` when there are conversations among the examples, else `text`.
         size: bytes.
     """
 
@@ -56,11 +55,6 @@ def parse(content: bytes, filename: str) -> list[Example]:
             raise BadExamples(str(error).replace(str(path), shown(filename), 1)) from error
 
 
-def style_of(examples: Sequence[Example]) -> str:
-    """`chat` when there are conversations among them."""
-    return "text" if all(isinstance(example.source, str) for example in examples) else "chat"
-
-
 def add(
     database: Database, caller: Caller, owner: str, filename: str, content: bytes, *, limit: int | None
 ) -> Upload:
@@ -76,7 +70,7 @@ def add(
         owner=owner,
         created=now(),
         filename=filename[:256],
-        style=style_of(examples),
+        style="text" if all(isinstance(example.source, str) for example in examples) else "chat",
         size=len(content),
         examples=len(examples),
     )

@@ -20,6 +20,8 @@ from foreword.serving.vllm.process import answers
 
 SERVED_NAME = "foreword-base"
 """What vLLM calls the base model."""
+SAME_LINE = "start it with the line that `foreword serve --vllm-line` prints, with the same secret"
+"""What to do about a vLLM that does not fit the gateway."""
 CONNECT_SECONDS = 5.0
 MOST_LOGPROBS = 20
 DATA, DONE = "data: ", "[DONE]"
@@ -173,7 +175,7 @@ class VllmEngine:
         text = str(error)
         if text.startswith("status 4"):
             # What clients ask for was checked before; this is between the server and its vLLM.
-            return EngineStopped(f"vLLM refuses what the server asks for ({text}). {_SAME_LINE}")
+            return EngineStopped(f"vLLM refuses what the server asks for ({text}). {SAME_LINE.capitalize()}")
         if prefix is None or not await asyncio.to_thread(answers, self._url):
             return EngineStopped(f"vLLM broke off: {text}; its log says why")
         return DamagedBlob(
@@ -193,9 +195,6 @@ def check_base(base: BaseModel) -> None:
             f"{base.name} can't be served by vLLM with prefixes: it needs a decoder-only model whose "
             "layers all see the whole text. `foreword generate` runs this one"
         )
-
-
-_SAME_LINE = "Start it with the line that `foreword serve --vllm-line` prints, with the same secret"
 
 
 def _message(response: httpx.Response) -> str:

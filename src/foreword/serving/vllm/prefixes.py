@@ -80,10 +80,9 @@ class StoreSource:
         _check_digest(digest)
         query = sqlalchemy.select(version.c.owner, version.c.name, version.c.number)
         query = query.where(version.c.digest == digest).limit(1)
-        row = self._store.database.read(lambda connection: connection.execute(query).first())
-        if row is None:
-            raise UnknownPrefix(f"no version in the store has the digest {digest[:12]}...; it was deleted")
-        return self._store.get(f"{row.owner}/{row.name}@{row.number}")
+        for row in self._store.database.rows(query):
+            return self._store.get(f"{row.owner}/{row.name}@{row.number}")
+        raise UnknownPrefix(f"no version in the store has the digest {digest[:12]}...; it was deleted")
 
 
 def open_source(extra: Mapping[str, Any], environment: Mapping[str, str]) -> Source:
