@@ -178,11 +178,11 @@ class UnknownStore(ForewordError):
 
 
 class OutdatedCatalogue(ForewordError):
-    """A catalogue of an older release; `foreword store migrate` brings it up to date."""
+    """A store's database of an older release; `foreword store migrate` brings it up to date."""
 
 
 class UnsupportedCatalogue(ForewordError):
-    """A catalogue of a newer release, which this one would damage."""
+    """A store's database of a newer release, which this one would damage."""
 
 
 class StoreUnavailable(ForewordError):

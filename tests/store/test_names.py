@@ -3,7 +3,7 @@
 import pytest
 
 from foreword.errors import BadName
-from foreword.store.names import check_label, folder_name, parse, parse_name
+from foreword.store.names import Reference, check_label, folder_name, parse, parse_name
 
 BAD = [
     "", "alice", "/reviews", "alice/", "alice/reviews/extra", "../etc/passwd", "alice/..", "alice/a..b",
@@ -39,8 +39,7 @@ def test_ordinary_name_is_accepted(text):
 
 
 def test_selector_means_number_label_digest_or_latest():
-    assert parse("a/b").is_latest
-    assert parse("a/b@latest").is_latest
+    assert parse("a/b") == parse("a/b@latest") == Reference("a", "b")
     assert parse("a/b@12").number == 12
     assert parse("a/b@production").label == "production"
     assert parse("a/b@sha256:abcdef").digest == "abcdef"

@@ -157,9 +157,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-# -- Where settings are read from ------------------------------------------------------------------
-
-
 def read(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Configuration:
     """The configuration of a file, the environment and flags; the later wins.
 

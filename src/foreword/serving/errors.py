@@ -7,6 +7,7 @@ The one place where the package's own errors get a status.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 from starlette.responses import Response
 
 from foreword import errors
+from foreword.store import names
+
+shown = functools.partial(names.shown, most=80)
 
 TYPES = {
     401: "authentication_error",
@@ -50,9 +54,7 @@ class Refused(Exception):
     """A request that is answered with an error.
 
     Attributes:
-        status: of HTTP.
         message: what was found, what was expected, what to do.
-        code: for programs.
         param: the field of the request that is wrong, if it is one.
         headers: beside the usual ones.
     """
@@ -82,12 +84,6 @@ def unknown_model(name: str) -> Refused:
         code="model_not_found",
         param="model",
     )
-
-
-def shown(text: str) -> str:
-    """`text` quoted for a message: control characters escaped, never endless."""
-    plain = ascii(text)
-    return plain if len(plain) <= 80 else f"{plain[:60]}... ({len(plain)} characters)"
 
 
 def refused(error: errors.ForewordError) -> Refused:

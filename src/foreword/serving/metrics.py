@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -50,24 +52,23 @@ class Metrics:
 
     def measure(self, name: str, text: str, read: Callable[[], Mapping[str, float]], label: str) -> None:
         """Add gauges that are read when Prometheus asks, by one label."""
-        self.registry.register(_Read(name, text, read, label))  # type: ignore[arg-type]
+        self.registry.register(_Readings(name, text, read, label))
 
     def exposition(self) -> bytes:
         """The page that Prometheus reads."""
         return generate_latest(self.registry)
 
 
-class _Read:
-    def __init__(self, name: str, text: str, read: Callable[[], Mapping[str, float]], label: str) -> None:
-        self._name, self._text, self._read, self._label = name, text, read, label
-
-    def describe(self) -> Iterable[Metric]:
-        """What will come, without reading it."""
-        return [GaugeMetricFamily(self._name, self._text, labels=(self._label,))]
+@dataclass(frozen=True)
+class _Readings(Collector):
+    name: str
+    text: str
+    read: Callable[[], Mapping[str, float]]
+    label: str
 
     def collect(self) -> Iterable[Metric]:
         """What is read now."""
-        family = GaugeMetricFamily(self._name, self._text, labels=(self._label,))
-        for value, number in self._read().items():
+        family = GaugeMetricFamily(self.name, self.text, labels=(self.label,))
+        for value, number in self.read().items():
             family.add_metric((value,), number)
         return [family]

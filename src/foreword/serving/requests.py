@@ -19,6 +19,7 @@ Text = Annotated[str, Field(max_length=1 << 23)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
 
 
 class Body(BaseModel):
@@ -89,11 +90,8 @@ class CompletionBody(Sampled):
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=128)]
-        | Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
-        | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]],
-            Field(min_length=1, max_length=128),
-        ]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=128)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
@@ -146,9 +144,6 @@ class ChatBody(Sampled):
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens and max_completion_tokens are both given; give one")
         return self
-
-
-# -- Requests that do not fit their schema ------------------------------------------------------------
 
 
 def refuse_fields_beside(form: Iterable[str], known: Collection[str]) -> None:

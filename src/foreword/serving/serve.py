@@ -53,10 +53,18 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
         base = open_base(configuration)
         engine = make_engine(configuration, base)
         server = ServerState(configuration, store, served_of(base, configuration.name), engine, Metrics())
-        supervisor = Supervisor(configuration, store.catalogue) if configuration.training else None
+        supervisor = Supervisor(configuration, store.database) if configuration.training else None
         add_readings(server, supervisor)
         app = make_app(server)
-        app.router.lifespan_context = _lifespan(server, supervisor, engine)
+
+        @contextlib.asynccontextmanager
+        async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+            if supervisor is not None:
+                supervisor.start()
+            yield
+            await engine.close()
+
+        app.router.lifespan_context = lifespan
         settings = uvicorn.Config(
             app,
             log_config=None,
@@ -91,30 +99,22 @@ def make_engine(configuration: Configuration, base: BaseModel) -> Engine:
 
 def add_readings(server: ServerState, supervisor: Supervisor | None) -> None:
     """Add what is measured only when Prometheus asks."""
-    metrics, store = server.metrics, server.store
-    memory = store.cache.memory
-    metrics.measure(
-        "foreword_cache_bytes", "Prefix files kept.", lambda: {"memory": float(memory.size)}, "tier"
-    )
-    metrics.measure(
-        "foreword_cache_prefixes", "Prefixes kept.", lambda: {"memory": float(len(memory))}, "tier"
-    )
-    metrics.measure("foreword_cache_reads", "Prefixes read so far.", lambda: dict(store.cache.reads), "tier")
-    metrics.measure("foreword_jobs", "Jobs.", lambda: queue.counted(store.catalogue), "state")
-    metrics.measure(
-        "foreword_training",
-        "Training: tokens of finished jobs; processes of this server.",
-        lambda: {
-            "tokens": queue.trained_tokens(store.catalogue),
-            "running": float(supervisor is not None and supervisor.runs),
-            "started": float(supervisor.started if supervisor else 0),
-            "died": float(supervisor.died if supervisor else 0),
-        },
-        "what",
+    cache, database, measure = server.store.cache, server.store.database, server.metrics.measure
+
+    def training() -> dict[str, float]:
+        processes = {name: getattr(supervisor, name, 0) for name in ("runs", "started", "died")}
+        return {"tokens": queue.trained_tokens(database), "running": processes.pop("runs"), **processes}
+
+    measure("foreword_cache_bytes", "Prefix files kept.", lambda: {"memory": cache.memory.size}, "tier")
+    measure("foreword_cache_prefixes", "Prefixes kept.", lambda: {"memory": len(cache.memory)}, "tier")
+    measure("foreword_cache_reads", "Prefixes read so far.", lambda: dict(cache.reads), "tier")
+    measure("foreword_jobs", "Jobs.", lambda: queue.counted(database), "state")
+    measure(
+        "foreword_training", "Training: tokens of finished jobs; processes of this server.", training, "what"
     )
     # An engine that can tell more does: how full its batches are, how many rows wait.
     if (facts := getattr(server.engine, "measurements", None)) is not None:
-        metrics.measure("foreword_engine", "The engine's own measurements.", facts, "what")
+        measure("foreword_engine", "The engine's own measurements.", facts, "what")
 
 
 def _listen(configuration: Configuration) -> socket.socket:
@@ -140,9 +140,7 @@ class _Runner(uvicorn.Server):
         announce: Callable[[str, str], None],
     ) -> None:
         super().__init__(settings)
-        self._supervisor = supervisor
-        self._server = server
-        self._announce = announce
+        self._server, self._supervisor, self._announce = server, supervisor, announce
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
@@ -187,16 +185,3 @@ class _Runner(uvicorn.Server):
             async with asyncio.timeout(self._server.configuration.drain_seconds):
                 while self._server.running:
                     await asyncio.sleep(POLL_SECONDS)
-
-
-def _lifespan(
-    server: ServerState, supervisor: Supervisor | None, engine: Engine
-) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if supervisor is not None:
-            supervisor.start()
-        yield
-        await engine.close()
-
-    return lifespan

@@ -49,9 +49,7 @@ class ServedModel:
     Attributes:
         name: its name in the API.
         identity, geometry: what a prefix must have been made for.
-        tokenizer: transformers' own.
         template: of training, where a job does not say.
-        end_ids: tokens that end a text.
         text_limit: tokens that fit behind a prefix of a length; None for no limit.
         check: raises GeometryMismatch, WrongBaseModel or UsageError for a prefix that does not fit.
     """
@@ -63,7 +61,7 @@ class ServedModel:
     template: Template
     end_ids: frozenset[int]
     text_limit: Callable[[int], int | None]
-    check: Callable[[Prefix], None]
+    check: Callable[[Prefix], object]
 
     @property
     def chats(self) -> bool:
@@ -91,10 +89,6 @@ class ServedModel:
 
 def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
     """A base model in this process; a folder's path is nobody's business, and no name for a model."""
-
-    def check(prefix: Prefix) -> None:
-        base.per_row(prefix, 1)
-
     return ServedModel(
         name=name or (Path(base.name).name if Path(base.name).is_dir() else base.name),
         identity=base.identity,
@@ -103,5 +97,5 @@ def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
         template=base.template,
         end_ids=base.end_ids,
         text_limit=base.max_text_tokens,
-        check=check,
+        check=lambda prefix: base.per_row(prefix, 1),
     )

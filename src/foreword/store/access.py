@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sqlalchemy import ColumnElement, Connection, Executable, exists, or_, select, true
+from sqlalchemy import ColumnElement, Connection, delete, exists, or_, select, true, update
 
 from foreword.errors import NotAllowed, UnknownPrefix
-from foreword.store.database import Database
+from foreword.store.database import insert
 from foreword.store.names import check_owner
 from foreword.store.record import Record
 from foreword.store.schema import audit, now, prefix, share
@@ -119,49 +119,27 @@ def unknown(reference: object, caller: Caller) -> UnknownPrefix:
     )
 
 
-def publish(database: Database, caller: Caller, owner: str, name: str, *, public: bool) -> None:
+def publish(connection: Connection, caller: Caller, owner: str, name: str, public: bool) -> None:
     """Let everybody read a prefix, or only its owner and those it is shared with."""
-    row = (prefix.c.owner == owner) & (prefix.c.name == name)
-    action = "publish" if public else "unpublish"
-    _change(database, caller, owner, name, prefix.update().where(row).values(public=public), action)
+    lock(connection, caller, owner, name)
+    connection.execute(update(prefix).filter_by(owner=owner, name=name).values(public=public))
+    note(connection, caller, "publish" if public else "unpublish", owner, f"{owner}/{name}")
 
 
-def grant(database: Database, caller: Caller, owner: str, name: str, grantee: str) -> None:
+def grant(connection: Connection, caller: Caller, owner: str, name: str, grantee: str) -> None:
     """Let another owner read a prefix."""
     row = {"grantee": check_owner(grantee), "owner": owner, "name": name}
-    added = database.insert(share).values(row).on_conflict_do_nothing()
-    _change(database, caller, owner, name, added, "share", f" with {grantee}")
+    lock(connection, caller, owner, name)
+    connection.execute(insert(connection, share).values(row).on_conflict_do_nothing())
+    note(connection, caller, "share", owner, f"{owner}/{name} with {grantee}")
 
 
-def withdraw(database: Database, caller: Caller, owner: str, name: str, grantee: str) -> None:
+def withdraw(connection: Connection, caller: Caller, owner: str, name: str, grantee: str) -> None:
     """Take back what `grant` gave; nothing happens when it was not given."""
-    row = (share.c.grantee == check_owner(grantee)) & (share.c.owner == owner) & (share.c.name == name)
-    _change(database, caller, owner, name, share.delete().where(row), "unshare", f" with {grantee}")
-
-
-def _change(
-    database: Database,
-    caller: Caller,
-    owner: str,
-    name: str,
-    statement: Executable,
-    action: str,
-    detail: str = "",
-) -> None:
-    """Run one statement about a prefix that the caller may write, and note it in the audit table."""
-
-    def work(connection: Connection) -> None:
-        lock(connection, caller, owner, name)
-        connection.execute(statement)
-        note(connection, caller, action, owner, f"{owner}/{name}{detail}")
-
-    database.write(work)
-
-
-# -- The audit table: who did what, when, to which digest --------------------------------------------
-
-
-FORGOTTEN = "(forgotten)"
+    row = {"grantee": check_owner(grantee), "owner": owner, "name": name}
+    lock(connection, caller, owner, name)
+    connection.execute(delete(share).filter_by(**row))
+    note(connection, caller, "unshare", owner, f"{owner}/{name} with {grantee}")
 
 
 @dataclass(frozen=True)
@@ -175,7 +153,6 @@ class AuditEntry(Record):
         action: put, label, delete, share, ...
         owner: whose prefix it was about.
         target: prefix, version or key.
-        digest: of the prefix file, where there is one.
     """
 
     id: int
@@ -214,11 +191,6 @@ def entries(
     if before is not None:
         query = query.where(audit.c.id < before)
     return tuple(AuditEntry(**row) for row in connection.execute(query).mappings())
-
-
-def strip(connection: Connection, owner: str) -> None:
-    """Take the names of a forgotten owner's prefixes out of the entries; who, when and digest stay."""
-    connection.execute(audit.update().where(audit.c.owner == owner).values(target=f"{owner}/{FORGOTTEN}"))
 
 
 def forgotten_since(connection: Connection, entry: int) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from sqlalchemy import Connection, select
 from foreword.errors import NotAllowed, UnknownKey, UsageError
 from foreword.store import access
 from foreword.store.access import ROLES, Caller, Role, check_administrates
-from foreword.store.database import Database
 from foreword.store.names import check_owner
 from foreword.store.record import Record
 from foreword.store.schema import api_key, now
@@ -35,8 +34,6 @@ class KeyRecord(Record):
     Attributes:
         id: the part of the key that may be shown and logged.
         owner: on whose behalf it acts; None for administrators.
-        role: admin, owner or reader.
-        note: what it is for.
         created: UTC, ISO 8601.
         revoked: since when it is refused; None while it is valid.
     """
@@ -62,7 +59,7 @@ class NewKey:
     record: KeyRecord
 
 
-def create(database: Database, caller: Caller, owner: str | None, role: Role, note: str | None) -> NewKey:
+def create(connection: Connection, caller: Caller, owner: str | None, role: Role, note: str | None) -> NewKey:
     """Make a key; an administrator's has no owner, every other has one."""
     check_administrates(caller, "make keys")
     if role not in ROLES:
@@ -75,12 +72,8 @@ def create(database: Database, caller: Caller, owner: str | None, role: Role, no
         raise UsageError(f"the note has {len(note)} characters; expected at most {LONGEST_NOTE}")
     record = KeyRecord(secrets.token_hex(6), owner, role, note, created=now(), revoked=None)
     secret = f"fw_{record.id}_{secrets.token_urlsafe(32)}"
-
-    def work(connection: Connection) -> None:
-        connection.execute(api_key.insert().values(**dataclasses.asdict(record), secret=_hash(secret)))
-        access.note(connection, caller, "make key", owner, f"key {record.id} ({role})")
-
-    database.write(work)
+    connection.execute(api_key.insert().values(**vars(record), secret=_hash(secret)))
+    access.note(connection, caller, "make key", owner, f"key {record.id} ({role})")
     return NewKey(secret, record)
 
 
@@ -94,24 +87,20 @@ def listed(connection: Connection, caller: Caller, owner: str | None) -> tuple[K
     return tuple(KeyRecord(**row) for row in connection.execute(query).mappings())
 
 
-def revoke(database: Database, caller: Caller, identifier: str) -> KeyRecord:
+def revoke(connection: Connection, caller: Caller, identifier: str) -> KeyRecord:
     """Refuse a key from now on; revoking it again changes nothing."""
     check_administrates(caller, "revoke keys")
-
-    def work(connection: Connection) -> KeyRecord:
-        query = select(*_COLUMNS).where(api_key.c.id == identifier).with_for_update()
-        row = connection.execute(query).mappings().first()
-        if row is None:
-            raise UnknownKey("no key has this id; `foreword store keys list` shows them")
-        record = KeyRecord(**row)
-        if record.revoked is not None:
-            return record
-        record = dataclasses.replace(record, revoked=now())
-        connection.execute(api_key.update().where(api_key.c.id == identifier).values(revoked=record.revoked))
-        access.note(connection, caller, "revoke key", record.owner, f"key {identifier}")
+    query = select(*_COLUMNS).where(api_key.c.id == identifier).with_for_update()
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise UnknownKey("no key has this id; `foreword store keys list` shows them")
+    record = KeyRecord(**row)
+    if record.revoked is not None:
         return record
-
-    return database.write(work)
+    record = dataclasses.replace(record, revoked=now())
+    connection.execute(api_key.update().where(api_key.c.id == identifier).values(revoked=record.revoked))
+    access.note(connection, caller, "revoke key", record.owner, f"key {identifier}")
+    return record
 
 
 def caller_of(connection: Connection, secret: str) -> Caller:

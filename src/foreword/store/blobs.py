@@ -35,13 +35,7 @@ MARKER = "foreword-store"
 
 @dataclass(frozen=True)
 class Stored:
-    """A file that lies in the blob storage.
-
-    Attributes:
-        key: where.
-        size: in bytes.
-        age: seconds since it was written.
-    """
+    """A file that lies in the blob storage: its size in bytes, its age in seconds since it was written."""
 
     key: str
     size: int
@@ -130,9 +124,6 @@ def check_marker(blobs: Blobs, store: str) -> None:
     blobs.write(MARKER, store.encode())
 
 
-# -- In a bucket ------------------------------------------------------------------------------------
-
-
 class BucketBlobs:
     """Objects below one URL, such as `s3://bucket/folder`.
 
@@ -214,9 +205,6 @@ def _age(entry: dict[str, Any], now: datetime.datetime) -> float:
     return 0.0  # unknown age: never old enough to be taken for a leftover
 
 
-# -- In a folder ------------------------------------------------------------------------------------
-
-
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
@@ -244,7 +232,9 @@ class FolderBlobs:
         """See `Blobs.write`."""
         path = self.folder / key
         try:
-            self._make_folder(path.parent)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                flush_folder(path.parent.parent)
             try:
                 # Straight to its place: nobody reads a key before its version is committed, and
                 # a rename would cost a second flush of the disk.
@@ -279,11 +269,6 @@ class FolderBlobs:
                     status = path.stat()
                     if key != MARKER:
                         yield Stored(key, status.st_size, now - status.st_mtime)
-
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            flush_folder(folder.parent)
 
     def __str__(self) -> str:
         return str(self.folder)

@@ -20,7 +20,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from foreword.files import TEMPORARY_SUFFIX
 from foreword.store.names import folder_name
@@ -28,21 +28,26 @@ from foreword.store.names import folder_name
 if TYPE_CHECKING:
     from foreword.prefix import Prefix
 
+T = TypeVar("T")
+
 EPOCH_FILE = "forgotten"
 RESCAN_SHARE = 16
 """The disk tier is counted again after each 1/16 of its limit: other processes add to it too."""
 
 
-class MemoryCache:
-    """Prefixes by owner and digest; the least recently used leave first."""
+class MemoryCache(Generic[T]):
+    """Prefixes, or their parts, by owner and digest; the least recently used leave first.
+
+    `size` is what is kept, in bytes of files.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str], tuple[Prefix, int]] = OrderedDict()
-        self._size = 0
+        self._kept: OrderedDict[tuple[str, str], tuple[T, int]] = OrderedDict()
+        self.size = 0
 
-    def get(self, owner: str, digest: str) -> Prefix | None:
+    def get(self, owner: str, digest: str) -> T | None:
         """The prefix, now the most recently used; None when it is not here."""
         with self._lock:
             kept = self._kept.get((owner, digest))
@@ -50,29 +55,24 @@ class MemoryCache:
                 self._kept.move_to_end((owner, digest))
             return kept and kept[0]
 
-    def put(self, owner: str, digest: str, prefix: Prefix, size: int) -> None:
+    def put(self, owner: str, digest: str, prefix: T, size: int) -> None:
         """Keep a prefix of `size` bytes; not at all when it alone is over the limit."""
         if size > self.limit:
             return
         with self._lock:
             _, old = self._kept.pop((owner, digest), (None, 0))
             self._kept[owner, digest] = (prefix, size)
-            self._size += size - old
-            while self._size > self.limit:
+            self.size += size - old
+            while self.size > self.limit:
                 _, (_, gone) = self._kept.popitem(last=False)
-                self._size -= gone
+                self.size -= gone
 
     def drop(self, owner: str) -> None:
         """Keep nothing of an owner."""
         with self._lock:
             for key in [key for key in self._kept if key[0] == owner]:
                 _, gone = self._kept.pop(key)
-                self._size -= gone
-
-    @property
-    def size(self) -> int:
-        """Bytes of files kept."""
-        return self._size
+                self.size -= gone
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -187,7 +187,7 @@ class Cache:
         reads: how many prefixes came from which tier; `blobs` for those that neither had.
     """
 
-    def __init__(self, memory: MemoryCache, disk: DiskCache | None, epoch: int) -> None:
+    def __init__(self, memory: MemoryCache[Prefix], disk: DiskCache | None, epoch: int) -> None:
         self.memory = memory
         self.disk = disk
         self.reads = {"memory": 0, "disk": 0, "blobs": 0}

@@ -105,7 +105,6 @@ class Database:
         """Do `work` wholly or not at all; it may run again when two writers blocked each other.
 
         Args:
-            work: what to do with the connection.
             durable: on return the change survives a power cut. Without it, it is lost at worst
                 together with everything after it, never in part.
 
@@ -126,10 +125,6 @@ class Database:
                     raise self._named(error) from error
                 time.sleep(0.01 * 2**attempt)
         raise AssertionError("unreachable")
-
-    def insert(self, table: sqlalchemy.Table) -> Any:
-        """An INSERT that knows ON CONFLICT, which both databases spell alike."""
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def close(self) -> None:
         """Close every connection; the next call opens new ones."""
@@ -155,6 +150,11 @@ class Database:
                 "Check that the database runs and can be reached, then repeat the call"
             )
         return error
+
+
+def insert(connection: Connection, table: sqlalchemy.Table) -> Any:
+    """An INSERT that knows ON CONFLICT, which both databases spell alike."""
+    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
 
 
 def _engine(url: str | sqlalchemy.URL) -> Engine:

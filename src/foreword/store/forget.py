@@ -8,9 +8,8 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, delete, func, or_, select, update
+from sqlalchemy import Connection, delete, or_, select, update
 
 from foreword.errors import CannotWrite
 from foreword.store import access
@@ -20,8 +19,10 @@ from foreword.store.database import Database
 from foreword.store.maintenance import remove_unnamed
 from foreword.store.names import folder_name
 from foreword.store.record import Record
-from foreword.store.schema import api_key, job, now, prefix, setting, share, upload, version
+from foreword.store.schema import api_key, audit, job, now, prefix, setting, share, upload, version
 
+FORGOTTEN = "(forgotten)"
+"""Stands in the audit table for the names of a forgotten owner's prefixes; who, when and digest stay."""
 JOBS = ".jobs"
 """Folder for the checkpoints of a server's jobs, below the store's folder for checkpoints."""
 
@@ -31,14 +32,11 @@ class Forgotten(Record):
     """What was removed.
 
     Attributes:
-        owner: who was forgotten.
         prefixes: names.
-        versions: of those names.
         blobs: files that nobody else's version names.
         blobs_kept: files that another owner's version names too, byte for byte the same.
         size: bytes of the removed files.
         shares: shares given and received.
-        keys: API keys.
         uploads: files of examples that were sent to a server.
         jobs: training that a server did or should do.
         checkpoints: files in the owner's checkpoint folder.
@@ -67,34 +65,25 @@ def forget_rows(database: Database, blobs: Blobs, caller: Caller, owner: str) ->
     where it stopped. Audit entries keep who, what, when and digest, and lose the names of the prefixes.
     """
 
-    def count(connection: Connection, query: Any) -> int:
-        return int(connection.execute(query).scalar_one())
-
-    def work(connection: Connection) -> tuple[dict[str, int], list[str]]:
-        mine = version.c.owner == owner
-        digests = connection.execute(select(version.c.digest).where(mine).distinct()).scalars().all()
-        counted = {
-            "versions": count(connection, select(func.count()).select_from(version).where(mine)),
-            "prefixes": count(
-                connection, select(func.count()).where(prefix.c.owner == owner, prefix.c.latest.is_not(None))
-            ),
-        }
+    def work(connection: Connection) -> tuple[dict[str, int], set[str]]:
+        rows = connection.execute(
+            select(version.c.name, version.c.digest).where(version.c.owner == owner)
+        ).all()
+        counted = {"versions": len(rows), "prefixes": len({row.name for row in rows})}
         given_or_received = or_(share.c.owner == owner, share.c.grantee == owner)
         counted["shares"] = connection.execute(delete(share).where(given_or_received)).rowcount
-        counted["keys"] = connection.execute(delete(api_key).where(api_key.c.owner == owner)).rowcount
-        counted["uploads"] = connection.execute(delete(upload).where(upload.c.owner == owner)).rowcount
-        counted["jobs"] = connection.execute(delete(job).where(job.c.owner == owner)).rowcount
+        for what, table in (("keys", api_key), ("uploads", upload), ("jobs", job)):
+            counted[what] = connection.execute(delete(table).where(table.c.owner == owner)).rowcount
         connection.execute(delete(prefix).where(prefix.c.owner == owner))  # versions and labels with it
-        access.strip(connection, owner)
+        connection.execute(update(audit).where(audit.c.owner == owner).values(target=f"{owner}/{FORGOTTEN}"))
         entry = access.note(connection, caller, "forget", owner, None)
         # Every cache compares this number at each call, see cache.py.
         connection.execute(update(setting).where(setting.c.name == "forgotten").values(value=str(entry)))
-        return counted, list(digests)
+        return counted, {row.digest for row in rows}
 
     counted, digests = database.write(work)
-    removed = [
-        size for digest in digests if (size := remove_unnamed(database, blobs, digest, now())) is not None
-    ]
+    sizes = [remove_unnamed(database, blobs, digest, now()) for digest in digests]
+    removed = [size for size in sizes if size is not None]
     return Forgotten(
         owner=owner,
         blobs=len(removed),

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, select
 
 from foreword.errors import DamagedBlob, StoreUnavailable
 from foreword.store.blobs import Blobs, new_key, read_checked
-from foreword.store.database import Database
+from foreword.store.database import Database, insert
 from foreword.store.schema import blob, now
 
 T = TypeVar("T")
@@ -35,13 +35,7 @@ UPLOADS = 8
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to expect the file of `digest` under `key`.
-
-    Attributes:
-        digest: SHA-256 of the file.
-        key: where it lies, or will.
-        ready: a version named it already, so the file should be there.
-    """
+    """The right to expect the file of `digest` under `key`; `ready` when a version named it already."""
 
     digest: str
     key: str
@@ -58,8 +52,6 @@ def deposit(
     """Store files, then `commit` the versions that name them: both, or neither is listed.
 
     Args:
-        database: where the rows go.
-        blobs: where the files go.
         contents: bytes by digest.
         commit: adds the versions; runs again if the database or garbage collection says so.
 
@@ -69,7 +61,7 @@ def deposit(
     digests = sorted(contents)  # one order for all: no two writers wait for each other in a circle
 
     def take(connection: Connection) -> list[Lease]:
-        return [_lease(database, connection, digest, len(contents[digest])) for digest in digests]
+        return [_lease(connection, digest, len(contents[digest])) for digest in digests]
 
     for _ in range(ATTEMPTS):
         # Not durable: the commit of the version flushes this one, too, and without a version it is garbage.
@@ -89,10 +81,9 @@ def deposit(
     )
 
 
-def _lease(database: Database, connection: Connection, digest: str, size: int) -> Lease:
-    fresh = database.insert(blob).values(
-        digest=digest, key=new_key(digest), size=size, ready=False, touched=now()
-    )
+def _lease(connection: Connection, digest: str, size: int) -> Lease:
+    values = {"digest": digest, "key": new_key(digest), "size": size, "ready": False, "touched": now()}
+    fresh = insert(connection, blob).values(values)
     # One statement, so that two puts of the same file share one row and one key; the newer time keeps garbage
     # collection away from it for another while.
     taken = fresh.on_conflict_do_update(index_elements=["digest"], set_={"touched": fresh.excluded.touched})

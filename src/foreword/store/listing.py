@@ -25,14 +25,7 @@ LARGEST_PAGE = 1000
 
 @dataclass(frozen=True)
 class Filter:
-    """Which prefixes to list.
-
-    Attributes:
-        owner: only this owner's.
-        name: only names that start with this.
-        label: only prefixes with this label; the labelled version is listed, not the latest.
-        base: only those whose latest version belongs to this base model.
-    """
+    """Which prefixes to list; see `PrefixStore.list`."""
 
     owner: str | None = None
     name: str | None = None
@@ -60,7 +53,7 @@ class Page:
 
 
 def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, after: str | None) -> Page:
-    """One page; see `PrefixStore.list`."""
+    """One page."""
     if not 1 <= limit <= LARGEST_PAGE:
         raise UsageError(f"limit is {limit}; expected 1 to {LARGEST_PAGE} prefixes a page")
     if chosen.owner is not None:
@@ -69,8 +62,8 @@ def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, aft
         check_label(chosen.label)
     start = parse_name(after) if after is not None else None
     rows: dict[tuple[str, str], Row[Any]] = {}
-    for branch in _branches(caller, chosen):
-        names = _names(branch, chosen, start)
+    for key, condition, owner in _branches(caller, chosen):
+        names = _names(key, condition, owner, chosen, start)
         if names is not None:
             for row in connection.execute(_rows(names.limit(limit + 1))):
                 rows.setdefault((row.owner, row.name), row)
@@ -80,42 +73,37 @@ def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, aft
     return Page(tuple(map(record_of, kept)), f"{kept[-1].owner}/{kept[-1].name}" if more else None)
 
 
-@dataclass(frozen=True)
-class _Branch:
-    """One way in which a caller may see a prefix.
+def _branches(caller: Caller, chosen: Filter) -> Iterator[tuple[Table, ColumnElement[bool], str | None]]:
+    """The ways in which a caller may see a prefix.
 
-    Attributes:
-        key: the table whose index gives the order.
-        condition: beside the filters.
-        owner: whose prefixes these are, when they are of one owner only.
+    Of each: the table whose index gives the order, a condition beside the filters, and whose prefixes these
+    are, when they are of one owner only.
     """
-
-    key: Table
-    condition: ColumnElement[bool]
-    owner: str | None
-
-
-def _branches(caller: Caller, chosen: Filter) -> Iterator[_Branch]:
     # A label is rarer than prefixes, though not than what is shared with one caller.
     key = prefix if chosen.label is None else label
     if caller.role == "admin":
-        yield _Branch(key, true(), chosen.owner)
+        yield key, true(), chosen.owner
         return
     if chosen.owner in (None, caller.owner):
-        yield _Branch(key, true(), caller.owner)
+        yield key, true(), caller.owner
     if chosen.owner != caller.owner:
-        yield _Branch(key, prefix.c.public == true(), chosen.owner)
-        yield _Branch(share, share.c.grantee == caller.owner, chosen.owner)
+        yield key, prefix.c.public == true(), chosen.owner
+        yield share, share.c.grantee == caller.owner, chosen.owner
 
 
-def _names(branch: _Branch, chosen: Filter, start: tuple[str, str] | None) -> Select[Any] | None:
+def _names(
+    key: Table,
+    condition: ColumnElement[bool],
+    owner: str | None,
+    chosen: Filter,
+    start: tuple[str, str] | None,
+) -> Select[Any] | None:
     """Owners, names and numbers of one branch in order; None when all of it lies before `start`."""
-    key = branch.key
     others = [table for table in (prefix, label) if table is not key and (table is prefix or chosen.label)]
     tables: FromClause = key
     for other in others:
         tables = tables.join(other, (other.c.owner == key.c.owner) & (other.c.name == key.c.name))
-    conditions = [branch.condition, prefix.c.latest.is_not(None)]
+    conditions = [condition, prefix.c.latest.is_not(None)]
     number: ColumnElement[Any] = prefix.c.latest
     if chosen.label is not None:
         conditions.append(label.c.label == chosen.label)
@@ -125,12 +113,12 @@ def _names(branch: _Branch, chosen: Filter, start: tuple[str, str] | None) -> Se
     if chosen.base is not None:
         conditions.append(prefix.c.base == chosen.base)
     order: tuple[ColumnElement[Any], ...] = (key.c.owner, key.c.name)
-    if branch.owner is not None:
-        conditions.append(key.c.owner == branch.owner)
+    if owner is not None:
+        conditions.append(key.c.owner == owner)
         order = (key.c.name,)
-        if start is not None and start[0] > branch.owner:
+        if start is not None and start[0] > owner:
             return None
-        if start is not None and start[0] == branch.owner:
+        if start is not None and start[0] == owner:
             conditions.append(key.c.name > start[1])
     elif start is not None:
         # Of every table, lest a merge join read the others from their beginning.

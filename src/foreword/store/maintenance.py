@@ -8,7 +8,7 @@ leases.py). Killed in between, a file without a row stays behind; `_leftovers` f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,19 +92,11 @@ def _leftovers(database: Database, blobs: Blobs, grace: float) -> Iterator[tuple
         unfinished = stored.key.endswith(TEMPORARY_SUFFIX)
         return stored.age >= (max(grace, GRACE_SECONDS) if unfinished else grace)
 
-    for some in _batches(filter(is_old, blobs.each())):
+    waiting = filter(is_old, blobs.each())
+    while some := list(itertools.islice(waiting, BATCH)):
         keys = [stored.key for stored in some]
         known = {row.key for row in database.rows(select(blob.c.key).where(blob.c.key.in_(keys)))}
         yield from ((stored.key, stored.size) for stored in some if stored.key not in known)
-
-
-def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while some := list(itertools.islice(iterator, BATCH)):
-        yield some
-
-
-# -- Verifying: the SHA-256 of every file against the database --------------------------------------
 
 
 VERIFY_BATCH = 500
@@ -112,13 +104,7 @@ VERIFY_BATCH = 500
 
 @dataclass(frozen=True)
 class Problem:
-    """A version that can't be read.
-
-    Attributes:
-        reference: `owner/name@number`.
-        digest: what its file should have.
-        fault: "missing" or "altered".
-    """
+    """A version that can't be read: its file should have `digest` and is "missing" or "altered" (`fault`)."""
 
     reference: str
     digest: str
@@ -127,13 +113,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verification(Record):
-    """What a verification saw.
-
-    Attributes:
-        versions: how many were looked at.
-        size: bytes of files that were read.
-        problems: versions whose file is gone or altered.
-    """
+    """What a verification saw: how many versions, and the bytes of all files that were read."""
 
     versions: int
     size: int
@@ -170,12 +150,8 @@ def _fault(database: Database, blobs: Blobs, row: Any) -> str | None:
     try:
         read_checked(blobs, row.key, row.digest)
     except DamagedBlob as error:
-        if _is_current(database, row):
+        # Only if a version is still listed with this file: it may have been deleted and collected.
+        listed = select(blob.c.key).join(version, blob.c.digest == version.c.digest)
+        if database.rows(listed.where(version.c.digest == row.digest, blob.c.key == row.key).limit(1)):
             return "missing" if isinstance(error, MissingBlob) else "altered"
     return None
-
-
-def _is_current(database: Database, row: Any) -> bool:
-    """Whether the version is still listed with this file: it may have been deleted and collected."""
-    query = select(blob.c.key).join(version, blob.c.digest == version.c.digest)
-    return bool(database.rows(query.where(version.c.digest == row.digest, blob.c.key == row.key).limit(1)))

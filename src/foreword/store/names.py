@@ -33,11 +33,6 @@ class Reference:
     label: str | None = None
     digest: str | None = None
 
-    @property
-    def is_latest(self) -> bool:
-        """Nothing was selected, or "latest" was."""
-        return self.number is None and self.label is None and self.digest is None
-
     def __str__(self) -> str:
         selector = self.number or self.label or (self.digest and f"sha256:{self.digest}")
         return f"{self.owner}/{self.name}" + (f"@{selector}" if selector else "")
@@ -109,10 +104,10 @@ def folder_name(owner: str) -> str:
     return re.sub("[A-Z]", lambda match: "!" + match.group().lower(), owner)
 
 
-def shown(text: object) -> str:
-    """`text` for an error message: control characters escaped, never endless."""
+def shown(text: object, most: int = 60) -> str:
+    """`text` quoted for a message: control characters escaped, never endless."""
     plain = ascii(text)
-    return plain if len(plain) <= 60 else f"{plain[:40]}... ({len(plain)} characters)"
+    return plain if len(plain) <= most else f"{plain[: most - 20]}... ({len(plain)} characters)"
 
 
 def _checked(what: str, text: str) -> str:

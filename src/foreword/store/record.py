@@ -24,7 +24,6 @@ class Version(Record):
     """One version of a prefix; it never changes, only labels come and go.
 
     Attributes:
-        owner: whose prefix it is.
         name: its name, unique for the owner.
         number: 1 for the first version; a number is never given twice.
         digest: SHA-256 of the prefix file.
@@ -32,7 +31,6 @@ class Version(Record):
         created: when it was put, UTC, ISO 8601.
         labels: labels that point at it now; "latest" is not among them.
         public: whether everybody may read the prefix.
-        base: name of the base model.
         length: number of virtual tokens.
         dtype: type of the stored numbers.
         facts: the rest of the file's header: geometry, template, origin, licence, notes.
@@ -66,7 +64,6 @@ class Description:
     """A version, and the prefix around it.
 
     Attributes:
-        version: the version that was asked for.
         numbers: every version there is, oldest first.
         labels: each label and the number it points at.
         shared_with: owners who may read it; shown only to those who may write it.

@@ -201,9 +201,6 @@ def now(ago: float = 0.0) -> str:
     return moment.isoformat(timespec="microseconds")
 
 
-# -- Revisions --------------------------------------------------------------------------------------
-
-
 def prepare(database: Database, *, create: bool) -> None:
     """Make the tables of a fresh database; refuse one that this release can't use.
 

@@ -163,10 +163,8 @@ class PrefixStore:
 
         def commit(connection: sqlalchemy.Connection) -> tuple[Version, ...]:
             added = {
-                (owner, name): versions.add(
-                    self._database, connection, self._caller, owner, name, digest, columns[digest]
-                )
-                for (owner, name), digest in sorted(entries)  # one order of locks for every writer
+                place: versions.add(connection, self._caller, *place, digest, columns[digest])
+                for place, digest in sorted(entries)  # one order of locks for every writer
             }
             return tuple(added[place] for place in places)
 
@@ -187,9 +185,8 @@ class PrefixStore:
         parsed = names.parse(reference)
         missing = None
         while True:
-            located = self._read(versions.locate, parsed)
-            self._cache.settle(located.forgotten, self._forgotten_since)
-            row = located.row
+            row = self._read(versions.locate, parsed)
+            self._cache.settle(row.forgotten, self._forgotten_since)
             load = functools.partial(Prefix.from_bytes, where=f"{row.owner}/{row.name}@{row.number}")
             if (cached := self._cache.get(row.owner, row.digest, load)) is not None:
                 return cached
@@ -203,7 +200,7 @@ class PrefixStore:
                 missing = row.key
                 continue
             prefix = load(content)
-            self._cache.put(row.owner, row.digest, prefix, content, located.forgotten)
+            self._cache.put(row.owner, row.digest, prefix, content, row.forgotten)
             return prefix
 
     def describe(self, reference: str) -> Description:
@@ -257,7 +254,7 @@ class PrefixStore:
             UnknownPrefix, NotAllowed, BadName.
         """
         names.check_label(label)
-        return versions.set_label(self._database, self._caller, names.parse(reference), label)
+        return self._write(versions.set_label, names.parse(reference), label)
 
     def unlabel(self, name: str, label: str) -> None:
         """Remove a label; the version stays.
@@ -266,7 +263,7 @@ class PrefixStore:
             UnknownPrefix: no such prefix or label. NotAllowed, BadName.
         """
         names.check_label(label)
-        versions.drop_label(self._database, self._caller, *names.parse_name(name), label)
+        self._write(versions.drop_label, *names.parse_name(name), label)
 
     def copy(self, source: str, destination: str) -> Version:
         """Make the next version of `destination` from a version the caller may read.
@@ -274,8 +271,8 @@ class PrefixStore:
         Raises:
             UnknownPrefix, NotAllowed, BadName.
         """
-        owner, name = names.parse_name(destination)
-        return versions.copy(self._database, self._caller, names.parse(source), owner, name)
+        place = names.parse_name(destination)
+        return self._write(versions.copy, names.parse(source), *place)
 
     def delete(self, reference: str, *, all_versions: bool = False) -> tuple[str, ...]:
         """Remove one version, or with `all_versions` every version; returns what is gone.
@@ -293,21 +290,21 @@ class PrefixStore:
                 f"name the version to delete, as in {parsed.owner}/{parsed.name}@3, or ask for all versions "
                 f"of {parsed.owner}/{parsed.name} (all_versions=True, --all)"
             )
-        return versions.remove(self._database, self._caller, parsed, every=all_versions)
+        return self._write(versions.remove, parsed, all_versions)
 
     # -- sharing, keys, audit ------------------------------------------------------------------
 
     def share(self, name: str, grantee: str) -> None:
         """Let another owner read a prefix. Raises UnknownPrefix, NotAllowed, BadName."""
-        access.grant(self._database, self._caller, *names.parse_name(name), grantee)
+        self._write(access.grant, *names.parse_name(name), grantee)
 
     def unshare(self, name: str, grantee: str) -> None:
         """Take that back. Raises UnknownPrefix, NotAllowed, BadName."""
-        access.withdraw(self._database, self._caller, *names.parse_name(name), grantee)
+        self._write(access.withdraw, *names.parse_name(name), grantee)
 
     def publish(self, name: str, *, public: bool = True) -> None:
         """Let everybody read a prefix, or no longer. Raises UnknownPrefix, NotAllowed, BadName."""
-        access.publish(self._database, self._caller, *names.parse_name(name), public=public)
+        self._write(access.publish, *names.parse_name(name), public)
 
     def create_key(self, owner: str | None, role: Role, *, note: str | None = None) -> NewKey:
         """Make an API key; its secret is in the answer and nowhere else.
@@ -316,7 +313,7 @@ class PrefixStore:
             NotAllowed: the caller is no administrator.
             UsageError: an unknown role, or role and owner that do not go together.
         """
-        return api_keys.create(self._database, self._caller, owner, role, note)
+        return self._write(api_keys.create, owner, role, note)
 
     def list_keys(self, owner: str | None = None) -> tuple[KeyRecord, ...]:
         """API keys, without their secrets. Raises NotAllowed for other owners' keys."""
@@ -324,7 +321,7 @@ class PrefixStore:
 
     def revoke_key(self, identifier: str) -> KeyRecord:
         """Refuse a key from now on. Raises UnknownKey, NotAllowed."""
-        return api_keys.revoke(self._database, self._caller, identifier)
+        return self._write(api_keys.revoke, identifier)
 
     def audit(
         self, owner: str | None = None, *, limit: int = 100, before: int | None = None
@@ -429,6 +426,10 @@ class PrefixStore:
         return self._database.read(
             lambda connection: work(connection, self._caller, *arguments), snapshot=snapshot
         )
+
+    def _write(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Let `work` change something for this caller, wholly or not at all."""
+        return self._database.write(lambda connection: work(connection, self._caller, *arguments))
 
     def _forgotten_since(self, entry: int) -> tuple[str, ...]:
         return self._database.read(lambda connection: access.forgotten_since(connection, entry))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 
 from foreword import files
 from foreword.errors import BadArchive, BadName, BadPrefix, CannotRead, PrefixExists, UnknownPrefix
@@ -26,8 +26,8 @@ from foreword.store.database import Database
 from foreword.store.leases import deposit
 from foreword.store.names import check_label, check_owner, parse_name
 from foreword.store.record import Record, columns_of
-from foreword.store.schema import blob, label, now, prefix, version
-from foreword.store.versions import lock_name
+from foreword.store.schema import blob, label, now, version
+from foreword.store.versions import lock_name, set_latest
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -40,11 +40,8 @@ class Exported(Record):
     """What an export wrote.
 
     Attributes:
-        owner: whose prefixes.
-        path: the file.
         prefixes: how many names.
-        versions: of those names.
-        blobs: different files among them.
+        blobs: different files among the versions.
     """
 
     owner: str
@@ -60,14 +57,7 @@ class Exported(Record):
 
 @dataclass(frozen=True)
 class Imported(Record):
-    """What an import added.
-
-    Attributes:
-        owner: to whom.
-        prefixes: how many names.
-        versions: of those names.
-        labels: that point at them.
-    """
+    """What an import added; `prefixes` is how many names."""
 
     owner: str
     prefixes: int
@@ -82,28 +72,24 @@ def export(
     check_owns(caller, owner)
     files.check_output(path, overwrite=overwrite)
 
-    def gather(connection: Connection) -> tuple[list[Any], list[Any]]:
+    def gather(connection: Connection) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         columns = (version.c.name, version.c.number, version.c.created, version.c.digest, blob.c.key)
         query = select(*columns).join(blob, blob.c.digest == version.c.digest).where(version.c.owner == owner)
-        versions = connection.execute(query.order_by(version.c.name, version.c.number)).all()
-        labels = connection.execute(select(label).where(label.c.owner == owner)).all()
-        return list(versions), list(labels)
+        versions = connection.execute(query.order_by(version.c.name, version.c.number)).mappings()
+        pointers = select(label.c.name, label.c.label, label.c.number).where(label.c.owner == owner)
+        return list(map(dict, versions)), list(map(dict, connection.execute(pointers).mappings()))
 
     versions, labels = database.read(gather, snapshot=True)
     if not versions:
         raise UnknownPrefix(f"there is no owner {owner} that {caller} may read")
-    keys = {row.digest: row.key for row in versions}
-    described = [
-        {"name": v.name, "number": v.number, "created": v.created, "digest": v.digest} for v in versions
-    ]
-    pointers = [{"name": row.name, "label": row.label, "number": row.number} for row in labels]
-    manifest = {"foreword-export": FORMAT, "owner": owner, "versions": described, "labels": pointers}
+    keys = {row["digest"]: row.pop("key") for row in versions}
+    manifest = {"foreword-export": FORMAT, "owner": owner, "versions": versions, "labels": labels}
     with files.writing(path, overwrite=overwrite) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
         for digest, key in sorted(keys.items()):
             archive.writestr(_member(digest), read_checked(blobs, key, digest))
     database.write(lambda connection: access.note(connection, caller, "export", owner, f"{owner}/*"))
-    return Exported(owner, path, len({row.name for row in versions}), len(versions), len(keys))
+    return Exported(owner, path, len({row["name"] for row in versions}), len(versions), len(keys))
 
 
 def import_owner(database: Database, blobs: Blobs, caller: Caller, path: Path, owner: str | None) -> Imported:
@@ -126,15 +112,12 @@ def import_owner(database: Database, blobs: Blobs, caller: Caller, path: Path, o
             f"{path} is not an export of a store, or was altered ({error}); export again"
         ) from error
     columns = _columns(contents, path)
-
-    def add(connection: Connection) -> Imported:
-        return _add(database, connection, caller, owner, manifest, columns)
-
-    return deposit(database, blobs, contents, add)
+    return deposit(
+        database, blobs, contents, lambda connection: _add(connection, caller, owner, manifest, columns)
+    )
 
 
 def _add(
-    database: Database,
     connection: Connection,
     caller: Caller,
     owner: str,
@@ -145,7 +128,7 @@ def _add(
     for entry in manifest["versions"]:
         by_name.setdefault(entry["name"], []).append(entry)
     for name, entries in sorted(by_name.items()):  # one order of locks for every writer
-        state = lock_name(database, connection, owner, name)
+        state = lock_name(connection, owner, name)
         numbers = {entry["number"]: entry for entry in entries}
         # A name that lost all its versions may be used, from its counter on.
         if state.latest is not None or min(numbers) <= state.counter:
@@ -154,9 +137,8 @@ def _add(
                 "are never given twice; nothing was imported. Import to another owner (--owner)"
             )
         last = max(numbers)
-        values = {"counter": last, "latest": last, "base": columns[numbers[last]["digest"]]["base"]}
-        here = (prefix.c.owner == owner) & (prefix.c.name == name)
-        connection.execute(update(prefix).where(here).values(values))
+        base = columns[numbers[last]["digest"]]["base"]
+        set_latest(connection, owner, name, counter=last, latest=last, base=base)
     for entry in manifest["versions"]:
         connection.execute(version.insert().values(owner=owner, **entry, **columns[entry["digest"]]))
         target = f"{owner}/{entry['name']}@{entry['number']}"

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, select, update
+from sqlalchemy import Connection, Integer, Row, Select, cast, delete, func, select, update
 
 from foreword.errors import UsageError
 from foreword.store import access
 from foreword.store.access import Caller, check_writes, lock, unknown, visible
-from foreword.store.database import Database
-from foreword.store.names import Reference, parse
+from foreword.store.database import insert
+from foreword.store.names import Reference
 from foreword.store.record import Description, Version
 from foreword.store.schema import blob, label, now, prefix, setting, share, version
 
 _LABELS = (
     select(func.aggregate_strings(label.c.label, ","))
-    .where(
-        label.c.owner == version.c.owner,
-        label.c.name == version.c.name,
-        label.c.number == version.c.number,
-    )
+    .where(*(label.c[key] == version.c[key] for key in ("owner", "name", "number")))
     .correlate(version)
     .scalar_subquery()
 )
@@ -37,33 +32,27 @@ COLUMNS = (*version.c, prefix.c.public, blob.c.size, blob.c.key, _LABELS.label("
 _FIELDS = tuple(field.name for field in dataclasses.fields(Version) if field.name != "labels")
 
 
-@dataclass(frozen=True)
-class Located:
-    """A version, where its file lies, and the last forgetting before it was found (see `cache.py`)."""
+def locate(connection: Connection, caller: Caller, reference: Reference) -> Row[Any]:
+    """The version that `reference` means to `caller`, in one query: a row with `COLUMNS`.
 
-    row: Row[Any]
-    forgotten: int
-
-
-def locate(connection: Connection, caller: Caller, reference: Reference) -> Located:
-    """The version that `reference` means to `caller`, in one query.
+    `forgotten` is the last forgetting before it was found (see `cache.py`).
 
     Raises:
         UnknownPrefix: absent or hidden.
         UsageError: the first digits of a digest fit more than one version.
     """
-    epoch = select(setting.c.value).where(setting.c.name == "forgotten").scalar_subquery()
+    epoch = select(cast(setting.c.value, Integer)).where(setting.c.name == "forgotten").scalar_subquery()
     rows = connection.execute(_query(caller, reference, epoch.label("forgotten")).limit(2)).all()
     if not rows:
         raise unknown(reference, caller)
     if len({row.digest for row in rows}) > 1:
         raise UsageError(f"{reference} fits more than one version; give more digits of the digest")
-    return Located(rows[0], int(rows[0].forgotten))
+    return rows[0]
 
 
 def describe(connection: Connection, caller: Caller, reference: Reference) -> Description:
     """The version that `reference` means to `caller`, and the prefix around it. Raises as `locate`."""
-    located = locate(connection, caller, reference).row
+    located = locate(connection, caller, reference)
     here = {"owner": located.owner, "name": located.name}
     numbers = select(version.c.number).filter_by(**here).order_by(version.c.number)
     labels = select(label.c.label, label.c.number).filter_by(**here).order_by(label.c.label)
@@ -84,7 +73,6 @@ def record_of(row: Row[Any]) -> Version:
 
 
 def add(
-    database: Database,
     connection: Connection,
     caller: Caller,
     owner: str,
@@ -102,109 +90,88 @@ def add(
         NotAllowed: the caller may not write there.
     """
     check_writes(caller, owner)
-    here = (prefix.c.owner == owner) & (prefix.c.name == name)
-    state = lock_name(database, connection, owner, name)
-    reference = Reference(owner, name, number=state.latest)
+    state = lock_name(connection, owner, name)
     if state.latest is not None:
-        newest = connection.execute(_query(caller, reference)).first()
+        newest = connection.execute(_query(caller, Reference(owner, name))).first()
         if newest is not None and newest.digest == digest:
             return record_of(newest)
     number = state.counter + 1
     row = {"owner": owner, "name": name, "number": number, "digest": digest, "created": now(), **columns}
     connection.execute(version.insert().values(row))
-    connection.execute(update(prefix).where(here).values(counter=number, latest=number, base=columns["base"]))
+    set_latest(connection, owner, name, counter=number, latest=number, base=columns["base"])
     access.note(connection, caller, action, owner, f"{owner}/{name}@{number}", digest)
     return record_of(connection.execute(_query(caller, Reference(owner, name, number=number))).one())
 
 
-def lock_name(database: Database, connection: Connection, owner: str, name: str) -> Row[Any]:
+def set_latest(connection: Connection, owner: str, name: str, **values: Any) -> None:
+    """Change the row of a name, which says what its latest version is."""
+    connection.execute(update(prefix).filter_by(owner=owner, name=name).values(values))
+
+
+def lock_name(connection: Connection, owner: str, name: str) -> Row[Any]:
     """Hold the row of a name until the transaction ends, made if it is not there; its counter and latest."""
-    fresh = database.insert(prefix).values(owner=owner, name=name, public=False, counter=0)
+    fresh = insert(connection, prefix).values(owner=owner, name=name, public=False, counter=0)
     # The update that changes nothing locks the row: numbers are given to one writer at a time.
     locked = fresh.on_conflict_do_update(index_elements=["owner", "name"], set_={"owner": owner})
     return connection.execute(locked.returning(prefix.c.counter, prefix.c.latest)).one()
 
 
-def copy(database: Database, caller: Caller, source: Reference, owner: str, name: str) -> Version:
+def copy(connection: Connection, caller: Caller, source: Reference, owner: str, name: str) -> Version:
     """A version of `owner/name` with the file of `source`; no bytes move."""
     check_writes(caller, owner)
-
-    def work(connection: Connection) -> Version:
-        row = locate(connection, caller, source).row
-        # Held until the new version names it, so that garbage collection can't take it in between.
-        held = select(blob.c.digest).where(blob.c.digest == row.digest).with_for_update()
-        if connection.execute(held).first() is None:
-            raise unknown(source, caller)
-        columns = {name: getattr(row, name) for name in ("base", "length", "dtype", "facts")}
-        return add(database, connection, caller, owner, name, row.digest, columns, action="copy")
-
-    return database.write(work)
+    row = locate(connection, caller, source)
+    # Held until the new version names it, so that garbage collection can't take it in between.
+    held = select(blob.c.digest).where(blob.c.digest == row.digest).with_for_update()
+    if connection.execute(held).first() is None:
+        raise unknown(source, caller)
+    columns = {name: getattr(row, name) for name in ("base", "length", "dtype", "facts")}
+    return add(connection, caller, owner, name, row.digest, columns, action="copy")
 
 
-def remove(database: Database, caller: Caller, reference: Reference, *, every: bool) -> tuple[str, ...]:
+def remove(connection: Connection, caller: Caller, reference: Reference, every: bool) -> tuple[str, ...]:
     """Remove a version, or every version of the name; the references that are gone.
 
     Labels that point at it go with it. Numbers are not given again.
     """
     owner, name = reference.owner, reference.name
+    lock(connection, caller, owner, name)
+    query = select(version.c.number, version.c.digest).filter_by(owner=owner, name=name)
+    if not every:
+        query = query.where(version.c.number == locate(connection, caller, reference).number)
+    gone = connection.execute(query.order_by(version.c.number)).all()
+    removed = delete(version).filter_by(owner=owner, name=name)
+    connection.execute(removed.where(version.c.number.in_([row.number for row in gone])))
+    # What is the latest now, and is the prefix still there at all?
+    left = select(version.c.number, version.c.base).filter_by(owner=owner, name=name)
+    newest = connection.execute(left.order_by(version.c.number.desc()).limit(1)).first()
+    if newest is not None:
+        set_latest(connection, owner, name, latest=newest.number, base=newest.base)
+    else:  # the row stays for its counter; whoever puts the name again starts private
+        set_latest(connection, owner, name, latest=None, base=None, public=False)
+        connection.execute(delete(share).filter_by(owner=owner, name=name))
+    for row in gone:
+        access.note(connection, caller, "delete", owner, f"{owner}/{name}@{row.number}", row.digest)
+    return tuple(f"{owner}/{name}@{row.number}" for row in gone)
 
-    def work(connection: Connection) -> tuple[str, ...]:
-        lock(connection, caller, owner, name)
-        query = select(version.c.number, version.c.digest).filter_by(owner=owner, name=name)
-        if not every:
-            query = query.where(version.c.number == locate(connection, caller, reference).row.number)
-        gone = connection.execute(query.order_by(version.c.number)).all()
-        removed = version.delete().where(version.c.owner == owner, version.c.name == name)
-        connection.execute(removed.where(version.c.number.in_([row.number for row in gone])))
-        _settle(connection, owner, name)
-        for row in gone:
-            access.note(connection, caller, "delete", owner, f"{owner}/{name}@{row.number}", row.digest)
-        return tuple(f"{owner}/{name}@{row.number}" for row in gone)
 
-    return database.write(work)
-
-
-def set_label(database: Database, caller: Caller, reference: Reference, text: str) -> Version:
+def set_label(connection: Connection, caller: Caller, reference: Reference, text: str) -> Version:
     """Point a label at a version, away from the one it pointed at before. Raises as `lock`."""
-
-    def work(connection: Connection) -> Version:
-        lock(connection, caller, reference.owner, reference.name)
-        row = locate(connection, caller, reference).row
-        here = {"owner": row.owner, "name": row.name, "label": text}
-        fresh = database.insert(label).values(**here, number=row.number)
-        keys = ["owner", "name", "label"]
-        connection.execute(fresh.on_conflict_do_update(index_elements=keys, set_={"number": row.number}))
-        access.note(
-            connection, caller, "label", row.owner, f"{row.owner}/{row.name}@{row.number} {text}", row.digest
-        )
-        return record_of(locate(connection, caller, Reference(row.owner, row.name, number=row.number)).row)
-
-    return database.write(work)
+    owner, name = reference.owner, reference.name
+    lock(connection, caller, owner, name)
+    row = locate(connection, caller, reference)
+    keys = {"owner": owner, "name": name, "label": text}
+    fresh = insert(connection, label).values(**keys, number=row.number)
+    connection.execute(fresh.on_conflict_do_update(index_elements=[*keys], set_={"number": row.number}))
+    access.note(connection, caller, "label", owner, f"{owner}/{name}@{row.number} {text}", row.digest)
+    return record_of(locate(connection, caller, Reference(owner, name, number=row.number)))
 
 
-def drop_label(database: Database, caller: Caller, owner: str, name: str, text: str) -> None:
+def drop_label(connection: Connection, caller: Caller, owner: str, name: str, text: str) -> None:
     """Remove a label; its version stays. Raises as `lock`."""
-
-    def work(connection: Connection) -> None:
-        lock(connection, caller, owner, name)
-        row = locate(connection, caller, parse(f"{owner}/{name}@{text}")).row
-        gone = label.delete().where(label.c.owner == owner, label.c.name == name, label.c.label == text)
-        connection.execute(gone)
-        access.note(connection, caller, "unlabel", owner, f"{owner}/{name}@{row.number} {text}", row.digest)
-
-    database.write(work)
-
-
-def _settle(connection: Connection, owner: str, name: str) -> None:
-    """After versions went: what is the latest now, and is the prefix still there at all?"""
-    here = (version.c.owner == owner) & (version.c.name == name)
-    newest = select(version.c.number, version.c.base).where(here).order_by(version.c.number.desc()).limit(1)
-    row = connection.execute(newest).first()
-    values: dict[str, Any] = {"latest": row and row.number, "base": row and row.base}
-    if row is None:  # the row stays for its counter; whoever puts the name again starts private
-        values["public"] = False
-        connection.execute(share.delete().where(share.c.owner == owner, share.c.name == name))
-    connection.execute(update(prefix).where(prefix.c.owner == owner, prefix.c.name == name).values(values))
+    lock(connection, caller, owner, name)
+    row = locate(connection, caller, Reference(owner, name, label=text))
+    connection.execute(delete(label).filter_by(owner=owner, name=name, label=text))
+    access.note(connection, caller, "unlabel", owner, f"{owner}/{name}@{row.number} {text}", row.digest)
 
 
 def _query(caller: Caller, reference: Reference, *more: Any) -> Select[Any]:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from foreword.sampling import UNFINISHED
 from foreword.serving.api import schemas
-from foreword.serving.api.prompts import conversation, find_model, make_rows, prompt_ids
+from foreword.serving.api.prompts import conversation, find_prefix, make_rows, prompt_ids
 from foreword.serving.api.schemas import ERRORS
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.api.streaming import CompletedText, Completions, plain, stream, unless_gone
@@ -106,27 +106,22 @@ def _head(kind: str, model: str) -> dict[str, Any]:
 
 
 def _completion_rows(server: ServerState, identity: RequestIdentity, body: CompletionBody) -> list[Row]:
-    model = find_model(server, identity.view, body.model)
+    prefix = find_prefix(server, identity.view, body.model)
     given: Any = body.prompt
     several = isinstance(given, list) and not isinstance(given[0], int)
-    prompts = [
-        prompt_ids(server, model, prompt, chat=False, raw=bool(body.raw), param="prompt")
-        for prompt in (given if several else [given])
-    ]
+    prompts = [prompt_ids(server, prefix, prompt, body) for prompt in (given if several else [given])]
     longest = body.max_tokens or DEFAULT_MAX_TOKENS
     return make_rows(
-        server, identity.caller, model, prompts, body, max_tokens=longest, logprobs=body.logprobs
+        server, identity.caller, prefix, prompts, body, max_tokens=longest, logprobs=body.logprobs
     )
 
 
 def _chat_rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -> list[Row]:
-    model = find_model(server, identity.view, body.model)
-    raw = bool(body.raw)
-    source = conversation(server, model, body.messages, raw=raw)
-    prompt = prompt_ids(server, model, source, chat=True, raw=raw, param="messages")
+    prefix = find_prefix(server, identity.view, body.model)
+    prompt = prompt_ids(server, prefix, conversation(server, prefix, body), body)
     longest = body.max_completion_tokens or body.max_tokens or server.configuration.default_max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return make_rows(server, identity.caller, model, [prompt], body, max_tokens=longest, logprobs=logprobs)
+    return make_rows(server, identity.caller, prefix, [prompt], body, max_tokens=longest, logprobs=logprobs)
 
 
 def _completion_logprobs(tokens: Sequence[TokenText], offset: int) -> schemas.CompletionLogprobs:

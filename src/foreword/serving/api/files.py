@@ -8,7 +8,7 @@ from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from foreword.serving.api.schemas import ERRORS, Deleted, FileAnswer, FileList, binary_responses, seconds_of
+from foreword.serving.api.schemas import BINARY, ERRORS, Deleted, FileAnswer, FileList, seconds_of
 from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.jobs import uploads
 from foreword.serving.requests import refuse_fields_beside
@@ -30,7 +30,7 @@ async def upload_file(
     content = await file.read()
     record = await run_in_threadpool(
         uploads.add,
-        server.store.catalogue,
+        server.store.database,
         identity.caller,
         owner,
         file.filename or "upload.jsonl",
@@ -50,7 +50,7 @@ def list_files(
 ) -> Any:
     """The caller's files, by the time they came; desc: newest first."""
     server, owner = server_of(request), identity_of(request).owner("files")
-    records, more = uploads.listed(server.store.catalogue, owner, limit, after, newest_first=order == "desc")
+    records, more = uploads.listed(server.store.database, owner, limit, after, newest_first=order == "desc")
     data = [_answer(record) for record in records if purpose in (None, "fine-tune")]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return FileList(data=data, first_id=first, last_id=last, has_more=more and bool(data))
@@ -60,16 +60,16 @@ def list_files(
 def retrieve_file(request: Request, file_id: FileId) -> Any:
     """What is known of a file."""
     server, owner = server_of(request), identity_of(request).owner("files")
-    return _answer(uploads.find(server.store.catalogue, owner, file_id))
+    return _answer(uploads.find(server.store.database, owner, file_id))
 
 
-@router.get("/v1/files/{file_id}/content", response_class=Response, responses=binary_responses())
+@router.get("/v1/files/{file_id}/content", response_class=Response, responses=BINARY)
 def file_content(request: Request, file_id: FileId) -> Response:
     """A file's bytes, as they were sent."""
     server, owner = server_of(request), identity_of(request).owner("files")
     # Never with the uploader's name or type: a browser is not to open it as anything.
     headers = {"content-disposition": f'attachment; filename="{file_id}.jsonl"'}
-    content = uploads.content(server.store.catalogue, owner, file_id)
+    content = uploads.content(server.store.database, owner, file_id)
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 
@@ -77,7 +77,7 @@ def file_content(request: Request, file_id: FileId) -> Response:
 def delete_file(request: Request, file_id: FileId) -> Any:
     """Delete a file that no unfinished job needs."""
     server, identity = server_of(request), identity_of(request)
-    uploads.remove(server.store.catalogue, identity.caller, identity.writer("files"), file_id)
+    uploads.remove(server.store.database, identity.caller, identity.writer("files"), file_id)
     return Deleted(id=file_id, object="file")
 
 

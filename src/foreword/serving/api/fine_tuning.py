@@ -9,14 +9,14 @@ from fastapi import APIRouter, Path, Query, Request
 
 from foreword.serving.api import schemas
 from foreword.serving.api.models import describe
-from foreword.serving.api.prompts import find_model
+from foreword.serving.api.prompts import find_prefix
 from foreword.serving.api.schemas import ERRORS, seconds_of
 from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.settings import JobBody
+from foreword.serving.jobs.settings import JobBody, OpenAIHyperparameters
 from foreword.store.names import parse_name
 from foreword.store.schema import now
 
@@ -30,16 +30,16 @@ After = Annotated[str | None, Query(max_length=40)]
 def create_job(request: Request, body: JobBody) -> Any:
     """Train a prefix on an uploaded file; it will be called by its owner's name and `suffix`."""
     server, identity = server_of(request), identity_of(request)
-    catalogue = server.store.catalogue
+    database = server.store.database
     owner = identity.writer("jobs")
     identifier = f"ftjob-{secrets.token_hex(12)}"
     _, name = parse_name(f"{owner}/{body.suffix or identifier}")
-    start = find_model(server, identity.view, body.model).prefix
+    start = find_prefix(server, identity.view, body.model)
     # The version, not a name that may mean another one when the job's turn comes.
     reference = None if start is None else describe(identity.view, body.model).version.reference
-    files = [uploads.find(catalogue, owner, body.training_file, param="training_file")]
+    files = [uploads.find(database, owner, body.training_file, param="training_file")]
     if body.validation_file is not None:
-        files.append(uploads.find(catalogue, owner, body.validation_file, param="validation_file"))
+        files.append(uploads.find(database, owner, body.validation_file, param="validation_file"))
     if len({file.style for file in files}) > 1:
         raise Refused(
             400,
@@ -63,7 +63,7 @@ def create_job(request: Request, body: JobBody) -> Any:
             "metadata": body.metadata,
         },
     )
-    queue.add(catalogue, identity.caller, record, limit=identity.limits.jobs)
+    queue.add(database, identity.caller, record, limit=identity.limits.jobs)
     return _answer(record)
 
 
@@ -71,7 +71,7 @@ def create_job(request: Request, body: JobBody) -> Any:
 def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
     """The caller's jobs, newest first."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
-    jobs, more = queue.listed(server.store.catalogue, owner, limit, after)
+    jobs, more = queue.listed(server.store.database, owner, limit, after)
     return schemas.JobList(data=[_answer(record) for record in jobs], has_more=more)
 
 
@@ -79,7 +79,7 @@ def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
 def retrieve_job(request: Request, job_id: JobId) -> Any:
     """One job."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
-    return _answer(queue.find(server.store.catalogue, owner, job_id))
+    return _answer(queue.find(server.store.database, owner, job_id))
 
 
 @router.post("/{job_id}/cancel", response_model=schemas.JobAnswer, responses=ERRORS)
@@ -87,14 +87,14 @@ def cancel_job(request: Request, job_id: JobId) -> Any:
     """Stop a job that has not ended; nothing of it is kept."""
     server, identity = server_of(request), identity_of(request)
     owner = identity.writer("jobs")
-    return _answer(queue.cancel(server.store.catalogue, identity.caller, owner, job_id))
+    return _answer(queue.cancel(server.store.database, identity.caller, owner, job_id))
 
 
 @router.get("/{job_id}/events", response_model=schemas.JobEvents, responses=ERRORS)
 def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After = None) -> Any:
     """What has happened to a job, newest first."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
-    queue.find(server.store.catalogue, owner, job_id)
+    queue.find(server.store.database, owner, job_id)
     before = None
     if after is not None:
         number = after.removeprefix("ftevent-")
@@ -103,7 +103,7 @@ def list_events(request: Request, job_id: JobId, limit: Limit = 20, after: After
                 400, "after is no event; expected the id of the last one on the page before", param="after"
             )
         before = int(number)
-    events, more = queue.events(server.store.catalogue, job_id, limit, before)
+    events, more = queue.events(server.store.database, job_id, limit, before)
     data = [
         schemas.JobEvent(
             id=f"ftevent-{row['id']}",
@@ -127,7 +127,7 @@ def list_checkpoints(
 ) -> Any:
     """The step whose keys and values became the prefix; none before the job is done."""
     server, identity = server_of(request), identity_of(request)
-    record = queue.find(server.store.catalogue, identity.owner("jobs"), job_id)
+    record = queue.find(server.store.database, identity.owner("jobs"), job_id)
     data = []
     if record.result is not None and after is None:
         origin = describe(identity.view, record.result).version.facts["origin"]
@@ -149,7 +149,9 @@ def list_checkpoints(
 
 
 def _answer(record: Job) -> schemas.JobAnswer:
-    hyperparameters = job_settings.shown(record.asked["hyperparameters"])
+    # OpenAI's three are always shown, the others where they were given.
+    defaults = dict.fromkeys(OpenAIHyperparameters.model_fields, "auto")
+    hyperparameters = {**defaults, **record.asked["hyperparameters"]}
     return schemas.JobAnswer(
         id=record.id,
         created_at=seconds_of(record.created),

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from foreword.errors import BadName, UnknownPrefix
 from foreword.prefix import Prefix
 from foreword.serving.api import schemas
-from foreword.serving.api.schemas import ERRORS, binary_responses, seconds_of
+from foreword.serving.api.schemas import BINARY, ERRORS, seconds_of
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.errors import Refused, unknown_model
 from foreword.serving.jobs import uploads
@@ -112,9 +112,6 @@ def _base(server: ServerState) -> schemas.ModelAnswer:
     return schemas.ModelAnswer(id=server.served.name, created=0, owned_by="foreword")
 
 
-# -- Prefix files ----------------------------------------------------------------------------------
-
-
 prefix_router = APIRouter(tags=["prefixes"], prefix="/v1/prefixes")
 Owner = Annotated[str, Path(max_length=128)]
 Name = Annotated[str, Path(max_length=220, description="Name, or name@version.")]
@@ -138,7 +135,7 @@ def describe_prefix(request: Request, owner: Owner, name: Name) -> Any:
     return _prefix_answer(describe(identity_of(request).view, f"{owner}/{name}"))
 
 
-@prefix_router.get("/{owner}/{name}/content", response_class=Response, responses=binary_responses())
+@prefix_router.get("/{owner}/{name}/content", response_class=Response, responses=BINARY)
 def download_prefix(request: Request, owner: Owner, name: Name) -> Response:
     """The prefix file, checked against its digest."""
     view = identity_of(request).view
@@ -163,7 +160,7 @@ def _put(server: ServerState, identity: RequestIdentity, name: str, content: byt
     prefix = Prefix.from_bytes(content, where="the file")
     server.served.check(prefix)
     limit, owner = identity.limits.stored_bytes, full.partition("/")[0]
-    server.store.catalogue.read(
+    server.store.database.read(
         lambda connection: uploads.check_stored_bytes(connection, owner, len(content), limit), snapshot=True
     )
     version = identity.view.put(full, prefix)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
@@ -14,7 +13,7 @@ from foreword.prefix import Prefix
 from foreword.serving.api.state import ServerState
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, unknown_model
-from foreword.serving.requests import ChatMessage, Sampled
+from foreword.serving.requests import ChatBody, Sampled
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
 from foreword.template import Source
@@ -26,27 +25,14 @@ SEED_STEP = 0x9E3779B97F4A7C15
 """Odd, so that no two texts of one request get the same seed (2^64 divided by the golden ratio)."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """What a request asked for.
-
-    Attributes:
-        name: as it was asked for.
-        prefix: None for the base model alone.
-    """
-
-    name: str
-    prefix: Prefix | None
-
-
-def find_model(server: ServerState, view: PrefixStore, name: str) -> Model:
-    """The base or a prefix that the caller may use.
+def find_prefix(server: ServerState, view: PrefixStore, name: str) -> Prefix | None:
+    """The prefix that a model's name means to the caller; None for the base model alone.
 
     Raises:
         Refused: 404 for what is absent or somebody else's; 400 for a prefix of another base.
     """
     if name == server.served.name:
-        return Model(name, None)
+        return None
     start_time = time.perf_counter()
     try:
         prefix = view.get(name)
@@ -57,21 +43,22 @@ def find_model(server: ServerState, view: PrefixStore, name: str) -> Model:
         server.served.check(prefix)
     except (GeometryMismatch, WrongBaseModel) as error:
         raise Refused(400, str(error), code="wrong_base_model", param="model") from error
-    return Model(name, prefix)
+    return prefix
 
 
-def conversation(server: ServerState, model: Model, messages: Sequence[ChatMessage], *, raw: bool) -> Source:
-    """Chat messages as the source that the model's template takes.
+def conversation(server: ServerState, prefix: Prefix | None, body: ChatBody) -> Source:
+    """The messages of a chat as the source that the model's template takes.
 
     Raises:
         Refused: a prefix that was trained on single texts, and more than one message.
     """
-    style = server.served.template_of(model.prefix, chat=True, raw=raw).style
+    messages = body.messages
+    style = server.served.template_of(prefix, chat=True, raw=bool(body.raw)).style
     if style == "chat":
         roles = {"developer": "system"}
         return tuple({"role": roles.get(m.role, m.role), "content": m.text} for m in messages)
     if len(messages) > 1 or messages[0].role != "user":
-        what = "raw text was asked for" if raw else f"{model.name} was trained on single texts"
+        what = "raw text was asked for" if body.raw else f"{body.model} was trained on single texts"
         raise Refused(
             400,
             f"{what}: expected one message of the user, found {len(messages)} "
@@ -83,14 +70,15 @@ def conversation(server: ServerState, model: Model, messages: Sequence[ChatMessa
 
 
 def prompt_ids(
-    server: ServerState, model: Model, source: Source | Sequence[int], *, chat: bool, raw: bool, param: str
+    server: ServerState, prefix: Prefix | None, source: Source | Sequence[int], body: Sampled
 ) -> tuple[int, ...]:
     """Token ids of a prompt, template applied; ids that were sent are taken as they are.
 
     Raises:
         Refused: empty, too long, no token of this model, or nothing that its template can write.
     """
-    served = server.served
+    served, chat = server.served, isinstance(body, ChatBody)
+    param = "messages" if chat else "prompt"
     if isinstance(source, list):
         ids = source
         if (highest := max(ids)) >= len(served.tokenizer):
@@ -98,7 +86,7 @@ def prompt_ids(
                 400, f"{highest} is no token of {served.name}; it has {len(served.tokenizer)}", param=param
             )
     else:
-        template = served.template_of(model.prefix, chat=chat, raw=raw)
+        template = served.template_of(prefix, chat=chat, raw=bool(body.raw))
         if template.style == "chat" and not served.chats:
             raise Refused(
                 400,
@@ -115,7 +103,7 @@ def prompt_ids(
             ) from error
     if not ids:
         raise Refused(400, "the prompt is empty; give at least one token of text", param=param)
-    length = 0 if model.prefix is None else model.prefix.length
+    length = 0 if prefix is None else prefix.length
     limit = served.text_limit(length)
     if limit is not None and len(ids) >= limit:
         raise Refused(
@@ -131,7 +119,7 @@ def prompt_ids(
 def make_rows(
     server: ServerState,
     caller: Caller,
-    model: Model,
+    prefix: Prefix | None,
     prompts: Sequence[tuple[int, ...]],
     body: Sampled,
     *,
@@ -160,14 +148,14 @@ def make_rows(
             param="n",
         )
     seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
-    ends = server.served.ends_of(model.prefix)
+    ends = server.served.ends_of(prefix)
     temperature = 1.0 if body.temperature is None else body.temperature
     top_p = 1.0 if body.top_p is None else max(body.top_p, SMALLEST_TOP_P)
     numbered = [ids for ids in prompts for _ in range(each)]
     return [
         Row(
             prompt_ids=ids,
-            prefix=model.prefix,
+            prefix=prefix,
             # An administrator's key has no owner; no owner's name has a space.
             owner=caller.owner or f"key {caller.key}",
             sampling=Sampling(

@@ -288,8 +288,5 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": ErrorBody, "description": "The server can't answer now."},
 }
 """For the OpenAPI document of every route."""
-
-
-def binary_responses() -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document of a route that answers with a file."""
-    return {200: {"content": {"application/octet-stream": {}}}, **ERRORS}
+BINARY: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}, **ERRORS}
+"""For that of a route that answers with a file."""

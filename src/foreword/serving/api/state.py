@@ -25,9 +25,7 @@ class ServerState:
 
     Attributes:
         store: as local administrator; routes use the caller's view of it.
-        running: requests under way.
         rows: texts that are written or wait for it.
-        draining: no new requests are taken.
     """
 
     configuration: Configuration
@@ -43,12 +41,7 @@ class ServerState:
 
 @dataclass(frozen=True)
 class RequestIdentity:
-    """Whose request it is.
-
-    Attributes:
-        view: the store as they see it.
-        limits: theirs.
-    """
+    """Whose request it is: the store as they see it, and their limits."""
 
     view: PrefixStore
     limits: Limits

@@ -161,9 +161,6 @@ async def _read_row(
         queue.put_nowait(error)
 
 
-# -- Over HTTP -------------------------------------------------------------------------------------
-
-
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """What `work` comes to, unless the client goes away before: then it is cancelled.
 
@@ -209,10 +206,7 @@ async def stream(
 ) -> EventStream:
     """A streamed answer; what goes wrong before the first piece is raised, and gets its own status.
 
-    Args:
-        beginning: events in front of the first piece.
-        chunks: the events of a piece.
-        ending: events after the last piece.
+    The events of each piece (`chunks`) stand between those of the `beginning` and of the `ending`.
 
     Raises:
         ClientGone: before the first piece.

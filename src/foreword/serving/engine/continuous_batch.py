@@ -37,10 +37,7 @@ class RunningRow:
     """A row with what it needs between two steps.
 
     Attributes:
-        row: what was asked for.
-        max_new_tokens: that it may have.
         position: of the next token that is read.
-        made: new tokens so far.
         last: the newest of them, which the next step reads.
     """
 
@@ -148,7 +145,7 @@ class ContinuousBatch:
             row.position += 1
             try:
                 token = row.choose(logits_V)
-            except Exception as error:  # this row's alone, and its caller is told
+            except Exception as error:  # this row's alone, and goes to its caller
                 outcomes.append(error)
                 continue
             outcomes.append(token)
@@ -192,16 +189,15 @@ class ContinuousBatch:
 
     def _add(self, cache: Cache, mask_1S: torch.Tensor) -> None:
         """One more line in the cache, for a row that was prefilled alone; the shorter is padded in front."""
-        columns = max(self.columns, mask_1S.shape[1])
+        columns, pad = max(self.columns, mask_1S.shape[1]), torch.nn.functional.pad
         if self.rows:
             pairs = [
                 tuple(
-                    torch.cat([_padded_in_front(part_BHSD, columns) for part_BHSD in (running, new)])
+                    torch.cat([pad(part, (0, 0, columns - part.shape[2], 0)) for part in (running, new)])
                     for running, new in ((ours.keys, theirs.keys), (ours.values, theirs.values))
                 )
                 for ours, theirs in zip(self._layers(), cache.layers, strict=True)
             ]
-            pad = torch.nn.functional.pad
             mask_BS = torch.cat([pad(m, (columns - m.shape[1], 0)) for m in (self._mask_BS, mask_1S)])
         else:
             pairs = [(layer.keys, layer.values) for layer in cache.layers]
@@ -216,10 +212,6 @@ class ContinuousBatch:
 def _last_on_cpu(logits_BTV: torch.Tensor) -> torch.Tensor:
     """The last logits `[B, V]` of all rows in one transfer: each waits for the device to be done."""
     return logits_BTV[:, -1].float().cpu()
-
-
-def _padded_in_front(states_BHSD: torch.Tensor, columns: int) -> torch.Tensor:
-    return torch.nn.functional.pad(states_BHSD, (0, 0, columns - states_BHSD.shape[2], 0))
 
 
 def _cache_of(pairs: Sequence[tuple[torch.Tensor, ...]]) -> Cache:

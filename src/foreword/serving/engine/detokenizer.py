@@ -30,7 +30,6 @@ class TextDelta:
     """Some text of a row.
 
     Attributes:
-        row: which.
         text: what is certain beyond the pieces before; may be empty.
         tokens: new tokens in it.
         logprobs: of those, where asked for; the token that ends a text has none.
@@ -61,7 +60,8 @@ class RowText:
         self._tokens += 1
         final, ends = token.finish_reason is not None, token.token_id in self._end_ids
         if not ends and token.logprob is not None:
-            self._logprobs.append(self._token_text(token))
+            likeliest = tuple((self._one(identifier), value) for identifier, value in token.likeliest)
+            self._logprobs.append(TokenText(self._one(token.token_id), token.logprob, likeliest))
         text = self._text.add(None if ends else token.token_id, final=final)
         reason = "stop" if self._text.stopped else token.finish_reason
         if reason is None and not text:
@@ -70,10 +70,6 @@ class RowText:
         piece = TextDelta(self._row, text, self._tokens, tuple(self._logprobs), reason)
         self._tokens, self._logprobs = 0, []
         return piece
-
-    def _token_text(self, token: Token) -> TokenText:
-        likeliest = tuple((self._one(identifier), value) for identifier, value in token.likeliest)
-        return TokenText(self._one(token.token_id), token.logprob or 0.0, likeliest)
 
     def _one(self, identifier: int) -> str:
         return str(self._tokenizer.decode([identifier]))

@@ -146,7 +146,7 @@ class LocalEngine:
     def _prefill(self, pending: PendingRow) -> None:
         try:
             token = self._batch.prefill(pending.running)
-        except Exception as error:  # whatever it is, it is this row's alone, and its caller is told
+        except Exception as error:  # whatever it is, it is this row's alone, and goes to its caller
             pending.send(error)
             return
         self._tokens += 1
@@ -158,7 +158,7 @@ class LocalEngine:
         rows = list(self._batch.rows)
         try:
             outcomes = self._batch.step()
-        except Exception as error:  # every row of the batch is lost, and every caller is told
+        except Exception as error:  # every row of the batch is lost, and every caller gets this
             self._batch.clear()
             for row in rows:
                 self._in_batch.pop(row).send(error)

@@ -48,8 +48,6 @@ class Row:
         prompt_ids: the whole prompt, template applied; at least one.
         prefix: what it stands behind; None for the bare base model.
         owner: whose request it is, so that owners can be served fairly and never share a cache.
-        sampling: how tokens are chosen.
-        end_ids: tokens that end the text.
     """
 
     prompt_ids: tuple[int, ...]

@@ -49,7 +49,6 @@ class PendingRow:
     """A row from its request to its last token: where its tokens go, and whether somebody still wants them.
 
     Attributes:
-        running: its state in the batch.
         loop: the event loop of whoever reads `tokens`.
         gone: nobody reads them any more.
     """
@@ -61,7 +60,7 @@ class PendingRow:
 
     def send(self, token: Token | Exception) -> None:
         """Hand over a token, or why there is none, from the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to be told
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads them any more
             self.loop.call_soon_threadsafe(self.tokens.put_nowait, token)
 
 
@@ -71,8 +70,7 @@ def next_that_fits(
     """The row to be prefilled now, taken from the queue; None when none waits or there is no place.
 
     Args:
-        running: rows of the batch.
-        max_rows: most of them.
+        running: rows of the batch, at most `max_rows`.
         max_held: most columns times rows. Every row takes as many columns as the longest may come to
             need, so that is counted: a row that has begun is never put out again.
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Row, Select, and_, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, select, tuple_
 
 from foreword.serving.errors import Refused, shown
 from foreword.serving.rate_limits import too_many
@@ -69,10 +69,10 @@ def transaction(
     return whole
 
 
-def page(database: Database, query: Select[Any], limit: int) -> tuple[Sequence[Row[Any]], bool]:
-    """The first rows of a query, and whether there are more."""
+def page(database: Database, kind: Callable[..., T], query: Select[Any], limit: int) -> tuple[list[T], bool]:
+    """A record of `kind` for each of the first rows of a query, and whether there are more."""
     rows = database.rows(query.limit(limit + 1))
-    return rows[:limit], len(rows) > limit
+    return [kind(**row._mapping) for row in rows[:limit]], len(rows) > limit
 
 
 def _jobs(connection: Connection, query: Select[Any]) -> list[Job]:
@@ -84,9 +84,6 @@ def _add_event(
 ) -> None:
     row = {"job": identifier, "at": now(), "level": level, "message": message, "data": data}
     connection.execute(job_event.insert().values(row))
-
-
-# -- An owner's jobs, as the owner sees them -------------------------------------------------------
 
 
 @transaction
@@ -118,33 +115,26 @@ def listed(database: Database, owner: str, limit: int, after: str | None) -> tup
     if after is not None:
         last = find(database, owner, after)
         query = query.where(tuple_(job.c.created, job.c.id) < tuple_(last.created, last.id))
-    rows, more = page(database, query, limit)
-    return [Job(**row._mapping) for row in rows], more
+    return page(database, Job, query, limit)
 
 
 def events(
     database: Database, identifier: str, limit: int, after: int | None
-) -> tuple[list[Mapping[str, Any]], bool]:
+) -> tuple[list[dict[str, Any]], bool]:
     """A page of a job's events, newest first, and whether there are more."""
     query = select(job_event).where(job_event.c.job == identifier).order_by(job_event.c.id.desc())
     if after is not None:
         query = query.where(job_event.c.id < after)
-    rows, more = page(database, query, limit)
-    return [dict(row._mapping) for row in rows], more
+    return page(database, dict, query, limit)
 
 
-def cancel(database: Database, caller: Caller, owner: str, identifier: str) -> Job:
+@transaction
+def cancel(connection: Connection, caller: Caller, owner: str, identifier: str) -> Job:
     """Stop a job; one in training is let go by its worker after the step under way.
 
     Raises:
         Refused: 404 as `find`; 400 for a job that has ended.
     """
-    _cancel(database, caller, owner, identifier)
-    return find(database, owner, identifier)
-
-
-@transaction
-def _cancel(connection: Connection, caller: Caller, owner: str, identifier: str) -> None:
     mine = and_(job.c.id == identifier, job.c.owner == owner)
     state = connection.execute(select(job.c.state).where(mine).with_for_update()).scalar()
     if state is None:
@@ -155,13 +145,11 @@ def _cancel(connection: Connection, caller: Caller, owner: str, identifier: str)
     connection.execute(job.update().where(mine).values(state="cancelled", worker=None, finished=now()))
     _add_event(connection, identifier, "info", "the job was cancelled")
     access.note(connection, caller, "cancel job", owner, identifier)
+    return _jobs(connection, select(job).where(mine))[0]
 
 
 def _unknown(identifier: str) -> Refused:
     return Refused(404, f"there is no job {shown(identifier)} of yours", code="job_not_found")
-
-
-# -- The queue as a whole --------------------------------------------------------------------------
 
 
 def counted(database: Database) -> dict[str, float]:
@@ -183,9 +171,6 @@ def waits(database: Database) -> bool:
 def live(database: Database) -> set[str]:
     """Ids of all unfinished jobs."""
     return {row.id for row in database.rows(select(job.c.id).where(job.c.state.in_(LIVE)))}
-
-
-# -- Workers ---------------------------------------------------------------------------------------
 
 
 @transaction
@@ -289,33 +274,28 @@ def release(connection: Connection, worker: str, *, orderly: bool) -> int:
         orderly: the worker stopped at its own or somebody's will; else it died, and a job over which that
             has happened too often fails.
     """
-    mine = select(job).where(job.c.worker == worker, job.c.state == "running").with_for_update()
-    jobs = _jobs(connection, mine)
-    for one in jobs:
-        _put_back(connection, one, orderly=orderly)
-    return len(jobs)
+    return _put_back(connection, job.c.worker == worker, orderly=orderly)
 
 
 @transaction
 def collect_lost(connection: Connection, lease: float) -> int:
     """Put the jobs of workers back that have been silent for too long; how many they were."""
-    lost = select(job).where(job.c.state == "running", job.c.beat < now(lease)).with_for_update()
-    jobs = _jobs(connection, lost)
+    return _put_back(connection, job.c.beat < now(lease), orderly=False)
+
+
+def _put_back(connection: Connection, which: ColumnElement[bool], *, orderly: bool) -> int:
+    jobs = _jobs(connection, select(job).where(job.c.state == "running", which).with_for_update())
     for one in jobs:
-        _put_back(connection, one, orderly=False)
+        values: dict[str, Any] = {"state": "queued", "worker": None}
+        if orderly:
+            values["attempts"] = one.attempts - 1
+            level, message = "info", "training makes room; it goes on from its checkpoint"
+        elif one.attempts < MOST_ATTEMPTS:
+            level, message = "warn", "training broke off; it goes on from the last checkpoint"
+        else:
+            level, message = "error", f"training broke off {one.attempts} times without coming to an end"
+            error = {"code": "broke_off", "message": message, "param": None}
+            values |= {"state": "failed", "finished": now(), "error": error}
+        connection.execute(job.update().where(job.c.id == one.id).values(values))
+        _add_event(connection, one.id, level, message)
     return len(jobs)
-
-
-def _put_back(connection: Connection, one: Job, *, orderly: bool) -> None:
-    here = job.update().where(job.c.id == one.id)
-    if orderly:
-        connection.execute(here.values(state="queued", worker=None, attempts=one.attempts - 1))
-        _add_event(connection, one.id, "info", "training makes room; it goes on from its checkpoint")
-    elif one.attempts < MOST_ATTEMPTS:
-        connection.execute(here.values(state="queued", worker=None))
-        _add_event(connection, one.id, "warn", "training broke off; it goes on from the last checkpoint")
-    else:
-        message = f"training broke off {one.attempts} times without coming to an end"
-        error = {"code": "broke_off", "message": message, "param": None}
-        connection.execute(here.values(state="failed", worker=None, finished=now(), error=error))
-        _add_event(connection, one.id, "error", message)

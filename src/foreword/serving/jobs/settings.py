@@ -21,6 +21,11 @@ from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings, 
 from foreword.validation import Setting, current_names, flat_settings
 
 Auto = Literal["auto"]
+FileId = Annotated[str, Field(min_length=1, max_length=40)]
+_SUFFIX = "Name of the prefix; the owner's name goes in front."
+Suffix = Annotated[str, Field(min_length=1, max_length=128, description=_SUFFIX)]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataText = Annotated[str, Field(max_length=512)]
 
 
 class OpenAIHyperparameters(Body):
@@ -115,29 +120,13 @@ class JobBody(Body):
     model: Annotated[
         str, Field(min_length=1, max_length=LONGEST_NAME, description="The base, or a prefix to start from.")
     ]
-    training_file: Annotated[str, Field(min_length=1, max_length=40)]
-    validation_file: Annotated[str, Field(min_length=1, max_length=40)] | None = None
+    training_file: FileId
+    validation_file: FileId | None = None
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    suffix: (
-        Annotated[
-            str,
-            Field(
-                min_length=1,
-                max_length=128,
-                description="Name of the prefix; the owner's name goes in front.",
-            ),
-        ]
-        | None
-    ) = None
-    metadata: (
-        Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
+    suffix: Suffix | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataText], Field(max_length=16)] | None = None
     template: TemplateChoice | None = None
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
@@ -161,8 +150,7 @@ def choose(
         UsageError, WindowExceeded: settings that do not go together, or do not fit the base.
         Refused: a template that can't write the examples.
     """
-    asked = body.chosen
-    given = current_names(TrainingSettings, asked.model_dump(exclude_none=True), warn=False)
+    given = current_names(TrainingSettings, body.chosen.model_dump(exclude_none=True), warn=False)
     for ours, theirs in (("epochs", "n_epochs"), ("batch_size", "batch_size")):
         value = given.pop(theirs, "auto")
         if value != "auto":
@@ -192,11 +180,6 @@ def choose(
 def alike(settings: Mapping[str, Any]) -> str:
     """The same for jobs that one run can train."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def shown(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyperparameters as an answer shows them: OpenAI's three always, the others where they were given."""
-    return {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto", **asked}
 
 
 def _template(

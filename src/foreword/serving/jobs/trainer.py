@@ -3,9 +3,9 @@
     python -m foreword.serving.jobs.trainer < configuration
 
 It has the lowest priority that the system knows, so that serving goes first wherever both want the same
-cores. It stops, with a checkpoint, when it is told to (SIGTERM) and when its standard input ends: a
-server that was killed leaves no training behind. The configuration comes on the first line of standard
-input, where no list of processes shows it.
+cores. It stops, with a checkpoint, on SIGTERM and when its standard input ends: a server that was killed
+leaves no training behind. The configuration comes on the first line of standard input, where no list of
+processes shows it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 import torch
@@ -32,7 +31,6 @@ from foreword.serving.jobs import queue
 from foreword.serving.jobs.queue import Job
 from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.serving.served_model import open_base, open_store
-from foreword.store.database import Database
 from foreword.training.train import TrainingStopped
 
 LOWEST_PRIORITY = 19
@@ -40,22 +38,19 @@ POLL_SECONDS = 0.5
 
 
 class Trainer:
-    """One worker.
-
-    Attributes:
-        stopping: take no more jobs.
-    """
+    """One worker; once `stopping`, it takes no more jobs."""
 
     def __init__(self, configuration: Configuration, worker: str) -> None:
         self._configuration = configuration
         self._worker = worker
         self._store = open_store(configuration)
-        self._base: BaseModel | None = None
+        self._database = self._store.database
+        self._folder = self._store.job_folder()
         self.stopping = False
 
     def work(self) -> None:
         """Train whatever comes, until there has been nothing for a while or somebody says stop."""
-        self._base = open_base(self._configuration)
+        base = open_base(self._configuration)
         idle_since = time.monotonic()
         while not self.stopping and time.monotonic() - idle_since < self._configuration.idle_seconds:
             self._sweep()
@@ -64,24 +59,15 @@ class Trainer:
                 time.sleep(POLL_SECONDS)
                 continue
             logs.event("training begins", worker=self._worker, jobs=[job.id for job in jobs])
-            self._train(jobs)
+            self._train(base, jobs)
             idle_since = time.monotonic()
 
-    @property
-    def _database(self) -> Database:
-        return self._store.catalogue
-
-    @property
-    def _folder(self) -> Path:
-        return self._store.job_folder()
-
-    def _train(self, jobs: Sequence[Job]) -> None:
+    def _train(self, base: BaseModel, jobs: Sequence[Job]) -> None:
         heartbeat = JobHeartbeat(self._database, self._worker, [job.id for job in jobs], self._configuration)
         heartbeat.start()
-        run = TrainingRun(self._configuration, self._store, self._worker, self._folder, heartbeat)
-        assert self._base is not None
+        run = TrainingRun(self._configuration, self._store, self._worker, heartbeat)
         try:
-            run.train(self._base, jobs)
+            run.train(base, jobs)
         except TrainingStopped:
             self.stopping = self.stopping or not heartbeat.stopped_run
         except KeyboardInterrupt:  # asked for twice: without a last checkpoint
@@ -120,22 +106,18 @@ def main() -> None:
     if configuration.trainer_threads is not None:
         torch.set_num_threads(configuration.trainer_threads)
     try:
-        _work(configuration, given["worker"])
+        trainer = Trainer(configuration, given["worker"])
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            trainer.stopping = trainer.stopping or number == signal.SIGTERM
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        trainer.work()
     except Exception as error:  # the interpreter would print its message, which may quote examples
         logs.failure("trainer broke off", error, worker=given["worker"])
         sys.exit(1)
-
-
-def _work(configuration: Configuration, worker: str) -> None:
-    trainer = Trainer(configuration, worker)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        trainer.stopping = trainer.stopping or number == signal.SIGTERM
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    trainer.work()
 
 
 if __name__ == "__main__":

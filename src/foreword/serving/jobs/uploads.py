@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +31,8 @@ class Upload:
 
     Attributes:
         filename: as its owner called it; used for nothing but showing it.
-        style: `chat` for conversations, else `text`.
+        style: `chat` when there are conversations among the examples, else `text`.
         size: bytes.
-        examples: how many it holds.
     """
 
     id: str
@@ -57,11 +55,6 @@ def parse(content: bytes, filename: str) -> list[Example]:
             raise BadExamples(str(error).replace(str(path), shown(filename), 1)) from error
 
 
-def style_of(examples: Sequence[Example]) -> str:
-    """`chat` when there are conversations among them."""
-    return "text" if all(isinstance(example.source, str) for example in examples) else "chat"
-
-
 def add(
     database: Database, caller: Caller, owner: str, filename: str, content: bytes, *, limit: int | None
 ) -> Upload:
@@ -77,22 +70,18 @@ def add(
         owner=owner,
         created=now(),
         filename=filename[:256],
-        style=style_of(examples),
+        style="text" if all(isinstance(example.source, str) for example in examples) else "chat",
         size=len(content),
         examples=len(examples),
     )
 
-    _insert(database, caller, record, content, limit=limit)
-    return record
+    def insert(connection: Connection) -> Upload:
+        check_stored_bytes(connection, owner, len(content), limit)
+        connection.execute(upload.insert().values(**vars(record), content=content))
+        access.note(connection, caller, "upload", owner, record.id)
+        return record
 
-
-@transaction
-def _insert(
-    connection: Connection, caller: Caller, record: Upload, content: bytes, *, limit: int | None
-) -> None:
-    check_stored_bytes(connection, record.owner, len(content), limit)
-    connection.execute(upload.insert().values(**vars(record), content=content))
-    access.note(connection, caller, "upload", record.owner, record.id)
+    return database.write(insert)
 
 
 def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int | None) -> None:
@@ -100,12 +89,9 @@ def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int
     if limit is None:
         return
     mine = select(version.c.digest).where(version.c.owner == owner).distinct().subquery()
-    used = 0
-    for query in (
-        select(func.sum(upload.c.size)).where(upload.c.owner == owner),
-        select(func.sum(blob.c.size)).join(mine, mine.c.digest == blob.c.digest),
-    ):
-        used += connection.execute(query).scalar() or 0
+    files = select(func.sum(upload.c.size)).where(upload.c.owner == owner)
+    prefixes = select(func.sum(blob.c.size)).join(mine, mine.c.digest == blob.c.digest)
+    used = sum(connection.execute(query).scalar() or 0 for query in (files, prefixes))
     if used + more > limit:
         raise Refused(
             429,
@@ -127,8 +113,7 @@ def listed(
         place, last = tuple_(*columns), tuple_(file.created, file.id)
         query = query.where(place < last if newest_first else place > last)
     ordered = query.order_by(*(column.desc() if newest_first else column.asc() for column in columns))
-    rows, more = page(database, ordered, limit)
-    return [Upload(**row._mapping) for row in rows], more
+    return page(database, Upload, ordered, limit)
 
 
 def find(database: Database, owner: str, identifier: str, *, param: str | None = None) -> Upload:

@@ -108,18 +108,13 @@ class TrainingRun:
     """Some jobs that are trained together."""
 
     def __init__(
-        self,
-        configuration: Configuration,
-        store: PrefixStore,
-        worker: str,
-        folder: Path,
-        heartbeat: JobHeartbeat,
+        self, configuration: Configuration, store: PrefixStore, worker: str, heartbeat: JobHeartbeat
     ) -> None:
         self._configuration = configuration
         self._store = store
-        self._database = store.catalogue
+        self._database = store.database
         self._worker = worker
-        self._folder = folder
+        self._folder = store.job_folder()
         self._heartbeat = heartbeat
         self._jobs: dict[str, Job] = {}
         self._first_steps: dict[str, int] = {}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
-from foreword.models.fingerprint import fingerprint, short
+from foreword.models.fingerprint import short
 from foreword.prefix import Prefix
 from foreword.serving.vllm.prefixes import HeadShard
 
@@ -61,16 +60,6 @@ def share_of(vllm_config: Any) -> HeadShard:
     )
     _ = share.heads
     return share
-
-
-def weights_of(vllm_config: Any) -> str | None:
-    """Fingerprint of the weights; None for a model that vLLM has by another name than its folder's.
-
-    Raises:
-        CannotRead: weights that are no safetensors.
-    """
-    folder = Path(vllm_config.model_config.model)
-    return fingerprint(folder) if folder.is_dir() else None
 
 
 def check_base(prefix: Prefix, weights: str | None) -> None:

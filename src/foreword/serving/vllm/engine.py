@@ -16,9 +16,12 @@ from foreword.prefix import Prefix
 from foreword.serving.engine.protocol import STOPPING, Row, Token, check_row
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.door import HEADER, signature_of
+from foreword.serving.vllm.process import answers
 
 SERVED_NAME = "foreword-base"
 """What vLLM calls the base model."""
+SAME_LINE = "start it with the line that `foreword serve --vllm-line` prints, with the same secret"
+"""What to do about a vLLM that does not fit the gateway."""
 CONNECT_SECONDS = 5.0
 MOST_LOGPROBS = 20
 DATA, DONE = "data: ", "[DONE]"
@@ -172,20 +175,13 @@ class VllmEngine:
         text = str(error)
         if text.startswith("status 4"):
             # What clients ask for was checked before; this is between the server and its vLLM.
-            return EngineStopped(f"vLLM refuses what the server asks for ({text}). {_SAME_LINE}")
-        if prefix is None or not await self._lives():
+            return EngineStopped(f"vLLM refuses what the server asks for ({text}). {SAME_LINE.capitalize()}")
+        if prefix is None or not await asyncio.to_thread(answers, self._url):
             return EngineStopped(f"vLLM broke off: {text}; its log says why")
         return DamagedBlob(
             f"vLLM could not load the prefix {prefix.digest[:12]}... ({text}): its file is damaged or gone, "
             "or the store did not answer; vLLM's log says which, and `foreword store verify` looks at files"
         )
-
-    async def _lives(self) -> bool:
-        assert self._client is not None
-        try:
-            return (await self._client.get(f"{self._url}/health", timeout=CONNECT_SECONDS)).status_code == 200
-        except httpx.HTTPError:
-            return False
 
 
 def check_base(base: BaseModel) -> None:
@@ -201,18 +197,12 @@ def check_base(base: BaseModel) -> None:
         )
 
 
-_SAME_LINE = "Start it with the line that `foreword serve --vllm-line` prints, with the same secret"
-
-
 def _message(response: httpx.Response) -> str:
     try:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
         return response.text[:200]
     return str(error.get("message") if isinstance(error, dict) else error)
-
-
-# -- What vLLM streams back -------------------------------------------------------------------------
 
 
 async def tokens(lines: AsyncIterator[str], row: Row, max_new_tokens: int) -> AsyncIterator[Token]:

@@ -21,7 +21,7 @@ from foreword.serving import logs
 from foreword.serving.config import Configuration
 from foreword.serving.served_model import open_base
 from foreword.serving.vllm import ticket
-from foreword.serving.vllm.engine import SERVED_NAME, VllmEngine, check_base
+from foreword.serving.vllm.engine import SAME_LINE, SERVED_NAME, VllmEngine, check_base
 from foreword.serving.vllm.prefixes import BLOBS, STORE
 from foreword.serving.vllm.process import HealthPoller, VllmProcess, answers, free_port
 
@@ -38,7 +38,8 @@ BLOCK_SIZE = 32
 def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngine:
     """An engine on the vLLM that `engine_url` names, or on one that is started here and ends with the engine.
 
-    The base's weights are vLLM's to hold from then on: here they are let go.
+    The base's weights are vLLM's to hold from then on: here they are let go, since the gateway needs the
+    tokenizer, sizes and fingerprint alone.
 
     Raises:
         UsageError: no secret for a vLLM that runs already, a vLLM without what the line says, or no `vllm`
@@ -54,7 +55,11 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
             raise EngineStopped(f"no vLLM answers at {url}; start one with:\n{line(configuration, base)}")
     else:
         secret = os.environ.get(ticket.SECRET) or secrets.token_hex(32)
-        process = _start(configuration, base, secret)
+        port, more = free_port(), more_arguments(configuration)
+        options = arguments(host="127.0.0.1", port=port, dtype=dtype_of(base), more=more)
+        command = [*program(_model(configuration)), *options]
+        process = VllmProcess(command, environment(configuration, secret), port)
+        process.wait(configuration.engine_seconds)
         url = process.url
     try:
         max_positions = _max_positions_of(url, secret)
@@ -70,7 +75,8 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
             process.close()
 
     engine = VllmEngine(base, url, secret, max_positions=max_positions, is_up=poller.is_up, on_close=close)
-    _let_weights_go(base)
+    _ = base.identity  # the fingerprint is read while there are weights
+    base.model.to("meta")
     return engine
 
 
@@ -86,15 +92,6 @@ def vllm_line(configuration: Configuration) -> str:
     return line(configuration, base)
 
 
-def _start(configuration: Configuration, base: BaseModel, secret: str) -> VllmProcess:
-    port, more = free_port(), more_arguments(configuration)
-    options = arguments(host="127.0.0.1", port=port, dtype=dtype_of(base), more=more)
-    command = [*program(_model(configuration)), *options]
-    process = VllmProcess(command, environment(configuration, secret), port)
-    process.wait(configuration.engine_seconds)
-    return process
-
-
 def _max_positions_of(url: str, secret: str) -> int:
     """Positions of a request, which `--max-model-len` can make fewer than the base has.
 
@@ -102,7 +99,6 @@ def _max_positions_of(url: str, secret: str) -> int:
         UsageError: a vLLM that takes another key, or has no model of the name in the line.
         EngineStopped: it does not answer.
     """
-    same_line = "start it with the line that `foreword serve --vllm-line` prints, with the same secret"
     try:
         headers = {"authorization": f"Bearer {ticket.api_key(secret)}"}
         answer = httpx.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=30, trust_env=False)
@@ -110,28 +106,19 @@ def _max_positions_of(url: str, secret: str) -> int:
         models = {each["id"]: each for each in answer.json()["data"]}
     except httpx.HTTPStatusError as error:
         raise UsageError(
-            f"vLLM at {url} answers {error.response.status_code} to the gateway's key; {same_line}"
+            f"vLLM at {url} answers {error.response.status_code} to the gateway's key; {SAME_LINE}"
         ) from error
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise EngineStopped(
-            f"what answers at {url} is no vLLM ({type(error).__name__}); {same_line}"
+            f"what answers at {url} is no vLLM ({type(error).__name__}); {SAME_LINE}"
         ) from error
     if SERVED_NAME not in models:
-        raise UsageError(f"vLLM at {url} serves {', '.join(models)}, not {SERVED_NAME}; {same_line}")
+        raise UsageError(f"vLLM at {url} serves {', '.join(models)}, not {SERVED_NAME}; {SAME_LINE}")
     return int(models[SERVED_NAME]["max_model_len"])
 
 
 def _model(configuration: Configuration) -> str:
     return str(resolve(configuration.base, notify=lambda note: logs.event("base model", note=note)).path)
-
-
-def _let_weights_go(base: BaseModel) -> None:
-    """The gateway needs tokenizer, sizes and fingerprint, which is read while there are weights."""
-    _ = base.identity
-    base.model.to("meta")
-
-
-# -- The command line -------------------------------------------------------------------------------
 
 
 def program(model: str) -> list[str]:

@@ -14,7 +14,6 @@ class PrefixRequest:
     """The prefix that a request asks for.
 
     Attributes:
-        digest: of the prefix.
         length: P.
         refusal: why it gets nothing; None where the signature holds.
     """
@@ -29,7 +28,7 @@ class Load:
     """Tokens `start` to `stop` of a request, to be written in one step.
 
     Attributes:
-        blocks: those that hold them; vLLM is told them when the load fails.
+        blocks: those that hold them; vLLM gets these when the load fails.
         slots: one for each token.
         refusal: why nothing is to be loaded, and the load to be failed.
     """
@@ -81,9 +80,7 @@ def tokens_to_load(request: PrefixRequest | None, computed: int) -> int:
 def load(name: str, request: PrefixRequest, block_ids: Sequence[int], block_size: int, count: int) -> Load:
     """The last `count` tokens of the prefix into the request's blocks.
 
-    Args:
-        name: the request's id.
-        block_ids: the request's blocks, in the order of its tokens.
+    `name` is the request's id; `block_ids` are its blocks, in the order of its tokens.
     """
     start, stop = request.length - count, request.length
     return Load(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,14 @@ import torch
 
 from foreword.errors import AlteredBlob, GeometryMismatch, UnknownPrefix, UsageError
 from foreword.prefix import Prefix
+from foreword.store.cache import MemoryCache
 
 STORE, BLOBS = "FOREWORD_STORE", "FOREWORD_STORE_BLOBS"
 """Environment variables: a database's URL can hold a password, which is not for a command line."""
 
 
-# -- Where prefixes are read from: a folder or the store; what is read is checked against its digest
-
-
 class Source(Protocol):
-    """Where prefixes are."""
+    """Where prefixes are; what is read is checked against its digest."""
 
     def get(self, digest: str) -> Prefix:
         """The prefix with that digest.
@@ -83,10 +80,9 @@ class StoreSource:
         _check_digest(digest)
         query = sqlalchemy.select(version.c.owner, version.c.name, version.c.number)
         query = query.where(version.c.digest == digest).limit(1)
-        row = self._store.catalogue.read(lambda connection: connection.execute(query).first())
-        if row is None:
-            raise UnknownPrefix(f"no version in the store has the digest {digest[:12]}...; it was deleted")
-        return self._store.get(f"{row.owner}/{row.name}@{row.number}")
+        for row in self._store.database.rows(query):
+            return self._store.get(f"{row.owner}/{row.name}@{row.number}")
+        raise UnknownPrefix(f"no version in the store has the digest {digest[:12]}...; it was deleted")
 
 
 def open_source(extra: Mapping[str, Any], environment: Mapping[str, str]) -> Source:
@@ -111,15 +107,11 @@ def _check_digest(digest: str) -> None:
         raise UnknownPrefix(f"{digest[:80]!r} is no digest; expected 64 hexadecimal digits")
 
 
-# -- What one worker of a tensor-parallel group holds ----------------------------------------------
-
-
 @dataclass(frozen=True)
 class HeadShard:
     """What one worker of a tensor-parallel group holds.
 
     Attributes:
-        layers: layers of the model.
         kv_heads: key/value heads of the whole model.
         head_dim: D.
         rank, workers: which worker of how many.
@@ -199,7 +191,7 @@ def shard_of(prefix: Prefix, share: HeadShard, dtype: torch.dtype) -> ShardedPre
 
 
 class ShardMemory:
-    """Shards by digest, up to a number of bytes; the least recently used leave first. For one thread.
+    """Shards by digest, up to a number of bytes; the least recently used leave first.
 
     Whether a request may have a prefix is what its signature says, so no owner stands in the key.
 
@@ -208,30 +200,23 @@ class ShardMemory:
     """
 
     def __init__(self, limit: int, load: Callable[[str], ShardedPrefix]) -> None:
-        self.limit = limit
         self.read = 0
         self._load = load
-        self._kept: OrderedDict[str, ShardedPrefix] = OrderedDict()
-        self._size = 0
+        self._kept: MemoryCache[ShardedPrefix] = MemoryCache(limit)
 
     def get(self, digest: str) -> ShardedPrefix:
         """The shard, read when it is not here. Raises as `load`."""
-        if (kept := self._kept.get(digest)) is not None:
-            self._kept.move_to_end(digest)
-            return kept
-        self.read += 1
-        shard = self._load(digest)
-        if shard.size <= self.limit:
-            self._kept[digest] = shard
-            self._size += shard.size
-            while self._size > self.limit:
-                self._size -= self._kept.popitem(last=False)[1].size
+        shard = self._kept.get("", digest)
+        if shard is None:
+            self.read += 1
+            shard = self._load(digest)
+            self._kept.put("", digest, shard, shard.size)
         return shard
 
     @property
     def size(self) -> int:
         """Bytes that are kept."""
-        return self._size
+        return self._kept.size
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -82,11 +82,7 @@ class VllmProcess:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], port: int) -> None:
-        """
-        Args:
-            command: the whole of it.
-            environment: beside this process's own.
-        """
+        """`environment` comes beside this process's own."""
         self.url = f"http://127.0.0.1:{port}"
         self.started = 0
         self._command = [sys.executable, str(Path(__file__).with_name("process_guard.py")), *command]

@@ -31,10 +31,7 @@ FIELD = "foreword"
 class SignedRequest:
     """The prefix of one request (a ticket, as messages call it).
 
-    Attributes:
-        digest: of the prefix.
-        length: P.
-        signature: of these two, the request's salt and its token ids.
+    `signature` is of the other two, the request's salt and its token ids.
     """
 
     digest: str
