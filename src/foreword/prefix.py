@@ -65,8 +65,6 @@ class Geometry:
         return {name: dataclasses.asdict(stream) for name, stream in self.streams.items()}
 
 
-# -- the prefix --------------------------------------------------------------------------------
-
 Positions = Literal["text-after-prefix", "text-after-prefix-within-window"]
 
 

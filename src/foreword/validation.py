@@ -19,8 +19,6 @@ from typing import Any, Literal, TypeVar
 
 from foreword.errors import ForewordDeprecation, UsageError
 
-# -- plain data ----------------------------------------------------------------------------------
-
 
 def check_fields(instance: Any) -> None:
     """Compare every field of a dataclass of plain data with its declared type.

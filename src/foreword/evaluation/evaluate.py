@@ -80,9 +80,6 @@ def token_loss(
     return TokenLoss(total / tokens, tokens)
 
 
-# -- losses and texts --------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Figures over a set of examples.

@@ -5,11 +5,11 @@ A file of another task is refused, with the name of the task that it looks like.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from foreword.evaluation.tasks import TASKS, Task
 from foreword.examples.csv_table import find_columns
 from foreword.examples.e2e import BETWEEN, COLUMNS, linearise
 from foreword.examples.example import Entry, Example, entries_of, examples_of, kind
-from foreword.examples.jsonl import parse_object
+from foreword.examples.jsonl import object_or_none, parse_object
 from foreword.examples.readers import read_examples
 from foreword.examples.records import Line, excerpt, read_lines
 from foreword.examples.triples import (
@@ -64,7 +64,8 @@ def read_task(task: Task, path: str | os.PathLike[str], *, limit: int | None = N
     elif task.layout == "dart":
         entries = read_dart(path)
     else:
-        entries = list(_records(task, path))
+        filled = (line for line in read_lines(path) if not line.blank)
+        entries = [entry_of_record(task, line, parse_object(line)) for line in filled]
     if not entries:
         raise BadExamples(f"{os.fspath(path)} is empty; expected data of {task.title}")
     return entries[:limit]
@@ -159,7 +160,8 @@ def looks_like(path: str | os.PathLike[str]) -> str | None:
     if start.startswith("["):
         return "dart"
     if start.startswith("{"):
-        return _task_of_fields(start)
+        record = object_or_none(start)
+        return None if record is None else _task_of_record(record)
     if find_columns(Line(os.fspath(path), 1, start), COLUMNS) or BETWEEN in start:
         return "e2e"
     return None
@@ -167,24 +169,15 @@ def looks_like(path: str | os.PathLike[str]) -> str | None:
 
 def _refuse_other_tasks(task: Task, path: str | os.PathLike[str]) -> None:
     """Layouts differ between these tasks; records are told apart by their fields, record by record."""
-    found = looks_like(path)
-    if found is None or found == task.name:
-        return
-    other = TASKS[found]
-    if other.layout == task.layout:
+    looks = looks_like(path)
+    if looks is None or TASKS[looks].layout == task.layout:
         return
     names = " and ".join(task.fields[0]) if task.fields else ""
     expected = EXPECTED.get(task.layout, f"JSON lines with {names}")
     raise BadExamples(
-        f"{os.fspath(path)} begins with {excerpt(first_text(path))}, as data of {other.title} does; "
-        f"{task.title} has {expected}; give the task {found}, or a file of {task.title}"
+        f"{os.fspath(path)} begins with {excerpt(first_text(path))}, as data of {TASKS[looks].title} does; "
+        f"{task.title} has {expected}; give the task {looks}, or a file of {task.title}"
     )
-
-
-def _records(task: Task, path: str | os.PathLike[str]) -> Iterator[Entry]:
-    for line in read_lines(path):
-        if not line.blank:
-            yield entry_of_record(task, line, parse_object(line))
 
 
 def _task_of_xml(head: str) -> str | None:
@@ -195,14 +188,6 @@ def _task_of_xml(head: str) -> str | None:
     if "<originaltripleset" in head or comments & {GOOD, "toFix"}:
         return "webnlg"
     return "dart" if comments - {""} else None
-
-
-def _task_of_fields(text: str) -> str | None:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return _task_of_record(record) if isinstance(record, dict) else None
 
 
 def _task_of_record(record: dict[str, Any]) -> str | None:
@@ -254,13 +239,13 @@ def _task_hub_records(task: Task, split: str) -> Iterable[Record]:
             f"reading {task.name} by name needs the package datasets ({error}); "
             f"install it: pip install 'foreword[eval]' datasets; or {by_path}"
         ) from error
-    asked = (task.hub.repository, *([task.hub.configuration] if task.hub.configuration else []))
+    names = (task.hub.repository, *([task.hub.configuration] if task.hub.configuration else []))
     try:
-        return load_dataset(*asked, split=split)  # type: ignore[no-any-return]
+        return load_dataset(*names, split=split)  # type: ignore[no-any-return]
     except Exception as error:  # the package raises whatever its file systems do
         offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise DownloadFailed(
-            f"datasets could not deliver {' '.join(asked)} ({split}): {type(error).__name__}: {error}"
+            f"datasets could not deliver {' '.join(names)} ({split}): {type(error).__name__}: {error}"
             f"{offline}; make the hub answer, or {by_path}"
         ) from error
 
@@ -270,9 +255,8 @@ def _entries(task: Task, records: Iterable[Record], split: str) -> list[Entry]:
         "e2e": _e2e,
         "webnlg": _webnlg,
         "dart": _dart,
-        "records": lambda line, record: entry_of_record(task, line, record),
     }
-    read = layouts[task.layout]
+    read = layouts.get(task.layout, functools.partial(entry_of_record, task))
     entries = []
     for number, record in enumerate(records, 1):
         line = Line(f"{task.hub.repository} ({split})", number, "")
@@ -308,7 +292,7 @@ def _webnlg(line: Line, record: Record) -> Entry | None:
     ]
     if not pairs:
         return None
-    bad = tuple(text for text, comment in pairs if comment not in ("good", ""))
+    bad = tuple(text for text, comment in pairs if comment not in (GOOD, ""))
     return Entry(webnlg_source(triples), tuple(text for text, _ in pairs), record["category"], None, bad)
 
 

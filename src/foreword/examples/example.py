@@ -108,9 +108,6 @@ def source_key(source: Source) -> tuple[bool, str]:
     return is_text, str(source) if is_text else json.dumps(source)
 
 
-# -- entries -----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One source of a task's data with every text that people wrote for it.

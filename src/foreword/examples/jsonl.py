@@ -49,6 +49,15 @@ def parse_object(line: Line) -> dict[str, Any]:
     return value
 
 
+def object_or_none(text: str) -> dict[str, Any] | None:
+    """The JSON object that `text` is; None for everything else, which the reader in charge reports."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def read_owner(line: Line, record: dict[str, Any], fields: Fields) -> str | None:
     """The owner that `record` names, or None.
 

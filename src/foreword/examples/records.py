@@ -109,9 +109,6 @@ def _decode(file: str, number: int, content: bytes) -> str:
         ) from error
 
 
-# -- names of fields ---------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Fields:
     """Which field or column of the user's data holds which part of an example.

@@ -49,8 +49,6 @@ def _last_part(name: str) -> str:
     return PurePath(name.replace("\\", "/")).name.lower()
 
 
-# -- the page ----------------------------------------------------------------------------------
-
 # Identifiers that the hub knows; everything else has to be called "other" there.
 _LICENCES = (
     "apache-2.0 mit bsd-2-clause bsd-3-clause mpl-2.0 gpl-3.0 lgpl-3.0 agpl-3.0 isc unlicense wtfpl "

@@ -127,9 +127,6 @@ def _check_config(config: dict[str, Any], sizes: StreamGeometry, flat_PN: torch.
             )
 
 
-# -- export ------------------------------------------------------------------------------------
-
-
 def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrite: bool = False) -> None:
     """Write a folder for PEFT's `PeftModel.from_pretrained`: whole, or not at all.
 

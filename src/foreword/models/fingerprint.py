@@ -120,26 +120,11 @@ def _spans(file: Path) -> list[_Span]:
             header: dict[str, Any] = json.loads(opened.read(length))
         header.pop("__metadata__", None)
         start = 8 + length
-        spans = [
-            _Span(
-                file,
-                start + entry["data_offsets"][0],
-                start + entry["data_offsets"][1],
-                name,
-                entry["dtype"],
-                tuple(entry["shape"]),
-            )
-            for name, entry in header.items()
-        ]
-    except (
-        struct.error,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+        spans = []
+        for name, entry in header.items():
+            begin, end = (start + offset for offset in entry["data_offsets"][:2])
+            spans.append(_Span(file, begin, end, name, entry["dtype"], tuple(entry["shape"])))
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CannotRead(f"{file} is no safetensors file: {error}") from error
     for span in spans:
         if not start <= span.begin <= span.end <= size:
@@ -176,9 +161,6 @@ def _digest_of_tensor(tensor: torch.Tensor) -> str:
     # As bytes first: numpy has no bfloat16. A scalar has no last dimension to reinterpret.
     plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(plain.numpy().data).hexdigest()
-
-
-# -- what is remembered ------------------------------------------------------------------------
 
 
 def _signature(folder: Path) -> list[list[Any]]:

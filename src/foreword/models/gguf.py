@@ -22,8 +22,6 @@ from foreword.errors import CannotRead, UnsupportedArchitecture
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# -- tokenizers --------------------------------------------------------------------------------
-
 # Token types as llama.cpp numbers them (enum llama_token_type in llama.h).
 CONTROL = 3
 USER_DEFINED = 4

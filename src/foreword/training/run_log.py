@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from foreword import files
@@ -39,7 +40,7 @@ def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step
     if training:
         steps, losses = zip(*training, strict=True)
         axes.plot(steps, losses, color="#9db4c8", linewidth=0.8, label="training, each step")
-        smooth = [_mean(losses[max(0, i - SMOOTHING_STEPS + 1) : i + 1]) for i in range(len(losses))]
+        smooth = [fmean(losses[max(0, i - SMOOTHING_STEPS + 1) : i + 1]) for i in range(len(losses))]
         axes.plot(
             steps, smooth, color="#1f5f99", linewidth=1.6, label=f"training, mean of {SMOOTHING_STEPS} steps"
         )
@@ -61,15 +62,11 @@ def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step
     files.write_bytes(path, picture.getvalue(), overwrite=True)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-# -- the log: one JSON line per step and per dev evaluation, and TensorBoard when asked ----------------
-
-
 class TrainingLog:
-    """Appends rows to `log.jsonl` in a run's folder; without a folder it does nothing."""
+    """Appends a row for each step and each dev loss to `log.jsonl` in a run's folder, and to TensorBoard.
+
+    Without a folder it does nothing.
+    """
 
     def __init__(self, folder: Path | None, *, tensorboard: bool = False) -> None:
         self._file = None if folder is None else folder / "log.jsonl"
@@ -114,9 +111,6 @@ class TrainingLog:
         """Flush what TensorBoard holds back."""
         if self._board is not None:
             self._board.close()
-
-
-# -- the run: its log, checkpoints and progress --------------------------------------------------------
 
 
 SPEED_STEPS = 10
@@ -205,7 +199,7 @@ class RunLog:
                 self.trainer.restore(*checkpoint.read(path, self._description))
             except DamagedCheckpoint:
                 if path == checkpoints[0]:
-                    raise  # none is whole: nothing is removed or begun anew unasked
+                    raise  # none is whole: only the user may remove them and start anew
                 damaged.append(path.name)
                 continue
             passed_over = f" (damaged and passed over: {', '.join(damaged)})" if damaged else ""

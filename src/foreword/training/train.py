@@ -11,6 +11,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Unpack
@@ -27,14 +28,12 @@ from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import TrainingOptions, TrainingSettings, make_settings
 from foreword.training.trainer import Trainer, build_trainer
 
-# -- Ctrl-C asks a run to stop after its step, instead of tearing it apart ---------------------------
 
-
+@dataclass
 class StopRequest:
     """Whether the user has asked to stop."""
 
-    def __init__(self) -> None:
-        self.made = False
+    made: bool = False
 
     def __call__(self) -> bool:
         return self.made
