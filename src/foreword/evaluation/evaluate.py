@@ -23,12 +23,7 @@ EXAMPLES_BETWEEN_REPORTS = 64
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """A mean over target tokens, end tokens among them: long targets weigh more than short ones.
-
-    Attributes:
-        mean: in nats.
-        tokens: how many target tokens.
-    """
+    """A mean over target tokens in nats, end tokens among them: long targets weigh more than short ones."""
 
     mean: float
     tokens: int

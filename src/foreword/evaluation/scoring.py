@@ -13,7 +13,7 @@ from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.examples.csv_table import find_columns, read_rows
 from foreword.examples.e2e import linearise
 from foreword.examples.example import Entry
-from foreword.examples.jsonl import object_or_none, parse_object
+from foreword.examples.jsonl import object_or_none, parse_objects
 from foreword.examples.records import Line, excerpt, read_lines
 from foreword.template import Source
 
@@ -80,14 +80,13 @@ def read_outputs(path: str | os.PathLike[str], entries: Sequence[Entry]) -> list
     lines = list(read_lines(path))
     if Path(path).suffix in (".jsonl", ".ndjson") or (lines and object_or_none(lines[0].text) is not None):
         texts = []
-        for line in lines:
-            if not line.blank:
-                text = parse_object(line).get("text")
-                if not isinstance(text, str):
-                    raise line.fault(
-                        "no field 'text' with a text; expected one an object, as evaluate --out writes"
-                    )
-                texts.append(text)
+        for line, record in parse_objects(lines):
+            text = record.get("text")
+            if not isinstance(text, str):
+                raise line.fault(
+                    "no field 'text' with a text; expected one an object, as evaluate --out writes"
+                )
+            texts.append(text)
     elif lines and find_columns(lines[0], OUTPUT_COLUMNS):
         texts = _texts_of_table(lines, entries)
     else:

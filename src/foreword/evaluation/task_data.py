@@ -19,7 +19,7 @@ from foreword.evaluation.tasks import TASKS, Task
 from foreword.examples.csv_table import find_columns
 from foreword.examples.e2e import BETWEEN, COLUMNS, linearise
 from foreword.examples.example import Entry, Example, entries_of, examples_of, kind
-from foreword.examples.jsonl import object_or_none, parse_object
+from foreword.examples.jsonl import object_or_none, parse_objects
 from foreword.examples.readers import read_examples
 from foreword.examples.records import Line, excerpt, read_lines
 from foreword.examples.triples import (
@@ -64,8 +64,7 @@ def read_task(task: Task, path: str | os.PathLike[str], *, limit: int | None = N
     elif task.layout == "dart":
         entries = read_dart(path)
     else:
-        filled = (line for line in read_lines(path) if not line.blank)
-        entries = [entry_of_record(task, line, parse_object(line)) for line in filled]
+        entries = [entry_of_record(task, *each) for each in parse_objects(read_lines(path))]
     if not entries:
         raise BadExamples(f"{os.fspath(path)} is empty; expected data of {task.title}")
     return entries[:limit]
@@ -78,15 +77,15 @@ def entry_of_record(task: Task, line: Line, record: dict[str, Any]) -> Entry:
         BadExamples: fields that the task does not have, fields of another task, or a value of another kind.
     """
     names = next((pair for pair in task.fields if set(pair) <= set(record)), None)
-    found = ", ".join(map(repr, list(record)[:12])) or "none"
+    listed = ", ".join(map(repr, list(record)[:12])) or "none"
     if names is None:
         expected = " or ".join(" and ".join(pair) for pair in task.fields)
-        raise line.fault(f"found the fields {found}; {task.title} has {expected}{_hint(task, record)}")
+        raise line.fault(f"found the fields {listed}; {task.title} has {expected}{_hint(task, record)}")
     # A task's own names settle it. Source and target are any task's: what stands beside them may tell.
     other = _task_of_record(record) if names != task.fields[0] else None
     if other is not None and other != task.name:
         raise line.fault(
-            f"found the fields {found}, as {TASKS[other].title} has them; {task.title} has "
+            f"found the fields {listed}, as {TASKS[other].title} has them; {task.title} has "
             f"{' and '.join(task.fields[0])}; give the task {other}, a file of {task.title}, or read yours "
             "without a task (fields can be named there)"
         )

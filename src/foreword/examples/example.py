@@ -140,12 +140,12 @@ def entries_of(data: Iterable[Example | Entry]) -> list[Entry]:
         group = groups.setdefault((one.owner, source_key(one.source)), [])
         assert isinstance(group, list)
         group.append(one)
-    return [one if isinstance(one, Entry) else _together(one) for one in groups.values()]
-
-
-def _together(examples: list[Example]) -> Entry:
-    first = examples[0]
-    return Entry(first.source, tuple(example.target for example in examples), owner=first.owner)
+    return [
+        one
+        if isinstance(one, Entry)
+        else Entry(one[0].source, tuple(e.target for e in one), owner=one[0].owner)
+        for one in groups.values()
+    ]
 
 
 def references(examples: Iterable[Example]) -> list[tuple[Source, list[str]]]:

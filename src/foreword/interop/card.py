@@ -19,14 +19,16 @@ from foreword.prefix import Prefix
 from foreword.template import Template
 
 
-def warn_if_other(found: Any, base: BaseModel) -> None:
+def warn_if_other(named: Any, base: BaseModel) -> None:
     """Warn when a foreign file names another base than the one given, which counts.
 
     Other libraries keep no fingerprint: sizes can be checked, weights can't.
     """
-    if isinstance(found, str) and found and _last_part(found) not in _names(base):
+    known = CATALOGUE.get(base.name)
+    names = {_last_part(base.name)} | ({_last_part(known.hub_id)} if known else set())
+    if isinstance(named, str) and named and _last_part(named) not in names:
         warnings.warn(
-            f"the files say that this prefix belongs to {found}, and it was imported for {base.name}: the "
+            f"the files say that this prefix belongs to {named}, and it was imported for {base.name}: the "
             "sizes agree, the weights can't be compared. Make sure that the base is the right one",
             ForewordWarning,
             stacklevel=3,
@@ -38,11 +40,6 @@ def public_name(name: str, revision: str | None) -> str | None:
     if known := CATALOGUE.get(name):
         return known.hub_id
     return name if revision is not None else None
-
-
-def _names(base: BaseModel) -> set[str]:
-    known = CATALOGUE.get(base.name)
-    return {_last_part(base.name)} | ({_last_part(known.hub_id)} if known else set())
 
 
 def _last_part(name: str) -> str:
@@ -183,11 +180,9 @@ def _base(prefix: Prefix) -> str:
 
 def _quoted(value: object) -> str:
     """As code, on one line, whatever is in it: no markup, no table cell that ends early."""
-    text = (
-        json.dumps(value, ensure_ascii=False)
-        if isinstance(value, str) and value != value.strip()
-        else str(value)
-    )
+    text = str(value)
+    if isinstance(value, str) and text != text.strip():
+        text = json.dumps(text, ensure_ascii=False)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     ticks = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
     pad = " " if len(ticks) > 1 or not text else ""

@@ -76,7 +76,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ForeignFormat: damaged, or something else than named tensors.
     """
     try:
-        found = (
+        loaded = (
             safetensors.torch.load(path.read_bytes())
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
@@ -94,16 +94,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ForeignFormat(
             f"{path} is damaged or holds no tensors ({type(error).__name__}); fetch it again"
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        kind = (
-            ", ".join(sorted({type(v).__name__ for v in found.values()}))
-            if isinstance(found, dict)
-            else found
-        )
-        raise ForeignFormat(
-            f"{path} holds {kind if isinstance(kind, str) else type(kind).__name__}; expected tensors by name"
-        )
-    return {str(name): tensor.detach() for name, tensor in found.items()}
+    values = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in values):
+        kinds = sorted({type(value).__name__ for value in values})
+        raise ForeignFormat(f"{path} holds {', '.join(kinds)}; expected tensors by name")
+    return {str(name): tensor.detach() for name, tensor in loaded.items()}
 
 
 @contextlib.contextmanager

@@ -93,9 +93,7 @@ def fingerprint_of_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
 
     Give every tensor once: files hold one copy of tied weights, under one name.
     """
-    return _combine(
-        (name, _dtype_name(tensor), tuple(tensor.shape), _digest_of_tensor(tensor)) for name, tensor in named
-    )
+    return _combine(_entry_of_tensor(name, tensor) for name, tensor in named)
 
 
 def short(value: str) -> str:
@@ -148,19 +146,15 @@ def _digest_of_span(span: _Span) -> str:
     return digest.hexdigest()
 
 
-def _dtype_name(tensor: torch.Tensor) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise CannotRead(f"tensors of type {name} have no place in a safetensors file")
-    return DTYPES[name]
-
-
-def _digest_of_tensor(tensor: torch.Tensor) -> str:
+def _entry_of_tensor(name: str, tensor: torch.Tensor) -> Entry:
     import torch
 
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise CannotRead(f"tensors of type {dtype} have no place in a safetensors file")
     # As bytes first: numpy has no bfloat16. A scalar has no last dimension to reinterpret.
     plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(plain.numpy().data).hexdigest()
+    return name, DTYPES[dtype], tuple(tensor.shape), hashlib.sha256(plain.numpy().data).hexdigest()
 
 
 def _signature(folder: Path) -> list[list[Any]]:

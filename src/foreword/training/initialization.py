@@ -47,9 +47,9 @@ def initial_key_values(
         return _random(base, lengths, seed)
     longest = max(lengths.values())
     source_ids, target_ids = starting_ids(base, initialization, longest, examples, seed)
-    found = activations(base, source_ids, target_ids, longest)
+    key_values = activations(base, source_ids, target_ids, longest)
     return {
-        stream: (found[stream][0][:, :, :own], found[stream][1][:, :, :own])
+        stream: (key_values[stream][0][:, :, :own], key_values[stream][1][:, :, :own])
         for stream, own in lengths.items()
     }
 

@@ -160,13 +160,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedPrefix:
-    """A prefix in training, as a `Trainable` of the loop.
-
-    Attributes:
-        parameters: a module whose call gives the keys and values.
-        placement: whether all text sees it, or the target alone.
-        positions: where the text stands behind it.
-    """
+    """A prefix in training, as a `Trainable` of the loop; a call of `parameters` gives keys and values."""
 
     parameters: nn.Module
     placement: Placement = "prefix"

@@ -384,14 +384,7 @@ class OwnersSettings:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run does when, with nothing left open.
-
-    Attributes:
-        steps: optimiser steps.
-        warmup_steps: steps over which the learning rate rises.
-        learning_rate: at its peak.
-        evaluate_every, checkpoint_every: steps between dev losses, and between checkpoints.
-    """
+    """What a run does when, in optimiser steps, with nothing left open; `learning_rate` is the peak."""
 
     steps: int
     warmup_steps: int

@@ -131,8 +131,8 @@ def train(
     examples, dev = list(examples), list(dev or ())  # read several times
     report = on_progress or (lambda progress: None)
     chosen = choose_template(base, settings, template)
-    encoded, encoded_dev = encode_both(base, chosen, settings, examples, dev, report)
-    trainer = build_trainer(base, settings, encoded, encoded_dev, start=start, placement=chosen.placement)
+    encoded = encode_both(base, chosen, settings, examples, dev, report)
+    trainer = build_trainer(base, settings, *encoded, start=start, placement=chosen.placement)
     description = describe(base, settings, chosen, examples, dev, start)
     run_log = RunLog(
         trainer,

@@ -6,6 +6,7 @@ done, so any number of them streams through a machine that holds some hundreds a
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,13 +89,16 @@ def train_many(
     owners, training_options = owners_settings(options)
     settings = make_settings(**training_options)
     base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
+    folder_of = checkpoint_dir
+    if folder_of is not None and not callable(folder_of):
+        folder_of = functools.partial(owner_folder, Path(folder_of))
     owners_run = _OwnersRun(
         base,
         settings,
         choose_template(base, settings, template),
         dev or {},
         start,
-        _folders(checkpoint_dir),
+        folder_of,
         checkpoint_every,
         into,
         on_failure or (lambda owner, error: None),
@@ -135,20 +139,13 @@ def owner_folder(folder: Path, owner: str) -> Path:
     return folder / ("@" + quote(owner, safe=""))
 
 
-def _folders(given: str | Path | Callable[[str], Path] | None) -> Callable[[str], Path] | None:
-    if given is None or callable(given):
-        return given
-    folder = Path(given)
-    return lambda owner: owner_folder(folder, owner)
-
-
 @dataclass
 class _OwnersRun:
     """The owners of one run: the logs of those in training, and what the others ended in.
 
     Attributes:
         folder_of: an owner's folder of checkpoints; None keeps nothing.
-        into, report_failure, report: who is told of a prefix, of an error, of progress.
+        into, report_failure, report: called with a prefix, an error, progress.
         seen: all owners that came so far.
     """
 
@@ -180,15 +177,11 @@ class _OwnersRun:
     def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
         base, settings, template, dev = self.base, self.settings, self.template, self.dev.get(owner, ())
         try:
-            encoded, encoded_dev = encode_both(
-                base, template, settings, examples, dev, self.report, owner=owner
-            )
+            encoded = encode_both(base, template, settings, examples, dev, self.report, owner=owner)
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
             raise BadExamples(str(error)) from error
         placement = template.placement
-        trainer = build_trainer(
-            base, settings, encoded, encoded_dev, start=self.start, placement=placement, owner=owner
-        )
+        trainer = build_trainer(base, settings, *encoded, start=self.start, placement=placement, owner=owner)
         self.seen.add(owner)
         self.run_logs[owner] = RunLog(
             trainer,

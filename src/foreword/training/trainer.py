@@ -61,7 +61,6 @@ class Trainer:
         owner: whose prefix it is, where there are several.
         trained: what the optimizer changes.
         step, steps: optimizer steps done, and to do.
-        schedule: what happens when.
         best: what would be returned if the run ended now.
         history: rows of the log: {"step", "loss", "learning_rate", ...}.
     """

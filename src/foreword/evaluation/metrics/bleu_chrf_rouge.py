@@ -42,11 +42,9 @@ def check_pairs(texts: Sequence[str], references: Sequence[Sequence[str]]) -> No
 
 @dataclass(frozen=True)
 class TextScores:
-    """How close texts come to their references.
+    """Corpus BLEU and chrF, 0 to 100.
 
     Attributes:
-        bleu: corpus BLEU, 0 to 100.
-        chrf: corpus chrF, 0 to 100.
         signatures: what sacrebleu computed, by metric: needed to compare with other figures.
     """
 
