@@ -457,9 +457,6 @@ for _kernel, _name in IMPLEMENTATIONS.items():
     AttentionMaskInterface.register(_name, _make_mask if _kernel == "sdpa" else _make_eager_mask)
 
 
-# -- gradient checkpointing --------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def gradient_checkpointing(model: Any, enabled: bool = True) -> Iterator[None]:
     """Keep only what enters each layer, and compute the rest again going back, inside the block.

@@ -83,9 +83,6 @@ def choose_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.
     return torch.float32
 
 
-# -- quantization ------------------------------------------------------------------------------------
-
-
 Quantization = Literal["int8", "nf4"]
 
 DEVICES = ("cuda", "cpu", "balanced")

@@ -144,9 +144,6 @@ def product(rows_MI: torch.Tensor, prepacked: torch.Tensor, bias: torch.Tensor |
     return torch.ops.mkldnn._linear_pointwise(rows_MI, prepacked, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-# -- whether prepacked weights pay on this machine: tried once, and remembered --------------------------
-
-
 DESCRIBED = Path("/proc/cpuinfo")
 """Where Linux says which processor this is; Python does not know it there."""
 

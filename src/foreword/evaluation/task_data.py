@@ -27,8 +27,10 @@ from foreword.examples.triples import (
     Triple,
     dart_source,
     first_text,
+    make_entry,
     read_dart,
     read_webnlg,
+    split_triple,
     webnlg_source,
 )
 
@@ -282,27 +284,14 @@ def _e2e(line: Line, record: Record) -> Entry:
 
 
 def _webnlg(line: Line, record: Record) -> Entry | None:
-    triples = [_triple(line, text) for text in record["modified_triple_sets"]["mtriple_set"][0]]
-    texts = record["lex"]
-    pairs = [
-        (text.strip(), comment)
-        for text, comment in zip(texts["text"], texts["comment"], strict=True)
-        if text.strip()
-    ]
-    if not pairs:
-        return None
-    bad = tuple(text for text, comment in pairs if comment not in (GOOD, ""))
-    return Entry(webnlg_source(triples), tuple(text for text, _ in pairs), record["category"], None, bad)
+    try:
+        triples = list(map(split_triple, record["modified_triple_sets"]["mtriple_set"][0]))
+    except BadExamples as error:
+        raise line.fault(str(error)) from error
+    texts = zip(record["lex"]["text"], record["lex"]["comment"], strict=True)
+    return make_entry(webnlg_source(triples), texts, record["category"], judged=True)
 
 
 def _dart(line: Line, record: Record) -> Entry | None:
     triples: list[Triple] = [(triple[0], triple[1], triple[2]) for triple in record["tripleset"]]
-    texts = tuple(text.strip() for text in record["annotations"]["text"] if text.strip())
-    return Entry(dart_source(triples), texts) if texts else None
-
-
-def _triple(line: Line, text: str) -> Triple:
-    parts = text.split(" | ")
-    if len(parts) != 3:
-        raise line.fault(f"mtriple is {text!r}; expected subject | property | object")
-    return parts[0].strip(), parts[1].strip(), parts[2].strip()
+    return make_entry(dart_source(triples), ((text, "") for text in record["annotations"]["text"]))

@@ -76,8 +76,8 @@ def _check_messages(messages: tuple[object, ...]) -> None:
         raise BadExamples("source has no messages; expected at least one in front of the target")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            found = sorted(map(str, message)) if isinstance(message, dict) else kind(message)
-            raise BadExamples(f"message {number} of the source is {found}; expected role and content")
+            given = sorted(map(str, message)) if isinstance(message, dict) else kind(message)
+            raise BadExamples(f"message {number} of the source is {given}; expected role and content")
         _check_text(f"the role of message {number}", message["role"])
         _check_text(f"the content of message {number}", message["content"])
 

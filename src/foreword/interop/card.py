@@ -128,9 +128,7 @@ def _front_matter(prefix: Prefix, library: str) -> str:
 
 def _template(template: Template) -> str:
     if template.style == "chat":
-        system = (
-            f", with the system message {_quoted(template.system)}" if template.system is not None else ""
-        )
+        system = "" if template.system is None else f", with the system message {_quoted(template.system)}"
         text = f"The source is a chat message, written with the tokenizer's chat template{system}."
     elif template.style == "separator":
         text = f"The source, then {_quoted(template.separator)}, then the target."
@@ -139,12 +137,8 @@ def _template(template: Template) -> str:
     if template.placement == "infix":
         text += " The virtual tokens are an infix: the target sees them, the source does not."
     begin = " The tokenizer's beginning-of-text token comes first." if template.begin else ""
-    end = (
-        f" {_quoted(template.end)} ends the target."
-        if template.end is not None
-        else " Nothing ends the target."
-    )
-    return text + begin + end
+    end = "Nothing" if template.end is None else _quoted(template.end)
+    return f"{text}{begin} {end} ends the target."
 
 
 def _facts(prefix: Prefix) -> str:

@@ -30,7 +30,9 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
         CannotRead: its folder is not there, or no right.
         ForeignFormat: no such file in the folder, or not a JSON object.
     """
-    check_folder(path.parent, what=what)
+    if not path.parent.is_dir():
+        kind = "a file" if path.parent.exists() else "not there"
+        raise CannotRead(f"{path.parent} is {kind}; expected {what}, which is a folder")
     if not path.is_file():
         raise ForeignFormat(
             f"{path.parent} has no {path.name}; expected {what}. It holds {_listing(path.parent)}"
@@ -44,13 +46,6 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ForeignFormat(f"{path} holds {type(content).__name__}, not an object; expected {what}")
     return content
-
-
-def check_folder(folder: Path, *, what: str) -> None:
-    """Raises CannotRead when there is no such folder."""
-    if not folder.is_dir():
-        kind = "a file" if folder.exists() else "not there"
-        raise CannotRead(f"{folder} is {kind}; expected {what}, which is a folder")
 
 
 def find_file(folder: Path, names: Sequence[str], *, what: str) -> Path:

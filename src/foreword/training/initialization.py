@@ -81,6 +81,7 @@ def starting_ids(
     return source_ids, target_ids
 
 
+@torch.no_grad()
 def activations(
     base: BaseModel, source_ids: Sequence[int], target_ids: Sequence[int], length: int
 ) -> dict[Stream, KeyValuePair]:
@@ -96,8 +97,7 @@ def activations(
         # Said outright: some take a start token that is also the padding token for padding.
         inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    with torch.no_grad():
-        return capture_kv(base.model, inputs, length)[1]
+    return capture_kv(base.model, inputs, length)[1]
 
 
 def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeyValuePair]:

@@ -157,9 +157,6 @@ def parse_streams(text: str) -> tuple[str, ...]:
     return streams
 
 
-# -- the settings --------------------------------------------------------------------------------
-
-
 @takes_old_names
 @dataclass(frozen=True)
 class TrainingSettings:

@@ -64,12 +64,7 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """The user asked to stop; the checkpoint says where the run goes on.
-
-    Attributes:
-        step: optimizer steps done.
-        checkpoint: the file that was written, or None without a folder.
-    """
+    """The user asked to stop after `step` optimizer steps; `checkpoint` is the file to go on from or None."""
 
     def __init__(self, step: int, checkpoint_path: Path | None) -> None:
         where = (

@@ -108,7 +108,8 @@ def train_many(
     with stop_on_interrupt() as request:
 
         def should_stop() -> bool:
-            owners_run.save_when_due()
+            for run_log in owners_run.run_logs.values():
+                run_log.save_when_due()
             return request()
 
         try:
@@ -127,7 +128,8 @@ def train_many(
             if request.made and owners_run.run_logs:
                 raise owners_run.stopped()
         finally:
-            owners_run.close()
+            for run_log in owners_run.run_logs.values():
+                run_log.close()
     if owners_run.errors:
         raise OwnersFailed(owners_run.errors, owners_run.prefixes)
     return owners_run.prefixes
@@ -218,19 +220,9 @@ class _OwnersRun:
         self.errors[owner] = error
         self.report_failure(owner, error)
 
-    def save_when_due(self) -> None:
-        """Checkpoints of all who train."""
-        for run_log in self.run_logs.values():
-            run_log.save_when_due()
-
     def stopped(self) -> TrainingStopped:
         """The exception for a run that the user stopped, with a checkpoint of everyone."""
         written = [path for run_log in self.run_logs.values() if (path := run_log.save()) is not None]
         steps = max(run_log.trainer.step for run_log in self.run_logs.values())
         above = [path.parent.parent for path in written]
         return TrainingStopped(steps, Path(os.path.commonpath(above)) if above else None)
-
-    def close(self) -> None:
-        """Close what is still open."""
-        for run_log in self.run_logs.values():
-            run_log.close()

@@ -60,7 +60,7 @@ class Trainer:
     Attributes:
         owner: whose prefix it is, where there are several.
         trained: what the optimizer changes.
-        step, steps: optimizer steps done, and to do.
+        step, steps: optimizer steps done, and to do in all.
         best: what would be returned if the run ended now.
         history: rows of the log: {"step", "loss", "learning_rate", ...}.
     """

@@ -38,8 +38,8 @@ def dart_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     Raises:
         MetricUnavailable: no Java, or the package pycocoevalcap is not installed.
     """
-    lower: Callable[[str], str] = lambda text: _apart(text).lower()  # noqa: E731
-    return _scores(list(map(lower, texts)), [list(map(lower, some)) for some in references])
+    lowered = [_apart(text).lower() for text in texts]
+    return _scores(lowered, [[_apart(one).lower() for one in some] for some in references])
 
 
 def require_folding() -> Callable[[str], str]:
