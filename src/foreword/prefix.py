@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from foreword import prefix_file
+from foreword import files, prefix_file
 from foreword.errors import GeometryMismatch, NonFinitePrefix, UnsupportedGeometry, UsageError, WrongBaseModel
 from foreword.prefix_file import Header
 from foreword.template import RAW, Template
@@ -65,8 +65,6 @@ class Geometry:
         return {name: dataclasses.asdict(stream) for name, stream in self.streams.items()}
 
 
-# -- the prefix --------------------------------------------------------------------------------
-
 Positions = Literal["text-after-prefix", "text-after-prefix-within-window"]
 
 
@@ -95,9 +93,7 @@ class Origin:
     Attributes:
         parameterization: what was trained, e.g. "mlp(512)+start".
         initialization: what it started from, e.g. "demonstrations".
-        seed: seed of the run.
         data_digest: SHA-256 over the training examples.
-        examples: number of training examples.
         steps: optimiser steps up to the step that was kept.
         dev_loss: mean loss per target token on the dev examples at that step, in nats.
     """
@@ -282,7 +278,7 @@ class Prefix:
             OutputExists: the file is there and `overwrite` is false.
             CannotWrite: no right, no space, no such folder.
         """
-        prefix_file.write(Path(path), self.to_bytes(), overwrite=overwrite)
+        files.write_bytes(Path(path), self.to_bytes(), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Prefix:

@@ -22,7 +22,6 @@ import safetensors
 import safetensors.torch
 import torch
 
-from foreword import files
 from foreword.errors import (
     BadPrefix,
     CannotRead,
@@ -198,11 +197,6 @@ def _check_length(name: str, text: Any, limit: int) -> None:
         raise UsageError(f"{name} has {len(text):,} characters; expected {limit:,} at most")
 
 
-def write(path: Path, content: bytes, *, overwrite: bool) -> None:
-    """Write a prefix file whole or not at all; see `files.writing` for the errors."""
-    files.write_bytes(path, content, overwrite=overwrite)
-
-
 # -- reading -----------------------------------------------------------------------------------
 
 
@@ -336,10 +330,10 @@ def _parse(content: Any, where: str, what: str) -> dict[str, Any]:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # Of two equal keys one reader takes the first and another the last: none may be taken.
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    made = dict(pairs)
+    if len(made) < len(pairs):
         raise ValueError("a key stands twice in one object")
-    return found
+    return made
 
 
 def _entries(listed: Mapping[str, Any], where: str) -> tuple[_Entry, ...]:

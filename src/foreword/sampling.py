@@ -165,7 +165,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        # Only the tokens since `_from` are decoded: those in front of `_read` are told already and
+        # Only the tokens since `_from` are decoded: those in front of `_read` are handed out already and
         # stay for one round, because a tokenizer may spell a token differently at the very start.
         self._from = 0
         self._read = 0

@@ -19,8 +19,6 @@ from typing import Any, Literal, TypeVar
 
 from foreword.errors import ForewordDeprecation, UsageError
 
-# -- plain data ----------------------------------------------------------------------------------
-
 
 def check_fields(instance: Any) -> None:
     """Compare every field of a dataclass of plain data with its declared type.
@@ -205,47 +203,47 @@ def setting(
     default: Any = dataclasses.MISSING, *, default_factory: Any = dataclasses.MISSING, help: str, **more: Any
 ) -> Any:
     """A field of a settings class; the keywords are the attributes of `Setting`."""
-    described = Setting(help, **more)
-    if default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=default_factory, metadata={Setting: described})
-    return dataclasses.field(default=default, metadata={Setting: described})
+    metadata = {Setting: Setting(help, **more)}
+    return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)  # type: ignore[call-overload]
 
 
 @functools.cache
 def settings_of(kind: Any) -> tuple[Setting, ...]:
     """The settings that a class declares, in its order, with the names, types and defaults of its fields."""
     hints = typing.get_type_hints(kind)
-    found = []
+    settings = []
     for field in dataclasses.fields(kind):
         described: Setting | None = field.metadata.get(Setting)
         if described is None:
             continue
-        hint = hints[field.name]
-        described = dataclasses.replace(
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        one = dataclasses.replace(
             described,
             name=described.name or field.name,
             path=(field.name,),
-            type=hint,
-            default=_default_of(field),
+            type=hints[field.name],
+            default=... if default is dataclasses.MISSING else default,
         )
-        if not described.choices:
-            described = dataclasses.replace(described, choices=_literals(described.alternatives))
-        found.append(described)
-    return tuple(found)
+        if not one.choices and one.alternatives and typing.get_origin(one.alternatives[0]) is Literal:
+            one = dataclasses.replace(one, choices=typing.get_args(one.alternatives[0]))
+        settings.append(one)
+    return tuple(settings)
 
 
 @functools.cache
 def flat_settings(kind: Any) -> tuple[Setting, ...]:
     """As `settings_of`, with the settings of a class within the class in place of the field that holds it."""
-    found: list[Setting] = []
+    flat: list[Setting] = []
     for each in settings_of(kind):
         within = _settings_class(each)
         below = () if within is None else settings_of(within)
-        found += [
+        flat += [
             dataclasses.replace(part, path=(*each.path, *part.path), section=part.section or each.section)
             for part in below
         ] or [each]
-    return tuple(found)
+    return tuple(flat)
 
 
 def from_mapping(kind: Any, given: Mapping[str, Any], what: str = "settings") -> Any:
@@ -301,7 +299,7 @@ def current_names(kind: Any, given: Mapping[str, Any], *, warn: bool = True) -> 
     """
     renamed = {alias: each.name for each in settings_of(kind) for alias in each.aliases}
     gone: Mapping[str, str] = getattr(kind, "GONE", {})
-    found: dict[str, Any] = {}
+    current: dict[str, Any] = {}
     for name, value in given.items():
         if name in gone:
             if warn and value not in (None, False):
@@ -313,9 +311,9 @@ def current_names(kind: Any, given: Mapping[str, Any], *, warn: bool = True) -> 
                 raise UsageError(f"{name} is the old name of {new}, and both are given; give {new}")
             if warn:
                 deprecated(f"{name} is now called {new}; the old name will be refused")
-        if found.get(new) is None:
-            found[new] = value
-    return found
+        if current.get(new) is None:
+            current[new] = value
+    return current
 
 
 def deprecated(message: str) -> None:
@@ -327,7 +325,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def takes_old_names(kind: Class) -> Class:
-    """Let a settings class be made with, and asked for, the names that its settings had before."""
+    """Let a settings class be made with, and read by, the names that its settings had before."""
     made: Any = kind.__init__  # type: ignore[misc]
 
     @functools.wraps(made)
@@ -350,16 +348,6 @@ def _settings_class(described: Setting) -> Any:
     """The class of settings that a field holds, if it holds one."""
     kind = described.alternatives[0] if described.alternatives else None
     return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) and settings_of(kind) else None
-
-
-def _default_of(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return ... if field.default is dataclasses.MISSING else field.default
-
-
-def _literals(kinds: Sequence[Any]) -> tuple[Any, ...]:
-    return typing.get_args(kinds[0]) if kinds and typing.get_origin(kinds[0]) is Literal else ()
 
 
 def _any_of(choices: Sequence[Any]) -> str:

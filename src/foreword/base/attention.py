@@ -3,7 +3,7 @@
 transformers asks a registry for the function that computes a model's attention, and another for the one
 that makes its mask. Foreword registers both. Its attention function puts each row's prefix keys and values
 in front of the layer's own, opens the mask for them, and leaves the rest to the kernel that
-`_choose_kernel` names. Which prefixes are in force is said by `attention_context(...)` around the model's
+`_attend` names. Which prefixes are in force is said by `attention_context(...)` around the model's
 forward pass; outside of it the model computes what it always computes.
 
 Shapes: B rows, T text tokens (queries), P prefix length, S = P + T keys, N tokens of a flat batch, L layers,
@@ -16,11 +16,11 @@ import contextlib
 import functools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from foreword.base.batch import PackedLayout
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
-from foreword.base.sliding_window import Angles, RopeShift, move_prefix_near
+from foreword.base.sliding_window import RopeShift, move_prefix_near
 from foreword.errors import UnsupportedArchitecture
 from foreword.prefix import Stream
 
@@ -47,9 +47,6 @@ CAUSAL_DEVICES = {"cuda"}
 mask anew for every layer."""
 
 Value = TypeVar("Value")
-
-
-# -- what is in force during a pass ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,8 @@ class LayerInfo:
     rope: RopeShift | None = None
 
 
-class ByTensor(Generic[Value]):
-    """Values made of tensors, each once.
+class PassCache:
+    """What the layers of one stream share in one pass, so that it is made once and not once a layer.
 
     transformers makes one mask in a pass for all layers of a kind, and hands the same tensor to each of
     them: so tensors are compared by identity. They are kept beside their values, so that no other can take
@@ -76,37 +73,16 @@ class ByTensor(Generic[Value]):
     """
 
     def __init__(self) -> None:
-        self.made: list[tuple[torch.Tensor, Value]] = []
+        self.made: list[tuple[Hashable, torch.Tensor, Any]] = []
 
-    def get(self, source: torch.Tensor, make: Callable[[torch.Tensor], Value]) -> Value:
-        """What `make` made of this tensor, now or before."""
-        for known, value in self.made:
-            if known is source:
-                return value
-        value = make(source)
-        self.made.append((source, value))
-        return value
-
-
-@dataclass
-class MaskCache:
-    """What the layers of one stream share in one pass, so that it is made once and not once a layer.
-
-    Attributes:
-        extended: the mask with the prefix's columns, by the mask over the text.
-        additive: a boolean mask as numbers to be added, by that mask.
-        causal: whether a mask is the causal pattern, by that mask.
-        bias: a position bias (T5) with the prefix's columns, by the bias over the text.
-        beyond: how far queries are beyond the prefix's reach, by size of the sliding window and positions.
-        angles: rotary angles of those distances, by kind of layer and distances.
-    """
-
-    extended: ByTensor[torch.Tensor] = field(default_factory=ByTensor)
-    additive: ByTensor[torch.Tensor] = field(default_factory=ByTensor)
-    causal: ByTensor[bool] = field(default_factory=ByTensor)
-    bias: ByTensor[torch.Tensor] = field(default_factory=ByTensor)
-    beyond: dict[int, ByTensor[torch.Tensor | None]] = field(default_factory=lambda: defaultdict(ByTensor))
-    angles: dict[str | None, ByTensor[Angles]] = field(default_factory=lambda: defaultdict(ByTensor))
+    def get(self, what: Hashable, source: torch.Tensor, make: Callable[[torch.Tensor], Value]) -> Value:
+        """What `make` made of this tensor, now or before; `what` it is tells it from other values of it."""
+        for name, known, value in self.made:
+            if known is source and name == what:
+                return value  # type: ignore[no-any-return]
+        made = make(source)
+        self.made.append((what, source, made))
+        return made
 
 
 @dataclass(frozen=True)
@@ -130,7 +106,7 @@ class AttentionContext:
         in_cache: the keys and values that reach attention have the prefixes in front already.
         target_starts: of each row, the first token that sees an infix; needed where a row has one.
         record: takes every call of the attention function.
-        mask_cache: of each stream, for the pass that is under way.
+        cache: of each stream, for the pass that is under way.
     """
 
     prefixes: PrefixBatch | None = None
@@ -138,7 +114,7 @@ class AttentionContext:
     in_cache: bool = False
     target_starts: tuple[int, ...] = ()
     record: Callable[[AttentionCall], None] | None = None
-    mask_cache: dict[Stream, MaskCache] = field(default_factory=lambda: defaultdict(MaskCache))
+    cache: dict[Stream, PassCache] = field(default_factory=lambda: defaultdict(PassCache))
 
 
 # A context variable, so that threads of one process can use one model with different prefixes.
@@ -153,9 +129,6 @@ def attention_context(state: AttentionContext | None) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
-
-
-# -- what a pass gave to attention -------------------------------------------------------------------
 
 
 def capture_attention(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, list[AttentionCall]]:
@@ -223,14 +196,13 @@ def _attention_function(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, tor
         stream: Stream = "decoder" if layer is None else layer.stream
         if layer is not None:
             if layer.layer == 0:  # a new pass has new masks
-                state.mask_cache.pop(stream, None)
+                state.cache.pop(stream, None)
             query, key, value, mask = _with_prefix(state, layer, module, query, key, value, mask, kwargs)
-        cache = state.mask_cache[stream]
+        cache = state.cache[stream]
         if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
-            mask = cache.additive.get(mask, lambda boolean: _additive(boolean, query.dtype))
+            mask = cache.get("additive", mask, lambda boolean: _additive(boolean, query.dtype))
         valid_BT = None if layout is None else layout.valid_BT
-        compute = _choose_kernel(kernel, module, query, key, mask, valid_BT, cache, kwargs)
-        output, weights = compute(module, query, key, value, mask, **kwargs)
+        output, weights = _attend(kernel, module, query, key, value, mask, valid_BT, cache, kwargs)
         return (layout.to_flat(output) if layout is not None else output), weights
 
     return attention
@@ -250,7 +222,7 @@ def _with_prefix(
     prefixes, stream = state.prefixes, layer.stream
     if prefixes is None or stream not in prefixes.blocks:  # no row has a prefix in this stream
         return query, key_BHSD, value_BHSD, mask
-    cache = state.mask_cache[stream]
+    cache = state.cache[stream]
     length = prefixes.blocks[stream].longest
     if not state.in_cache:
         prefix_key_BHPD, prefix_value_BHPD = prefixes.rows(stream, layer.layer, like=key_BHSD)
@@ -261,7 +233,8 @@ def _with_prefix(
     # Only the columns of the text come from transformers. Those of the prefix are ours: they are open for
     # every token of the row (an infix: from its target on), and closed where a row's prefix is shorter than
     # P.
-    extended = cache.extended.get(
+    extended = cache.get(
+        "extended",
         mask,
         lambda text: _open_columns(
             text,
@@ -270,7 +243,7 @@ def _with_prefix(
     )
     bias = kwargs.get("position_bias")
     if bias is not None:  # a virtual token has no position, so it gets no bias
-        kwargs["position_bias"] = cache.bias.get(bias, lambda text: pad(text, (length, 0)))
+        kwargs["position_bias"] = cache.get("bias", bias, lambda text: pad(text, (length, 0)))
     if layer.sliding_window is not None and prefixes.within_window:
         beyond_BT = _steps_beyond(state, layer.sliding_window, query, kwargs["position_ids"])
         if beyond_BT is not None:
@@ -280,7 +253,8 @@ def _with_prefix(
                     "a prefix is to stay within a sliding window's reach, but this model's positions "
                     "can't be moved"
                 )
-            angles = cache.angles[rope.layer_type].get(
+            angles = cache.get(
+                ("angles", rope.layer_type),
                 # One new token: the prefix moves forward, towards it. Several: each query moves back.
                 beyond_BT,
                 lambda steps: rope.angles(query, steps if query.shape[2] == 1 else -steps),
@@ -304,51 +278,51 @@ def _steps_beyond(
         beyond_BT = (positions_BT - farthest_B[:, None]).clamp(min=0)
         return beyond_BT if bool(beyond_BT.any()) else None
 
-    return state.mask_cache["decoder"].beyond[window].get(position_ids, count)
+    return state.cache["decoder"].get(("beyond", window), position_ids, count)
 
 
-# -- which kernel ------------------------------------------------------------------------------------
-
-
-def _choose_kernel(
+def _attend(
     kernel: Kernel,
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
+    value: torch.Tensor,
     mask: torch.Tensor | None,
     valid_BT: torch.Tensor | None,
-    cache: MaskCache,
+    cache: PassCache,
     kwargs: Mapping[str, Any],
-) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """What computes the attention of one layer; all give the same, some with less memory or time.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of one layer, `[B, T, Q, D]`; all ways give the same, some with less memory or time.
 
     | the layer | computed by |
     |---|---|
     | eager, or a bias is added | the model's own function |
-    | one query a row: a decoding step | `_one_query`: grouped keys are read once |
+    | one query a row: a decoding step | `attend_one_query`: grouped keys are read once |
     | no mask, or dropout | the model's own function |
     | on a GPU, under the causal pattern | `attend_causally`: flash attention takes no mask |
-    | on a CPU, query heads share keys | `_grouped`: the kernel repeats no keys |
+    | on a CPU, query heads share keys | torch's kernel, which repeats no keys there |
     | anything else | transformers' SDPA function |
     """
     own = _own_kernel(kernel, module)
-    if kernel == "eager" or kwargs.get("position_bias") is not None:
-        return own
-    if query.shape[2] == 1:
-        return _one_query
-    if mask is None or kwargs.get("dropout"):
-        return own
-    if (
-        query.device.type in CAUSAL_DEVICES
-        and hasattr(module, "foreword_layer")
-        and cache.causal.get(mask, lambda mask_B1TS: is_causal(mask_B1TS, valid_BT))
-    ):
-        return _causal
-    # transformers repeats keys and values for every query head that shares them whenever there is a mask:
-    # other devices need that. The CPU's kernel does not.
-    if query.device.type == "cpu" and query.shape[1] != key.shape[1]:
-        return _grouped
-    return own
+    scaling = kwargs.get("scaling")
+    if kernel != "eager" and kwargs.get("position_bias") is None:
+        if query.shape[2] == 1:
+            return attend_one_query(query, key, value, mask, scaling), None
+        if mask is not None and not kwargs.get("dropout"):
+            if (
+                query.device.type in CAUSAL_DEVICES
+                and hasattr(module, "foreword_layer")
+                and cache.get("is causal", mask, lambda mask_B1TS: is_causal(mask_B1TS, valid_BT))
+            ):
+                return attend_causally(query, key, value, scaling), None
+            # transformers repeats keys and values for every query head that shares them whenever there is
+            # a mask: other devices need that. The CPU's kernel does not.
+            if query.device.type == "cpu" and query.shape[1] != key.shape[1]:
+                output_BQTD = scaled_dot_product_attention(
+                    query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True
+                )
+                return output_BQTD.transpose(1, 2), None
+    return own(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
 
 
 def _own_kernel(kernel: Kernel, module: nn.Module) -> Callable[..., Any]:
@@ -363,15 +337,13 @@ def _own_kernel(kernel: Kernel, module: nn.Module) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _one_query(
-    module: nn.Module,
+def attend_one_query(
     query_BQ1D: torch.Tensor,
     key_BHSD: torch.Tensor,
     value_BHSD: torch.Tensor,
     mask_B11S: torch.Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+    scaling: float | None,
+) -> torch.Tensor:
     """Attention of one new token, `[B, 1, Q, D]`.
 
     The query heads that share a key/value head are taken as so many queries of it, so that grouped
@@ -383,35 +355,7 @@ def _one_query(
     output_BHGD = scaled_dot_product_attention(
         grouped_BHGD, key_BHSD, value_BHSD, attn_mask=mask_B11S, scale=scaling
     )
-    return output_BHGD.reshape(rows, 1, queries, -1), None
-
-
-def _grouped(
-    module: nn.Module,
-    query_BQTD: torch.Tensor,
-    key_BHSD: torch.Tensor,
-    value_BHSD: torch.Tensor,
-    mask_B1TS: torch.Tensor,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of Q query heads that share H key/value heads, `[B, T, Q, D]`, without repeating these."""
-    output_BQTD = scaled_dot_product_attention(
-        query_BQTD, key_BHSD, value_BHSD, attn_mask=mask_B1TS, scale=scaling, enable_gqa=True
-    )
-    return output_BQTD.transpose(1, 2), None
-
-
-def _causal(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    return attend_causally(query, key, value, scaling), None
+    return output_BHGD.reshape(rows, 1, queries, -1)
 
 
 def attend_causally(
@@ -511,9 +455,6 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 for _kernel, _name in IMPLEMENTATIONS.items():
     AttentionInterface.register(_name, _attention_function(_kernel))
     AttentionMaskInterface.register(_name, _make_mask if _kernel == "sdpa" else _make_eager_mask)
-
-
-# -- gradient checkpointing --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

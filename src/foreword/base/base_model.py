@@ -46,7 +46,6 @@ class BaseModel:
 
     Attributes:
         model: the transformers model, in eval mode, no parameter with a gradient.
-        tokenizer: its tokenizer.
         geometry: sizes a prefix must have, as the attention calls of the model show them.
         name: alias, hub id or folder name.
         revision: commit on the hub, where known.

@@ -109,13 +109,13 @@ def _calls(model: Any) -> list[_Call]:
 
 
 def _check_counts(model: Any, calls: list[_Call]) -> None:
-    found = Counter(call.stream for call in calls)
+    counts = Counter(call.stream for call in calls)
     expected: dict[Stream, int] = {"decoder": _layers(model.config, "decoder")}
     if model.config.is_encoder_decoder:
         expected["encoder"] = _layers(model.config, "encoder")
         expected["cross"] = expected["decoder"]
-    if found != expected:
-        counted = ", ".join(f"{found[s]} of {n} {s}" for s, n in expected.items())
+    if counts != expected:
+        counted = ", ".join(f"{counts[s]} of {n} {s}" for s, n in expected.items())
         raise UnsupportedArchitecture(
             f"{name(model)}: {counted} attention layers take a prefix. Foreword needs a transformer whose "
             "attention goes through transformers' attention interface; state-space, hybrid and other "
@@ -240,8 +240,8 @@ def _try_encoder_decoder(model: Any) -> None:
         "with a prefix, a token is changed by the tokens behind it": not same(all_TV[0], other_TV[0]),
     }
     if any(faults.values()):
-        found = "; ".join(fault for fault, there in faults.items() if there)
-        raise UnsupportedArchitecture(f"{name(model)}: {found}. Its attention takes no prefix as it is")
+        listed = "; ".join(fault for fault, there in faults.items() if there)
+        raise UnsupportedArchitecture(f"{name(model)}: {listed}. Its attention takes no prefix as it is")
 
 
 def _first_token(
@@ -258,7 +258,7 @@ def _first_token(
 # -- whether a prefix can stay within the reach of sliding windows -----------------------------------
 
 
-_CHANGING = ("dynamic", "longrope")
+CHANGING = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on the length of the text: a position is not one angle."""
 
 
@@ -293,13 +293,13 @@ def _rotary_embeddings(model: Any) -> list[nn.Module]:
     for module in model.modules():
         kind = getattr(module, "rope_type", "default")
         kinds = set(kind.values()) if isinstance(kind, Mapping) else {kind}
-        if "RotaryEmbedding" in type(module).__name__ and kinds.isdisjoint(_CHANGING):
+        if "RotaryEmbedding" in type(module).__name__ and kinds.isdisjoint(CHANGING):
             embeddings.append(module)
     return embeddings
 
 
 def _rope_shift(model: Any, rotary: nn.Module, module: nn.Module) -> RopeShift | None:
-    apply = _rotation(module)
+    apply = rotation(module)
     taken = inspect.signature(rotary.forward).parameters
     if apply is None or "position_ids" not in taken:
         return None
@@ -309,8 +309,8 @@ def _rope_shift(model: Any, rotary: nn.Module, module: nn.Module) -> RopeShift |
     return RopeShift(rotary, apply, types[module.foreword_layer.layer])  # type: ignore[union-attr]
 
 
-def _rotation(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None:
-    """How the model turns states by cosines and sines; None where it is done in no known way."""
+def rotation(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """How the model rotates states by cosines and sines; None where it is done in no known way."""
     # Every modeling file of transformers has its own (halves, pairs, a part of the head), by this name.
     function = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
     if function is None:

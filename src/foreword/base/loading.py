@@ -83,9 +83,6 @@ def choose_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.
     return torch.float32
 
 
-# -- quantization ------------------------------------------------------------------------------------
-
-
 Quantization = Literal["int8", "nf4"]
 
 DEVICES = ("cuda", "cpu", "balanced")
@@ -156,15 +153,15 @@ def settings_of(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
 
 def kept_as(config: Any) -> str | None:
     """How a model with this configuration keeps its linear layers' weights; None: as plain numbers."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
+    declared = getattr(config, "quantization_config", None)
+    if declared is None:
         return None
-    said = found if isinstance(found, dict) else found.to_dict()
-    if said.get("load_in_8bit"):
+    options = declared if isinstance(declared, dict) else declared.to_dict()
+    if options.get("load_in_8bit"):
         return "int8"
-    if said.get("load_in_4bit"):
-        return str(said.get("bnb_4bit_quant_type"))
-    return str(said.get("quant_method") or "quantised")
+    if options.get("load_in_4bit"):
+        return str(options.get("bnb_4bit_quant_type"))
+    return str(options.get("quant_method") or "quantised")
 
 
 def prepare_quantized(model: Any) -> None:

@@ -115,9 +115,6 @@ def _part(
     return -log_CV.gather(1, target_C[:, None])[:, 0], log_CV
 
 
-# -- one pass over a batch ---------------------------------------------------------------------------
-
-
 def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> torch.Tensor:
     """Cross entropy of each target token in nats, `[M]`, float32.
 
@@ -139,5 +136,5 @@ def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> tor
 
 
 def keeps_logits(model: Any) -> bool:
-    """Whether the model can be told at which places logits are wanted."""
+    """Whether the forward pass takes the places at which logits are wanted."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -84,34 +84,35 @@ class PrefixBatch:
             return None
         place = {identity: index for index, identity in enumerate(distinct)}
         stacked = list(distinct.values())
-        streams = list(dict.fromkeys(stream for prefix in stacked for stream in prefix.streams))
-        return cls(
-            blocks={stream: _stack_stream(stacked, stream, device) for stream in streams},
-            of_row=tuple(None if p is None else place[id(p)] for p in prefixes),
-            infixes=_with("infix", [prefix.template.placement for prefix in stacked]),
-            within_window=_with(WITHIN_WINDOW, [prefix.positions for prefix in stacked]),
+        return cls.from_tensors(
+            [{s: (p.key(s).to(device), p.value(s).to(device)) for s in p.streams} for p in stacked],
+            [None if p is None else place[id(p)] for p in prefixes],
+            [prefix.template.placement for prefix in stacked],
+            [prefix.positions for prefix in stacked],
         )
 
     @classmethod
     def from_tensors(
         cls,
         distinct: Sequence[Mapping[Stream, KeyValuePair]],
-        of_row: Sequence[int],
+        of_row: Sequence[int | None],
         placements: Sequence[Placement],
         positions: Sequence[Positions],
     ) -> PrefixBatch:
-        """From keys and values `[L, H, P, D]` in training, through which gradients flow back.
+        """From keys and values `[L, H, P, D]`, through which gradients flow back in training.
 
         Args:
-            distinct: R prefixes, each with the same streams.
-            of_row: for each row, which of them it has.
+            distinct: R prefixes; a stream that one of them lacks has no virtual tokens there.
+            of_row: for each row, which of them it has, or None.
             placements, positions: of each of the R prefixes.
         """
         blocks: dict[Stream, StreamBlock] = {}
-        for stream in distinct[0]:
-            lengths = tuple(int(each[stream][0].shape[2]) for each in distinct)
-            key, value = (_stack_padded([each[stream][part] for each in distinct]) for part in (0, 1))
-            blocks[stream] = StreamBlock(key, value, lengths)
+        for stream in dict.fromkeys(stream for each in distinct for stream in each):
+            some_key, some_value = next(each[stream] for each in distinct if stream in each)
+            empty = (some_key[:, :, :0], some_value[:, :, :0])
+            keys, values = zip(*(each.get(stream, empty) for each in distinct), strict=True)
+            lengths = tuple(int(key_LHPD.shape[2]) for key_LHPD in keys)
+            blocks[stream] = StreamBlock(_stack_padded(keys), _stack_padded(values), lengths)
         return cls(blocks, tuple(of_row), _with("infix", placements), _with(WITHIN_WINDOW, positions))
 
     def only(self, places: Sequence[int]) -> PrefixBatch:
@@ -201,18 +202,6 @@ def _gather(states_RHPD: torch.Tensor, places: list[int]) -> torch.Tensor:
     if places == list(range(states_RHPD.shape[0])):
         return states_RHPD
     return states_RHPD.index_select(0, torch.tensor(places, device=states_RHPD.device))
-
-
-def _stack_stream(prefixes: Sequence[Prefix], stream: Stream, device: torch.device) -> StreamBlock:
-    lengths = tuple(prefix.stream_length(stream) for prefix in prefixes)
-    some = next(prefix for prefix in prefixes if prefix.stream_length(stream))
-
-    def stack(part: str) -> torch.Tensor:
-        name = f"{stream}.{part}"
-        empty = some.tensors[name][:, :, :0]
-        return _stack_padded([prefix.tensors.get(name, empty).to(device) for prefix in prefixes])
-
-    return StreamBlock(stack("key"), stack("value"), lengths)
 
 
 def _stack_padded(parts_LHPD: Sequence[torch.Tensor]) -> torch.Tensor:

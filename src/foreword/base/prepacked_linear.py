@@ -144,9 +144,6 @@ def product(rows_MI: torch.Tensor, prepacked: torch.Tensor, bias: torch.Tensor |
     return torch.ops.mkldnn._linear_pointwise(rows_MI, prepacked, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-# -- whether prepacked weights pay on this machine: tried once, and remembered --------------------------
-
-
 DESCRIBED = Path("/proc/cpuinfo")
 """Where Linux says which processor this is; Python does not know it there."""
 
@@ -196,7 +193,7 @@ def _read(place: Path) -> dict[str, dict[str, float]]:
     try:
         known = json.loads(place.read_text())
         expected = {_name(FEW), _name(MANY)}
-        return {name: found for name, found in known.items() if set(found) == expected}
+        return {name: ratios for name, ratios in known.items() if set(ratios) == expected}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
@@ -225,5 +222,5 @@ def _times_as_fast(rows: int) -> float:
 
 
 def _processor() -> str:
-    found = describe_processor()  # clouds call many kinds by one name
-    return " ".join(found.get(n, "") for n in ("vendor_id", "model name", "model", "stepping")).strip()
+    described = describe_processor()  # clouds call many kinds by one name
+    return " ".join(described.get(n, "") for n in ("vendor_id", "model name", "model", "stepping")).strip()

@@ -31,7 +31,7 @@ class RopeShift:
     Attributes:
         rotary: the model's module that makes angles of positions.
         apply: turns states `[B, H, T, D]` by cosines and sines, as the model does.
-        layer_type: what the module is told beside the positions, in models of several rotary embeddings.
+        layer_type: an argument of the module beside the positions, in models of several rotary embeddings.
     """
 
     rotary: nn.Module

@@ -23,12 +23,7 @@ EXAMPLES_BETWEEN_REPORTS = 64
 
 @dataclass(frozen=True)
 class TokenLoss:
-    """A mean over target tokens, end tokens among them: long targets weigh more than short ones.
-
-    Attributes:
-        mean: in nats.
-        tokens: how many target tokens.
-    """
+    """A mean over target tokens in nats, end tokens among them: long targets weigh more than short ones."""
 
     mean: float
     tokens: int
@@ -78,9 +73,6 @@ def token_loss(
         if on_progress is not None:
             on_progress(start + len(part), len(order))
     return TokenLoss(total / tokens, tokens)
-
-
-# -- losses and texts --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

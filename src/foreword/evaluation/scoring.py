@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from foreword.evaluation.metrics.meteor import keeping_meteor
 from foreword.examples.csv_table import find_columns, read_rows
 from foreword.examples.e2e import linearise
 from foreword.examples.example import Entry
-from foreword.examples.jsonl import parse_object
+from foreword.examples.jsonl import object_or_none, parse_objects
 from foreword.examples.records import Line, excerpt, read_lines
 from foreword.template import Source
 
@@ -60,7 +59,9 @@ def scores_by_part(
             name + part: figures
             for part, chosen in parts.items()
             if chosen or not part
-            for name, figures in _scores(metrics, chosen).items()
+            for name, figures in score(
+                metrics, [one.text for one in chosen], [one.references for one in chosen]
+            ).items()
         }
 
 
@@ -77,16 +78,15 @@ def read_outputs(path: str | os.PathLike[str], entries: Sequence[Entry]) -> list
         BadExamples: another number of texts than entries, JSON without texts, or a table of other data.
     """
     lines = list(read_lines(path))
-    if Path(path).suffix in (".jsonl", ".ndjson") or (lines and _is_object(lines[0].text)):
+    if Path(path).suffix in (".jsonl", ".ndjson") or (lines and object_or_none(lines[0].text) is not None):
         texts = []
-        for line in lines:
-            if not line.blank:
-                text = parse_object(line).get("text")
-                if not isinstance(text, str):
-                    raise line.fault(
-                        "no field 'text' with a text; expected one an object, as evaluate --out writes"
-                    )
-                texts.append(text)
+        for line, record in parse_objects(lines):
+            text = record.get("text")
+            if not isinstance(text, str):
+                raise line.fault(
+                    "no field 'text' with a text; expected one an object, as evaluate --out writes"
+                )
+            texts.append(text)
     elif lines and find_columns(lines[0], OUTPUT_COLUMNS):
         texts = _texts_of_table(lines, entries)
     else:
@@ -113,14 +113,3 @@ def _texts_of_table(lines: Sequence[Line], entries: Sequence[Entry]) -> list[str
             )
         texts.append(row["output"].strip())
     return texts
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _scores(metrics: Sequence[str], outputs: Sequence[Prediction]) -> dict[str, dict[str, float]]:
-    return score(metrics, [one.text for one in outputs], [one.references for one in outputs])

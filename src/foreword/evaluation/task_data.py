@@ -5,11 +5,11 @@ A file of another task is refused, with the name of the task that it looks like.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from foreword.evaluation.tasks import TASKS, Task
 from foreword.examples.csv_table import find_columns
 from foreword.examples.e2e import BETWEEN, COLUMNS, linearise
 from foreword.examples.example import Entry, Example, entries_of, examples_of, kind
-from foreword.examples.jsonl import parse_object
+from foreword.examples.jsonl import object_or_none, parse_objects
 from foreword.examples.readers import read_examples
 from foreword.examples.records import Line, excerpt, read_lines
 from foreword.examples.triples import (
@@ -27,8 +27,10 @@ from foreword.examples.triples import (
     Triple,
     dart_source,
     first_text,
+    make_entry,
     read_dart,
     read_webnlg,
+    split_triple,
     webnlg_source,
 )
 
@@ -64,7 +66,7 @@ def read_task(task: Task, path: str | os.PathLike[str], *, limit: int | None = N
     elif task.layout == "dart":
         entries = read_dart(path)
     else:
-        entries = list(_records(task, path))
+        entries = [entry_of_record(task, *each) for each in parse_objects(read_lines(path))]
     if not entries:
         raise BadExamples(f"{os.fspath(path)} is empty; expected data of {task.title}")
     return entries[:limit]
@@ -77,15 +79,15 @@ def entry_of_record(task: Task, line: Line, record: dict[str, Any]) -> Entry:
         BadExamples: fields that the task does not have, fields of another task, or a value of another kind.
     """
     names = next((pair for pair in task.fields if set(pair) <= set(record)), None)
-    found = ", ".join(map(repr, list(record)[:12])) or "none"
+    listed = ", ".join(map(repr, list(record)[:12])) or "none"
     if names is None:
         expected = " or ".join(" and ".join(pair) for pair in task.fields)
-        raise line.fault(f"found the fields {found}; {task.title} has {expected}{_hint(task, record)}")
+        raise line.fault(f"found the fields {listed}; {task.title} has {expected}{_hint(task, record)}")
     # A task's own names settle it. Source and target are any task's: what stands beside them may tell.
     other = _task_of_record(record) if names != task.fields[0] else None
     if other is not None and other != task.name:
         raise line.fault(
-            f"found the fields {found}, as {TASKS[other].title} has them; {task.title} has "
+            f"found the fields {listed}, as {TASKS[other].title} has them; {task.title} has "
             f"{' and '.join(task.fields[0])}; give the task {other}, a file of {task.title}, or read yours "
             "without a task (fields can be named there)"
         )
@@ -159,7 +161,8 @@ def looks_like(path: str | os.PathLike[str]) -> str | None:
     if start.startswith("["):
         return "dart"
     if start.startswith("{"):
-        return _task_of_fields(start)
+        record = object_or_none(start)
+        return None if record is None else _task_of_record(record)
     if find_columns(Line(os.fspath(path), 1, start), COLUMNS) or BETWEEN in start:
         return "e2e"
     return None
@@ -167,24 +170,15 @@ def looks_like(path: str | os.PathLike[str]) -> str | None:
 
 def _refuse_other_tasks(task: Task, path: str | os.PathLike[str]) -> None:
     """Layouts differ between these tasks; records are told apart by their fields, record by record."""
-    found = looks_like(path)
-    if found is None or found == task.name:
-        return
-    other = TASKS[found]
-    if other.layout == task.layout:
+    looks = looks_like(path)
+    if looks is None or TASKS[looks].layout == task.layout:
         return
     names = " and ".join(task.fields[0]) if task.fields else ""
     expected = EXPECTED.get(task.layout, f"JSON lines with {names}")
     raise BadExamples(
-        f"{os.fspath(path)} begins with {excerpt(first_text(path))}, as data of {other.title} does; "
-        f"{task.title} has {expected}; give the task {found}, or a file of {task.title}"
+        f"{os.fspath(path)} begins with {excerpt(first_text(path))}, as data of {TASKS[looks].title} does; "
+        f"{task.title} has {expected}; give the task {looks}, or a file of {task.title}"
     )
-
-
-def _records(task: Task, path: str | os.PathLike[str]) -> Iterator[Entry]:
-    for line in read_lines(path):
-        if not line.blank:
-            yield entry_of_record(task, line, parse_object(line))
 
 
 def _task_of_xml(head: str) -> str | None:
@@ -195,14 +189,6 @@ def _task_of_xml(head: str) -> str | None:
     if "<originaltripleset" in head or comments & {GOOD, "toFix"}:
         return "webnlg"
     return "dart" if comments - {""} else None
-
-
-def _task_of_fields(text: str) -> str | None:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return _task_of_record(record) if isinstance(record, dict) else None
 
 
 def _task_of_record(record: dict[str, Any]) -> str | None:
@@ -254,13 +240,13 @@ def _task_hub_records(task: Task, split: str) -> Iterable[Record]:
             f"reading {task.name} by name needs the package datasets ({error}); "
             f"install it: pip install 'foreword[eval]' datasets; or {by_path}"
         ) from error
-    asked = (task.hub.repository, *([task.hub.configuration] if task.hub.configuration else []))
+    names = (task.hub.repository, *([task.hub.configuration] if task.hub.configuration else []))
     try:
-        return load_dataset(*asked, split=split)  # type: ignore[no-any-return]
+        return load_dataset(*names, split=split)  # type: ignore[no-any-return]
     except Exception as error:  # the package raises whatever its file systems do
         offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise DownloadFailed(
-            f"datasets could not deliver {' '.join(asked)} ({split}): {type(error).__name__}: {error}"
+            f"datasets could not deliver {' '.join(names)} ({split}): {type(error).__name__}: {error}"
             f"{offline}; make the hub answer, or {by_path}"
         ) from error
 
@@ -270,9 +256,8 @@ def _entries(task: Task, records: Iterable[Record], split: str) -> list[Entry]:
         "e2e": _e2e,
         "webnlg": _webnlg,
         "dart": _dart,
-        "records": lambda line, record: entry_of_record(task, line, record),
     }
-    read = layouts[task.layout]
+    read = layouts.get(task.layout, functools.partial(entry_of_record, task))
     entries = []
     for number, record in enumerate(records, 1):
         line = Line(f"{task.hub.repository} ({split})", number, "")
@@ -299,27 +284,14 @@ def _e2e(line: Line, record: Record) -> Entry:
 
 
 def _webnlg(line: Line, record: Record) -> Entry | None:
-    triples = [_triple(line, text) for text in record["modified_triple_sets"]["mtriple_set"][0]]
-    texts = record["lex"]
-    pairs = [
-        (text.strip(), comment)
-        for text, comment in zip(texts["text"], texts["comment"], strict=True)
-        if text.strip()
-    ]
-    if not pairs:
-        return None
-    bad = tuple(text for text, comment in pairs if comment not in ("good", ""))
-    return Entry(webnlg_source(triples), tuple(text for text, _ in pairs), record["category"], None, bad)
+    try:
+        triples = list(map(split_triple, record["modified_triple_sets"]["mtriple_set"][0]))
+    except BadExamples as error:
+        raise line.fault(str(error)) from error
+    texts = zip(record["lex"]["text"], record["lex"]["comment"], strict=True)
+    return make_entry(webnlg_source(triples), texts, record["category"], judged=True)
 
 
 def _dart(line: Line, record: Record) -> Entry | None:
     triples: list[Triple] = [(triple[0], triple[1], triple[2]) for triple in record["tripleset"]]
-    texts = tuple(text.strip() for text in record["annotations"]["text"] if text.strip())
-    return Entry(dart_source(triples), texts) if texts else None
-
-
-def _triple(line: Line, text: str) -> Triple:
-    parts = text.split(" | ")
-    if len(parts) != 3:
-        raise line.fault(f"mtriple is {text!r}; expected subject | property | object")
-    return parts[0].strip(), parts[1].strip(), parts[2].strip()
+    return make_entry(dart_source(triples), ((text, "") for text in record["annotations"]["text"]))

@@ -6,8 +6,8 @@ XiangLi1999/PrefixTuning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,13 +18,16 @@ Layout = Literal["e2e", "webnlg", "dart", "records"]
 
 @dataclass(frozen=True)
 class HubData:
-    """Where `datasets` finds the task: repository, configuration, and what it calls the splits."""
+    """Where `datasets` finds the task: repository, configuration, and what it calls the dev split."""
 
     repository: str
     configuration: str | None = None
-    splits: Mapping[str, str] = field(
-        default_factory=lambda: {"train": "train", "dev": "validation", "test": "test"}
-    )
+    dev: str = "validation"
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """What it calls each split."""
+        return {"train": "train", "dev": self.dev, "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -61,83 +64,62 @@ TABLES: Mapping[str, Any] = MappingProxyType(
     {"beams": 5, "max_new_tokens": 100, "length_penalty": 1.0, "banned": ("\n",)}
 )
 
+
+def _tables(name: str, title: str, hub: HubData, unseen: Collection[str] = ()) -> Task:
+    """A task whose sources are tables or triples, in a layout and with metrics of its own."""
+    return Task(name, title, name, hub, TABLES, (name,), unseen=frozenset(unseen))  # type: ignore[arg-type]
+
+
+def _summaries(
+    name: str, title: str, hub: HubData, fields: tuple[str, str], decoding: Mapping[str, Any], **more: Any
+) -> Task:
+    """A task of summaries: records with fields of these names, or with source and target."""
+    both = tuple(dict.fromkeys((fields, ("source", "target"))))
+    return Task(name, title, "records", hub, MappingProxyType(decoding), ("rouge",), fields=both, **more)
+
+
 _ALL = (
-    Task(
-        name="e2e",
-        title="E2E NLG Challenge",
-        layout="e2e",
-        hub=HubData("tuetschek/e2e_nlg"),
-        decoding=TABLES,
-        metrics=("e2e",),
+    _tables("e2e", "E2E NLG Challenge", HubData("tuetschek/e2e_nlg")),
+    _tables(
+        "webnlg",
+        "WebNLG 2017",
+        HubData("webnlg-challenge/web_nlg", "webnlg_challenge_2017", dev="dev"),
+        unseen=("Athlete", "Artist", "CelestialBody", "MeanOfTransportation", "Politician"),
     ),
-    Task(
-        name="webnlg",
-        title="WebNLG 2017",
-        layout="webnlg",
-        hub=HubData(
-            "webnlg-challenge/web_nlg",
-            "webnlg_challenge_2017",
-            {"train": "train", "dev": "dev", "test": "test"},
-        ),
-        decoding=TABLES,
-        metrics=("webnlg",),
-        unseen=frozenset({"Athlete", "Artist", "CelestialBody", "MeanOfTransportation", "Politician"}),
-    ),
-    Task(
-        name="dart",
-        title="DART 1.1.1",
-        layout="dart",
-        hub=HubData("Yale-LILY/dart"),
-        decoding=TABLES,
-        metrics=("dart",),
-    ),
-    Task(
-        name="xsum",
-        title="XSum",
-        layout="records",
-        fields=(("document", "summary"), ("source", "target")),
-        hub=HubData("EdinburghNLP/xsum"),
+    _tables("dart", "DART 1.1.1", HubData("Yale-LILY/dart")),
+    _summaries(
+        "xsum",
+        "XSum",
+        HubData("EdinburghNLP/xsum"),
+        ("document", "summary"),
         # beams and lengths: paper's code; length penalty: paper's text, from memory.
-        decoding=MappingProxyType(
-            {"beams": 6, "min_new_tokens": 11, "max_new_tokens": 62, "length_penalty": 0.8}
-        ),
+        {"beams": 6, "min_new_tokens": 11, "max_new_tokens": 62, "length_penalty": 0.8},
         cut_source=512,
-        metrics=("rouge",),
     ),
-    Task(
-        name="cnn",
-        title="CNN/Daily Mail",
-        layout="records",
-        fields=(("article", "highlights"), ("source", "target")),
-        hub=HubData("abisee/cnn_dailymail", "3.0.0"),
+    _summaries(
+        "cnn",
+        "CNN/Daily Mail",
+        HubData("abisee/cnn_dailymail", "3.0.0"),
+        ("article", "highlights"),
         # BART's published setting (Lewis et al. 2020); the paper has no figures for this task.
-        decoding=MappingProxyType(
-            {"beams": 4, "min_new_tokens": 55, "max_new_tokens": 140, "length_penalty": 2.0}
-        ),
+        {"beams": 4, "min_new_tokens": 55, "max_new_tokens": 140, "length_penalty": 2.0},
         cut_source=1024,
-        metrics=("rouge",),
     ),
-    Task(
-        name="scitldr",
-        title="SciTLDR, abstracts",
-        layout="records",
-        fields=(("source", "target"),),
+    _summaries(
+        "scitldr",
+        "SciTLDR, abstracts",
+        HubData("allenai/scitldr", "Abstract"),
+        ("source", "target"),
+        {"beams": 5, "max_new_tokens": 62, "length_penalty": 1.0},  # our choice
         source_is_list=True,
-        hub=HubData("allenai/scitldr", "Abstract"),
-        decoding=MappingProxyType({"beams": 5, "max_new_tokens": 62, "length_penalty": 1.0}),  # our choice
-        metrics=("rouge",),
     ),
-    Task(
-        name="aeslc",
-        title="AESLC, subject lines of e-mails",
-        layout="records",
-        fields=(("email_body", "subject_line"), ("source", "target")),
+    _summaries(
+        "aeslc",
+        "AESLC, subject lines of e-mails",
+        HubData("Yale-LILY/aeslc"),
+        ("email_body", "subject_line"),
+        {"beams": 5, "max_new_tokens": 32, "length_penalty": 1.0, "banned": ("\n",)},  # our choice
         owner_field="user",
-        hub=HubData("Yale-LILY/aeslc"),
-        decoding=MappingProxyType(
-            {"beams": 5, "max_new_tokens": 32, "length_penalty": 1.0, "banned": ("\n",)}  # our choice
-        ),
-        metrics=("rouge",),
     ),
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from foreword.errors import BadExamples
 from foreword.examples.example import Example, kind
-from foreword.examples.jsonl import parse_object, read_owner
+from foreword.examples.jsonl import parse_objects, read_owner
 from foreword.examples.records import Fields, Line, missing_field
 from foreword.template import Message
 
@@ -26,10 +26,7 @@ def read_chat(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:
         BadExamples: names the line and the message that is no text, has an unknown role or calls a
             tool; and the line that holds nothing of the assistant to learn from.
     """
-    for line in lines:
-        if line.blank:
-            continue
-        record = parse_object(line)
+    for line, record in parse_objects(lines):
         owner = read_owner(line, record, fields)
         yield from _conversation(line, record, fields.messages, owner)
 
@@ -79,9 +76,9 @@ def _role_and_content(line: Line, number: int, message: Any) -> tuple[str, str]:
     if role in ("tool", "function"):
         raise _tools(line, f"message {number} has the role {role!r}")
     if role not in ROLES:
-        found = repr(role) if isinstance(role, str) else kind(role) if "role" in message else "absent"
+        given = repr(role) if isinstance(role, str) else kind(role) if "role" in message else "absent"
         advice = "; write system instead" if role == "developer" else ""
-        raise line.fault(f"the role of message {number} is {found}; expected {', '.join(ROLES)}{advice}")
+        raise line.fault(f"the role of message {number} is {given}; expected {', '.join(ROLES)}{advice}")
     return str(role), _text(line, number, message)
 
 
@@ -89,12 +86,12 @@ def _text(line: Line, number: int, message: dict[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
-    found = kind(content) if "content" in message else "absent"
+    given = kind(content) if "content" in message else "absent"
     if isinstance(content, list):
         types = {str(part.get("type")) for part in content if isinstance(part, dict)}
-        found = f"a list of parts ({', '.join(sorted(types)) or 'none'})"
+        given = f"a list of parts ({', '.join(sorted(types)) or 'none'})"
     raise line.fault(
-        f"the content of message {number} is {found}; expected text: Foreword's base models read text only"
+        f"the content of message {number} is {given}; expected text: Foreword's base models read text only"
     )
 
 

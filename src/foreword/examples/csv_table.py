@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
-from foreword.errors import BadExamples
 from foreword.examples.example import Example
 from foreword.examples.records import Fields, Line, excerpt
 
@@ -63,16 +62,16 @@ _NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
 
 
 def _columns(header: Line, required: list[str]) -> tuple[str, list[str]]:
-    found = find_columns(header, required)
-    if found is None:
+    table = find_columns(header, required)
+    if table is None:
         raise header.fault(
             f"found {excerpt(header.text)}; expected a line that names the columns {', '.join(required)}; "
             'if yours have other names, say so with fields={"source": "…", "target": "…"}'
         )
-    columns = found[1]
+    columns = table[1]
     if double := sorted({name for name in columns if name and columns.count(name) > 1}):
         raise header.fault(f"two columns are named {double[0]!r}; rename one of them")
-    return found
+    return table
 
 
 def _split(lines: Iterator[Line], header: Line, separator: str) -> Iterator[tuple[Line, list[str]]]:
@@ -83,18 +82,15 @@ def _split(lines: Iterator[Line], header: Line, separator: str) -> Iterator[tupl
         try:
             cells = next(rows, None)
         except csv.Error as error:
-            raise _not_csv(begin, error) from error
+            # The csv module says these in its own words only; its limit of a cell is 131,072 characters.
+            endless = "end of data" in str(error) or "field limit" in str(error)
+            raise begin.fault(
+                "the row that begins here has a double quote that is never closed, or a text of more than "
+                f"{csv.field_size_limit():,} characters; close the quote, or use JSON lines for long texts"
+                if endless
+                else f"not CSV: {error}; double the quotes inside a quoted text"
+            ) from error
         if cells is None:
             return
         if cells and (len(cells) > 1 or cells[0].strip()):
             yield begin, cells
-
-
-def _not_csv(line: Line, error: csv.Error) -> BadExamples:
-    # The csv module says these in its own words only; its limit of a cell is 131,072 characters.
-    if "end of data" in str(error) or "field limit" in str(error):
-        return line.fault(
-            "the row that begins here has a double quote that is never closed, or a text of more than "
-            f"{csv.field_size_limit():,} characters; close the quote, or use JSON lines for long texts"
-        )
-    return line.fault(f"not CSV: {error}; double the quotes inside a quoted text")

@@ -9,7 +9,6 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from foreword.errors import BadExamples
 from foreword.examples.csv_table import find_columns, read_rows
 from foreword.examples.example import Example
 from foreword.examples.records import Fields, Line, excerpt
@@ -55,24 +54,15 @@ def linearise(line: Line, meaning: str) -> str:
     """
     slots = []
     position = 0
-    while position < len(meaning):
-        match = _SLOT.match(meaning, position)
-        if match is None:
-            raise _bad_meaning(line, meaning)
-        slot = match[1].strip()
-        if not slot:
-            raise _bad_meaning(line, meaning)
+    while (match := _SLOT.match(meaning, position)) and (slot := match[1].strip()):
         slots.append(f"{_RENAMED.get(slot, slot)} : {match[2].strip()}")
         position = match.end()
-    if not slots:
-        raise _bad_meaning(line, meaning)
+    if not slots or position < len(meaning):
+        raise line.fault(
+            f"mr is {excerpt(meaning)}; expected slots with their values, as in name[The Vaults], "
+            "eatType[pub]"
+        )
     return " | ".join(slots)
-
-
-def _bad_meaning(line: Line, meaning: str) -> BadExamples:
-    return line.fault(
-        f"mr is {excerpt(meaning)}; expected slots with their values, as in name[The Vaults], eatType[pub]"
-    )
 
 
 def _halves(line: Line) -> tuple[str, str]:

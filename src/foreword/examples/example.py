@@ -76,8 +76,8 @@ def _check_messages(messages: tuple[object, ...]) -> None:
         raise BadExamples("source has no messages; expected at least one in front of the target")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            found = sorted(map(str, message)) if isinstance(message, dict) else kind(message)
-            raise BadExamples(f"message {number} of the source is {found}; expected role and content")
+            given = sorted(map(str, message)) if isinstance(message, dict) else kind(message)
+            raise BadExamples(f"message {number} of the source is {given}; expected role and content")
         _check_text(f"the role of message {number}", message["role"])
         _check_text(f"the content of message {number}", message["content"])
 
@@ -106,9 +106,6 @@ def source_key(source: Source) -> tuple[bool, str]:
     """Equal for equal sources, and for no others; texts and messages never are."""
     is_text = isinstance(source, str)
     return is_text, str(source) if is_text else json.dumps(source)
-
-
-# -- entries -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +140,12 @@ def entries_of(data: Iterable[Example | Entry]) -> list[Entry]:
         group = groups.setdefault((one.owner, source_key(one.source)), [])
         assert isinstance(group, list)
         group.append(one)
-    return [one if isinstance(one, Entry) else _together(one) for one in groups.values()]
-
-
-def _together(examples: list[Example]) -> Entry:
-    first = examples[0]
-    return Entry(first.source, tuple(example.target for example in examples), owner=first.owner)
+    return [
+        one
+        if isinstance(one, Entry)
+        else Entry(one[0].source, tuple(e.target for e in one), owner=one[0].owner)
+        for one in groups.values()
+    ]
 
 
 def references(examples: Iterable[Example]) -> list[tuple[Source, list[str]]]:

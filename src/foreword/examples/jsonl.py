@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from foreword.examples.example import Example, kind
@@ -19,22 +19,26 @@ def read_jsonl(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:
     Raises:
         BadExamples: names the line that is no JSON object, lacks a field, or holds no text there.
     """
-    for line in lines:
-        if line.blank:
-            continue
-        record = parse_object(line)
+    for line, record in parse_objects(lines):
         source = " ".join(_texts(line, record, "source", fields.source))
         owner = read_owner(line, record, fields)
         for target in _texts(line, record, "target", fields.target):
             yield line.example(source, target, owner)
 
 
-def parse_object(line: Line) -> dict[str, Any]:
-    """The JSON object that stands in `line`.
+def parse_objects(lines: Iterable[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """Each line that is not blank, with the JSON object that stands in it.
 
     Raises:
-        BadExamples: not JSON, or JSON of another kind.
+        BadExamples: a line is not JSON, or JSON of another kind.
     """
+    for line in lines:
+        if not line.blank:
+            yield line, parse_object(line)
+
+
+def parse_object(line: Line) -> dict[str, Any]:
+    """The JSON object that stands in `line`; raises as `parse_objects`."""
     try:
         value = json.loads(line.text)
     except json.JSONDecodeError as error:
@@ -47,6 +51,15 @@ def parse_object(line: Line) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise line.fault(f"found {kind(value)}; expected a JSON object{_hint(line)}")
     return value
+
+
+def object_or_none(text: str) -> dict[str, Any] | None:
+    """The JSON object that `text` is; None for everything else, which the reader in charge reports."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def read_owner(line: Line, record: dict[str, Any], fields: Fields) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
@@ -14,7 +13,7 @@ from foreword.examples.chat import read_chat
 from foreword.examples.csv_table import find_columns, read_table
 from foreword.examples.e2e import BETWEEN, COLUMNS, read_e2e
 from foreword.examples.example import Example
-from foreword.examples.jsonl import read_jsonl
+from foreword.examples.jsonl import object_or_none, read_jsonl
 from foreword.examples.records import Fields, Line, excerpt, make_fields, read_lines
 
 Format = Literal["auto", "jsonl", "csv", "e2e", "chat"]
@@ -57,14 +56,13 @@ def read_examples(
         raise UsageError(f"limit is {limit}; expected 1 or more, or None for all examples")
     names = make_fields(fields)
     lines = read_lines(path)
+    name: str = format
     if format == "auto":
-        found, lines = _detect(lines, names, mapped=bool(fields))
-    else:
-        found = format
-    if wrong := sorted(set(fields or ()) - _PARTS[found]):
-        takes = ", ".join(sorted(_PARTS[found])) or "no fields at all"
-        raise UsageError(f"fields names {wrong[0]!r}, but the format {found} takes {takes}")
-    examples = list(itertools.islice(_READERS[found](lines, names), limit))
+        name, lines = _detect(lines, names, mapped=bool(fields))
+    if wrong := sorted(set(fields or ()) - _PARTS[name]):
+        takes = ", ".join(sorted(_PARTS[name])) or "no fields at all"
+        raise UsageError(f"fields names {wrong[0]!r}, but the format {name} takes {takes}")
+    examples = list(itertools.islice(_READERS[name](lines, names), limit))
     if not examples:
         raise BadExamples(f"{os.fspath(path)} is empty; expected at least one example")
     return examples
@@ -84,7 +82,9 @@ def _detect(lines: Iterator[Line], fields: Fields, *, mapped: bool) -> tuple[str
 
 def _format_of(line: Line, fields: Fields, *, mapped: bool) -> str:
     if line.text.lstrip().startswith(("{", "[")):
-        return "chat" if _is_conversation(line.text, fields) else "jsonl"
+        record = object_or_none(line.text) or {}
+        plain = fields.source in record and fields.target in record
+        return "chat" if fields.messages in record and not plain else "jsonl"
     if not mapped and find_columns(line, COLUMNS):
         return "e2e"
     if find_columns(line, [fields.source, fields.target]):
@@ -101,13 +101,3 @@ def _format_of(line: Line, fields: Fields, *, mapped: bool) -> str:
         f"columns {fields.source} and {fields.target} (csv) or mr and ref (e2e), or source{BETWEEN}target "
         "(e2e); if it is one of these, pass its name as the format"
     )
-
-
-def _is_conversation(text: str, fields: Fields) -> bool:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        return False  # the reader of JSON lines says what is wrong
-    if not isinstance(record, dict) or (fields.source in record and fields.target in record):
-        return False
-    return fields.messages in record

@@ -71,7 +71,9 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
             while content := stream.readline(LONGEST_LINE_BYTES + 1):
                 number += 1
                 if number == 1:
-                    _check_start(file, content)
+                    for start, what in _NOT_TEXT:
+                        if content.startswith(start):
+                            raise BadExamples(f"{file} {what}")
                     content = content.removeprefix(codecs.BOM_UTF8)
                 yield Line(file, number, _decode(file, number, content))
     except FileNotFoundError as error:
@@ -85,12 +87,6 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
 def excerpt(text: str, length: int = 60) -> str:
     """The beginning of `text`, quoted, for a message."""
     return repr(text if len(text) <= length else text[:length] + "…")
-
-
-def _check_start(file: str, content: bytes) -> None:
-    for first, what in _NOT_TEXT:
-        if content.startswith(first):
-            raise BadExamples(f"{file} {what}")
 
 
 def _decode(file: str, number: int, content: bytes) -> str:
@@ -107,9 +103,6 @@ def _decode(file: str, number: int, content: bytes) -> str:
             f"{file}, line {number}: byte {content[error.start]:#04x} at position {error.start + 1} is not "
             "UTF-8; save the file as UTF-8 (for one from Windows: iconv -f WINDOWS-1252 -t UTF-8)"
         ) from error
-
-
-# -- names of fields ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,7 +138,7 @@ def make_fields(mapping: Mapping[str, str] | None) -> Fields:
 
 def missing_field(line: Line, part: str, name: str, present: Collection[str]) -> BadExamples:
     """The error for a line in which the field `name`, that should hold `part`, is absent."""
-    found = ", ".join(map(repr, list(present)[:12])) if present else "none"
+    listed = ", ".join(map(repr, list(present)[:12])) or "none"
     return line.fault(
-        f'no field {name!r}; found {found}; if it has another name, say so with fields={{"{part}": "…"}}'
+        f'no field {name!r}; found {listed}; if it has another name, say so with fields={{"{part}": "…"}}'
     )

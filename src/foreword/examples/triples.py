@@ -76,12 +76,15 @@ def _read_xml(
     for file in files:
         for place, element in enumerate(_root(file).iter("entry"), 1):
             where = f"{file}, entry {place} ({element.get('eid', 'without eid')})"
-            texts = _texts(element)
-            if texts:
+            texts = [
+                (lex.text or "", lex.get("comment", ""))
+                for lex in element.iterfind("lex")
+                if lex.get("lang", "en") in ("en", "")
+            ]
+            if any(text.strip() for text, _ in texts):  # else its triples may be anything
                 source = linearise(_triples(element, where))
-                bad = tuple(text for text, comment in texts if judged and comment not in (GOOD, ""))
-                entry = Entry(source, tuple(text for text, _ in texts), element.get("category"), None, bad)
-                entries.append(_checked(entry, where))
+                entry = make_entry(source, texts, element.get("category"), judged=judged)
+                entries += [_checked(entry, where)] if entry else []
     if not entries:
         raise BadExamples(f"{folder} holds no entry with a text; expected <entry> with <mtriple> and <lex>")
     return entries
@@ -99,27 +102,39 @@ def _root(file: Path) -> ElementTree.Element:
         raise BadExamples(f"{file} is not XML that can be read: {error}; get the file again") from error
 
 
+def split_triple(text: str) -> Triple:
+    """`subject | property | object` as three texts.
+
+    Raises:
+        BadExamples: `text` has more or fewer parts.
+    """
+    parts = [part.strip() for part in text.split(" | ")]
+    if len(parts) != 3:
+        raise BadExamples(f"mtriple is {excerpt(text)}; expected subject | property | object")
+    return parts[0], parts[1], parts[2]
+
+
+def make_entry(
+    source: str, texts: Iterable[tuple[str, str]], category: str | None = None, *, judged: bool = False
+) -> Entry | None:
+    """An entry from its texts, each with what annotators say of it; None where all texts are empty.
+
+    Args:
+        judged: they say whether a text tells the triples.
+    """
+    pairs = [(text.strip(), comment) for text, comment in texts if text.strip()]
+    bad = tuple(text for text, comment in pairs if judged and comment not in (GOOD, ""))
+    return Entry(source, tuple(text for text, _ in pairs), category, None, bad) if pairs else None
+
+
 def _triples(element: ElementTree.Element, where: str) -> list[Triple]:
-    triples: list[Triple] = []
-    for one in element.iterfind("modifiedtripleset/mtriple"):
-        parts = [part.strip() for part in (one.text or "").split(" | ")]
-        if len(parts) != 3:
-            raise BadExamples(
-                f"{where}: mtriple is {excerpt(one.text or '')}; expected subject | property | object"
-            )
-        triples.append((parts[0], parts[1], parts[2]))
+    try:
+        triples = [split_triple(one.text or "") for one in element.iterfind("modifiedtripleset/mtriple")]
+    except BadExamples as error:
+        raise BadExamples(f"{where}: {error}") from error
     if not triples:
         raise BadExamples(f"{where}: no <modifiedtripleset> with <mtriple>; expected at least one triple")
     return triples
-
-
-def _texts(element: ElementTree.Element) -> list[tuple[str, str]]:
-    """Each text of the entry that is not empty and not in another language, with its comment."""
-    return [
-        (text, lex.get("comment", ""))
-        for lex in element.iterfind("lex")
-        if (text := (lex.text or "").strip()) and lex.get("lang", "en") in ("en", "")
-    ]
 
 
 def _read_json(path: str | os.PathLike[str]) -> list[Entry]:
@@ -144,20 +159,18 @@ def _read_json(path: str | os.PathLike[str]) -> list[Entry]:
 
 def _record(record: Any, where: str) -> Entry | None:
     if not isinstance(record, dict) or not {"tripleset", "annotations"} <= set(record):
-        found = ", ".join(map(repr, record)) if isinstance(record, dict) else kind(record)
-        raise BadExamples(f"{where}: found {found}; expected an object with tripleset and annotations")
+        given = ", ".join(map(repr, record)) if isinstance(record, dict) else kind(record)
+        raise BadExamples(f"{where}: found {given}; expected an object with tripleset and annotations")
     triples = record["tripleset"]
     if not triples or not all(
         isinstance(triple, list) and len(triple) == 3 and all(isinstance(part, str) for part in triple)
         for triple in triples
     ):
         raise BadExamples(f"{where}: tripleset is {excerpt(str(triples))}; expected lists of three texts")
-    texts = tuple(
-        text.strip()
-        for annotation in record["annotations"]
-        if isinstance(annotation, dict) and isinstance(text := annotation.get("text"), str) and text.strip()
-    )
-    return _checked(Entry(dart_source(triples), texts), where) if texts else None
+    objects = [each for each in record["annotations"] if isinstance(each, dict)]
+    texts = [(text, "") for each in objects if isinstance(text := each.get("text"), str)]
+    entry = make_entry(dart_source(triples), texts)
+    return None if entry is None else _checked(entry, where)
 
 
 def _checked(entry: Entry, where: str) -> Entry:

@@ -92,10 +92,10 @@ def _check_config(described: dict[str, Any], base: BaseModel, folder: Path) -> d
             f"{folder} leaves out the layers {config['leave_out']}; a prefix has keys and values in every "
             "layer. Train it without leave_out"
         )
-    found, expected = described.get("model_type"), base.model.config.model_type
-    if found != expected:
+    declared, expected = described.get("model_type"), base.model.config.model_type
+    if declared != expected:
         raise WrongBaseModel(
-            f"{folder} was trained for a model of type {found!r}; {base.name} is of type {expected!r}. "
+            f"{folder} was trained for a model of type {declared!r}; {base.name} is of type {expected!r}. "
             "Give the base model that it was trained for"
         )
     if any(getattr(module, "has_relative_attention_bias", False) for module in base.model.modules()):
@@ -109,7 +109,7 @@ def _check_config(described: dict[str, Any], base: BaseModel, folder: Path) -> d
 
 def _by_stream(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[Stream, dict[str, torch.Tensor]]:
     """adapters writes one prefix once for every attention layer; they must agree."""
-    found: dict[Stream, dict[str, torch.Tensor]] = {}
+    by_stream: dict[Stream, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         match = _TENSOR.search(name)
         if match is None:
@@ -119,15 +119,15 @@ def _by_stream(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[Stream, 
                 f"{name}: {match['place']!r} is none of {', '.join(_STREAMS)}; models put together from two "
                 "(EncoderDecoderModel) are not supported"
             )
-        parts = found.setdefault(_STREAMS[match["place"]], {})
+        parts = by_stream.setdefault(_STREAMS[match["place"]], {})
         first = parts.setdefault(match["part"], tensor)
         if first.shape != tensor.shape or not torch.allclose(first, tensor, rtol=0, atol=0, equal_nan=True):
             raise ForeignFormat(
                 f"{name} differs from another copy of it in the file; fetch {file.name} again"
             )
-    if not found:
+    if not by_stream:
         raise ForeignFormat("there are no tensors in it; expected a prefix")
-    return found
+    return by_stream
 
 
 def _flat(parts: Mapping[str, torch.Tensor], config: dict[str, Any]) -> torch.Tensor:

@@ -19,14 +19,16 @@ from foreword.prefix import Prefix
 from foreword.template import Template
 
 
-def warn_if_other(found: Any, base: BaseModel) -> None:
+def warn_if_other(named: Any, base: BaseModel) -> None:
     """Warn when a foreign file names another base than the one given, which counts.
 
     Other libraries keep no fingerprint: sizes can be checked, weights can't.
     """
-    if isinstance(found, str) and found and _last_part(found) not in _names(base):
+    known = CATALOGUE.get(base.name)
+    names = {_last_part(base.name)} | ({_last_part(known.hub_id)} if known else set())
+    if isinstance(named, str) and named and _last_part(named) not in names:
         warnings.warn(
-            f"the files say that this prefix belongs to {found}, and it was imported for {base.name}: the "
+            f"the files say that this prefix belongs to {named}, and it was imported for {base.name}: the "
             "sizes agree, the weights can't be compared. Make sure that the base is the right one",
             ForewordWarning,
             stacklevel=3,
@@ -40,16 +42,9 @@ def public_name(name: str, revision: str | None) -> str | None:
     return name if revision is not None else None
 
 
-def _names(base: BaseModel) -> set[str]:
-    known = CATALOGUE.get(base.name)
-    return {_last_part(base.name)} | ({_last_part(known.hub_id)} if known else set())
-
-
 def _last_part(name: str) -> str:
     return PurePath(name.replace("\\", "/")).name.lower()
 
-
-# -- the page ----------------------------------------------------------------------------------
 
 # Identifiers that the hub knows; everything else has to be called "other" there.
 _LICENCES = (
@@ -133,9 +128,7 @@ def _front_matter(prefix: Prefix, library: str) -> str:
 
 def _template(template: Template) -> str:
     if template.style == "chat":
-        system = (
-            f", with the system message {_quoted(template.system)}" if template.system is not None else ""
-        )
+        system = "" if template.system is None else f", with the system message {_quoted(template.system)}"
         text = f"The source is a chat message, written with the tokenizer's chat template{system}."
     elif template.style == "separator":
         text = f"The source, then {_quoted(template.separator)}, then the target."
@@ -144,12 +137,8 @@ def _template(template: Template) -> str:
     if template.placement == "infix":
         text += " The virtual tokens are an infix: the target sees them, the source does not."
     begin = " The tokenizer's beginning-of-text token comes first." if template.begin else ""
-    end = (
-        f" {_quoted(template.end)} ends the target."
-        if template.end is not None
-        else " Nothing ends the target."
-    )
-    return text + begin + end
+    end = "Nothing" if template.end is None else _quoted(template.end)
+    return f"{text}{begin} {end} ends the target."
 
 
 def _facts(prefix: Prefix) -> str:
@@ -185,11 +174,9 @@ def _base(prefix: Prefix) -> str:
 
 def _quoted(value: object) -> str:
     """As code, on one line, whatever is in it: no markup, no table cell that ends early."""
-    text = (
-        json.dumps(value, ensure_ascii=False)
-        if isinstance(value, str) and value != value.strip()
-        else str(value)
-    )
+    text = str(value)
+    if isinstance(value, str) and text != text.strip():
+        text = json.dumps(text, ensure_ascii=False)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     ticks = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
     pad = " " if len(ticks) > 1 or not text else ""

@@ -9,13 +9,14 @@ Shapes: L layers, H key/value heads, P prefix length, D head size; 2 is key and 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from foreword.base.base_model import BaseModel
+from foreword.base.compatibility import CHANGING, rotation
+from foreword.base.sliding_window import RopeShift
 from foreword.errors import ForeignFormat, GeometryMismatch
 from foreword.prefix import StreamGeometry
 
@@ -49,8 +50,6 @@ def to_flat(key_LHPD: torch.Tensor, value_LHPD: torch.Tensor) -> torch.Tensor:
     both_2LHPD = torch.stack([key_LHPD, value_LHPD])
     return both_2LHPD.permute(3, 1, 0, 2, 4).flatten(start_dim=1).contiguous()
 
-
-# -- the network that makes keys and values ----------------------------------------------------
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -88,12 +87,6 @@ def run(tensors: Mapping[str, torch.Tensor], activation: Activation, *, suffix: 
     return states
 
 
-# -- positions ---------------------------------------------------------------------------------
-
-# Their angles depend on how long the text is, so that no one rotation is right for every text.
-_CHANGING = ("dynamic", "longrope")
-
-
 def text_from_zero_to_after(key_LHPD: torch.Tensor, base: BaseModel) -> torch.Tensor:
     """Keys of the decoder's self-attention that were trained with the text at position 0, for text at P.
 
@@ -106,38 +99,34 @@ def text_from_zero_to_after(key_LHPD: torch.Tensor, base: BaseModel) -> torch.Te
     """
     if not base.takes_positions:  # BART, T5: a prefix does not move their text
         return key_LHPD
-    rotary = _rotary_embedding(base)
-    position = torch.full((1, 1), key_LHPD.shape[2])
-    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), position)
-    # YaRN's factor scales queries and keys; these keys never had it, and rotating must not lengthen them.
-    scale = float(getattr(rotary, "attention_scaling", 1.0))
-    rotate = _rotation(base)
-    rotated_LHPD, _ = rotate(key_LHPD.float(), key_LHPD.float(), cos.cpu() / scale, sin.cpu() / scale)
-    return rotated_LHPD.to(key_LHPD.dtype)  # type: ignore[no-any-return]
+    shift = RopeShift(_rotary_embedding(base), _rotation(base))
+    keys_LHPD = key_LHPD.float()
+    cosines, sines = shift.angles(keys_LHPD[:1, 0, 0, 0], torch.full((1, 1), key_LHPD.shape[2]))
+    return shift.move(keys_LHPD, (cosines.cpu(), sines.cpu())).to(key_LHPD.dtype)
 
 
 def _rotary_embedding(base: BaseModel) -> Any:
-    found = [m for name, m in base.model.named_modules() if name.split(".")[-1] == "rotary_emb"]
-    if len(found) != 1:
+    modules = [m for name, m in base.model.named_modules() if name.split(".")[-1] == "rotary_emb"]
+    if len(modules) != 1:
         raise ForeignFormat(
             f"{base.name} (model type {base.model.config.model_type}) has learned or other positions that "
             "are not one rotary embedding. The prefix was trained with the text at position 0, here it "
             "starts behind the prefix, and for such positions no keys make up for that. Train it again "
             "with Foreword"
         )
-    rope_type = getattr(found[0], "rope_type", "default")
-    if rope_type in _CHANGING or "layer_type" in inspect.signature(found[0].forward).parameters:
+    rope_type = getattr(modules[0], "rope_type", "default")
+    if rope_type in CHANGING or "layer_type" in inspect.signature(modules[0].forward).parameters:
         raise ForeignFormat(
             f"the rotary embedding of {base.name} ({rope_type}) turns by angles that depend on the text's "
             "length or the layer; expected one rotation for all. Train the prefix again with Foreword"
         )
-    return found[0]
+    return modules[0]
 
 
 def _rotation(base: BaseModel) -> Any:
     """The architecture's own function: pairs and partial rotation differ."""
     attention = next(m for m in base.model.modules() if getattr(m, "foreword_layer", None) is not None)
-    function = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    function = rotation(attention)
     if function is None:
         raise ForeignFormat(
             f"{base.name} (model type {base.model.config.model_type}) turns its keys in a way of its own; "

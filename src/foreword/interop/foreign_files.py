@@ -30,7 +30,9 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
         CannotRead: its folder is not there, or no right.
         ForeignFormat: no such file in the folder, or not a JSON object.
     """
-    check_folder(path.parent, what=what)
+    if not path.parent.is_dir():
+        kind = "a file" if path.parent.exists() else "not there"
+        raise CannotRead(f"{path.parent} is {kind}; expected {what}, which is a folder")
     if not path.is_file():
         raise ForeignFormat(
             f"{path.parent} has no {path.name}; expected {what}. It holds {_listing(path.parent)}"
@@ -44,13 +46,6 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ForeignFormat(f"{path} holds {type(content).__name__}, not an object; expected {what}")
     return content
-
-
-def check_folder(folder: Path, *, what: str) -> None:
-    """Raises CannotRead when there is no such folder."""
-    if not folder.is_dir():
-        kind = "a file" if folder.exists() else "not there"
-        raise CannotRead(f"{folder} is {kind}; expected {what}, which is a folder")
 
 
 def find_file(folder: Path, names: Sequence[str], *, what: str) -> Path:
@@ -76,7 +71,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         ForeignFormat: damaged, or something else than named tensors.
     """
     try:
-        found = (
+        loaded = (
             safetensors.torch.load(path.read_bytes())
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
@@ -94,16 +89,11 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ForeignFormat(
             f"{path} is damaged or holds no tensors ({type(error).__name__}); fetch it again"
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
-        kind = (
-            ", ".join(sorted({type(v).__name__ for v in found.values()}))
-            if isinstance(found, dict)
-            else found
-        )
-        raise ForeignFormat(
-            f"{path} holds {kind if isinstance(kind, str) else type(kind).__name__}; expected tensors by name"
-        )
-    return {str(name): tensor.detach() for name, tensor in found.items()}
+    values = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in values):
+        kinds = sorted({type(value).__name__ for value in values})
+        raise ForeignFormat(f"{path} holds {', '.join(kinds)}; expected tensors by name")
+    return {str(name): tensor.detach() for name, tensor in loaded.items()}
 
 
 @contextlib.contextmanager

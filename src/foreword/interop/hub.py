@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foreword.errors import (
-    ChecksumMismatch,
     DownloadFailed,
     ForewordError,
     HubRefused,
@@ -24,7 +23,7 @@ from foreword.errors import (
     UsageError,
 )
 from foreword.interop.card import hub_card
-from foreword.models.cache_dir import mismatch, sha256_of
+from foreword.models.cache_dir import check_sha256
 from foreword.prefix import Prefix
 
 if TYPE_CHECKING:
@@ -38,13 +37,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Published:
-    """Where an exported prefix is.
-
-    Attributes:
-        url: page of the repository.
-        revision: the commit that holds it.
-        private: whether only its owner sees it.
-    """
+    """Where an exported prefix is: the repository's page and commit, and whether only its owner sees it."""
 
     url: str
     revision: str
@@ -53,13 +46,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Fetched:
-    """An imported prefix.
-
-    Attributes:
-        prefix: the prefix, checked as any file is.
-        content: the bytes of its file, whose SHA-256 is its identity.
-        revision: the commit that it comes from.
-    """
+    """An imported prefix, checked; the bytes of its file, whose SHA-256 is its identity; and its commit."""
 
     prefix: Prefix
     content: bytes
@@ -82,18 +69,19 @@ def export_hub(
         UploadFailed: the hub did not answer, or answered something else.
         UsageError: not owner/name.
     """
-    _check_repository(repository)
+    api = _api(repository)
     from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-    api = _api()
     contents = {PREFIX_FILE: prefix.to_bytes(), CARD_FILE: hub_card(prefix, repository, PREFIX_FILE).encode()}
     try:
-        there = _information(api, repository)
-        if there is not None:
-            _check_may_add(there, repository, private=private, overwrite=overwrite)
-        else:
+        try:
+            info = api.model_info(repository)
+        except RepositoryNotFoundError:  # there is none that the user may see
             api.create_repo(repository, private=private or None)
-        info = there or api.model_info(repository)
+            info = api.model_info(repository)
+        else:
+            _check_may_add(info, repository, private=private, overwrite=overwrite)
         commit = api.create_commit(
             repository,
             [CommitOperationAdd(name, content) for name, content in contents.items()],
@@ -103,7 +91,10 @@ def export_hub(
     except ForewordError:
         raise
     except Exception as error:  # the hub library has changed the HTTP library, and so its errors, before
-        raise _upload_error(error, repository) from error
+        raise _refusal(error, repository, right="write") or UploadFailed(
+            f"{repository} did not get the prefix: {_told(error)}. No file was changed there (a repository "
+            "that was just made may be empty); run the command again later"
+        ) from error
     return Published(url=str(commit.repo_url), revision=commit.oid, private=bool(info.private))
 
 
@@ -122,8 +113,7 @@ def import_hub(repository: str, *, revision: str | None = None) -> Fetched:
         BadPrefix: the file is no prefix; see `Prefix.load`.
         UsageError: not owner/name.
     """
-    _check_repository(repository)
-    api = _api()
+    api = _api(repository)
     with tempfile.TemporaryDirectory(prefix="foreword-") as folder:
         try:
             info = api.model_info(repository, revision=revision, files_metadata=True)
@@ -133,21 +123,11 @@ def import_hub(repository: str, *, revision: str | None = None) -> Fetched:
             raise _download_error(error, repository, revision) from error
         listed = next((f for f in info.siblings or [] if f.rfilename == PREFIX_FILE), None)
         expected = listed.lfs.sha256 if listed is not None and listed.lfs else None
-        if expected is not None and (found := sha256_of(Path(path))) != expected:
-            raise ChecksumMismatch(mismatch(PREFIX_FILE, f"the hub ({repository})", found, expected))
+        if expected is not None:
+            check_sha256(Path(path), expected, origin=f"the hub ({repository})")
         content = Path(path).read_bytes()
     prefix = Prefix.from_bytes(content, where=f"{repository}/{PREFIX_FILE}")
     return Fetched(prefix=prefix, content=content, revision=str(info.sha))
-
-
-def _information(api: HfApi, repository: str) -> ModelInfo | None:
-    """What the hub tells of a repository; None when there is none that the user may see."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return api.model_info(repository)
-    except RepositoryNotFoundError:
-        return None
 
 
 def _check_may_add(there: ModelInfo, repository: str, *, private: bool, overwrite: bool) -> None:
@@ -163,7 +143,9 @@ def _check_may_add(there: ModelInfo, repository: str, *, private: bool, overwrit
         )
 
 
-def _api() -> HfApi:
+def _api(repository: str) -> HfApi:
+    if not _REPOSITORY.fullmatch(repository):
+        raise UsageError(f"{repository!r} is no repository; expected owner/name, like alice/reviews")
     from huggingface_hub import HfApi
 
     from foreword import __version__
@@ -171,20 +153,6 @@ def _api() -> HfApi:
     # Given as a header, because the hub library would else add what it finds out about this machine.
     agent = {"user-agent": f"foreword/{__version__}"}
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, headers=agent)
-
-
-def _check_repository(repository: str) -> None:
-    if not _REPOSITORY.fullmatch(repository):
-        raise UsageError(f"{repository!r} is no repository; expected owner/name, like alice/reviews")
-
-
-def _upload_error(error: Exception, repository: str) -> ForewordError:
-    if refused := _refusal(error, repository, right="write"):
-        return refused
-    return UploadFailed(
-        f"{repository} did not get the prefix: {_told(error)}. No file was changed there (a repository "
-        "that was just made may be empty); run the command again later"
-    )
 
 
 def _download_error(error: Exception, repository: str, revision: str | None) -> ForewordError:

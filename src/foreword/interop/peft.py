@@ -53,7 +53,13 @@ def import_peft(folder: str | Path, base: BaseModel) -> Prefix:
     _check_method(config, folder)
     file = find_file(folder, (SAFETENSORS, PICKLE), what=_WHAT)
     flat_PN = _embeddings(read_tensors(file), file, config)
-    sizes = _sizes(base, folder)
+    if base.is_encoder_decoder:
+        raise ForeignFormat(
+            f"{folder} can't be imported for {base.name}: PEFT gives the encoder and the cross-attention "
+            "of an encoder-decoder no keys and values, and the decoder those of half its layers twice. "
+            "Train a prefix for it with Foreword"
+        )
+    sizes = base.geometry.streams["decoder"]
     _check_config(config, sizes, flat_PN, folder)
     with naming(file):
         key_LHPD, value_LHPD = from_flat(flat_PN, sizes, where=TENSOR)
@@ -69,15 +75,15 @@ def import_peft(folder: str | Path, base: BaseModel) -> Prefix:
 
 
 def _check_method(config: dict[str, Any], folder: Path) -> None:
-    found = config.get("peft_type")
-    if found in _TYPES:
-        return
-    if found is None and "config" in config:
+    method = config.get("peft_type")
+    if method is None and "config" in config:
         raise ForeignFormat(f"{folder} was saved by adapters, not PEFT; use `foreword import adapters`")
-    raise ForeignFormat(
-        f"{folder} holds PEFT's method {found!r}; expected {' or '.join(_TYPES)}, whose result is keys and "
-        "values. Other methods change weights or input embeddings: train a prefix for that task instead"
-    )
+    if method not in _TYPES:
+        raise ForeignFormat(
+            f"{folder} holds PEFT's method {method!r}; expected {' or '.join(_TYPES)}, whose result is keys "
+            "and values. Other methods change weights or input embeddings: train a prefix for that task "
+            "instead"
+        )
 
 
 def _embeddings(tensors: dict[str, torch.Tensor], file: Path, config: dict[str, Any]) -> torch.Tensor:
@@ -100,16 +106,6 @@ def _embeddings(tensors: dict[str, torch.Tensor], file: Path, config: dict[str, 
     )
 
 
-def _sizes(base: BaseModel, folder: Path) -> StreamGeometry:
-    if base.is_encoder_decoder:
-        raise ForeignFormat(
-            f"{folder} can't be imported for {base.name}: PEFT gives the encoder and the cross-attention "
-            "of an encoder-decoder no keys and values, and the decoder those of half its layers twice. "
-            "Train a prefix for it with Foreword"
-        )
-    return base.geometry.streams["decoder"]
-
-
 def _check_config(config: dict[str, Any], sizes: StreamGeometry, flat_PN: torch.Tensor, folder: Path) -> None:
     """A tensor of the right width can still be of other heads: only the config tells."""
     expected = {
@@ -125,9 +121,6 @@ def _check_config(config: dict[str, Any], sizes: StreamGeometry, flat_PN: torch.
                 f"{folder}: {CONFIG} says {name} = {found!r}, {origin} {wanted}; give the base model that "
                 "it was trained for"
             )
-
-
-# -- export ------------------------------------------------------------------------------------
 
 
 def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrite: bool = False) -> None:

@@ -4,6 +4,7 @@ Nothing here runs a model; `resolve` turns a name into a folder that transformer
 """
 
 from foreword.models.catalogue import CATALOGUE, KnownModel
-from foreword.models.resolve import ResolvedModel, pull, resolve
+from foreword.models.hub import ResolvedModel
+from foreword.models.resolve import pull, resolve
 
 __all__ = ["CATALOGUE", "KnownModel", "ResolvedModel", "pull", "resolve"]

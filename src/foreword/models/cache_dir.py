@@ -132,9 +132,6 @@ def new_folder(destination: Path) -> Iterator[Path]:
         yield temporary
 
 
-# -- SHA-256 of fetched files ------------------------------------------------------------------
-
-
 def sha256_of(path: Path) -> str:
     """Digest of a file in hexadecimal."""
     with open(path, "rb") as file:

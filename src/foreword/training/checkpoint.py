@@ -60,10 +60,9 @@ def read(path: Path, run: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict
             described, data = header["run"], header["data"]
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
-        message = (
+        raise DamagedCheckpoint(
             f"{path} is damaged or not a checkpoint of Foreword ({error}); remove it to go on without it"
-        )
-        raise DamagedCheckpoint(message) from error
+        ) from error
     described = {**described, "settings": described_now(described.get("settings", {}))}
     differences = _differences(described, run)
     if differences:
@@ -87,13 +86,13 @@ def prepare_folder(folder: Path) -> None:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
-    found = []
+    differences = []
     # Through JSON, as the old one went: tuples become lists, keys become text.
     new = json.loads(json.dumps(new))
     for name in sorted(set(old) | set(new)):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{path}{name}.")
+            differences += _differences(a, b, f"{path}{name}.")
         elif a != b:
-            found.append(f"{path}{name} is {b!r}, was {a!r}")
-    return found
+            differences.append(f"{path}{name} is {b!r}, was {a!r}")
+    return differences

@@ -39,6 +39,7 @@ def compile_embeddings(base: BaseModel, embeddings_PE: torch.Tensor) -> KeyValue
     return capture_kv(base.model, inputs, device=embeddings_PE.device)[1]
 
 
+@torch.no_grad()
 def starting_embeddings(
     base: BaseModel,
     initialization: Initialization,
@@ -61,13 +62,11 @@ def starting_embeddings(
     table = base.model.get_input_embeddings()
     if initialization.kind != "random":
         ids, _ = starting_ids(base, initialization, length, examples, seed)
-        with torch.no_grad():
-            start_PE = table(torch.tensor(ids, device=base.device)).float().cpu()
+        start_PE = table(torch.tensor(ids, device=base.device)).float().cpu()
     else:
         ids = [place % table.num_embeddings for place in range(length)]
         sampled = torch.linspace(0, table.num_embeddings - 1, min(SAMPLED, table.num_embeddings)).long()
-        with torch.no_grad():  # through the module: some scale what the matrix holds
-            words = table(sampled.to(base.device)).float()
+        words = table(sampled.to(base.device)).float()  # by the module: some scale what the matrix holds
         generator = torch.Generator().manual_seed(seed)
         start_PE = torch.randn(length, words.shape[1], generator=generator) * float(words.std())
     _check_exact(base, ids)
@@ -77,12 +76,11 @@ def starting_embeddings(
 def _check_exact(base: BaseModel, ids: Sequence[int]) -> None:
     """Refuse a model to which token ids tell more than their embeddings (per-layer embeddings)."""
     expected = activations(base, ids, ids, len(ids))["decoder"]
-    with torch.no_grad():
-        embeddings_PE = base.model.get_input_embeddings()(torch.tensor(list(ids), device=base.device))
-        try:
-            compiled = compile_embeddings(base, embeddings_PE)["decoder"]
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise UnsupportedArchitecture(f"{base.name} takes no embeddings as input: {error}") from error
+    embeddings_PE = base.model.get_input_embeddings()(torch.tensor(list(ids), device=base.device))
+    try:
+        compiled = compile_embeddings(base, embeddings_PE)["decoder"]
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UnsupportedArchitecture(f"{base.name} takes no embeddings as input: {error}") from error
     far = 1e-3 if base.dtype == torch.float32 else 0.05
     for one, other in zip(compiled, expected, strict=True):
         if float((one.cpu() - other).norm()) > far * float(other.norm()):

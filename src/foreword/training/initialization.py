@@ -47,9 +47,9 @@ def initial_key_values(
         return _random(base, lengths, seed)
     longest = max(lengths.values())
     source_ids, target_ids = starting_ids(base, initialization, longest, examples, seed)
-    found = activations(base, source_ids, target_ids, longest)
+    key_values = activations(base, source_ids, target_ids, longest)
     return {
-        stream: (found[stream][0][:, :, :own], found[stream][1][:, :, :own])
+        stream: (key_values[stream][0][:, :, :own], key_values[stream][1][:, :, :own])
         for stream, own in lengths.items()
     }
 
@@ -81,6 +81,7 @@ def starting_ids(
     return source_ids, target_ids
 
 
+@torch.no_grad()
 def activations(
     base: BaseModel, source_ids: Sequence[int], target_ids: Sequence[int], length: int
 ) -> dict[Stream, KeyValuePair]:
@@ -96,8 +97,7 @@ def activations(
         # Said outright: some take a start token that is also the padding token for padding.
         inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    with torch.no_grad():
-        return capture_kv(base.model, inputs, length)[1]
+    return capture_kv(base.model, inputs, length)[1]
 
 
 def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeyValuePair]:

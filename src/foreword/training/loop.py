@@ -170,11 +170,6 @@ def train_step(
     return reports
 
 
-def dev_loss(base: BaseModel, trainer: Trainer) -> float:
-    """Mean cross entropy per target token of a trainer's dev examples under its prefix as it is now."""
-    return mean_loss(base, trainer.trained, trainer.dev)
-
-
 @torch.no_grad()
 def mean_loss(
     base: BaseModel,
@@ -224,7 +219,7 @@ def _backward(
     members = list(dict.fromkeys(index for index, _ in part))
     number = {index: place for place, index in enumerate(members)}
     member_B = [number[index] for index, _ in part]
-    found = _losses(
+    row_losses = _losses(
         base,
         objective,
         [row for _, row in part],
@@ -232,8 +227,8 @@ def _backward(
         [trainers[index].trained for index in members],
         [leaves[index] for index in members],
     )
-    losses_M = found.losses_M
-    member_M = torch.tensor(member_B, device=losses_M.device)[found.row_M]
+    losses_M = row_losses.losses_M
+    member_M = torch.tensor(member_B, device=losses_M.device)[row_losses.row_M]
     sums = torch.zeros(len(members), device=losses_M.device).index_add(0, member_M, losses_M)
     weights = torch.tensor([1 / divisors[index] for index in members], device=sums.device)
     (sums * weights).sum().backward()
@@ -259,9 +254,6 @@ def _gradients(key_values: KeyValues, leaves: KeyValues) -> KeyValues:
         stream: (gradient(leaves[stream][0], key), gradient(leaves[stream][1], value))
         for stream, (key, value) in key_values.items()
     }
-
-
-# -- a step's rows in passes -------------------------------------------------------------------------
 
 
 def _parts(

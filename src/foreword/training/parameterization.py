@@ -40,10 +40,11 @@ class Parameterization(nn.Module):
         self.streams = nn.ModuleDict()
         self.layers = layers
         for stream, (key, value) in start.items():
-            if layers is not None:
-                chosen = slice(layers[stream].start, layers[stream].stop)
+            if layers is not None or settings.freeze_first:
                 self.register_buffer(f"start_{stream}_key", key.float().clone(), persistent=False)
                 self.register_buffer(f"start_{stream}_value", value.float().clone(), persistent=False)
+            if layers is not None:
+                chosen = slice(layers[stream].start, layers[stream].stop)
                 key, value = key[chosen], value[chosen]
             self.streams[stream] = (
                 Direct(key, value)
@@ -51,31 +52,27 @@ class Parameterization(nn.Module):
                 else Network(key, value, settings.width, settings.kind == "mlp+start", generator)
             )
         self.freeze_first = settings.freeze_first
-        if self.freeze_first:
-            for stream, (key, value) in start.items():
-                self.register_buffer(f"first_{stream}_key", key[:, :, :1].float().clone(), persistent=False)
-                self.register_buffer(
-                    f"first_{stream}_value", value[:, :, :1].float().clone(), persistent=False
-                )
 
     def forward(self) -> KeyValues:
         """The prefix that the parameters stand for now: keys and values per stream, float32."""
         key_values: KeyValues = {}
         for stream, module in self.streams.items():
             key, value = module()
-            if self.layers is not None:
-                chosen = self.layers[stream]  # type: ignore[index]
-                key = _among(getattr(self, f"start_{stream}_key"), key, chosen)
-                value = _among(getattr(self, f"start_{stream}_value"), value, chosen)
-            if self.freeze_first:
-                key = torch.cat([getattr(self, f"first_{stream}_key"), key[:, :, 1:]], dim=2)
-                value = torch.cat([getattr(self, f"first_{stream}_value"), value[:, :, 1:]], dim=2)
-            key_values[stream] = (key, value)  # type: ignore[index]
+            key_values[stream] = (  # type: ignore[index]
+                self._with_fixed(stream, "key", key),
+                self._with_fixed(stream, "value", value),
+            )
         return key_values
 
-
-def _among(start_LHPD: torch.Tensor, trained_LHPD: torch.Tensor, layers: range) -> torch.Tensor:
-    return torch.cat([start_LHPD[: layers.start], trained_LHPD, start_LHPD[layers.stop :]])
+    def _with_fixed(self, stream: str, part: str, states_LHPD: torch.Tensor) -> torch.Tensor:
+        """What is trained, among layers and behind a first token that stay as they were at the start."""
+        start_LHPD = getattr(self, f"start_{stream}_{part}", None)
+        if start_LHPD is not None and self.layers is not None:
+            layers = self.layers[stream]  # type: ignore[index]
+            states_LHPD = torch.cat([start_LHPD[: layers.start], states_LHPD, start_LHPD[layers.stop :]])
+        if start_LHPD is not None and self.freeze_first:
+            states_LHPD = torch.cat([start_LHPD[:, :, :1], states_LHPD[:, :, 1:]], dim=2)
+        return states_LHPD
 
 
 class Embeddings(nn.Module):
@@ -116,7 +113,7 @@ class Direct(nn.Module):
 
 
 class Network(nn.Module):
-    """Embedding(P, E) -> Linear(E, W) -> tanh -> Linear(W, L * H * (key size + value size)).
+    """Embedding(P, W) -> Linear(W, W) -> tanh -> Linear(W, L * H * (key size + value size)).
 
     With a starting point the last layer starts at zero, so that the first forward pass gives the
     starting point itself; without one it has PyTorch's usual initialisation.
@@ -133,9 +130,8 @@ class Network(nn.Module):
         super().__init__()
         layers, heads, length, key_dim = key_LHPD.shape
         self.sizes = StreamGeometry(layers, heads, key_dim, value_LHPD.shape[3])
-        embedding_size = width
-        self.embedding = nn.Embedding(length, embedding_size, _weight=torch.empty(length, embedding_size))
-        self.inner = nn.utils.skip_init(nn.Linear, embedding_size, width)
+        self.embedding = nn.Embedding(length, width, _weight=torch.empty(length, width))
+        self.inner = nn.utils.skip_init(nn.Linear, width, width)
         self.outer = nn.utils.skip_init(nn.Linear, width, layers * heads * (key_dim + value_LHPD.shape[3]))
         with torch.no_grad():
             self.embedding.weight.normal_(generator=generator)
@@ -149,10 +145,8 @@ class Network(nn.Module):
         self.start_key: torch.Tensor | None
         self.start_value: torch.Tensor | None
         # Not persistent: rebuilt from the initialisation, and part of the checkpoint in its own right.
-        self.register_buffer("start_key", key_LHPD.float().clone() if from_start else None, persistent=False)
-        self.register_buffer(
-            "start_value", value_LHPD.float().clone() if from_start else None, persistent=False
-        )
+        for name, start_LHPD in (("start_key", key_LHPD), ("start_value", value_LHPD)):
+            self.register_buffer(name, start_LHPD.float().clone() if from_start else None, persistent=False)
 
     def forward(self) -> KeyValuePair:
         g = self.sizes
@@ -164,18 +158,9 @@ class Network(nn.Module):
         return key, value
 
 
-# -- as the training loop takes it -------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class TrainedPrefix:
-    """A prefix in training, as a `Trainable` of the loop.
-
-    Attributes:
-        parameters: a module whose call gives the keys and values.
-        placement: whether all text sees it, or the target alone.
-        positions: where the text stands behind it.
-    """
+    """A prefix in training, as a `Trainable` of the loop; a call of `parameters` gives keys and values."""
 
     parameters: nn.Module
     placement: Placement = "prefix"

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from foreword import files
@@ -39,7 +40,7 @@ def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step
     if training:
         steps, losses = zip(*training, strict=True)
         axes.plot(steps, losses, color="#9db4c8", linewidth=0.8, label="training, each step")
-        smooth = [_mean(losses[max(0, i - SMOOTHING_STEPS + 1) : i + 1]) for i in range(len(losses))]
+        smooth = [fmean(losses[max(0, i - SMOOTHING_STEPS + 1) : i + 1]) for i in range(len(losses))]
         axes.plot(
             steps, smooth, color="#1f5f99", linewidth=1.6, label=f"training, mean of {SMOOTHING_STEPS} steps"
         )
@@ -61,62 +62,21 @@ def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step
     files.write_bytes(path, picture.getvalue(), overwrite=True)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _summary_writer(folder: Path | None) -> Any:
+    """What writes TensorBoard's files into a run's folder.
 
-
-# -- the log: one JSON line per step and per dev evaluation, and TensorBoard when asked ----------------
-
-
-class TrainingLog:
-    """Appends rows to `log.jsonl` in a run's folder; without a folder it does nothing."""
-
-    def __init__(self, folder: Path | None, *, tensorboard: bool = False) -> None:
-        self._file = None if folder is None else folder / "log.jsonl"
-        self._board: Any = None
-        if tensorboard:
-            if folder is None:
-                raise UsageError("tensorboard needs a folder for the run; give checkpoint_dir")
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise UsageError(
-                    "tensorboard is not installed; install it with: pip install 'foreword[tensorboard]'"
-                ) from error
-            self._board = SummaryWriter(str(folder / "tensorboard"))
-
-    def start(self, history: Iterable[dict[str, Any]]) -> None:
-        """Begin the file with what an earlier part of the run did; rows after its checkpoint go."""
-        if self._file is not None:
-            self._write("w", "".join(json.dumps(row) + "\n" for row in history))
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Append one row; it has `step`."""
-        if self._file is not None:
-            self._write("a", json.dumps(row) + "\n")
-        if self._board is not None:
-            for name, value in row.items():
-                if name != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(name, value, row["step"])
-
-    def _write(self, mode: str, text: str) -> None:
-        assert self._file is not None
-        try:
-            with self._file.open(mode) as opened:
-                opened.write(text)
-        except OSError as error:
-            raise CannotWrite(
-                f"{self._file} could not be written: {error.strerror}; make room, then run the same "
-                "command again: it goes on from the last checkpoint"
-            ) from error
-
-    def close(self) -> None:
-        """Flush what TensorBoard holds back."""
-        if self._board is not None:
-            self._board.close()
-
-
-# -- the run: its log, checkpoints and progress --------------------------------------------------------
+    Raises:
+        UsageError: no folder, or TensorBoard is not installed.
+    """
+    if folder is None:
+        raise UsageError("tensorboard needs a folder for the run; give checkpoint_dir")
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError(
+            "tensorboard is not installed; install it with: pip install 'foreword[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"))
 
 
 SPEED_STEPS = 10
@@ -153,9 +113,7 @@ class Progress:
 class RunLog:
     """The record of one run: log, checkpoints, progress.
 
-    Attributes:
-        trainer: whose run it is.
-        folder: of checkpoints, `log.jsonl` and `curves.png`; None keeps nothing.
+    Each step and each dev loss is a row of `log.jsonl` in the run's folder, and of TensorBoard where wanted.
     """
 
     def __init__(
@@ -170,7 +128,11 @@ class RunLog:
     ) -> None:
         """Go on from the newest checkpoint in `folder`, if it is one of the run described.
 
+        Args:
+            folder: of checkpoints, `log.jsonl` and `curves.png`; None keeps nothing.
+
         Raises:
+            UsageError: TensorBoard without a folder, or not installed.
             CheckpointMismatch: it is another run's.
             DamagedCheckpoint: there are checkpoints, and none is whole.
             CannotWrite: the folder can't be made.
@@ -187,8 +149,9 @@ class RunLog:
             checkpoint.prepare_folder(folder)
             note = self._resume(checkpoint.list_checkpoints(folder))
         self._written = trainer.step
-        self._log = TrainingLog(folder, tensorboard=tensorboard)
-        self._log.start(trainer.history)
+        self._board = _summary_writer(folder) if tensorboard else None
+        # The file begins with what an earlier part of the run did; rows after its checkpoint go.
+        self._write_rows("w", trainer.history)
         if note is not None:
             self.note(note)
 
@@ -205,7 +168,7 @@ class RunLog:
                 self.trainer.restore(*checkpoint.read(path, self._description))
             except DamagedCheckpoint:
                 if path == checkpoints[0]:
-                    raise  # none is whole: nothing is removed or begun anew unasked
+                    raise  # none is whole: only the user may remove them and start anew
                 damaged.append(path.name)
                 continue
             passed_over = f" (damaged and passed over: {', '.join(damaged)})" if damaged else ""
@@ -257,19 +220,37 @@ class RunLog:
             self.folder and not checkpoint.list_checkpoints(self.folder)
         ):
             self.save()
-        self._log.close()
+        self.close()
         if self.folder is not None:
             best_step = self.trainer.result().step
             draw(self.trainer.history, self.folder / "curves.png", title=title, best_step=best_step)
 
     def close(self) -> None:
-        """Close the log of a run that ends before its time."""
-        self._log.close()
+        """Write what TensorBoard holds back."""
+        if self._board is not None:
+            self._board.close()
 
     def _add(self, row: dict[str, Any]) -> None:
         self.trainer.history.append(row)
-        self._log.add(row)
+        self._write_rows("a", [row])
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, (int, float)):
+                    self._board.add_scalar(name, value, row["step"])
         self._on_progress(self._progress())
+
+    def _write_rows(self, mode: str, rows: Iterable[dict[str, Any]]) -> None:
+        if self.folder is None:
+            return
+        file = self.folder / "log.jsonl"
+        try:
+            with file.open(mode) as opened:
+                opened.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            raise CannotWrite(
+                f"{file} could not be written: {error.strerror}; make room, then run the same "
+                "command again: it goes on from the last checkpoint"
+            ) from error
 
     def _progress(self) -> Progress:
         trainer, recent = self.trainer, self._recent

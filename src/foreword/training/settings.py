@@ -54,9 +54,6 @@ of_prefix, of_training, of_owners = (
 )
 
 
-# -- what is trained, and from where -------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ParameterizationSettings:
     """What is trained.
@@ -160,9 +157,6 @@ def parse_streams(text: str) -> tuple[str, ...]:
     return streams
 
 
-# -- the settings --------------------------------------------------------------------------------
-
-
 @takes_old_names
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -170,7 +164,7 @@ class TrainingSettings:
 
     A setting is one field: type, default, range, help, and the names it had before. What two settings
     have to do with each other is checked in `__post_init__`; what depends on base and data is filled in
-    by `resolve`.
+    by `lengths`, `trained_layers` and `schedule`.
     """
 
     GONE: ClassVar[Mapping[str, str]] = {
@@ -297,16 +291,6 @@ class TrainingSettings:
             )
         return made
 
-    def resolve(self, geometry: Geometry, examples: int) -> ResolvedSettings:
-        """What the run does on a base of this geometry with so many examples.
-
-        Raises:
-            UsageError: a stream that the base does not have, or more layers than one has.
-        """
-        return ResolvedSettings(
-            self.lengths(geometry), self.trained_layers(geometry), self.schedule(examples)
-        )
-
     def schedule(self, examples: int) -> Schedule:
         """What the run does when, over so many examples."""
         steps = self.steps_for(examples)
@@ -397,37 +381,13 @@ class OwnersSettings:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run does when, with nothing left open.
-
-    Attributes:
-        steps: optimiser steps.
-        warmup_steps: steps over which the learning rate rises.
-        learning_rate: at its peak.
-        evaluate_every, checkpoint_every: steps between dev losses, and between checkpoints.
-    """
+    """What a run does when, in optimiser steps, with nothing left open; `learning_rate` is the peak."""
 
     steps: int
     warmup_steps: int
     learning_rate: float
     evaluate_every: int
     checkpoint_every: int
-
-
-@dataclass(frozen=True)
-class ResolvedSettings:
-    """The settings with nothing left open, filled in from base model and data.
-
-    Attributes:
-        lengths: P of each stream that is trained.
-        trained_layers: of each stream, the layers that are trained; None: all.
-    """
-
-    lengths: Mapping[Stream, int]
-    trained_layers: Mapping[Stream, range] | None
-    schedule: Schedule
-
-
-# -- made from plain data ------------------------------------------------------------------------
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -489,6 +449,6 @@ def described_now(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a setting under its old and its new name.
     """
-    found = current_names(TrainingSettings, settings, warn=False)
+    described = current_names(TrainingSettings, settings, warn=False)
     # The order of the examples was another one, so the rest of that run can't be made.
-    return {**found, "by_source": True} if settings.get("by_source") else found
+    return {**described, "by_source": True} if settings.get("by_source") else described

@@ -11,6 +11,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Unpack
@@ -27,14 +28,12 @@ from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import TrainingOptions, TrainingSettings, make_settings
 from foreword.training.trainer import Trainer, build_trainer
 
-# -- Ctrl-C asks a run to stop after its step, instead of tearing it apart ---------------------------
 
-
+@dataclass
 class StopRequest:
     """Whether the user has asked to stop."""
 
-    def __init__(self) -> None:
-        self.made = False
+    made: bool = False
 
     def __call__(self) -> bool:
         return self.made
@@ -65,12 +64,7 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """The user asked to stop; the checkpoint says where the run goes on.
-
-    Attributes:
-        step: optimizer steps done.
-        checkpoint: the file that was written, or None without a folder.
-    """
+    """The user asked to stop after `step` optimizer steps; `checkpoint` is the file to go on from or None."""
 
     def __init__(self, step: int, checkpoint_path: Path | None) -> None:
         where = (
@@ -132,8 +126,8 @@ def train(
     examples, dev = list(examples), list(dev or ())  # read several times
     report = on_progress or (lambda progress: None)
     chosen = choose_template(base, settings, template)
-    encoded, encoded_dev = encode_both(base, chosen, settings, examples, dev, report)
-    trainer = build_trainer(base, settings, encoded, encoded_dev, start=start, placement=chosen.placement)
+    encoded = encode_both(base, chosen, settings, examples, dev, report)
+    trainer = build_trainer(base, settings, *encoded, start=start, placement=chosen.placement)
     description = describe(base, settings, chosen, examples, dev, start)
     run_log = RunLog(
         trainer,

@@ -6,6 +6,7 @@ done, so any number of them streams through a machine that holds some hundreds a
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,13 +89,16 @@ def train_many(
     owners, training_options = owners_settings(options)
     settings = make_settings(**training_options)
     base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
+    folder_of = checkpoint_dir
+    if folder_of is not None and not callable(folder_of):
+        folder_of = functools.partial(owner_folder, Path(folder_of))
     owners_run = _OwnersRun(
         base,
         settings,
         choose_template(base, settings, template),
         dev or {},
         start,
-        _folders(checkpoint_dir),
+        folder_of,
         checkpoint_every,
         into,
         on_failure or (lambda owner, error: None),
@@ -104,7 +108,8 @@ def train_many(
     with stop_on_interrupt() as request:
 
         def should_stop() -> bool:
-            owners_run.save_when_due()
+            for run_log in owners_run.run_logs.values():
+                run_log.save_when_due()
             return request()
 
         try:
@@ -123,7 +128,8 @@ def train_many(
             if request.made and owners_run.run_logs:
                 raise owners_run.stopped()
         finally:
-            owners_run.close()
+            for run_log in owners_run.run_logs.values():
+                run_log.close()
     if owners_run.errors:
         raise OwnersFailed(owners_run.errors, owners_run.prefixes)
     return owners_run.prefixes
@@ -135,20 +141,13 @@ def owner_folder(folder: Path, owner: str) -> Path:
     return folder / ("@" + quote(owner, safe=""))
 
 
-def _folders(given: str | Path | Callable[[str], Path] | None) -> Callable[[str], Path] | None:
-    if given is None or callable(given):
-        return given
-    folder = Path(given)
-    return lambda owner: owner_folder(folder, owner)
-
-
 @dataclass
 class _OwnersRun:
     """The owners of one run: the logs of those in training, and what the others ended in.
 
     Attributes:
         folder_of: an owner's folder of checkpoints; None keeps nothing.
-        into, report_failure, report: who is told of a prefix, of an error, of progress.
+        into, report_failure, report: called with a prefix, an error, progress.
         seen: all owners that came so far.
     """
 
@@ -180,15 +179,11 @@ class _OwnersRun:
     def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
         base, settings, template, dev = self.base, self.settings, self.template, self.dev.get(owner, ())
         try:
-            encoded, encoded_dev = encode_both(
-                base, template, settings, examples, dev, self.report, owner=owner
-            )
+            encoded = encode_both(base, template, settings, examples, dev, self.report, owner=owner)
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
             raise BadExamples(str(error)) from error
         placement = template.placement
-        trainer = build_trainer(
-            base, settings, encoded, encoded_dev, start=self.start, placement=placement, owner=owner
-        )
+        trainer = build_trainer(base, settings, *encoded, start=self.start, placement=placement, owner=owner)
         self.seen.add(owner)
         self.run_logs[owner] = RunLog(
             trainer,
@@ -225,19 +220,9 @@ class _OwnersRun:
         self.errors[owner] = error
         self.report_failure(owner, error)
 
-    def save_when_due(self) -> None:
-        """Checkpoints of all who train."""
-        for run_log in self.run_logs.values():
-            run_log.save_when_due()
-
     def stopped(self) -> TrainingStopped:
         """The exception for a run that the user stopped, with a checkpoint of everyone."""
         written = [path for run_log in self.run_logs.values() if (path := run_log.save()) is not None]
         steps = max(run_log.trainer.step for run_log in self.run_logs.values())
         above = [path.parent.parent for path in written]
         return TrainingStopped(steps, Path(os.path.commonpath(above)) if above else None)
-
-    def close(self) -> None:
-        """Close what is still open."""
-        for run_log in self.run_logs.values():
-            run_log.close()

@@ -60,8 +60,7 @@ class Trainer:
     Attributes:
         owner: whose prefix it is, where there are several.
         trained: what the optimizer changes.
-        step, steps: optimizer steps done, and to do.
-        schedule: what happens when.
+        step, steps: optimizer steps done, and to do in all.
         best: what would be returned if the run ended now.
         history: rows of the log: {"step", "loss", "learning_rate", ...}.
     """
@@ -196,9 +195,6 @@ class Trainer:
         self.history = data["history"]
 
 
-# -- a prefix's trainer at step 0, from settings and data ------------------------------------------
-
-
 def build_trainer(
     base: BaseModel,
     settings: TrainingSettings,
@@ -232,12 +228,11 @@ def trained_prefix(
         GeometryMismatch, WrongBaseModel: it is a prefix of another base.
     """
     parameters: Parameterization | Embeddings
-    resolved = settings.resolve(base.geometry, len(examples))
+    lengths, layers = settings.lengths(base.geometry), settings.trained_layers(base.geometry)
     if settings.parameterization.kind == "embedding":
-        parameters = _embeddings(base, settings, resolved.lengths["decoder"], examples, start)
+        parameters = _embeddings(base, settings, lengths["decoder"], examples, start)
     else:
-        initial = _initial(base, settings, resolved.lengths, examples, start)
-        layers = resolved.trained_layers
+        initial = _initial(base, settings, lengths, examples, start)
         parameters = Parameterization(settings.parameterization, initial, settings.seed, layers)
     return TrainedPrefix(parameters.to(base.device), placement, base.positions)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +17,7 @@ KINDS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLs
 
 def columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
     """References the way round that sacrebleu takes them: a list per place, None where a text has fewer."""
-    most = max(len(each) for each in references)
-    return [[each[place] if place < len(each) else None for each in references] for place in range(most)]
+    return [list(column) for column in itertools.zip_longest(*references)]
 
 
 def check_pairs(texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -41,11 +42,9 @@ def check_pairs(texts: Sequence[str], references: Sequence[Sequence[str]]) -> No
 
 @dataclass(frozen=True)
 class TextScores:
-    """How close texts come to their references.
+    """Corpus BLEU and chrF, 0 to 100.
 
     Attributes:
-        bleu: corpus BLEU, 0 to 100.
-        chrf: corpus chrF, 0 to 100.
         signatures: what sacrebleu computed, by metric: needed to compare with other figures.
     """
 
@@ -104,10 +103,16 @@ def require_rouge() -> Any:
     Raises:
         MetricUnavailable: the package rouge-score is not installed.
     """
+    return required("rouge_score.rouge_scorer", "ROUGE needs the package rouge-score").RougeScorer
+
+
+def required(module: str, need: str) -> Any:
+    """A module of a package that not everybody installs.
+
+    Raises:
+        MetricUnavailable: it is not installed; `need` says what needs which package.
+    """
     try:
-        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import]
+        return importlib.import_module(module)
     except ImportError as error:
-        raise MetricUnavailable(
-            f"ROUGE needs the package rouge-score ({error}); install it: pip install 'foreword[eval]'"
-        ) from error
-    return RougeScorer
+        raise MetricUnavailable(f"{need} ({error}); install it: pip install 'foreword[eval]'") from error

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from foreword.errors import MetricUnavailable
-from foreword.evaluation.metrics.bleu_chrf_rouge import columns
+from foreword.evaluation.metrics.bleu_chrf_rouge import columns, required
 from foreword.evaluation.metrics.meteor import meteor, penn_tokens
 
 LONGEST = 5
@@ -89,14 +88,9 @@ def coco_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     Raises:
         MetricUnavailable: no Java, or the package pycocoevalcap is not installed.
     """
-    try:
-        from pycocoevalcap.cider.cider import Cider  # type: ignore[import]
-        from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import]
-    except ImportError as error:
-        raise MetricUnavailable(
-            f"ROUGE-L and CIDEr of the E2E challenge need the package pycocoevalcap ({error}); install it: "
-            "pip install 'foreword[eval]'"
-        ) from error
+    need = "ROUGE-L and CIDEr of the E2E challenge need the package pycocoevalcap"
+    cider = required("pycocoevalcap.cider.cider", need).Cider()
+    rouge = required("pycocoevalcap.rouge.rouge", need).Rouge()
     tokens = penn_tokens([*texts, *(one for some in references for one in some)], "METEOR, ROUGE-L and CIDEr")
     written, rest = tokens[: len(texts)], iter(tokens[len(texts) :])
     meant = [[next(rest) for _ in some] for some in references]
@@ -104,6 +98,6 @@ def coco_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     meant_by_place = dict(enumerate(meant))
     return {
         "METEOR": meteor(written, meant),
-        "ROUGE_L": float(Rouge().compute_score(meant_by_place, by_place)[0]),
-        "CIDEr": float(Cider().compute_score(meant_by_place, by_place)[0]),
+        "ROUGE_L": float(rouge.compute_score(meant_by_place, by_place)[0]),
+        "CIDEr": float(cider.compute_score(meant_by_place, by_place)[0]),
     }

@@ -36,14 +36,14 @@ def require_java(metric: str) -> str:
     Raises:
         MetricUnavailable: there is none.
     """
-    found = shutil.which("java")
-    if found is None:
+    program = shutil.which("java")
+    if program is None:
         raise MetricUnavailable(
             f"Java missing: {metric} is a Java program and there is no `java` on the path; install a Java "
             "runtime of version 8 or later (Debian: apt install default-jre-headless; macOS: brew install "
             "openjdk), or choose metrics without it"
         )
-    return found
+    return program
 
 
 def require_jar(metric: str, name: str) -> Path:
@@ -54,12 +54,12 @@ def require_jar(metric: str, name: str) -> Path:
     """
     package = importlib.util.find_spec("pycocoevalcap")
     folders = list(package.submodule_search_locations or ()) if package is not None else []
-    found = next((path for folder in folders if (path := Path(folder, name)).is_file()), None)
-    if found is None:
+    jar = next((path for folder in folders if (path := Path(folder, name)).is_file()), None)
+    if jar is None:
         raise MetricUnavailable(
             f"{metric} needs {name} of the package pycocoevalcap; install it: pip install 'foreword[eval]'"
         )
-    return found
+    return jar
 
 
 def penn_tokens(texts: Sequence[str], metric: str) -> list[str]:
@@ -104,8 +104,6 @@ def silent(program: str, complaints: bytes) -> MetricUnavailable:
 def _end_of(complaints: bytes) -> str:
     return " / ".join(complaints.decode(errors="replace").strip().splitlines()[-3:]) or "nothing"
 
-
-# -- METEOR ------------------------------------------------------------------------------------
 
 _kept: ContextVar[list[Meteor] | None] = ContextVar("kept", default=None)
 

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, TER
 
-from foreword.errors import MetricUnavailable
-from foreword.evaluation.metrics.bleu_chrf_rouge import columns
+from foreword.evaluation.metrics.bleu_chrf_rouge import columns, required
 from foreword.evaluation.metrics.meteor import meteor
 
 MOST_REFERENCES = 3
@@ -39,8 +38,8 @@ def dart_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     Raises:
         MetricUnavailable: no Java, or the package pycocoevalcap is not installed.
     """
-    lower: Callable[[str], str] = lambda text: _apart(text).lower()  # noqa: E731
-    return _scores(list(map(lower, texts)), [list(map(lower, some)) for some in references])
+    lowered = [_apart(text).lower() for text in texts]
+    return _scores(lowered, [[_apart(one).lower() for one in some] for some in references])
 
 
 def require_folding() -> Callable[[str], str]:
@@ -50,15 +49,8 @@ def require_folding() -> Callable[[str], str]:
     Raises:
         MetricUnavailable: the package text-unidecode is not installed.
     """
-    try:
-        from text_unidecode import unidecode  # type: ignore[import]
-    except ImportError as error:
-        raise MetricUnavailable(
-            "the metrics of WebNLG write accents as plain letters and need the package text-unidecode "
-            f"({error}); install it: pip install 'foreword[eval]'"
-        ) from error
-    folding: Callable[[str], str] = unidecode
-    return folding
+    need = "the metrics of WebNLG write accents as plain letters and need the package text-unidecode"
+    return required("text_unidecode", need).unidecode  # type: ignore[no-any-return]
 
 
 def _apart(text: str) -> str:
@@ -80,8 +72,7 @@ def multi_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> flo
 
     A reference that is not there counts as an empty one, which can be the closest in length to a short text.
     """
-    most = max(map(len, references))
     # sacrebleu drops empty references; a space is not empty to it, and has no word either.
-    padded = [[*some, *[" "] * (most - len(some))] for some in references]
+    padded = [[" " if one is None else one for one in column] for column in columns(references)]
     bleu = BLEU(tokenize="none", smooth_method="none", force=True)
-    return float(bleu.corpus_score(list(texts), columns(padded)).score)
+    return float(bleu.corpus_score(list(texts), padded).score)

@@ -17,7 +17,7 @@ from foreword.errors import UsageError
 from foreword.research.bench import peft
 from foreword.research.bench.train_step import step_of
 from foreword.training.batch_sampler import BatchSampler
-from foreword.training.loop import dev_loss
+from foreword.training.loop import mean_loss
 from foreword.training.settings import make_settings
 from foreword.training.trainer import build_trainer
 
@@ -100,7 +100,9 @@ def entrants(
         raise UsageError(f"{len(rows)} examples and {len(dev)} dev examples; expected {size} and 1 at least")
     settings = make_settings(length=length, steps=own_steps, batch_size=size)
     own = build_trainer(base, settings, list(rows), list(dev))
-    runs = {FOREWORD: Run(step_of(base, [own]), lambda: dev_loss(base, own), own_steps, watched)}
+    runs = {
+        FOREWORD: Run(step_of(base, [own]), lambda: mean_loss(base, own.trained, own.dev), own_steps, watched)
+    }
     warmup = make_settings().warmup_steps(steps)
     order = BatchSampler([row.tokens for row in rows], size, settings.seed, by_length=False)
     for form, tried in rates.items():
