@@ -86,7 +86,7 @@ def test_files_that_are_quantised_are_placed_while_read_and_not_quantised_again(
     said: dict[str, Any], kept: str
 ) -> None:
     config = SimpleNamespace(quantization_config=said)
-    assert loading.kept_as(config) == kept
+    assert loading.existing_quantization(config) == kept
     assert loading.loading_options(None, config, "cuda:1", torch.float32) == {"device_map": "cuda:1"}
     with pytest.raises(UsageError, match=f"quantised already \\({kept}\\)"):
         loading.loading_options("int8", config, "cpu", torch.float32)

@@ -20,7 +20,7 @@ from foreword.base.loading import (
     choose_device,
     choose_dtype,
     choose_kernel,
-    kept_as,
+    existing_quantization,
     loading_options,
     model_class,
     prepare_quantized,
@@ -72,7 +72,7 @@ class BaseModel:
             UnsupportedArchitecture: its attention does not take a prefix.
         """
         self.model = model.eval().requires_grad_(False)
-        self.quantization = kept_as(model.config)
+        self.quantization = existing_quantization(model.config)
         prepare_quantized(self.model)
         enable_prepacking(self.model)
         self.tokenizer = tokenizer

@@ -107,9 +107,9 @@ def loading_options(
     """
     placed = {"device_map": str(device)}
     if quantization is None:
-        return placed if kept_as(config) else {}
+        return placed if existing_quantization(config) else {}
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # which kernels it could also have
-    if found := kept_as(config):
+    if found := existing_quantization(config):
         raise UsageError(
             f"quantization is {quantization}, but the base model's files are quantised already ({found}); "
             "leave it out, or take the files in full precision"
@@ -151,7 +151,7 @@ def settings_of(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def kept_as(config: Any) -> str | None:
+def existing_quantization(config: Any) -> str | None:
     """How a model with this configuration keeps its linear layers' weights; None: as plain numbers."""
     declared = getattr(config, "quantization_config", None)
     if declared is None:
@@ -170,7 +170,7 @@ def prepare_quantized(model: Any) -> None:
     bitsandbytes lays 4-bit weights out anew at the first pass without a gradient on a CPU with AVX-512 BF16.
     Products with that layout have no gradient, which would then never reach a prefix, without an error.
     """
-    kept = kept_as(model.config)
+    kept = existing_quantization(model.config)
     if kept == "int8":
         from foreword.base.int8_linear import use_rounded_linear  # needs bitsandbytes
 
@@ -183,7 +183,7 @@ def prepare_quantized(model: Any) -> None:
 
 def tensors_of(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Everything that the weights of `model` are kept as: of quantised layers the scales, too."""
-    if kept_as(model.config) is None:
+    if existing_quantization(model.config) is None:
         yield from model.named_parameters()
     else:
         yield from ((name, tensor) for name, tensor in model.state_dict().items() if torch.is_tensor(tensor))

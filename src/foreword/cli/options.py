@@ -14,13 +14,14 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, Union
 
 import typer
 from typer.models import ArgumentInfo
 
 from foreword.base.options import SECTION as MODEL
 from foreword.errors import UsageError
+from foreword.examples.readers import Format
 from foreword.validation import (
     Setting,
     current_names,
@@ -239,9 +240,7 @@ def in_options(error: UsageError, described: typing.Iterable[Setting]) -> UsageE
 class SourceOptions:
     """How a file of examples is written."""
 
-    format: Literal["auto", "jsonl", "csv", "e2e", "chat"] = setting(
-        "auto", section=DATA, help="How the data is written"
-    )
+    format: Format = setting("auto", section=DATA, help="How the data is written")
     source_field: str | None = setting(
         None, metavar="NAME", section=DATA, help="Field or column with the source"
     )

@@ -59,8 +59,8 @@ def run(
     waiting: Iterator[Trainer],
     *,
     objective: Objective = CROSS_ENTROPY,
-    places: int = 1,
-    pass_tokens: int | None = None,
+    concurrent: int = 1,
+    max_batch_tokens: int | None = None,
     isolated: bool = False,
     on_step: Callable[[Trainer, StepReport], None],
     on_evaluation: Callable[[Trainer, float], None],
@@ -73,7 +73,7 @@ def run(
     Args:
         waiting: trainers, made when they are asked for.
         objective: what all of them minimise.
-        places: how many train at once.
+        concurrent: how many train at once.
         on_finish: called when a trainer has done its steps, or run out of patience.
         on_divergence: called when a trainer's loss is not finite; it leaves, the others go on.
         should_stop: asked before every step.
@@ -83,7 +83,7 @@ def run(
         for trainer in [each for each in active if each.finished]:
             active.remove(trainer)
             on_finish(trainer)
-        while len(active) < places and (entering := next(waiting, None)) is not None:
+        while len(active) < concurrent and (entering := next(waiting, None)) is not None:
             if entering.finished:  # resumed, with nothing left to do
                 on_finish(entering)
                 continue
@@ -92,7 +92,9 @@ def run(
             active.append(entering)
         if not active or should_stop():
             return
-        reports = train_step(base, active, objective=objective, pass_tokens=pass_tokens, isolated=isolated)
+        reports = train_step(
+            base, active, objective=objective, max_batch_tokens=max_batch_tokens, isolated=isolated
+        )
         for trainer, report in zip(tuple(active), reports, strict=True):
             if isinstance(report, TrainingDiverged):
                 active.remove(trainer)
@@ -110,13 +112,13 @@ def train_step(
     trainers: Sequence[Trainer],
     *,
     objective: Objective = CROSS_ENTROPY,
-    pass_tokens: int | None = None,
+    max_batch_tokens: int | None = None,
     isolated: bool = False,
 ) -> list[StepReport | TrainingDiverged]:
     """One optimizer step of each trainer.
 
     Args:
-        pass_tokens: most tokens of one pass of the model; more are divided into several. None: a
+        max_batch_tokens: most tokens of one pass of the model; more are divided into several. None: a
             trainer's own gradient accumulation decides, and all share a pass.
         isolated: a pass of its own for every trainer: it computes bit for bit what it would alone.
 
@@ -136,7 +138,7 @@ def train_step(
     ]
     sums = [0.0] * len(trainers)
     with gradient_checkpointing(base.model, any(each.settings.gradient_checkpointing for each in trainers)):
-        for part in _parts(trainers, rows, pass_tokens, isolated):
+        for part in _parts(trainers, rows, max_batch_tokens, isolated):
             for index, summed in _backward(base, trainers, objective, part, leaves, divisors).items():
                 sums[index] += summed
     seconds = time.perf_counter() - start_time
@@ -259,11 +261,11 @@ def _gradients(key_values: KeyValues, leaves: KeyValues) -> KeyValues:
 def _parts(
     trainers: Sequence[Trainer],
     rows: Sequence[Sequence[EncodedExample]],
-    pass_tokens: int | None,
+    max_batch_tokens: int | None,
     isolated: bool,
 ) -> list[Part]:
     """Divide the rows of a step into passes."""
-    if pass_tokens is None or isolated:
+    if max_batch_tokens is None or isolated:
         per_trainer: list[list[Part]] = []
         for index, (trainer, rows_of_trainer) in enumerate(zip(trainers, rows, strict=True)):
             size = math.ceil(len(rows_of_trainer) / trainer.settings.gradient_accumulation)
@@ -281,7 +283,7 @@ def _parts(
     filled = 0
     for index, rows_of_trainer in enumerate(rows):
         for row in rows_of_trainer:
-            if not parts or filled + _new_tokens(index, row, parts[-1]) > pass_tokens:
+            if not parts or filled + _new_tokens(index, row, parts[-1]) > max_batch_tokens:
                 parts.append([])
                 filled = 0
             filled += _new_tokens(index, row, parts[-1])

@@ -116,8 +116,8 @@ def train_many(
             run(
                 base,
                 owners_run.trainers(pairs),
-                places=owners.concurrent_owners,
-                pass_tokens=owners.max_batch_tokens,
+                concurrent=owners.concurrent_owners,
+                max_batch_tokens=owners.max_batch_tokens,
                 isolated=owners.isolated,
                 on_step=lambda trainer, step: owners_run.log_of(trainer).on_step(step),
                 on_evaluation=lambda trainer, loss: owners_run.log_of(trainer).on_evaluation(loss),

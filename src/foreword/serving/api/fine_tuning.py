@@ -57,7 +57,7 @@ def create_job(request: Request, body: JobBody) -> Any:
         training_file=body.training_file,
         validation_file=body.validation_file,
         settings=settings,
-        alike=job_settings.alike(settings),
+        alike=job_settings.run_key(settings),
         asked={
             "hyperparameters": body.chosen.model_dump(exclude_none=True),
             "metadata": body.metadata,

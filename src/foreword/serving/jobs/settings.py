@@ -177,7 +177,7 @@ def choose(
     return {**given, "template": template.to_json(), "start": reference}
 
 
-def alike(settings: Mapping[str, Any]) -> str:
+def run_key(settings: Mapping[str, Any]) -> str:
     """The same for jobs that one run can train."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 

@@ -37,7 +37,7 @@ LOWEST_PRIORITY = 19
 POLL_SECONDS = 0.5
 
 
-class Trainer:
+class TrainingProcess:
     """One worker; once `stopping`, it takes no more jobs."""
 
     def __init__(self, configuration: Configuration, worker: str) -> None:
@@ -106,7 +106,7 @@ def main() -> None:
     if configuration.trainer_threads is not None:
         torch.set_num_threads(configuration.trainer_threads)
     try:
-        trainer = Trainer(configuration, given["worker"])
+        trainer = TrainingProcess(configuration, given["worker"])
 
         def stop(number: int, frame: FrameType | None) -> None:
             trainer.stopping = trainer.stopping or number == signal.SIGTERM
