@@ -192,9 +192,8 @@ def test_a_checkpoint_under_old_names_is_the_same_run(tmp_path: Path) -> None:
 
 def test_what_depends_on_base_and_data_is_filled_in_once() -> None:
     sizes = StreamGeometry(layers=4, kv_heads=2, key_dim=8, value_dim=8)
-    settings, geometry = make_settings(layers="last:1"), Geometry({"decoder": sizes})
-    assert settings.lengths(geometry) == {"decoder": 10}
-    assert settings.trained_layers(geometry) == {"decoder": range(3, 4)}
-    schedule = settings.schedule(100)
-    assert (schedule.steps, schedule.warmup_steps, schedule.learning_rate) == (62, 3, 0.05)
-    assert (schedule.evaluate_every, schedule.checkpoint_every) == (7, 6)
+    resolved = make_settings(layers="last:1").resolve(Geometry({"decoder": sizes}), 100)
+    assert resolved.lengths == {"decoder": 10}
+    assert resolved.trained_layers == {"decoder": range(3, 4)}
+    assert (resolved.steps, resolved.warmup_steps, resolved.learning_rate) == (62, 3, 0.05)
+    assert (resolved.evaluate_every, resolved.checkpoint_every) == (7, 6)

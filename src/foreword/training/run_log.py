@@ -141,7 +141,7 @@ class RunLog:
         self.folder = folder
         self._description = description
         self._on_progress = on_progress
-        self._every = checkpoint_every or trainer.schedule.checkpoint_every
+        self._every = checkpoint_every or trainer.resolved.checkpoint_every
         self._recent: deque[StepReport] = deque(maxlen=SPEED_STEPS)
         self._last_dev: float | None = None
         note = None

@@ -291,10 +291,16 @@ class TrainingSettings:
             )
         return made
 
-    def schedule(self, examples: int) -> Schedule:
-        """What the run does when, over so many examples."""
+    def resolve(self, geometry: Geometry, examples: int) -> ResolvedSettings:
+        """What depends on the base model and the number of examples, filled in.
+
+        Raises:
+            UsageError: a stream that the base does not have, or more layers than it has.
+        """
         steps = self.steps_for(examples)
-        return Schedule(
+        return ResolvedSettings(
+            lengths=self.lengths(geometry),
+            trained_layers=self.trained_layers(geometry),
             steps=steps,
             warmup_steps=self.warmup_steps(steps),
             learning_rate=self.learning_rate,
@@ -380,9 +386,18 @@ class OwnersSettings:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What a run does when, in optimiser steps, with nothing left open; `learning_rate` is the peak."""
+class ResolvedSettings:
+    """Settings that depend on base model and data, with nothing left open: what a run reads.
 
+    Attributes:
+        lengths: P of each stream that is trained.
+        trained_layers: of each stream, the layers that are trained; None: all.
+        steps, warmup_steps, evaluate_every, checkpoint_every: in optimiser steps.
+        learning_rate: the peak.
+    """
+
+    lengths: Mapping[Stream, int]
+    trained_layers: Mapping[Stream, range] | None
     steps: int
     warmup_steps: int
     learning_rate: float

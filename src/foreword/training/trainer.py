@@ -25,7 +25,7 @@ from foreword.training.embedding import compile_embeddings, starting_embeddings
 from foreword.training.initialization import initial_key_values
 from foreword.training.objective import Trainable
 from foreword.training.parameterization import Embeddings, Parameterization, TrainedPrefix
-from foreword.training.settings import TrainingSettings
+from foreword.training.settings import ResolvedSettings, TrainingSettings
 
 
 def rate_factor(step: int, *, warmup: int, steps: int) -> float:
@@ -68,6 +68,7 @@ class Trainer:
     def __init__(
         self,
         settings: TrainingSettings,
+        resolved: ResolvedSettings,
         trained: Trainable,
         examples: Sequence[EncodedExample],
         dev: Sequence[EncodedExample],
@@ -82,8 +83,8 @@ class Trainer:
         self.examples = examples
         self.dev = dev
         self.step = 0
-        self.schedule = settings.schedule(len(examples))
-        self.steps = self.schedule.steps
+        self.resolved = resolved
+        self.steps = resolved.steps
         self.best = Best()
         self.history: list[dict[str, Any]] = []
         lengths = [example.tokens for example in examples]
@@ -104,8 +105,8 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """The learning rate of the step to come."""
-        warmup = self.schedule.warmup_steps
-        return self.schedule.learning_rate * rate_factor(self.step, warmup=warmup, steps=self.steps)
+        warmup = self.resolved.warmup_steps
+        return self.resolved.learning_rate * rate_factor(self.step, warmup=warmup, steps=self.steps)
 
     def begin(self) -> KeyValues:
         """Forget the last step's gradients; return the prefix that the parameters stand for now, if any."""
@@ -144,7 +145,7 @@ class Trainer:
 
     def due_for_evaluation(self) -> bool:
         """Whether the dev loss is to be measured after the step just done."""
-        return bool(self.dev) and (self.step % self.schedule.evaluate_every == 0 or self.step >= self.steps)
+        return bool(self.dev) and (self.step % self.resolved.evaluate_every == 0 or self.step >= self.steps)
 
     def note_dev_loss(self, loss: float) -> None:
         """Remember what is trained as it is now if `loss` is the lowest so far."""
@@ -206,15 +207,17 @@ def build_trainer(
     owner: str | None = None,
 ) -> Trainer:
     """The trainer of a prefix; raises what `trained_prefix` raises."""
-    trained = trained_prefix(base, settings, examples, start=start, placement=placement)
+    resolved = settings.resolve(base.geometry, len(examples))
+    trained = trained_prefix(base, settings, resolved, examples, start=start, placement=placement)
     # Only models that need padding gain from batches of like length.
     by_length = not base.takes_positions
-    return Trainer(settings, trained, examples, dev, by_length=by_length, owner=owner)
+    return Trainer(settings, resolved, trained, examples, dev, by_length=by_length, owner=owner)
 
 
 def trained_prefix(
     base: BaseModel,
     settings: TrainingSettings,
+    resolved: ResolvedSettings,
     examples: Sequence[EncodedExample],
     *,
     start: Prefix | None = None,
@@ -223,17 +226,18 @@ def trained_prefix(
     """A prefix in training, at the keys and values of `start` or of the initialization.
 
     Raises:
-        UsageError: embeddings shall be trained from `start`, or more layers than there are; `start` has
-            other lengths or streams than the settings, or the base lacks a stream.
+        UsageError: embeddings shall be trained from `start`; `start` has other lengths or streams than the
+            settings.
         GeometryMismatch, WrongBaseModel: it is a prefix of another base.
     """
     parameters: Parameterization | Embeddings
-    lengths, layers = settings.lengths(base.geometry), settings.trained_layers(base.geometry)
     if settings.parameterization.kind == "embedding":
-        parameters = _embeddings(base, settings, lengths["decoder"], examples, start)
+        parameters = _embeddings(base, settings, resolved.lengths["decoder"], examples, start)
     else:
-        initial = _initial(base, settings, lengths, examples, start)
-        parameters = Parameterization(settings.parameterization, initial, settings.seed, layers)
+        initial = _initial(base, settings, resolved.lengths, examples, start)
+        parameters = Parameterization(
+            settings.parameterization, initial, settings.seed, resolved.trained_layers
+        )
     return TrainedPrefix(parameters.to(base.device), placement, base.positions)
 
 

@@ -62,7 +62,8 @@ def fit(
         loss = mean_loss(adapter, dev)
         return Fit(0, loss, 0, {0: loss})
     method = _InTraining(adapter)
-    trainer = Trainer(settings, method, rows, dev, by_length=not base.takes_positions)
+    resolved = settings.resolve(base.geometry, len(rows))
+    trainer = Trainer(settings, resolved, method, rows, dev, by_length=not base.takes_positions)
     curve: dict[int, float] = {}
     loop.run(
         base,

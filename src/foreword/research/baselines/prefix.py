@@ -67,7 +67,13 @@ def ours(**options: Any) -> Callable[[AdapterInputs], Prefixed]:
     def begin(inputs: AdapterInputs) -> Prefixed:
         settings = make_settings(**{"length": inputs.length, "seed": inputs.seed, **inputs.choice, **options})
         template = choose_template(inputs.base, settings, None)
-        trained = trained_prefix(inputs.base, settings, inputs.rows, placement=template.placement)
+        trained = trained_prefix(
+            inputs.base,
+            settings,
+            settings.resolve(inputs.base.geometry, len(inputs.rows)),
+            inputs.rows,
+            placement=template.placement,
+        )
         return Prefixed(inputs.base, trained.parameters, template)
 
     return begin
