@@ -129,7 +129,8 @@ class Setting:
         """
         if value is None and (self.optional or self.default is None):
             return
-        if isinstance(value, Mapping):
+        takes_mapping = any(typing.get_origin(kind) is Mapping for kind in self.alternatives)
+        if isinstance(value, Mapping) and takes_mapping:
             for key, each in value.items():
                 self._check_one(f"{self.name} of {key}", each)
         else:

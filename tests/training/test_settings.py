@@ -17,6 +17,7 @@ import pytest
 import torch
 import typer
 import typer.main
+from typer.testing import CliRunner
 
 from foreword import BaseModel, prefix
 from foreword.base.options import ModelOptions
@@ -197,3 +198,38 @@ def test_what_depends_on_base_and_data_is_filled_in_once() -> None:
     assert resolved.trained_layers == {"decoder": range(3, 4)}
     assert (resolved.steps, resolved.warmup_steps, resolved.learning_rate) == (62, 3, 0.05)
     assert (resolved.evaluate_every, resolved.checkpoint_every) == (7, 6)
+
+
+def settings_typed(*words: str) -> TrainingSettings:
+    """What a command that takes the settings makes of the words typed behind it."""
+    made: list[TrainingSettings] = []
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    def command(*, settings: TrainingSettings) -> None:
+        made.append(settings)
+
+    app.command()(with_options(command))
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    return made[0]
+
+
+def test_an_old_option_takes_zero_as_a_value() -> None:
+    with pytest.warns(ForewordDeprecation, match="--clip is now called --max-grad-norm"):
+        assert settings_typed("--clip", "0").max_grad_norm == 0
+    with (
+        pytest.warns(ForewordDeprecation),
+        pytest.raises(UsageError, match="--gradient-accumulation is 0; expected a positive number"),
+    ):
+        settings_typed("--accumulate", "0")
+    with pytest.raises(UsageError, match="--clip is the old name of --max-grad-norm, and both are given"):
+        settings_typed("--clip", "3", "--max-grad-norm", "0")
+
+
+def test_an_option_that_is_gone_is_named_as_it_is_typed() -> None:
+    with pytest.warns(ForewordDeprecation, match="--by-source does nothing any more"):
+        assert settings_typed("--by-source") == TrainingSettings()
+
+
+def test_a_table_where_a_value_belongs_is_refused() -> None:
+    with pytest.raises(UsageError, match="batch_size is {'a': 2}; expected a whole number"):
+        TrainingSettings.from_mapping({"batch_size": {"a": 2}})

@@ -24,7 +24,6 @@ from foreword.errors import UsageError
 from foreword.examples.readers import Format
 from foreword.validation import (
     Setting,
-    current_names,
     deprecated,
     flat_settings,
     from_mapping,
@@ -201,23 +200,24 @@ def _made(kind: Any, values: dict[str, Any]) -> Any:
     """Take the options of a class of settings out of `values`, and make its object of them."""
     given: dict[str, Any] = {}
     flat = flat_settings(kind)
-    for name in getattr(kind, "GONE", {}):
-        given[name] = values.pop(name) or None
+    for name, why in getattr(kind, "GONE", {}).items():
+        if values.pop(name):
+            deprecated(f"--{name.replace('_', '-')} does nothing any more and will be refused: {why}")
     for each in flat:
         value = values.pop(_key(each.name))
         for alias in each.aliases:
             old = values.pop(alias)
-            if old in (None, False):
+            if old is None or old is False:  # not typed; 0 is a value
                 continue
-            if value not in (None, False):
-                raise UsageError(f"--{alias} is the old name of {each.option}, and both are given; give one")
-            deprecated(f"--{alias.replace('_', '-')} is now called {each.option}")
+            typed_as = f"--{alias.replace('_', '-')}"
+            if value is not None and value is not False:
+                raise UsageError(f"{typed_as} is the old name of {each.option}, and both are given; give one")
+            deprecated(f"{typed_as} is now called {each.option}")
             value = old
         if bool in each.alternatives:  # an option can only turn it
             value = (not value if each.default is True else value) if value else None
         given[each.name] = tuple(value) if isinstance(value, list) else value
     try:
-        current_names(kind, {name: given[name] for name in getattr(kind, "GONE", {})})
         rest = {name: value for name, value in given.items() if value is not None}
         return kind.from_mapping(rest) if hasattr(kind, "from_mapping") else from_mapping(kind, rest)
     except UsageError as error:
