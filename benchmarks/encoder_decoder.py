@@ -158,7 +158,7 @@ def _learn(
         dev_loss=[round(before, 4), round(loss, 4)],
         seconds=round(time.perf_counter() - start_time),
     )
-    return loss, Prefix(trainer.tensors(), base.identity, base.template)
+    return loss, Prefix(trainer.trained.tensors(), base.identity, base.template)
 
 
 def _texts(base: BaseModel, prefix: Prefix | None, dev_task: list[Example], count: int = 60) -> list[str]:

@@ -18,8 +18,7 @@ from foreword import BaseModel
 from foreword.encoding import encode
 from foreword.examples import read_examples
 from foreword.training.loop import mean_loss, train_step
-from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.settings import make_settings
+from foreword.training.settings import ParameterizationSettings, make_settings
 from foreword.training.trainer import build_trainer
 
 NUMBERS = {
