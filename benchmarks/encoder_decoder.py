@@ -28,7 +28,7 @@ from foreword import BaseModel, Example, Prefix, generate
 from foreword.encoding import EncodedExample, encode
 from foreword.examples import read_examples
 from foreword.prefix import Stream
-from foreword.training.loop import dev_loss, train_step
+from foreword.training.loop import mean_loss, train_step
 from foreword.training.settings import make_settings
 from foreword.training.trainer import build_trainer
 
@@ -146,10 +146,10 @@ def _learn(
     )
     start_time = time.perf_counter()
     trainer = build_trainer(base, settings, rows, dev_rows)
-    before = dev_loss(base, trainer)
+    before = mean_loss(base, trainer.trained, trainer.dev)
     while trainer.step < trainer.steps:
         train_step(base, [trainer])
-    loss = dev_loss(base, trainer)
+    loss = mean_loss(base, trainer.trained, trainer.dev)
     report(
         what="prefix",
         streams=name,
@@ -158,7 +158,7 @@ def _learn(
         dev_loss=[round(before, 4), round(loss, 4)],
         seconds=round(time.perf_counter() - start_time),
     )
-    return loss, Prefix(trainer.tensors(), base.identity, base.template)
+    return loss, Prefix(trainer.trained.tensors(), base.identity, base.template)
 
 
 def _texts(base: BaseModel, prefix: Prefix | None, dev_task: list[Example], count: int = 60) -> list[str]:

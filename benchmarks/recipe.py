@@ -17,9 +17,8 @@ from typing import Any
 from foreword import BaseModel
 from foreword.encoding import encode
 from foreword.examples import read_examples
-from foreword.training.loop import dev_loss, train_step
-from foreword.training.parameterization import ParameterizationSettings
-from foreword.training.settings import make_settings
+from foreword.training.loop import mean_loss, train_step
+from foreword.training.settings import ParameterizationSettings, make_settings
 from foreword.training.trainer import build_trainer
 
 NUMBERS = {
@@ -62,11 +61,11 @@ def main() -> None:
         start_time = time.perf_counter()
         settings = make_settings(**{**fixed, **_options(recipe)})
         trainer = build_trainer(base, settings, train_rows, dev_rows)
-        run_log = {0: dev_loss(base, trainer)}
+        run_log = {0: mean_loss(base, trainer.trained, trainer.dev)}
         while trainer.step < trainer.steps:
             train_step(base, [trainer])
             if trainer.step in (trainer.steps // 2, trainer.steps):
-                run_log[trainer.step] = round(dev_loss(base, trainer), 4)
+                run_log[trainer.step] = round(mean_loss(base, trainer.trained, trainer.dev), 4)
         seconds = round(time.perf_counter() - start_time)
         print(json.dumps({"recipe": recipe, "dev_loss": run_log, "seconds": seconds}), flush=True)
 

@@ -24,7 +24,7 @@ import torch
 
 from foreword import BaseModel, Example, Prefix, train, train_many
 from foreword.examples import read_examples
-from foreword.research.bench.memory import peak, reset_peak
+from foreword.research.bench.memory import above_the_base
 
 FIELDS = {"owner": "user"}
 ByOwner = Mapping[str, Sequence[Example]]
@@ -127,12 +127,15 @@ def _memory(arguments: argparse.Namespace) -> dict[str, float]:
     (rows,) = arguments.rows
     settings: dict[str, Any] = {"steps": arguments.steps, "max_length": arguments.max_length}
     pooled = [example for own in by_owner.values() for example in own[:rows]]
-    before = reset_peak()
     if arguments.way == "together":
-        train_many(base, {owner: own[:rows] for owner, own in by_owner.items()}, batch_size=rows, **settings)
+        owners, batch_size = {owner: own[:rows] for owner, own in by_owner.items()}, rows
     else:
-        train_many(base, {"one": pooled}, batch_size=len(pooled), **settings)
-    return {"megabytes": (peak() - before) / 1024}
+        owners, batch_size = {"one": pooled}, len(pooled)
+
+    def run(_: int) -> None:
+        train_many(base, owners, batch_size=batch_size, **settings)
+
+    return {"megabytes": above_the_base(base.model, run, steps=1) / 2**20}
 
 
 def report(**figures: Any) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from foreword.base.batch import PackedLayout
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
-from foreword.base.sliding_window import RopeShift, move_prefix_near
+from foreword.base.sliding_window import Angles, RopeShift, move_prefix_near
 from foreword.errors import UnsupportedArchitecture
 from foreword.prefix import Stream
 
@@ -47,6 +47,7 @@ CAUSAL_DEVICES = {"cuda"}
 mask anew for every layer."""
 
 Value = TypeVar("Value")
+Made = list[tuple[torch.Tensor, Value]]
 
 
 @dataclass(frozen=True)
@@ -64,25 +65,34 @@ class LayerInfo:
     rope: RopeShift | None = None
 
 
-class PassCache:
-    """What the layers of one stream share in one pass, so that it is made once and not once a layer.
+@dataclass
+class MaskCache:
+    """What the layers of one stream share in one pass, each value made once, kept beside its source tensor.
 
-    transformers makes one mask in a pass for all layers of a kind, and hands the same tensor to each of
-    them: so tensors are compared by identity. They are kept beside their values, so that no other can take
-    their place.
+    Attributes:
+        extended: the mask with the prefix's columns in front, by the mask over the text.
+        additive: a boolean mask as numbers that are added to scores, by that mask.
+        is_causal: whether a mask is the causal pattern, by that mask.
+        bias: T5's position bias with the prefix's columns in front, by the bias over the text.
+        beyond: how far each query is beyond the prefix's reach, by size of the sliding window and positions.
+        angles: rotary angles of those distances, by kind of layer and distances.
     """
 
-    def __init__(self) -> None:
-        self.made: list[tuple[Hashable, torch.Tensor, Any]] = []
+    extended: Made[torch.Tensor] = field(default_factory=list)
+    additive: Made[torch.Tensor] = field(default_factory=list)
+    is_causal: Made[bool] = field(default_factory=list)
+    bias: Made[torch.Tensor] = field(default_factory=list)
+    beyond: dict[int, Made[torch.Tensor | None]] = field(default_factory=lambda: defaultdict(list))
+    angles: dict[str | None, Made[Angles]] = field(default_factory=lambda: defaultdict(list))
 
-    def get(self, what: Hashable, source: torch.Tensor, make: Callable[[torch.Tensor], Value]) -> Value:
-        """What `make` made of this tensor, now or before; `what` it is tells it from other values of it."""
-        for name, known, value in self.made:
-            if known is source and name == what:
-                return value  # type: ignore[no-any-return]
-        made = make(source)
-        self.made.append((what, source, made))
-        return made
+
+def _once(made: Made[Value], source: torch.Tensor, make: Callable[[torch.Tensor], Value]) -> Value:
+    """What `make` made of this very tensor, now or before: all layers of a kind are handed one mask."""
+    for known, value in made:
+        if known is source:  # the list holds it, so no other tensor can take its place in memory
+            return value
+    made.append((source, value := make(source)))
+    return value
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ class AttentionContext:
         in_cache: the keys and values that reach attention have the prefixes in front already.
         target_starts: of each row, the first token that sees an infix; needed where a row has one.
         record: takes every call of the attention function.
-        cache: of each stream, for the pass that is under way.
+        mask_cache: of each stream, for the pass that is under way.
     """
 
     prefixes: PrefixBatch | None = None
@@ -114,7 +124,7 @@ class AttentionContext:
     in_cache: bool = False
     target_starts: tuple[int, ...] = ()
     record: Callable[[AttentionCall], None] | None = None
-    cache: dict[Stream, PassCache] = field(default_factory=lambda: defaultdict(PassCache))
+    mask_cache: dict[Stream, MaskCache] = field(default_factory=lambda: defaultdict(MaskCache))
 
 
 # A context variable, so that threads of one process can use one model with different prefixes.
@@ -196,11 +206,11 @@ def _attention_function(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, tor
         stream: Stream = "decoder" if layer is None else layer.stream
         if layer is not None:
             if layer.layer == 0:  # a new pass has new masks
-                state.cache.pop(stream, None)
+                state.mask_cache.pop(stream, None)
             query, key, value, mask = _with_prefix(state, layer, module, query, key, value, mask, kwargs)
-        cache = state.cache[stream]
+        cache = state.mask_cache[stream]
         if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
-            mask = cache.get("additive", mask, lambda boolean: _additive(boolean, query.dtype))
+            mask = _once(cache.additive, mask, lambda boolean: _additive(boolean, query.dtype))
         valid_BT = None if layout is None else layout.valid_BT
         output, weights = _attend(kernel, module, query, key, value, mask, valid_BT, cache, kwargs)
         return (layout.to_flat(output) if layout is not None else output), weights
@@ -222,7 +232,7 @@ def _with_prefix(
     prefixes, stream = state.prefixes, layer.stream
     if prefixes is None or stream not in prefixes.blocks:  # no row has a prefix in this stream
         return query, key_BHSD, value_BHSD, mask
-    cache = state.cache[stream]
+    cache = state.mask_cache[stream]
     length = prefixes.blocks[stream].longest
     if not state.in_cache:
         prefix_key_BHPD, prefix_value_BHPD = prefixes.rows(stream, layer.layer, like=key_BHSD)
@@ -230,11 +240,10 @@ def _with_prefix(
         value_BHSD = torch.cat([prefix_value_BHPD, value_BHSD], dim=2)
     if mask is None:
         mask = _mask_when_none(module, query, key_BHSD.shape[2] - length)
-    # Only the columns of the text come from transformers. Those of the prefix are ours: they are open for
-    # every token of the row (an infix: from its target on), and closed where a row's prefix is shorter than
-    # P.
-    extended = cache.get(
-        "extended",
+    # Only the columns of the text come from transformers. Those of the prefix are ours: open for every token
+    # of the row (an infix: from its target on), and closed where a row's prefix is shorter than P.
+    extended = _once(
+        cache.extended,
         mask,
         lambda text: _open_columns(
             text,
@@ -243,7 +252,7 @@ def _with_prefix(
     )
     bias = kwargs.get("position_bias")
     if bias is not None:  # a virtual token has no position, so it gets no bias
-        kwargs["position_bias"] = cache.get("bias", bias, lambda text: pad(text, (length, 0)))
+        kwargs["position_bias"] = _once(cache.bias, bias, lambda text: pad(text, (length, 0)))
     if layer.sliding_window is not None and prefixes.within_window:
         beyond_BT = _steps_beyond(state, layer.sliding_window, query, kwargs["position_ids"])
         if beyond_BT is not None:
@@ -253,8 +262,8 @@ def _with_prefix(
                     "a prefix is to stay within a sliding window's reach, but this model's positions "
                     "can't be moved"
                 )
-            angles = cache.get(
-                ("angles", rope.layer_type),
+            angles = _once(
+                cache.angles[rope.layer_type],
                 # One new token: the prefix moves forward, towards it. Several: each query moves back.
                 beyond_BT,
                 lambda steps: rope.angles(query, steps if query.shape[2] == 1 else -steps),
@@ -278,7 +287,7 @@ def _steps_beyond(
         beyond_BT = (positions_BT - farthest_B[:, None]).clamp(min=0)
         return beyond_BT if bool(beyond_BT.any()) else None
 
-    return state.cache["decoder"].get(("beyond", window), position_ids, count)
+    return _once(state.mask_cache["decoder"].beyond[window], position_ids, count)
 
 
 def _attend(
@@ -289,7 +298,7 @@ def _attend(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     valid_BT: torch.Tensor | None,
-    cache: PassCache,
+    cache: MaskCache,
     kwargs: Mapping[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of one layer, `[B, T, Q, D]`; all ways give the same, some with less memory or time.
@@ -312,7 +321,7 @@ def _attend(
             if (
                 query.device.type in CAUSAL_DEVICES
                 and hasattr(module, "foreword_layer")
-                and cache.get("is causal", mask, lambda mask_B1TS: is_causal(mask_B1TS, valid_BT))
+                and _once(cache.is_causal, mask, lambda mask_B1TS: is_causal(mask_B1TS, valid_BT))
             ):
                 return attend_causally(query, key, value, scaling), None
             # transformers repeats keys and values for every query head that shares them whenever there is
