@@ -1,11 +1,13 @@
-"""Old paths of modules: `import foreword.fingerprint` still works, and says the new path once.
+"""Old paths of modules, and old names in them: `foreword.attention.Attending` works, and says the new name.
 
-One finder on `sys.meta_path` serves all of them, in front of Python's own: those would find the files of a
-moved package under its old name, and load it a second time. Both paths name one module.
+One finder on `sys.meta_path` serves all paths, in front of Python's own: those would find the files of a
+moved package under its old name, and load it a second time. Both paths name one module. It knows its old
+names from when it is first imported under an old path, so that new code can't come to use them.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -13,7 +15,8 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, ModuleType
+from typing import Any
 
 from foreword.errors import ForewordDeprecation
 
@@ -197,6 +200,139 @@ MOVED = {
 """Old path to new path, both below `foreword`."""
 _PACKAGES = ("baselines", "bench", "experiments")
 
+RENAMED = {
+    "base": {
+        "PrefixesArgument": "base.base_model.PrefixesArgument",
+        "batches_by_length": "base.base_model.batches_by_length",
+    },
+    "base.attention": {
+        "Attending": "AttentionContext",
+        "DEVICES": "CAUSAL_DEVICES",
+        "Slot": "LayerInfo",
+        "attending": "attention_context",
+    },
+    "base.batch": {"FlatLayout": "PackedLayout", "lay_out": "pack_rows"},
+    "base.compatibility": {"reach_into_windows": "enable_window_shift", "try_prefix": "check_prefix_effect"},
+    "base.loading": {"kept_as": "existing_quantization"},
+    "base.loss": {"find_plain_head": "detect_linear_head"},
+    "base.prefix_batch": {"RowPrefixes": "PrefixBatch"},
+    "base.prepacked_linear": {
+        "Packed": "PrepackedWeight",
+        "PackedLinear": "PrepackedLinear",
+        "can_pack": "can_prepack",
+        "packed_weights": "prepacked_weights",
+        "packing_pays": "prepacking_pays",
+        "prepare": "enable_prepacking",
+    },
+    "base.sliding_window": {"Turn": "RopeShift"},
+    "research.baselines.protocol": {
+        "Front": "ContextCost",
+        "Setting": "AdapterInputs",
+        "Subject": "EvaluatedModel",
+        "Trainee": "Adapter",
+    },
+    "research.bench.workload": {
+        "STEPS_OF_MEMORY": "research.bench.memory.WORKLOAD_STEPS",
+        "learners": "trainers",
+    },
+    "research.experiments.measure": {"score_piece": "score_key"},
+    "research.experiments.report_trials": {"duels": "comparisons"},
+    "research.experiments.results": {"Ledger": "Results"},
+    "research.experiments.splits": {"Material": "DataSplits", "hold_out": "split_by_group"},
+    "research.experiments.statistics": {
+        "CHANCE": "SIGNIFICANCE",
+        "Contrast": "PairedTest",
+        "duel": "paired_comparison",
+    },
+    "research.experiments.trials": {
+        "choice_piece": "research.experiments.results.choice_key",
+        "chosen_piece": "research.experiments.results.chosen_key",
+    },
+    "sampling": {
+        "NoiseOfTheRow": "GumbelNoise",
+        "StopOfTheRow": "StopStrings",
+        "TextOfTheRow": "TextStreamer",
+    },
+    "serving.api.middleware": {"Gate": "RequestMiddleware"},
+    "serving.api.state": {
+        "Server": "ServerState",
+        "Visitor": "RequestIdentity",
+        "visitor": "authenticate",
+        "visitor_of": "identity_of",
+    },
+    "serving.api.streaming": {
+        "Writing": "Completions",
+        "Written": "CompletedText",
+        "pieces": "text_deltas",
+        "while_there": "unless_gone",
+    },
+    "serving.engine": {
+        "Engine": "serving.engine.protocol.Engine",
+        "FinishReason": "serving.engine.protocol.FinishReason",
+        "Row": "serving.engine.protocol.Row",
+        "Sampling": "serving.engine.protocol.Sampling",
+        "Token": "serving.engine.protocol.Token",
+    },
+    "serving.engine.continuous_batch": {"RunningBatch": "ContinuousBatch"},
+    "serving.engine.detokenizer": {"Piece": "TextDelta", "UNFINISHED": "sampling.UNFINISHED"},
+    "serving.engine.scheduler": {"Waiting": "FairQueue"},
+    "serving.jobs": {
+        "After": "serving.api.fine_tuning.After",
+        "JobId": "serving.api.fine_tuning.JobId",
+        "Limit": "serving.api.fine_tuning.Limit",
+        "cancel_job": "serving.api.fine_tuning.cancel_job",
+        "create_job": "serving.api.fine_tuning.create_job",
+        "list_checkpoints": "serving.api.fine_tuning.list_checkpoints",
+        "list_events": "serving.api.fine_tuning.list_events",
+        "list_jobs": "serving.api.fine_tuning.list_jobs",
+        "retrieve_job": "serving.api.fine_tuning.retrieve_job",
+        "router": "serving.api.fine_tuning.router",
+    },
+    "serving.jobs.queue": {"beat": "heartbeat", "give_back": "release", "take": "claim"},
+    "serving.jobs.uploads": {"check_room": "check_stored_bytes"},
+    "serving.jobs.worker": {"Watch": "JobHeartbeat"},
+    "serving.served_model": {"Served": "ServedModel"},
+    "serving.vllm.plan": {"Salts": "CacheSalts"},
+    "serving.vllm.prefixes": {
+        "Pages": "ShardedPrefix",
+        "PagesMemory": "ShardMemory",
+        "Share": "HeadShard",
+        "blocks_between": "serving.vllm.plan.blocks_between",
+        "pages_of": "shard_of",
+        "slots": "serving.vllm.plan.slots",
+    },
+    "serving.vllm.process": {"Pulse": "HealthPoller"},
+    "store.access": {"FORGOTTEN": "store.forget.FORGOTTEN"},
+    "store.database": {"Catalogue": "Database"},
+    "store.store": {
+        "CATALOGUE_FILE": "store.database.FILE",
+        "cache_folder": "store.cache.files_folder",
+        "open_catalogue": "store.schema.open_to_migrate",
+        "places": "store.database.find_database",
+    },
+    "training.batch_sampler": {"Order": "BatchSampler"},
+    "training.initialization": {
+        "DEFAULT_WORDS": "training.settings.DEFAULT_WORDS",
+        "starting_point": "initial_key_values",
+    },
+    "training.parameterization": {
+        "Compiled": "base.prefix_batch.KeyValues",
+        "KeysValues": "base.prefix_batch.KeyValuePair",
+    },
+    "training.run_log": {"Course": "RunLog", "SPEED_WINDOW": "SPEED_STEPS"},
+    "training.trainer": {"Learner": "Trainer", "build_learner": "build_trainer"},
+}
+"""Path of a module now: its old names, and the new ones; with dots, below `foreword`: in another module."""
+
+REMOVED = {
+    "bench.room": "`foreword bench` no longer checks the machine's size before it measures",
+    "evaluation.metrics.learned": "score texts with the package of the metric's authors "
+    "(bert-score, bleurt, moverscore)",
+    "experiments.cost": "the progress of `foreword reproduce` shows the time left",
+    "experiments.trial_cost": "the progress of `foreword reproduce` shows the time left",
+}
+"""Modules that went out, by their paths below `foreword`, and what to do without them."""
+
 
 class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Finds a module under its old path and loads it from the new one."""
@@ -204,7 +340,11 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """A spec for an old path; None for anything else."""
+        """A spec for an old path; None for anything else. Raises ModuleNotFoundError for one that is gone."""
+        gone = REMOVED.get(fullname.removeprefix("foreword."))
+        if gone is not None:
+            # Without `name`: `from package import module` would put its own message in place of this one.
+            raise ModuleNotFoundError(f"{fullname} is gone: {gone}")
         new = _new_path(fullname)
         found = None if new is None else importlib.util.find_spec(new)
         if found is None:
@@ -219,9 +359,11 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own specification back; it has run under its new path."""
+        """Give the module its own specification back, as it has run under its new path, and its old names."""
         if module.__spec__ is not None:
             module.__spec__ = module.__spec__.loader_state
+        if not hasattr(module, "__getattr__"):
+            setattr(module, "__getattr__", functools.partial(old_name, module.__name__))  # noqa: B010
 
     def get_code(self, fullname: str) -> CodeType | None:
         """What `python -m` runs: the code under the new path."""
@@ -247,8 +389,50 @@ def _new_path(old: str) -> str | None:
 
 def _warned(old: str) -> str:
     new = _new_path(old)
-    warnings.warn(f"{old} is now {new}", ForewordDeprecation, stacklevel=3)
+    _warn(f"{old} is now {new}")
     return str(new)
+
+
+def old_name(module: str, name: str) -> Any:
+    """What a module's old name means now, with a warning that says the new path and name.
+
+    Raises:
+        AttributeError: it never had that name, or nothing took its place.
+    """
+    path = module.removeprefix("foreword.")
+    new = RENAMED.get(path, {}).get(name)
+    if new is not None:
+        new = f"foreword.{new}" if "." in new else f"{module}.{new}"
+        _warn(f"{name} is now {new}")
+        home, _, name = new.rpartition(".")
+        return getattr(importlib.import_module(home), name)
+    for package in _PACKAGES:  # `rounds`, taken from `foreword.bench`, is looked for under the new name
+        old = f"{package}.{name}"
+        if path != MOVED[package] or importlib.util.find_spec(f"{module}.{name}") is not None:
+            continue
+        if old in MOVED or old in REMOVED:
+            return importlib.import_module(f"foreword.{old}")
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
+def _warn(message: str) -> None:
+    """Warn at the line that is to be changed: the first frame outside of this file and Python's imports."""
+    frame: FrameType = sys._getframe(1)
+    while frame.f_back is not None and _imports(str(frame.f_globals.get("__name__", ""))):
+        frame = frame.f_back
+    values = frame.f_globals
+    warnings.warn_explicit(
+        message,
+        ForewordDeprecation,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=values.get("__name__", "<unknown>"),
+        registry=values.setdefault("__warningregistry__", {}),
+    )
+
+
+def _imports(module: str) -> bool:
+    return module == __name__ or module.partition(".")[0] in ("importlib", "_frozen_importlib")
 
 
 def install() -> None:

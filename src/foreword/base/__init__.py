@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from foreword import _aliases
+
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
 
@@ -16,4 +18,4 @@ def __getattr__(name: str) -> Any:
         from foreword.base.base_model import BaseModel
 
         return BaseModel
-    raise AttributeError(f"module 'foreword.base' has no attribute {name!r}")
+    return _aliases.old_name(__name__, name)
