@@ -208,8 +208,6 @@ def _hint(task: Task, record: dict[str, Any]) -> str:
     return f"; this looks like {TASKS[other].title}: give the task {other}"
 
 
-# -- by name -----------------------------------------------------------------------------------
-
 Record = dict[str, Any]
 
 

@@ -137,9 +137,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# -- Pictures --------------------------------------------------------------------------------------
-
-
 def bars(ratios: Mapping[str, Spread], name: str, path: Path) -> None:
     """A bar for each ratio, its quartiles, and a line at 1."""
     names = list(ratios)[::-1]

@@ -15,7 +15,6 @@ Shapes: M tokens, I inputs, O outputs of a linear layer.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,9 +105,6 @@ def _head(base: BaseModel) -> Any:
     return base.model.get_output_embeddings().weight
 
 
-# -- What the machine can do at most --------------------------------------------------------------
-
-
 SQUARE = 2048
 """Side of the matrices: large enough that a product is all arithmetic."""
 
@@ -146,9 +142,8 @@ large square products in the same round, forward and backward together."""
 def measure(dtype: torch.dtype, device: torch.device, rounds: int = 5) -> Limits:
     """Medians of several rounds, with the threads that torch has now."""
     square, operations = products(dtype, device, count=1)
-    product = _seconds(lambda: square(0), rounds)
-    copying = copies(device)
-    return Limits(flops=operations / product, bandwidth=2 * COPIED / _seconds(lambda: copying(0), rounds))
+    turns = in_turns({SQUARES: square, COPYING: copies(device)}, rounds)
+    return Limits(operations / turns.of(SQUARES).median, 2 * COPIED / turns.of(COPYING).median)
 
 
 def products(dtype: torch.dtype, device: torch.device, count: int = 10) -> tuple[Work, int]:
@@ -259,12 +254,3 @@ def _wait(device: torch.device) -> None:
     """GPUs compute while Python goes on; a clock has to wait for them."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _seconds(work: Callable[[], object], rounds: int) -> float:
-    taken = []
-    for _ in range(rounds + 1):
-        start_time = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start_time)
-    return sorted(taken[1:])[rounds // 2]

@@ -130,9 +130,6 @@ def _short(base: BaseModel, examples: Sequence[Example], max_length: int, what: 
     return kept
 
 
-# -- The experiment --------------------------------------------------------------------------------
-
-
 EXPERIMENT = "personalization"
 SHARED = "shared prefix"
 

@@ -82,9 +82,6 @@ def _limit(values: Sequence[float]) -> float:
     return ordered[max(0, round(0.98 * len(ordered)) - 1)] or max(ordered[-1], 1e-3)
 
 
-# -- Curves ----------------------------------------------------------------------------------------
-
-
 MOST_COLUMNS = 4
 MARKERS = "osD^vPX*<>ph"
 

@@ -209,9 +209,6 @@ def _notes(plan: Plan) -> str:
     return "## Notes\n\n" + "\n".join(lines) + "\n"
 
 
-# -- The first method against the others -----------------------------------------------------------
-
-
 def summary(results: Results, plan: Plan, groups: Sequence[str]) -> str:
     """The first method against the others, in words.
 
@@ -322,9 +319,6 @@ def _mean(test: PairedTest, places: int) -> str:
     return "-" if math.isnan(test.mean) else f"{test.mean:+.{places}f}"
 
 
-# -- The picture: a panel for each figure of each group, a curve for each method -------------------
-
-
 def draw(results: Results, plan: Plan, groups: Sequence[str], path: Path, *, title: str) -> None:
     """Write the picture (PNG).
 
@@ -344,10 +338,11 @@ def _curves(results: Results, plan: Plan, group: str, metric: str) -> list[Curve
     curves = []
     # Methods of one size alone are in the tables: as points on one line nobody could tell them apart.
     for method in plan.methods if len(figures.sizes(plan)) > 1 else figures.all_methods(plan):
-        of_sizes = {
-            size: figures.cell(results, plan, method, size, group, metric) for size in figures.sizes(plan)
+        cells = {
+            size: cell
+            for size in figures.sizes(plan)
+            if (cell := figures.cell(results, plan, method, size, group, metric)).values
         }
-        cells = {size: cell for size, cell in of_sizes.items() if cell.values}
         if cells:
             means, spreads = [c.mean for c in cells.values()], [c.spread for c in cells.values()]
             curves.append(Curve(method.title, list(cells), means, spreads))

@@ -161,9 +161,6 @@ def _one_of_each(groups: Sequence[Sequence[Entry]], seed: int) -> list[Example]:
     return [drawn.choice(examples_of(group, fit_only=False)) for group in groups]
 
 
-# -- Groups that are held out ----------------------------------------------------------------------
-
-
 GroupOf = Callable[[Example | Entry], str | None]
 
 SHARE = 3
@@ -208,7 +205,11 @@ def split_by_group(
     """
     measured_on = dev if test is None else test
     for what, examples in (("training", train), ("dev", dev), ("test", test or ())):
-        _check_groups(what, examples, group_of)
+        for number, example in enumerate(examples):
+            if group_of(example) is None:
+                raise BadExamples(
+                    f"{what} example {number} has no group; name the field that holds it with --group-field"
+                )
     groups = sorted({str(group_of(example)) for example in measured_on})
     trained = {str(group_of(example)) for example in train}
     if unknown := [name for name in names if name not in groups]:
@@ -241,14 +242,6 @@ def split_by_group(
             raise BadExamples("no dev example of a group that is trained on is left to choose by")
     splits, left_out = apart(kept, chosen, {"seen": measured, "unseen": outside})
     return splits, unseen_groups, left_out
-
-
-def _check_groups(what: str, examples: Sequence[Example | Entry], group_of: GroupOf) -> None:
-    for number, example in enumerate(examples):
-        if group_of(example) is None:
-            raise BadExamples(
-                f"{what} example {number} has no group; name the field that holds it with --group-field"
-            )
 
 
 def _drawn(groups: Sequence[str], trained: set[str], seed: int, *, drawn: bool) -> tuple[str, ...]:
