@@ -18,11 +18,11 @@ from torch import nn
 
 from foreword.base.base_model import BaseModel
 from foreword.base.prefix_batch import KeyValues
-from foreword.errors import UnsupportedArchitecture, UsageError
+from foreword.errors import UnsupportedArchitecture
 from foreword.interop.conversion import from_flat
 from foreword.research.baselines.fine_tuning import Weights, sharing_copy
 from foreword.research.baselines.prefix import Prefixed
-from foreword.research.baselines.protocol import AdapterInputs
+from foreword.research.baselines.protocol import AdapterInputs, check_decoder_only
 from foreword.training.embedding import compile_embeddings, starting_embeddings
 from foreword.training.settings import DEFAULT_WORDS, Initialization
 
@@ -40,7 +40,7 @@ def lora(rank: int | None) -> Callable[[AdapterInputs], Weights]:
         from peft import get_peft_model
 
         base, config = inputs.base, _lora_config(rank or equal_rank(inputs.base, inputs.length))
-        _check(base)
+        check_decoder_only(base, "PEFT's methods")
         with _seeded(inputs.seed), _refusals(base):
             model = get_peft_model(sharing_copy(base), config).get_base_model()
         model.eval()
@@ -119,18 +119,10 @@ def _lora_config(rank: int) -> Any:
 def _prompt_encoder(inputs: AdapterInputs, config: Any) -> tuple[Any, torch.Tensor]:
     from peft import get_peft_model
 
-    _check(inputs.base)
+    check_decoder_only(inputs.base, "PEFT's methods")
     with _seeded(inputs.seed), _refusals(inputs.base):
         model = get_peft_model(sharing_copy(inputs.base), config)
     return model.prompt_encoder["default"], model.prompt_tokens["default"]
-
-
-def _check(base: BaseModel) -> None:
-    if base.is_encoder_decoder:
-        raise UsageError(
-            f"{base.name} is an encoder-decoder: PEFT's methods are compared on decoder-only models here; "
-            "leave them out"
-        )
 
 
 @contextlib.contextmanager

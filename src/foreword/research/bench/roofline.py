@@ -31,6 +31,20 @@ from foreword.research.bench.timing import Spread, Work, in_turns, spread
 OVERLOOKED = 0.01
 """Share of a model's matrices that may belong to no product that is counted here: small convolutions."""
 
+SQUARE = 2048
+"""Side of the matrices: large enough that a product is all arithmetic."""
+
+COPIED = 1 << 28
+"""Bytes: more than any cache holds."""
+
+ENOUGH = 4e9
+"""Operations of one timing: tens of milliseconds on a CPU of today."""
+
+MOST_REPEATS = 200
+"""Of small products, whose time is that of the call."""
+
+SQUARES, COPYING = "squares", "copying"
+
 
 def training_step(base: BaseModel, rows: Sequence[EncodedExample], length: int) -> int:
     """Operations of one step of a decoder-only base behind prefixes of `length` (P).
@@ -105,29 +119,10 @@ def _head(base: BaseModel) -> Any:
     return base.model.get_output_embeddings().weight
 
 
-SQUARE = 2048
-"""Side of the matrices: large enough that a product is all arithmetic."""
-
-COPIED = 1 << 28
-"""Bytes: more than any cache holds."""
-
-ENOUGH = 4e9
-"""Operations of one timing: tens of milliseconds on a CPU of today."""
-
-MOST_REPEATS = 200
-"""Of small products, whose time is that of the call."""
-
-SQUARES, COPYING = "squares", "copying"
-
-
 @dataclass(frozen=True)
 class Limits:
-    """What was measured.
-
-    Attributes:
-        flops: floating-point operations a second, in products of large square matrices.
-        bandwidth: bytes a second, read and written, in copying memory.
-    """
+    """Floating-point operations a second, in products of large square matrices; and bytes a second, read and
+    written, in copying memory."""
 
     flops: float
     bandwidth: float

@@ -46,7 +46,6 @@ AXES: Mapping[str, Axis] = {
 NEW_TOKENS = 16
 """Of each row, where text is generated."""
 
-
 COLUMNS = ("curve", "at", "seconds", "growth", "growth of operations", "share", "peak MB")
 
 

@@ -59,12 +59,8 @@ class Plan:
     decoding: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = {
-            "subsets": self.subsets,
-            "seeds": self.seeds,
-            "tuning_size": self.tuning_size,
-            "max_length": self.max_length,
-        }
+        names = ("subsets", "seeds", "tuning_size", "max_length")
+        counts = {name: getattr(self, name) for name in names}
         counts |= {f"size {size}": size for size in self.sizes}
         for name, count in counts.items():
             if count < 1:

@@ -18,7 +18,7 @@ from foreword.research.experiments import plots
 from foreword.research.experiments import statistics as figures
 from foreword.research.experiments.measure import LOSS, LOSS_TARGETS, digits, lower_is_better
 from foreword.research.experiments.plan import Plan
-from foreword.research.experiments.plots import Curve, Panel
+from foreword.research.experiments.plots import Curve
 from foreword.research.experiments.results import Results, choice_key
 from foreword.research.experiments.statistics import SIGNIFICANCE, Cell, PairedTest, sign_test
 
@@ -325,11 +325,11 @@ def draw(results: Results, plan: Plan, groups: Sequence[str], path: Path, *, tit
     Raises:
         CannotWrite: no right or no space.
     """
-    panels = [
-        Panel(_heading(metric, group, groups), _curves(results, plan, group, metric))
+    panels = {
+        _heading(metric, group, groups): _curves(results, plan, group, metric)
         for group in groups
         for metric in figures.metrics(results)
-    ]
+    }
     caption = "Mean of all subsets and seeds; band or bar: ± standard deviation."
     plots.draw_panels(panels, path, title=title, caption=caption)
 

@@ -15,6 +15,10 @@ from foreword.examples import Entry, Example, digest, entries_of, examples_of, s
 from foreword.template import Source
 
 Some = TypeVar("Some", Example, Entry, Example | Entry)
+GroupOf = Callable[[Example | Entry], str | None]
+
+SHARE = 3
+"""Where no groups are named, one in so many is held out."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +163,6 @@ def _shuffled(data: Sequence[Example | Entry], seed: int) -> list[list[Entry]]:
 def _one_of_each(groups: Sequence[Sequence[Entry]], seed: int) -> list[Example]:
     drawn = random.Random(f"{seed}/targets")
     return [drawn.choice(examples_of(group, fit_only=False)) for group in groups]
-
-
-GroupOf = Callable[[Example | Entry], str | None]
-
-SHARE = 3
-"""Where no groups are named, one in so many is held out."""
 
 
 def by_owner(example: Example | Entry) -> str | None:
