@@ -24,12 +24,10 @@ SEEN, UNSEEN = "seen", "unseen"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was written for one source, beside what could have been.
+    """What was written (`text`) for one source, beside what could have been.
 
     Attributes:
-        source: of the examples.
         references: the targets of all examples with that source, or of the entry.
-        text: generated.
         category: of the entry, where the data has it.
     """
 

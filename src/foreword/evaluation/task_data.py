@@ -35,6 +35,7 @@ from foreword.examples.triples import (
 )
 
 One = TypeVar("One", Entry, Example)
+Record = dict[str, Any]
 
 EXPECTED = {
     "e2e": "CSV with the columns mr and ref, or source||target lines",
@@ -206,11 +207,6 @@ def _hint(task: Task, record: dict[str, Any]) -> str:
     if other is None or other == task.name:
         return "; give a file of this task, or read yours without a task (fields can be named there)"
     return f"; this looks like {TASKS[other].title}: give the task {other}"
-
-
-# -- by name -----------------------------------------------------------------------------------
-
-Record = dict[str, Any]
 
 
 def fetch_task(task: Task, split: str, *, limit: int | None = None) -> list[Entry]:

@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from foreword.base.base_model import BaseModel
-from foreword.errors import UsageError
 from foreword.research.baselines.fine_tuning import Weights, decoder_blocks, sharing_copy
-from foreword.research.baselines.protocol import AdapterInputs
+from foreword.research.baselines.protocol import AdapterInputs, check_decoder_only
 
 SPREAD = 0.02
 """Standard deviation of the weights at the start, as in the adapters library (`init_weights="bert"`)."""
@@ -48,11 +47,7 @@ class Bottleneck(nn.Module):
 def bottleneck_adapter(inputs: AdapterInputs, width: int | None = None) -> Weights:
     """Bottlenecks of `width` numbers (K); None: as wide as the prefix's number of parameters allows."""
     base = inputs.base
-    if base.is_encoder_decoder:
-        raise UsageError(
-            f"{base.name} is an encoder-decoder: bottleneck adapters are compared on decoder-only models "
-            "here; leave them out"
-        )
+    check_decoder_only(base, "bottleneck adapters")
     size, model = hidden_size(base), sharing_copy(base)
     generator = torch.Generator().manual_seed(inputs.seed)
     parameters: list[nn.Parameter] = []

@@ -18,11 +18,11 @@ from torch import nn
 
 from foreword.base.base_model import BaseModel
 from foreword.base.prefix_batch import KeyValues
-from foreword.errors import UnsupportedArchitecture, UsageError
+from foreword.errors import UnsupportedArchitecture
 from foreword.interop.conversion import from_flat
 from foreword.research.baselines.fine_tuning import Weights, sharing_copy
 from foreword.research.baselines.prefix import Prefixed
-from foreword.research.baselines.protocol import AdapterInputs
+from foreword.research.baselines.protocol import AdapterInputs, check_decoder_only
 from foreword.training.embedding import compile_embeddings, starting_embeddings
 from foreword.training.settings import DEFAULT_WORDS, Initialization
 
@@ -40,7 +40,7 @@ def lora(rank: int | None) -> Callable[[AdapterInputs], Weights]:
         from peft import get_peft_model
 
         base, config = inputs.base, _lora_config(rank or equal_rank(inputs.base, inputs.length))
-        _check(base)
+        check_decoder_only(base, "PEFT's methods")
         with _seeded(inputs.seed), _refusals(base):
             model = get_peft_model(sharing_copy(base), config).get_base_model()
         model.eval()
@@ -71,7 +71,7 @@ def peft_prefix(*, projection: bool) -> Callable[[AdapterInputs], Prefixed]:
             prefix_projection=projection,
             encoder_hidden_size=PROJECTION_WIDTH if projection else None,
         )
-        encoder = PeftPrefix(inputs.base, *_prompt_encoder(inputs, config))
+        encoder = PeftEncoder(inputs.base, *_prompt_encoder(inputs, config), embeds=False)
         return Prefixed(inputs.base, encoder, inputs.base.template)
 
     return begin
@@ -88,35 +88,26 @@ def prompt_tuning(inputs: AdapterInputs) -> Prefixed:
         encoder.embedding.weight.copy_(
             starting_embeddings(inputs.base, words, inputs.length, inputs.rows, inputs.seed)
         )
-    return Prefixed(inputs.base, PeftPrompt(inputs.base, encoder, tokens_P), inputs.base.template)
+    compiled = PeftEncoder(inputs.base, encoder, tokens_P, embeds=True)
+    return Prefixed(inputs.base, compiled, inputs.base.template)
 
 
-class PeftPrefix(nn.Module):
-    """PEFT's encoder, whose numbers are taken for keys and values as its cache would take them."""
+class PeftEncoder(nn.Module):
+    """PEFT's encoder: its numbers are keys and values in the layout of PEFT's cache, or (`embeds`) embeddings
+    `[P, E]`, of which one pass of the base model makes keys and values."""
 
-    def __init__(self, base: BaseModel, encoder: nn.Module, tokens_P: torch.Tensor) -> None:
+    def __init__(self, base: BaseModel, encoder: nn.Module, tokens_P: torch.Tensor, *, embeds: bool) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.sizes = base.geometry.streams["decoder"]
+        self.encoder, self.base, self.embeds = encoder, base, embeds
         self.register_buffer("tokens_P", tokens_P)
 
     def forward(self) -> KeyValues:
         """Keys and values `[L, H, P, D]`."""
-        return {"decoder": from_flat(self.encoder(self.tokens_P), self.sizes, where="PEFT's encoder")}
-
-
-class PeftPrompt(nn.Module):
-    """PEFT's embeddings `[P, E]`, of which one pass of the base model makes keys and values."""
-
-    def __init__(self, base: BaseModel, encoder: nn.Module, tokens_P: torch.Tensor) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.base = base
-        self.register_buffer("tokens_P", tokens_P)
-
-    def forward(self) -> KeyValues:
-        """Keys and values `[L, H, P, D]`."""
-        return compile_embeddings(self.base, self.encoder(self.tokens_P))
+        numbers = self.encoder(self.tokens_P)
+        if self.embeds:
+            return compile_embeddings(self.base, numbers)
+        sizes = self.base.geometry.streams["decoder"]
+        return {"decoder": from_flat(numbers, sizes, where="PEFT's encoder")}
 
 
 def _lora_config(rank: int) -> Any:
@@ -128,18 +119,10 @@ def _lora_config(rank: int) -> Any:
 def _prompt_encoder(inputs: AdapterInputs, config: Any) -> tuple[Any, torch.Tensor]:
     from peft import get_peft_model
 
-    _check(inputs.base)
+    check_decoder_only(inputs.base, "PEFT's methods")
     with _seeded(inputs.seed), _refusals(inputs.base):
         model = get_peft_model(sharing_copy(inputs.base), config)
     return model.prompt_encoder["default"], model.prompt_tokens["default"]
-
-
-def _check(base: BaseModel) -> None:
-    if base.is_encoder_decoder:
-        raise UsageError(
-            f"{base.name} is an encoder-decoder: PEFT's methods are compared on decoder-only models here; "
-            "leave them out"
-        )
 
 
 @contextlib.contextmanager

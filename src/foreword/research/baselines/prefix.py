@@ -79,8 +79,6 @@ def ours(**options: Any) -> Callable[[AdapterInputs], Prefixed]:
     return begin
 
 
-# -- Variants --------------------------------------------------------------------------------------
-
 LENGTHS = (1, 2, 5, 20, 40)
 
 TASK_WORDS = "Summarize the facts as text."

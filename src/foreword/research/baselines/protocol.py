@@ -16,6 +16,7 @@ from torch import nn
 
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
+from foreword.errors import UsageError
 from foreword.examples import Example
 from foreword.prefix import Prefix
 from foreword.template import Template
@@ -29,7 +30,6 @@ class AdapterInputs:
         base: the shared base model; no method changes a weight of it.
         examples, rows: the training examples, and the same as token ids.
         length: P, number of virtual tokens, for methods that have some.
-        seed: of what is drawn at random.
         choice: a point of the method's grid, such as {"learning_rate": 1e-3}.
         instruction: the task in words, for methods that prompt.
     """
@@ -63,12 +63,7 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class ContextCost:
-    """What stands in front of every text.
-
-    Attributes:
-        tokens: positions of the base's window that it takes.
-        template: how the text behind it is made of its source.
-    """
+    """Positions that what stands in front of every text takes, and how the text behind it is made."""
 
     tokens: int
     template: Template
@@ -97,6 +92,15 @@ class Adapter(Protocol):
 def nothing(inputs: AdapterInputs) -> ContextCost:
     """The front of methods that put nothing there."""
     return ContextCost(0, inputs.base.template)
+
+
+def check_decoder_only(base: BaseModel, what: str) -> None:
+    """Raises UsageError: of an encoder-decoder, where `what` are not compared."""
+    if base.is_encoder_decoder:
+        raise UsageError(
+            f"{base.name} is an encoder-decoder: {what} are compared on decoder-only models here; "
+            "leave them out"
+        )
 
 
 def with_weights(base: BaseModel, model: Any) -> BaseModel:

@@ -33,7 +33,6 @@ PROMPTS = [
 PREFIXES, PLAIN, PEFT = "prefixes", "no prefix", "PEFT, one adapter after another"
 MACHINE = "machine"
 
-
 COLUMNS = ("way", "tokens/s", "share of the machine's limit", "prefixes in one batch against it")
 """Of a row of figures: which way, new tokens a second, share of the machine's limit for this batch in the
 same round (`limit_seconds`), how many times as fast prefixes in one batch are as this way, of each round."""

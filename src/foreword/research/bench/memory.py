@@ -93,9 +93,6 @@ def _in_a_process(what: str, **arguments: Any) -> int:
     return int(json.loads(run(what, command, threads))["bytes"])
 
 
-# -- In the process that is measured ---------------------------------------------------------------
-
-
 def status(name: str) -> int:
     """A figure of this process in KiB; on Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from foreword import files
-from foreword.errors import CannotWrite
 from foreword.reporting.markdown import table
 from foreword.research.bench.timing import Spread
+from foreword.training.checkpoint import prepare_folder
 
 FILES = ("report.md", "report.json", "ratios.png", "curves.png")
 MEASURED, SAID, HELD, RULE = "#4878a8", "#c06030", "#609060", "#333333"
@@ -103,10 +103,7 @@ def check_folder(folder: Path) -> None:
         CannotWrite: no right, or no such folder.
         OutputExists: it holds a report already.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotWrite(f"the folder {folder} can't be made: {error.strerror}; choose another") from error
+    prepare_folder(folder)
     for name in FILES:
         files.check_output(folder / name, overwrite=False)
 
@@ -135,9 +132,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Spread):
         return {"median": value.median, "low": value.low, "high": value.high}
     return value
-
-
-# -- Pictures --------------------------------------------------------------------------------------
 
 
 def bars(ratios: Mapping[str, Spread], name: str, path: Path) -> None:

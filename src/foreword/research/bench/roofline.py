@@ -15,7 +15,6 @@ Shapes: M tokens, I inputs, O outputs of a linear layer.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,20 @@ from foreword.research.bench.timing import Spread, Work, in_turns, spread
 
 OVERLOOKED = 0.01
 """Share of a model's matrices that may belong to no product that is counted here: small convolutions."""
+
+SQUARE = 2048
+"""Side of the matrices: large enough that a product is all arithmetic."""
+
+COPIED = 1 << 28
+"""Bytes: more than any cache holds."""
+
+ENOUGH = 4e9
+"""Operations of one timing: tens of milliseconds on a CPU of today."""
+
+MOST_REPEATS = 200
+"""Of small products, whose time is that of the call."""
+
+SQUARES, COPYING = "squares", "copying"
 
 
 def training_step(base: BaseModel, rows: Sequence[EncodedExample], length: int) -> int:
@@ -106,32 +119,10 @@ def _head(base: BaseModel) -> Any:
     return base.model.get_output_embeddings().weight
 
 
-# -- What the machine can do at most --------------------------------------------------------------
-
-
-SQUARE = 2048
-"""Side of the matrices: large enough that a product is all arithmetic."""
-
-COPIED = 1 << 28
-"""Bytes: more than any cache holds."""
-
-ENOUGH = 4e9
-"""Operations of one timing: tens of milliseconds on a CPU of today."""
-
-MOST_REPEATS = 200
-"""Of small products, whose time is that of the call."""
-
-SQUARES, COPYING = "squares", "copying"
-
-
 @dataclass(frozen=True)
 class Limits:
-    """What was measured.
-
-    Attributes:
-        flops: floating-point operations a second, in products of large square matrices.
-        bandwidth: bytes a second, read and written, in copying memory.
-    """
+    """Floating-point operations a second, in products of large square matrices; and bytes a second, read and
+    written, in copying memory."""
 
     flops: float
     bandwidth: float
@@ -146,9 +137,8 @@ large square products in the same round, forward and backward together."""
 def measure(dtype: torch.dtype, device: torch.device, rounds: int = 5) -> Limits:
     """Medians of several rounds, with the threads that torch has now."""
     square, operations = products(dtype, device, count=1)
-    product = _seconds(lambda: square(0), rounds)
-    copying = copies(device)
-    return Limits(flops=operations / product, bandwidth=2 * COPIED / _seconds(lambda: copying(0), rounds))
+    turns = in_turns({SQUARES: square, COPYING: copies(device)}, rounds)
+    return Limits(operations / turns.of(SQUARES).median, 2 * COPIED / turns.of(COPYING).median)
 
 
 def products(dtype: torch.dtype, device: torch.device, count: int = 10) -> tuple[Work, int]:
@@ -259,12 +249,3 @@ def _wait(device: torch.device) -> None:
     """GPUs compute while Python goes on; a clock has to wait for them."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _seconds(work: Callable[[], object], rounds: int) -> float:
-    taken = []
-    for _ in range(rounds + 1):
-        start_time = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start_time)
-    return sorted(taken[1:])[rounds // 2]

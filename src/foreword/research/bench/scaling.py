@@ -23,13 +23,7 @@ SHORT, LONG = 64, 512
 
 @dataclass(frozen=True)
 class Axis:
-    """What grows.
-
-    Attributes:
-        grows: what, in the plural.
-        stays: what the other sizes are.
-        points: values, rising.
-    """
+    """What grows (in the plural), what the other sizes are meanwhile, and its values, rising."""
 
     grows: str
     stays: str
@@ -51,7 +45,6 @@ AXES: Mapping[str, Axis] = {
 
 NEW_TOKENS = 16
 """Of each row, where text is generated."""
-
 
 COLUMNS = ("curve", "at", "seconds", "growth", "growth of operations", "share", "peak MB")
 

@@ -34,7 +34,6 @@ with torch.no_grad():
     model.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=False, pad_token_id=0)
 """
 
-
 COLUMNS = ("way", "seconds", "limit / own time", "times as fast as PEFT")
 """Of a row of figures: which way, seconds of the whole process, share of the limit (the seconds of the bare
 interpreter, for help, or of importing the libraries, for a token, over its own in the same round; None for a

@@ -13,12 +13,7 @@ Work = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Spread:
-    """What several rounds gave.
-
-    Attributes:
-        median: of all rounds.
-        low, high: quartiles; a quarter of the rounds lies below, and above.
-    """
+    """Median of several rounds, and quartiles: a quarter of the rounds lies below `low`, and above `high`."""
 
     median: float
     low: float

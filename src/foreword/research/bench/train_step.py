@@ -15,7 +15,6 @@ from foreword.training.trainer import Trainer, build_trainer
 
 MACHINE, FOREWORD, PEFT = "machine", "Foreword", "PEFT"
 
-
 COLUMNS = ("batch", "way", "seconds", "examples/s", "share of the machine's rate", "times PEFT")
 """Of a row of figures: how the batch is drawn and how many rows it has ("random, 8"), whose step it is,
 seconds of a step, examples a second, share of the machine's rate of matrix products in the same round, on

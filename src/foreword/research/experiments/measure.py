@@ -54,9 +54,6 @@ def measure(
     return {LOSS: loss.mean, **compared}, predictions
 
 
-# -- Figures of metric sets, computed of the texts that trials have written ------------------------
-
-
 def score_key(metric_set: str, trial: Trial) -> str:
     """Name in the results of a set's figures of a trial."""
     return f"{metric_set} figures of {trial.key}"

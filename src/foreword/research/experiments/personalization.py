@@ -27,6 +27,9 @@ from foreword.training import Progress, train, train_many
 from foreword.training.settings import TrainingSettings
 from foreword.validation import setting
 
+EXPERIMENT = "personalization"
+SHARED = "shared prefix"
+
 ByOwner = dict[str, list[Example]]
 
 
@@ -128,13 +131,6 @@ def _short(base: BaseModel, examples: Sequence[Example], max_length: int, what: 
             "--max-length, or leave that owner out"
         )
     return kept
-
-
-# -- The experiment --------------------------------------------------------------------------------
-
-
-EXPERIMENT = "personalization"
-SHARED = "shared prefix"
 
 
 @dataclass(frozen=True)

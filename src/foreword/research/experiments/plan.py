@@ -59,12 +59,8 @@ class Plan:
     decoding: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = {
-            "subsets": self.subsets,
-            "seeds": self.seeds,
-            "tuning_size": self.tuning_size,
-            "max_length": self.max_length,
-        }
+        names = ("subsets", "seeds", "tuning_size", "max_length")
+        counts = {name: getattr(self, name) for name in names}
         counts |= {f"size {size}": size for size in self.sizes}
         for name, count in counts.items():
             if count < 1:
@@ -89,19 +85,14 @@ class Plan:
 
     def trials(self) -> Iterator[Trial]:
         """All of them, in the order in which they are made: whole tables as early as possible."""
-        for repetition in self.repetitions():
-            for size in self.sizes:
-                for method in self.methods:
-                    if (trial := Trial.of(method, size, *repetition)).repetition == repetition:
-                        yield trial
-        for method in self.others:
-            for repetition in self.repetitions():
-                if (trial := Trial.of(method, self.tuning_size, *repetition)).repetition == repetition:
-                    yield trial
-
-    def repetitions(self) -> Iterator[tuple[int, int]]:
-        """Subset and seed of every repetition of one size."""
-        return itertools.product(range(self.subsets), range(self.seeds))
+        repetitions = list(itertools.product(range(self.subsets), range(self.seeds)))
+        of_methods = itertools.product(repetitions, self.sizes, self.methods)
+        of_others = itertools.product(self.others, repetitions)
+        planned = [(method, size, *repetition) for repetition, size, method in of_methods]
+        planned += [(method, self.tuning_size, *repetition) for method, repetition in of_others]
+        for each in planned:
+            if (trial := Trial(*each)) == Trial.of(*each):
+                yield trial
 
 
 @dataclass(frozen=True)
@@ -117,11 +108,6 @@ class Trial:
     def of(cls, method: Method, size: int, subset: int, seed: int) -> Trial:
         """The trial that stands for a repetition: of a method that sees no training examples, the first."""
         return cls(method, size, subset, seed) if method.sees_training else cls(method, size, 0, 0)
-
-    @property
-    def repetition(self) -> tuple[int, int]:
-        """Subset and seed."""
-        return self.subset, self.seed
 
     @property
     def key(self) -> str:

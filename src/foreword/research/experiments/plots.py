@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ FEW = 8
 """Up to so many columns, the cells also show their numbers."""
 
 LONGEST_NAME = 24
+MOST_COLUMNS = 4
+MARKERS = "osD^vPX*<>ph"
 
 
 def draw(
@@ -82,13 +84,6 @@ def _limit(values: Sequence[float]) -> float:
     return ordered[max(0, round(0.98 * len(ordered)) - 1)] or max(ordered[-1], 1e-3)
 
 
-# -- Curves ----------------------------------------------------------------------------------------
-
-
-MOST_COLUMNS = 4
-MARKERS = "osD^vPX*<>ph"
-
-
 @dataclass(frozen=True)
 class Curve:
     """One method: mean and spread where it has any."""
@@ -99,16 +94,11 @@ class Curve:
     spreads: Sequence[float]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One figure of all methods."""
-
-    label: str
-    curves: Sequence[Curve]
-
-
-def draw_panels(panels: Sequence[Panel], path: Path, *, title: str, caption: str) -> None:
+def draw_panels(panels: Mapping[str, Sequence[Curve]], path: Path, *, title: str, caption: str) -> None:
     """Write the picture (PNG): panels side by side; with one size only, a point and a bar for each method.
+
+    Args:
+        panels: the curves of all methods, by the name of a figure.
 
     Raises:
         CannotWrite: no right or no space.
@@ -117,17 +107,17 @@ def draw_panels(panels: Sequence[Panel], path: Path, *, title: str, caption: str
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
+    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     colours = {
         name: colormaps["tab20" if len(names) > 10 else "tab10"](place) for place, name in enumerate(names)
     }
-    sizes = sorted({size for panel in panels for curve in panel.curves for size in curve.sizes})
+    sizes = sorted({size for curves in panels.values() for curve in curves for size in curve.sizes})
     columns = min(len(panels), MOST_COLUMNS)
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.6 * columns, 4.4 * lines), layout="constrained")
-    for place, panel in enumerate(panels, 1):
+    for place, (label, curves) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(lines, columns, place)
-        for curve in panel.curves:
+        for curve in curves:
             number = names.index(curve.name)
             colour, marker = colours[curve.name], MARKERS[number % len(MARKERS)]
             if len(sizes) == 1:
@@ -143,13 +133,13 @@ def draw_panels(panels: Sequence[Panel], path: Path, *, title: str, caption: str
                 [-number for number in range(len(names))],
                 names if place % columns == 1 % columns else [""] * len(names),
             )
-            axes.set_xlabel(panel.label)
+            axes.set_xlabel(label)
         else:
             axes.set_xscale("log")
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
             axes.set_xlabel("training examples")
-            axes.set_ylabel(panel.label)
+            axes.set_ylabel(label)
         axes.grid(alpha=0.25)
     if len(sizes) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()

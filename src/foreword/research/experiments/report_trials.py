@@ -18,7 +18,7 @@ from foreword.research.experiments import plots
 from foreword.research.experiments import statistics as figures
 from foreword.research.experiments.measure import LOSS, LOSS_TARGETS, digits, lower_is_better
 from foreword.research.experiments.plan import Plan
-from foreword.research.experiments.plots import Curve, Panel
+from foreword.research.experiments.plots import Curve
 from foreword.research.experiments.results import Results, choice_key
 from foreword.research.experiments.statistics import SIGNIFICANCE, Cell, PairedTest, sign_test
 
@@ -209,9 +209,6 @@ def _notes(plan: Plan) -> str:
     return "## Notes\n\n" + "\n".join(lines) + "\n"
 
 
-# -- The first method against the others -----------------------------------------------------------
-
-
 def summary(results: Results, plan: Plan, groups: Sequence[str]) -> str:
     """The first method against the others, in words.
 
@@ -322,20 +319,17 @@ def _mean(test: PairedTest, places: int) -> str:
     return "-" if math.isnan(test.mean) else f"{test.mean:+.{places}f}"
 
 
-# -- The picture: a panel for each figure of each group, a curve for each method -------------------
-
-
 def draw(results: Results, plan: Plan, groups: Sequence[str], path: Path, *, title: str) -> None:
     """Write the picture (PNG).
 
     Raises:
         CannotWrite: no right or no space.
     """
-    panels = [
-        Panel(_heading(metric, group, groups), _curves(results, plan, group, metric))
+    panels = {
+        _heading(metric, group, groups): _curves(results, plan, group, metric)
         for group in groups
         for metric in figures.metrics(results)
-    ]
+    }
     caption = "Mean of all subsets and seeds; band or bar: ± standard deviation."
     plots.draw_panels(panels, path, title=title, caption=caption)
 
@@ -344,10 +338,11 @@ def _curves(results: Results, plan: Plan, group: str, metric: str) -> list[Curve
     curves = []
     # Methods of one size alone are in the tables: as points on one line nobody could tell them apart.
     for method in plan.methods if len(figures.sizes(plan)) > 1 else figures.all_methods(plan):
-        of_sizes = {
-            size: figures.cell(results, plan, method, size, group, metric) for size in figures.sizes(plan)
+        cells = {
+            size: cell
+            for size in figures.sizes(plan)
+            if (cell := figures.cell(results, plan, method, size, group, metric)).values
         }
-        cells = {size: cell for size, cell in of_sizes.items() if cell.values}
         if cells:
             means, spreads = [c.mean for c in cells.values()], [c.spread for c in cells.values()]
             curves.append(Curve(method.title, list(cells), means, spreads))

@@ -201,9 +201,6 @@ def _check(folder: Path, head: Mapping[str, Any], expected: Mapping[str, Any]) -
         )
 
 
-# -- What was chosen for a method ------------------------------------------------------------------
-
-
 def choice_key(method: Method, choice: Choice) -> str:
     """Name in the results of a point of a grid."""
     return f"grid of {method.name}: {shown(choice)}"
@@ -219,9 +216,6 @@ def chosen_before(method: Method, results: Results) -> Choice | None:
     grow; trials of one method must not have several. Of rates, the grid gives the same one again."""
     record = results.records.get(chosen_key(method))
     return None if record is None else dict(record["choice"])
-
-
-# -- Taking over another folder of the same run ----------------------------------------------------
 
 
 def take_over(results: Results, other: Path) -> int:

@@ -15,6 +15,10 @@ from foreword.examples import Entry, Example, digest, entries_of, examples_of, s
 from foreword.template import Source
 
 Some = TypeVar("Some", Example, Entry, Example | Entry)
+GroupOf = Callable[[Example | Entry], str | None]
+
+SHARE = 3
+"""Where no groups are named, one in so many is held out."""
 
 
 @dataclass(frozen=True)
@@ -161,15 +165,6 @@ def _one_of_each(groups: Sequence[Sequence[Entry]], seed: int) -> list[Example]:
     return [drawn.choice(examples_of(group, fit_only=False)) for group in groups]
 
 
-# -- Groups that are held out ----------------------------------------------------------------------
-
-
-GroupOf = Callable[[Example | Entry], str | None]
-
-SHARE = 3
-"""Where no groups are named, one in so many is held out."""
-
-
 def by_owner(example: Example | Entry) -> str | None:
     """The field of an example or entry that says whose it is; of what, where --group-field names another."""
     return example.owner
@@ -208,7 +203,11 @@ def split_by_group(
     """
     measured_on = dev if test is None else test
     for what, examples in (("training", train), ("dev", dev), ("test", test or ())):
-        _check_groups(what, examples, group_of)
+        for number, example in enumerate(examples):
+            if group_of(example) is None:
+                raise BadExamples(
+                    f"{what} example {number} has no group; name the field that holds it with --group-field"
+                )
     groups = sorted({str(group_of(example)) for example in measured_on})
     trained = {str(group_of(example)) for example in train}
     if unknown := [name for name in names if name not in groups]:
@@ -241,14 +240,6 @@ def split_by_group(
             raise BadExamples("no dev example of a group that is trained on is left to choose by")
     splits, left_out = apart(kept, chosen, {"seen": measured, "unseen": outside})
     return splits, unseen_groups, left_out
-
-
-def _check_groups(what: str, examples: Sequence[Example | Entry], group_of: GroupOf) -> None:
-    for number, example in enumerate(examples):
-        if group_of(example) is None:
-            raise BadExamples(
-                f"{what} example {number} has no group; name the field that holds it with --group-field"
-            )
 
 
 def _drawn(groups: Sequence[str], trained: set[str], seed: int, *, drawn: bool) -> tuple[str, ...]:

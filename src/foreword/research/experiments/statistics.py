@@ -122,9 +122,6 @@ def sign_test(better: int, worse: int) -> float:
     return min(1.0, tail / (1 << (thrown - 1))) if thrown else 1.0
 
 
-# -- Figures of trials -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Cell:
     """One method at one size: a figure of every finished trial.
