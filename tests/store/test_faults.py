@@ -131,11 +131,11 @@ def test_full_disk_under_the_catalogue_lists_nothing(sqlite_store, prefixes):
         connection.execute(f"PRAGMA max_page_count={pages}")
 
     store.close()
-    event.listen(store._database.engine, "connect", fill)
+    event.listen(store.database.engine, "connect", fill)
     big = prefixes(2, labels={f"note {n}": "x" * 1_000 for n in range(50)})
     with pytest.raises(CannotWrite, match="full"):
         store.put("a/x", big)
-    event.remove(store._database.engine, "connect", fill)
+    event.remove(store.database.engine, "connect", fill)
     store.close()
     assert [v.name for v in store.list()] == ["before"]
     assert store.verify().problems == ()

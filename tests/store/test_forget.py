@@ -70,8 +70,8 @@ def test_cached_copies_go_here_and_in_every_other_process(s3_place, tmp_path, pr
     assert not cached[0].exists()
     elsewhere.get("bob/x")  # any call is enough
     assert not cached[1].exists()
-    assert elsewhere._cache.memory.get("alice", mine.digest) is None
-    assert elsewhere._cache.memory.get("bob", theirs.digest) == theirs
+    assert elsewhere.cache.memory.get("alice", mine.digest) is None
+    assert elsewhere.cache.memory.get("bob", theirs.digest) == theirs
     assert len(list(tmp_path.glob(f"cache*/**/{theirs.digest}"))) == 2
 
 

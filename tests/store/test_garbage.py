@@ -64,7 +64,7 @@ def test_put_does_not_trust_the_unfinished_upload_of_another(store, place, prefi
         if not killed:
             collector.collect_garbage(grace=0)
             killed.append(
-                collector._database.write(lambda connection: leases._lease(connection, prefix.digest, 1))
+                collector.database.write(lambda connection: leases._lease(connection, prefix.digest, 1))
             )
 
     monkeypatch.setattr(leases, "_upload", upload_then_meet_another)

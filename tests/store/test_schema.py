@@ -28,7 +28,7 @@ def at_revision(catalogue, target):
 
 
 def test_migrations_make_exactly_the_declared_tables(store):
-    differences = store._database.read(
+    differences = store.database.read(
         lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
     )
     assert differences == []
@@ -63,7 +63,7 @@ def test_older_catalogue_is_refused_until_migrated_and_keeps_its_rows(place, pre
 def test_newer_catalogue_is_refused_and_untouched(place, prefixes):
     store = place.open()
     store.put("a/x", prefixes())
-    store._database.write(lambda c: c.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'"))
+    store.database.write(lambda c: c.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'"))
     store.close()
     with pytest.raises(UnsupportedCatalogue, match="update this one"):
         place.open()

@@ -207,7 +207,7 @@ def test_digits_that_fit_two_versions_are_refused(sqlite_store):
                 )
             )
 
-    store._database.write(work)
+    store.database.write(work)
     with pytest.raises(UsageError, match="more digits"):
         store.describe("a/x@sha256:ababab")
     assert store.describe(f"a/x@sha256:{digests[1]}").version.number == 2

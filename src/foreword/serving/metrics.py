@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -17,38 +18,29 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        registry = self.registry
-        self.requests = Counter(
-            "foreword_requests", "Requests by route and status.", ("route", "status"), registry=registry
-        )
-        self.request_seconds = Histogram(
+        counter = partial(Counter, registry=self.registry)
+        gauge = partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry, buckets=SECONDS)
+        self.requests = counter("foreword_requests", "Requests by route and status.", ("route", "status"))
+        self.request_seconds = histogram(
             "foreword_request_seconds",
             "From the first byte of a request to the last of its answer.",
             ("route",),
-            registry=registry,
-            buckets=SECONDS,
         )
-        self.first_token = Histogram(
-            "foreword_first_token_seconds",
-            "From a checked request to its first text.",
-            registry=registry,
-            buckets=SECONDS,
+        self.first_token = histogram(
+            "foreword_first_token_seconds", "From a checked request to its first text."
         )
-        self.tokens = Counter(
-            "foreword_tokens",
-            "Tokens of prompts and answers, virtual ones not among them.",
-            ("kind",),
-            registry=registry,
+        self.tokens = counter(
+            "foreword_tokens", "Tokens of prompts and answers, virtual ones not among them.", ("kind",)
         )
-        self.rows = Gauge("foreword_rows", "Texts that are being written or wait for it.", registry=registry)
-        self.running = Gauge("foreword_requests_running", "Requests under way.", registry=registry)
-        self.prefix_load = Histogram(
+        self.rows = gauge("foreword_rows", "Texts that are being written or wait for it.")
+        self.running = gauge("foreword_requests_running", "Requests under way.")
+        self.prefix_load = histogram(
             "foreword_prefix_load_seconds",
             "From a model's name to its checked prefix, from whichever tier.",
-            registry=registry,
             buckets=(0.0005, 0.001, 0.0025, *SECONDS),
         )
-        self.refused = Counter("foreword_refused", "Requests refused, by code.", ("code",), registry=registry)
+        self.refused = counter("foreword_refused", "Requests refused, by code.", ("code",))
 
     def measure(self, name: str, text: str, read: Callable[[], Mapping[str, float]], label: str) -> None:
         """Add gauges that are read when Prometheus asks, by one label."""

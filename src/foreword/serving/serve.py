@@ -11,6 +11,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from types import FrameType
 
 import uvicorn
@@ -142,7 +143,7 @@ class _Runner(uvicorn.Server):
         super().__init__(settings)
         self._server, self._supervisor, self._announce = server, supervisor, announce
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._draining: asyncio.Task[None] | None = None
+        self._draining: Future[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer, and say where."""
@@ -160,10 +161,8 @@ class _Runner(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._server.draining = True
-        self._loop.call_soon_threadsafe(self._drain, signal.Signals(sig).name)
-
-    def _drain(self, why: str) -> None:
-        self._draining = asyncio.create_task(self._finish(why))
+        finishing = self._finish(signal.Signals(sig).name)
+        self._draining = asyncio.run_coroutine_threadsafe(finishing, self._loop)
 
     async def _finish(self, why: str) -> None:
         logs.event("draining", why=why, running=self._server.running)

@@ -67,11 +67,7 @@ def check_writes(caller: Caller, owner: str) -> None:
 
 
 def check_administrates(caller: Caller, what: str) -> None:
-    """Refuse everybody but administrators.
-
-    Raises:
-        NotAllowed: the caller is no administrator.
-    """
+    """Refuse everybody but administrators. Raises NotAllowed."""
     if caller.role != "admin":
         raise NotAllowed(f"{caller} may not {what}; an administrator may")
 

@@ -108,8 +108,7 @@ def open_blobs(url: str, options: dict[str, Any] | None = None) -> Blobs:
 def check_marker(blobs: Blobs, store: str) -> None:
     """Refuse blobs of another store: two databases would collect each other's files as garbage.
 
-    Args:
-        store: the id of this one, with which fresh blobs are marked.
+    Fresh ones are marked with `store`, the id of this one.
 
     Raises:
         UnknownStore: they are another store's.
@@ -195,9 +194,8 @@ def _plain(url: str) -> str:
 
 
 def _age(entry: dict[str, Any], now: datetime.datetime) -> float:
-    written = (
-        entry.get("LastModified") or entry.get("last_modified") or entry.get("created") or entry.get("mtime")
-    )
+    dates = ("LastModified", "last_modified", "created", "mtime")
+    written = next((entry[name] for name in dates if entry.get(name)), None)
     if isinstance(written, int | float):
         return now.timestamp() - float(written)
     if isinstance(written, datetime.datetime):
@@ -247,9 +245,8 @@ class FolderBlobs:
             flush_folder(path.parent)
         except OSError as error:
             reason = error.strerror or str(error)
-            if error.errno in _REFUSED:
-                raise CannotWrite(f"{path} could not be written: {reason}; nothing was changed") from error
-            raise StoreUnavailable(f"{path} could not be written: {reason}; nothing was changed") from error
+            kind = CannotWrite if error.errno in _REFUSED else StoreUnavailable
+            raise kind(f"{path} could not be written: {reason}; nothing was changed") from error
 
     def remove(self, key: str) -> None:
         """See `Blobs.remove`."""
@@ -275,13 +272,11 @@ class FolderBlobs:
 
 
 def _write(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            view = memoryview(content)
-            while view:
-                view = view[file.write(view) or 0 :]
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise

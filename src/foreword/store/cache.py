@@ -171,15 +171,6 @@ def _write(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def files_folder(chosen: str | Path | None) -> Path:
-    """Where files of remote stores are cached: below what was chosen, or in the user's cache folder."""
-    if chosen is not None:
-        return Path(chosen)
-    from foreword.models.cache_dir import cache_folder
-
-    return cache_folder() / "prefixes"
-
-
 class Cache:
     """Both tiers, and which owners they have dropped.
 

@@ -9,6 +9,7 @@ waiting writers, the work runs again.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import weakref
@@ -164,23 +165,17 @@ def _engine(url: str | sqlalchemy.URL) -> Engine:
         raise UsageError(
             "the database URL can't be read; expected postgresql://user@host/database"
         ) from error
+    create = functools.partial(sqlalchemy.create_engine, pool_size=8, max_overflow=24)
     if parsed.get_backend_name() in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
-        return sqlalchemy.create_engine(
-            parsed, pool_size=8, max_overflow=24, connect_args={"connect_timeout": 10}
-        )
+        return create(parsed, connect_args={"connect_timeout": 10})
     if parsed.get_backend_name() != "sqlite":
         raise UsageError(
             f"databases of type {parsed.drivername} are not supported; expected postgresql or sqlite"
         )
     if not parsed.database or not Path(parsed.database).parent.is_dir():
         raise UsageError(f"a SQLite database needs a file in a folder that exists: sqlite:///folder/{FILE}")
-    engine = sqlalchemy.create_engine(
-        parsed,
-        pool_size=8,
-        max_overflow=24,
-        connect_args={"timeout": WAIT_SECONDS, "check_same_thread": False},
-    )
+    engine = create(parsed, connect_args={"timeout": WAIT_SECONDS, "check_same_thread": False})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

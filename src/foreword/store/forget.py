@@ -112,26 +112,20 @@ def checkpoint_folders(database: Database, folder: Path | None, owner: str) -> l
 
 
 def remove_folders(folders: list[Path]) -> int:
-    """Remove those that are there; how many files they had.
-
-    Raises:
-        CannotWrite: no right.
-    """
-    return sum(map(_remove, folders))
-
-
-def _remove(place: Path) -> int:
-    count = sum(len(files) for _, _, files in os.walk(place))
-    attempts = 0
-    while place.is_dir():
-        attempts += 1
-        try:
-            shutil.rmtree(place)
-        except OSError as error:
-            # A process that trains may be writing its last checkpoint; then a file comes or goes meanwhile.
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempts >= ATTEMPTS:
-                raise CannotWrite(
-                    f"{place} could not be removed: {error.strerror}; repeat the call"
-                ) from error
-            time.sleep(PAUSE_SECONDS)
+    """Remove those that are there; how many files they had. Raises CannotWrite: no right."""
+    count = 0
+    for place in folders:
+        count += sum(len(files) for _, _, files in os.walk(place))
+        attempts = 0
+        while place.is_dir():
+            attempts += 1
+            try:
+                shutil.rmtree(place)
+            except OSError as error:
+                # A process that trains may be writing its last checkpoint: a file comes or goes meanwhile.
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempts >= ATTEMPTS:
+                    raise CannotWrite(
+                        f"{place} could not be removed: {error.strerror}; repeat the call"
+                    ) from error
+                time.sleep(PAUSE_SECONDS)
     return count

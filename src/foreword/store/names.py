@@ -39,11 +39,7 @@ class Reference:
 
 
 def check_owner(owner: str) -> str:
-    """`owner`, when it may be one.
-
-    Raises:
-        BadName: says which characters are accepted.
-    """
+    """`owner`, when it may be one. Raises BadName: says which characters are accepted."""
     return _checked("owner", owner)
 
 

@@ -30,9 +30,7 @@ class Version(Record):
         size: of the file, in bytes.
         created: when it was put, UTC, ISO 8601.
         labels: labels that point at it now; "latest" is not among them.
-        public: whether everybody may read the prefix.
         length: number of virtual tokens.
-        dtype: type of the stored numbers.
         facts: the rest of the file's header: geometry, template, origin, licence, notes.
     """
 

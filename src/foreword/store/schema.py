@@ -224,11 +224,7 @@ def prepare(database: Database, *, create: bool) -> None:
 
 
 def open_to_migrate(place: str | Path) -> Database:
-    """The database of a store, whose schema may be an older one.
-
-    Raises:
-        UnknownStore: there is none.
-    """
+    """The database of a store, whose schema may be an older one. Raises UnknownStore: there is none."""
     url, _, _ = find_database(place, "unused" if "://" in str(place) else None, create=False)
     database = Database(url)
     if database.read(revision) is None:

@@ -20,7 +20,7 @@ from foreword.store import access, api_keys, forget, listing, maintenance, names
 from foreword.store.access import ADMINISTRATOR, AuditEntry, Caller, Role
 from foreword.store.api_keys import KeyRecord, NewKey
 from foreword.store.blobs import Blobs, check_marker, open_blobs, read_checked
-from foreword.store.cache import Cache, DiskCache, MemoryCache, files_folder
+from foreword.store.cache import Cache, DiskCache, MemoryCache
 from foreword.store.database import Database, find_database
 from foreword.store.leases import deposit
 from foreword.store.listing import Page
@@ -39,7 +39,8 @@ DISK_BYTES = 4 << 30
 class PrefixStore:
     """Named, versioned prefixes of many owners.
 
-    Calls act as local administrator; `as_owner` and `as_key` return the same store as others see it.
+    Calls act as local administrator; `as_owner` and `as_key` return the same store as others see it. A server
+    keeps more than prefixes in `database`, and measures the two tiers of `cache`.
 
     Args:
         place: a folder (database and files inside it), or the URL of a database.
@@ -73,16 +74,19 @@ class PrefixStore:
     ) -> None:
         url, blobs_url, folder = find_database(place, blobs, create=create)
         self._caller = ADMINISTRATOR
-        self._database = Database(url)
-        schema.prepare(self._database, create=create)
+        self.database = Database(url)
+        schema.prepare(self.database, create=create)
         self._blobs: Blobs = open_blobs(blobs_url, blob_options)
-        rows = self._database.rows(sqlalchemy.select(setting.c.name, setting.c.value))
+        rows = self.database.rows(sqlalchemy.select(setting.c.name, setting.c.value))
         settings = {row.name: row.value for row in rows}
         check_marker(self._blobs, settings["store"])
         disk = None
         if disk_cache is not None or "://" in blobs_url:
-            disk = DiskCache(files_folder(disk_cache) / settings["store"], disk_bytes)
-        self._cache = Cache(MemoryCache(memory_bytes), disk, int(settings["forgotten"]))
+            from foreword.models.cache_dir import cache_folder
+
+            folders = Path(disk_cache) if disk_cache is not None else cache_folder() / "prefixes"
+            disk = DiskCache(folders / settings["store"], disk_bytes)
+        self.cache = Cache(MemoryCache(memory_bytes), disk, int(settings["forgotten"]))
         self._checkpoints = (
             Path(checkpoints) if checkpoints is not None else folder and folder / "checkpoints"
         )
@@ -95,17 +99,9 @@ class PrefixStore:
         return self._caller
 
     @property
-    def database(self) -> Database:
-        """The database, for what a server keeps in it beside prefixes."""
-        return self._database
-
-    catalogue = database
-    """Its name before."""
-
-    @property
-    def cache(self) -> Cache:
-        """Memory and disk tier, for a server's measurements."""
-        return self._cache
+    def catalogue(self) -> Database:
+        """The old name of `database`."""
+        return self.database
 
     def as_owner(self, owner: str, *, role: Role = "owner") -> PrefixStore:
         """This store as `owner` sees it: their own prefixes, shared and public ones.
@@ -124,7 +120,7 @@ class PrefixStore:
         Raises:
             UnknownKey: malformed, never made, or revoked.
         """
-        return self.as_caller(self._database.read(lambda c: api_keys.caller_of(c, secret)))
+        return self.as_caller(self.database.read(lambda c: api_keys.caller_of(c, secret)))
 
     def as_caller(self, caller: Caller) -> PrefixStore:
         """This store as a caller sees it whom somebody else has identified."""
@@ -168,7 +164,7 @@ class PrefixStore:
             }
             return tuple(added[place] for place in places)
 
-        return deposit(self._database, self._blobs, contents, commit) if entries else ()
+        return deposit(self.database, self._blobs, contents, commit) if entries else ()
 
     def get(self, reference: str) -> Prefix:
         """The prefix that `owner/name`, `@3`, `@label` or `@sha256:<digest>` behind it means.
@@ -186,9 +182,9 @@ class PrefixStore:
         missing = None
         while True:
             row = self._read(versions.locate, parsed)
-            self._cache.settle(row.forgotten, self._forgotten_since)
+            self.cache.settle(row.forgotten, self._forgotten_since)
             load = functools.partial(Prefix.from_bytes, where=f"{row.owner}/{row.name}@{row.number}")
-            if (cached := self._cache.get(row.owner, row.digest, load)) is not None:
+            if (cached := self.cache.get(row.owner, row.digest, load)) is not None:
                 return cached
             try:
                 content = read_checked(self._blobs, row.key, row.digest)
@@ -200,15 +196,11 @@ class PrefixStore:
                 missing = row.key
                 continue
             prefix = load(content)
-            self._cache.put(row.owner, row.digest, prefix, content, row.forgotten)
+            self.cache.put(row.owner, row.digest, prefix, content, row.forgotten)
             return prefix
 
     def describe(self, reference: str) -> Description:
-        """All that the database says of a version and its prefix.
-
-        Raises:
-            UnknownPrefix: absent, or not for this caller.
-        """
+        """All that the database says of a version and its prefix. Raises UnknownPrefix as `get`."""
         return self._read(versions.describe, names.parse(reference), snapshot=True)
 
     def list(
@@ -224,10 +216,8 @@ class PrefixStore:
         """A page of prefixes that the caller may see, in the order of their names.
 
         Args:
-            owner: only this owner's.
             name: only names that start with this.
             label: only those with this label; the labelled version is listed instead of the latest.
-            base: only those of this base model.
             limit: how many, up to 1000.
             after: `next` of the page before.
 
@@ -333,7 +323,7 @@ class PrefixStore:
             UnknownPrefix: another owner's.
         """
         access.check_scope(self._caller, owner, "read the whole audit table")
-        return self._database.read(lambda connection: access.entries(connection, owner, limit, before))
+        return self.database.read(lambda connection: access.entries(connection, owner, limit, before))
 
     # -- a whole owner, the whole store --------------------------------------------------------
 
@@ -345,7 +335,7 @@ class PrefixStore:
             DamagedBlob, OutputExists, CannotWrite, StoreUnavailable: nothing is written.
         """
         return transfer.export(
-            self._database, self._blobs, self._caller, owner, Path(path), overwrite=overwrite
+            self.database, self._blobs, self._caller, owner, Path(path), overwrite=overwrite
         )
 
     def import_owner(self, path: str | Path, *, owner: str | None = None) -> transfer.Imported:
@@ -358,12 +348,12 @@ class PrefixStore:
             NotAllowed: the caller may not write there.
             CannotWrite, StoreUnavailable: nothing was added.
         """
-        return transfer.import_owner(self._database, self._blobs, self._caller, Path(path), owner)
+        return transfer.import_owner(self.database, self._blobs, self._caller, Path(path), owner)
 
     def verify(self, owner: str | None = None) -> maintenance.Verification:
         """Read every file again and check its digest. Raises UnknownPrefix, NotAllowed, StoreUnavailable."""
         access.check_scope(self._caller, owner, "verify the whole store")
-        return maintenance.verify(self._database, self._blobs, owner)
+        return maintenance.verify(self.database, self._blobs, owner)
 
     def collect_garbage(
         self, *, grace: float = maintenance.GRACE_SECONDS, dry_run: bool = False
@@ -373,7 +363,7 @@ class PrefixStore:
         Raises NotAllowed, StoreUnavailable, and UsageError for a negative grace time.
         """
         access.check_administrates(self._caller, "collect garbage")
-        return maintenance.collect(self._database, self._blobs, grace, dry_run=dry_run)
+        return maintenance.collect(self.database, self._blobs, grace, dry_run=dry_run)
 
     def checkpoint_folder(self, owner: str) -> Path:
         """Where training keeps the checkpoints of an owner's prefixes, so that `forget` finds them.
@@ -401,16 +391,16 @@ class PrefixStore:
             StoreUnavailable, CannotWrite: repeat the call.
         """
         access.check_writes(self._caller, names.check_owner(owner))
-        folders = forget.checkpoint_folders(self._database, self._checkpoints, owner)
-        removed = forget.forget_rows(self._database, self._blobs, self._caller, owner)
-        cached = self._cache.drop(owner)
+        folders = forget.checkpoint_folders(self.database, self._checkpoints, owner)
+        removed = forget.forget_rows(self.database, self._blobs, self._caller, owner)
+        cached = self.cache.drop(owner)
         return dataclasses.replace(removed, checkpoints=forget.remove_folders(folders), cached=cached)
 
     # -- the end, and inside -------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the connections to the database."""
-        self._database.close()
+        self.database.close()
 
     def __enter__(self) -> PrefixStore:
         return self
@@ -419,20 +409,20 @@ class PrefixStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"PrefixStore({self._database}, blobs={self._blobs}, as {self._caller})"
+        return f"PrefixStore({self.database}, blobs={self._blobs}, as {self._caller})"
 
     def _read(self, work: Callable[..., T], *arguments: Any, snapshot: bool = False) -> T:
         """What `work` reads for this caller; with `snapshot`, all of it as of one moment."""
-        return self._database.read(
+        return self.database.read(
             lambda connection: work(connection, self._caller, *arguments), snapshot=snapshot
         )
 
     def _write(self, work: Callable[..., T], *arguments: Any) -> T:
         """Let `work` change something for this caller, wholly or not at all."""
-        return self._database.write(lambda connection: work(connection, self._caller, *arguments))
+        return self.database.write(lambda connection: work(connection, self._caller, *arguments))
 
     def _forgotten_since(self, entry: int) -> tuple[str, ...]:
-        return self._database.read(lambda connection: access.forgotten_since(connection, entry))
+        return self.database.read(lambda connection: access.forgotten_since(connection, entry))
 
     def _checkpoints_place(self) -> Path:
         if self._checkpoints is None:

@@ -37,12 +37,7 @@ LARGEST_BLOB = 1 << 32
 
 @dataclass(frozen=True)
 class Exported(Record):
-    """What an export wrote.
-
-    Attributes:
-        prefixes: how many names.
-        blobs: different files among the versions.
-    """
+    """What an export wrote: `prefixes` is how many names, `blobs` how many different files."""
 
     owner: str
     path: Path

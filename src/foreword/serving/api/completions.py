@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections.abc import Sequence
@@ -125,15 +126,12 @@ def _chat_rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -
 
 
 def _completion_logprobs(tokens: Sequence[TokenText], offset: int) -> schemas.CompletionLogprobs:
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.text)
+    offsets = itertools.accumulate((len(token.text) for token in tokens), initial=offset)
     return schemas.CompletionLogprobs(
         tokens=[token.text for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
         top_logprobs=[dict(token.likeliest) for token in tokens],
-        text_offset=offsets,
+        text_offset=list(offsets)[:-1],
     )
 
 

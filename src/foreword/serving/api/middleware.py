@@ -100,11 +100,7 @@ class _RequestContext:
         self._limit = server.configuration.upload_bytes if is_upload else server.configuration.body_bytes
 
     async def enter(self) -> None:
-        """Ask for the key, and whether there is room.
-
-        Raises:
-            Refused: 503 while the server drains, 401, 429, 413.
-        """
+        """Ask for the key, and whether there is room. Raises Refused: 503 (draining), 401, 429, 413."""
         if self.is_open:
             return
         if self._server.draining:

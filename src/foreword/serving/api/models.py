@@ -97,14 +97,7 @@ def _model_of(version: Version, name: str) -> schemas.ModelAnswer:
         id=name,
         created=seconds_of(version.created),
         owned_by=version.owner,
-        foreword=schemas.ModelFacts(
-            digest=version.digest,
-            length=version.length,
-            base=version.base,
-            created=version.created,
-            labels=list(version.labels),
-            public=version.public,
-        ),
+        foreword=schemas.ModelFacts.model_validate(version, from_attributes=True),
     )
 
 

@@ -162,11 +162,7 @@ async def _read_row(
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What `work` comes to, unless the client goes away before: then it is cancelled.
-
-    Raises:
-        ClientGone: nobody is there to take the answer.
-    """
+    """What `work` comes to, unless the client goes away before: it is cancelled then. Raises ClientGone."""
     working = asyncio.ensure_future(work)
     watching = asyncio.create_task(_disconnected(request))
     try:

@@ -22,11 +22,7 @@ LONGEST_PAUSE = 60.0
 
 
 class Supervisor:
-    """Keeps a training process of one server running while there are jobs.
-
-    Attributes:
-        started, died: processes so far.
-    """
+    """Keeps a training process of one server running while there are jobs; counts `started`, `died`."""
 
     def __init__(self, configuration: Configuration, database: Database) -> None:
         self._configuration = configuration

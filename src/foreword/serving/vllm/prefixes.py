@@ -193,10 +193,8 @@ def shard_of(prefix: Prefix, share: HeadShard, dtype: torch.dtype) -> ShardedPre
 class ShardMemory:
     """Shards by digest, up to a number of bytes; the least recently used leave first.
 
-    Whether a request may have a prefix is what its signature says, so no owner stands in the key.
-
-    Attributes:
-        read: how often `load` was called.
+    Whether a request may have a prefix is what its signature says, so no owner stands in the key. `read` is
+    how often `load` was called.
     """
 
     def __init__(self, limit: int, load: Callable[[str], ShardedPrefix]) -> None:

@@ -44,11 +44,7 @@ class SignedRequest:
 
 
 def secret_of(environment: Mapping[str, str] = os.environ) -> str:
-    """The secret that gateway and connector share.
-
-    Raises:
-        UsageError: it is not set, or short enough to be guessed.
-    """
+    """The secret that gateway and connector share. Raises UsageError: not set, or too easily guessed."""
     secret = environment.get(SECRET, "")
     if len(secret) < SHORTEST_SECRET:
         problem = f"has {len(secret)} characters" if secret else "is not set"
@@ -70,11 +66,7 @@ def salt(secret: str, owner: str, digest: str | None) -> str:
 
 
 def sign(secret: str, digest: str, length: int, salt: str, token_ids: Sequence[int]) -> SignedRequest:
-    """The prefix of one request, signed.
-
-    Args:
-        token_ids: the whole prompt, placeholders in front.
-    """
+    """The prefix of one request, signed; `token_ids` is the whole prompt, placeholders in front."""
     return SignedRequest(digest, length, _signature(secret, digest, length, salt, token_ids))
 
 
