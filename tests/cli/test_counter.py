@@ -30,7 +30,7 @@ def test_rounds_of_a_benchmark_say_how_long_the_others_take(
 ) -> None:
     seconds = iter([0.0, 10.0, 20.0])
     monkeypatch.setattr(options.time, "perf_counter", lambda: next(seconds, 20.0))
-    tell = options.told(2, "8 rows: ")
+    tell = options.round_notes(2, "8 rows: ")
     tell(1)
     tell(2)
     lines = capsys.readouterr().err.splitlines()
