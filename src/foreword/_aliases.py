@@ -306,7 +306,6 @@ RENAMED = {
     "store.database": {"Catalogue": "Database"},
     "store.store": {
         "CATALOGUE_FILE": "store.database.FILE",
-        "cache_folder": "store.cache.files_folder",
         "open_catalogue": "store.schema.open_to_migrate",
         "places": "store.database.find_database",
     },
