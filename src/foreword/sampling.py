@@ -103,7 +103,7 @@ class GumbelNoise(LogitsProcessor):
             [torch.rand(vocabulary, generator=g, dtype=torch.float64) for g in self._generators]
         )
         gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(min=torch.finfo(torch.float64).tiny)))
-        return scores + gumbel_BV.to(scores.device, torch.float32)
+        return scores + gumbel_BV.float().to(scores.device)  # cast here: MPS has no float64
 
     def keep(self, places: Sequence[int]) -> None:
         """Of the rows of the batch, these go on."""

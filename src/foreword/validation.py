@@ -267,7 +267,10 @@ def from_mapping(kind: Any, given: Mapping[str, Any], what: str = "settings") ->
         if isinstance(value, str) and each.parse is not None:
             value = each.parse(value)
         value = tuple(value) if isinstance(value, list) else value  # files and JSON have no tuples
-        if name not in inner or dataclasses.is_dataclass(value):
+        whole = name not in inner or dataclasses.is_dataclass(value)
+        if each.path[0] in made and (whole or not isinstance(made[each.path[0]], dict)):
+            raise UsageError(f"{name} is given beside an object of settings that holds it; give one of them")
+        if whole:
             made[each.path[0]] = value
         else:
             below = value if isinstance(value, Mapping) else {each.path[1]: value}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from foreword import BaseModel
-from foreword.base.attention import AttentionContext, attention_context, gradient_checkpointing
+from foreword.base.attention import AttentionContext, attention_context
+from foreword.base.gradient_checkpointing import gradient_checkpointing
 from foreword.base.loading import choose_kernel
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock

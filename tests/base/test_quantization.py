@@ -12,7 +12,7 @@ from torch import nn
 
 from foreword import BaseModel, Prefix, generate, train
 from foreword.base import loading
-from foreword.base.attention import gradient_checkpointing
+from foreword.base.gradient_checkpointing import gradient_checkpointing
 from foreword.base.loss import detect_linear_head, plain_head, target_losses
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import PrepackedLinear, enable_prepacking, is_prepared

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from foreword import BaseModel, Example, Prefix, generate, train
-from foreword.base.attention import AttentionContext, attention_context, gradient_checkpointing
+from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.batch import Layout
+from foreword.base.gradient_checkpointing import gradient_checkpointing
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import encode_example

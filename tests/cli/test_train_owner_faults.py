@@ -143,8 +143,6 @@ def test_owners_that_would_share_a_file_or_have_none_are_refused_before_the_work
         (("--by", "owner"), "say where the owners' prefixes go"),
         (("--by", "owner", "--out", "out", "--name", "mail"), "say where the owners' prefixes go"),
         (("--by", "owner", "--out", "out", "--store", "kept"), "--out and --store are both given"),
-        (("--by", "owner", "--out", "out", "--isolated", "--pass-tokens", 9), "--isolated and --pass-tokens"),
-        (("--by", "owner", "--out", "out", "--accumulate", 2), "lower --max-batch-tokens"),
         (("--by", "owner", "--out", "out", "--tensorboard"), "can't be used with --by owner"),
         (("--by", "owner", "--name", "m", "--checkpoint-dir", "c"), "keeps checkpoints itself"),
         (("--by", "owner", "--name", "a/b/c"), "a/b/c"),

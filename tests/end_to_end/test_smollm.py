@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from foreword import BaseModel, Example, Prefix, generate
-from foreword.base.attention import AttentionContext, attention_context, gradient_checkpointing
+from foreword.base.attention import AttentionContext, attention_context
+from foreword.base.gradient_checkpointing import gradient_checkpointing
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import encode

@@ -140,13 +140,13 @@ def test_settings_come_from_a_mapping_of_plain_data() -> None:
     table = {
         "length": {"encoder": 2, "cross": 3},
         "streams": ["encoder", "cross"],
-        "parameterization": {"kind": "mlp", "width": 8},
+        "parameterization": {"kind": "mlp+start", "width": 8},
         "init": "words: some words",
         "steps": 5,
         "warmup": None,
     }
     made = TrainingSettings.from_mapping(json.loads(json.dumps(table)))
-    assert made.parameterization == ParameterizationSettings("mlp", 8)
+    assert made.parameterization == ParameterizationSettings("mlp+start", 8)
     assert made.init == Initialization("words", "some words")
     assert made.streams == ("encoder", "cross")
     assert (made.steps, made.warmup, made.learning_rate) == (5, 0.05, 1e-3)
@@ -180,12 +180,14 @@ def test_a_checkpoint_under_old_names_is_the_same_run(tmp_path: Path) -> None:
         name: value for name, value in now.items() if name not in ("max_grad_norm", "gradient_accumulation")
     }
     before |= {"clip": 0.5, "accumulate": 1, "by_source": False, "packed": True}
-    path = checkpoint.write(tmp_path, 1, {"a": torch.zeros(1)}, {"step": 1}, {"settings": before})
-    assert checkpoint.read(path, {"settings": now})[1] == {"step": 1}
+    path = checkpoint.write(
+        tmp_path, 1, {"a": torch.zeros(1)}, {"step": 1, "history": []}, {"settings": before}
+    )
+    assert checkpoint.read(path, {"settings": now})[1]["step"] == 1
     with pytest.raises(CheckpointMismatch, match="settings.max_grad_norm is 1.0, was 0.5"):
         checkpoint.read(path, {"settings": make_settings().to_json()})
     path = checkpoint.write(
-        tmp_path, 2, {"a": torch.zeros(1)}, {}, {"settings": {**before, "by_source": True}}
+        tmp_path, 2, {"a": torch.zeros(1)}, {"history": []}, {"settings": {**before, "by_source": True}}
     )
     with pytest.raises(CheckpointMismatch, match="settings.by_source is None, was True"):
         checkpoint.read(path, {"settings": now})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from foreword import BaseModel, Prefix
+from foreword import BaseModel, Prefix, train
 from upgrade import runs, surface
 
 OPTIONS = surface.recorded("surface/options.json")
@@ -19,6 +19,19 @@ CALLS = surface.recorded("surface/calls.json")
 NAMES = surface.recorded("surface/names.json")
 GONE = surface.recorded("surface/gone.json")
 """What is taken no more, with the message that says so: "COMMAND --option", "function keyword" or "module name"."""
+
+
+START_KEPT = {"dev", "evaluate_every", "patience"}
+"""Where none of the three steps has as low a dev loss as the start, which earlier releases could not keep."""
+
+
+def with_start_kept(function: str, models: dict[str, BaseModel], calls: surface.Calls) -> float:
+    """What such a call comes to: the start; of two owners it is the first who has dev examples."""
+    start = calls.train({"learning_rate": 1e-12})
+    if function == "train":
+        return start
+    second = train(models["tiny-llama"], surface.examples(5, 6), steps=3, length=4)
+    return start + surface.mark_of(second)
 
 
 def one_line(told: str, message: str) -> None:
@@ -73,7 +86,9 @@ def calls(models: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory
     ("function", "name"),
     [(function, name) for function, cases in surface.CASES.items() for name in ("none", *cases)],
 )
-def test_a_keyword_does_what_it_did(calls: surface.Calls, function: str, name: str) -> None:
+def test_a_keyword_does_what_it_did(
+    models: dict[str, BaseModel], calls: surface.Calls, function: str, name: str
+) -> None:
     case: dict[str, Any] = {} if name == "none" else surface.CASES[function][name]
     if (message := GONE["keywords"].get(f"{function} {name}")) is not None:
         with pytest.raises(Exception, match=".") as raised:
@@ -84,6 +99,8 @@ def test_a_keyword_does_what_it_did(calls: surface.Calls, function: str, name: s
         warnings.simplefilter("ignore")  # a name that goes may say so
         found = getattr(calls, function)(case)
     before = CALLS["results"][function][name]
+    if function.startswith("train") and name in START_KEPT:
+        before = with_start_kept(function, models, calls)
     if isinstance(before, float):
         assert found == pytest.approx(before, abs=0.02)
     elif surface.machine() == CALLS["machine"]:  # elsewhere a near tie may fall otherwise

@@ -13,11 +13,9 @@ Q query heads, H key/value heads, D head size.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -26,11 +24,9 @@ import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from foreword.base.batch import PackedLayout
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
@@ -139,6 +135,11 @@ def attention_context(state: AttentionContext | None) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def current_context() -> AttentionContext | None:
+    """What is in force now, in this thread."""
+    return _current.get()
 
 
 def capture_attention(model: Any, inputs: Mapping[str, Any]) -> tuple[Any, list[AttentionCall]]:
@@ -464,36 +465,3 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 for _kernel, _name in IMPLEMENTATIONS.items():
     AttentionInterface.register(_name, _attention_function(_kernel))
     AttentionMaskInterface.register(_name, _make_mask if _kernel == "sdpa" else _make_eager_mask)
-
-
-@contextlib.contextmanager
-def gradient_checkpointing(model: Any, enabled: bool = True) -> Iterator[None]:
-    """Keep only what enters each layer, and compute the rest again going back, inside the block.
-
-    transformers' own switch works in training mode only, and a frozen model stays in eval mode (no
-    dropout). So the layers' forward passes are wrapped here. The second forward pass may run on another
-    thread, after `attention_context` has ended; it gets the state that was in force in the first.
-
-    Raises:
-        UnsupportedArchitecture: the model has no layers that say they can be checkpointed.
-    """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if enabled else []
-    if enabled and not layers:
-        raise UnsupportedArchitecture(f"{type(model).__name__} has no layers that can be checkpointed")
-    for layer in layers:
-        layer.forward = functools.partial(
-            checkpoint,
-            layer.forward,
-            use_reentrant=False,
-            preserve_rng_state=False,  # eval mode: nothing random happens
-            context_fn=_carry_state,
-        )
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward  # uncovers the class's own
-
-
-def _carry_state() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return contextlib.nullcontext(), attention_context(_current.get())

@@ -67,20 +67,31 @@ def choose_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.
     """The data type that was asked for; for "auto" bfloat16 on GPUs that compute it, else float32.
 
     Raises:
-        UsageError: a name that is none.
+        UsageError: a name that is none, or a type that the device does not have.
     """
-    if isinstance(dtype, torch.dtype):
-        return dtype
     if dtype != "auto":
-        named = getattr(torch, dtype, None)
-        if not isinstance(named, torch.dtype):
+        named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(named, torch.dtype) or not named.is_floating_point or named.itemsize < 2:
             raise UsageError(f"dtype is {dtype!r}; expected auto, float32, bfloat16 or float16")
+        if named == torch.float64 and str(device).startswith("mps"):
+            raise UsageError("dtype is float64, which MPS does not have; take float32 or another device")
         return named
     if str(device).startswith(("cuda", "balanced")):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if _computes_bfloat16(str(device)) else torch.float32
     # Not even where a CPU computes bfloat16 fast: what is promised of rows and batches (same losses,
     # same tokens) holds to 1e-5 in float32 only. Whoever prefers speed asks for it.
     return torch.float32
+
+
+def _computes_bfloat16(device: str) -> bool:
+    """Whether a GPU, or each of several, has bfloat16 in hardware; older ones emulate it."""
+    index = torch.device("cuda" if device == "balanced" else device).index
+    every = range(torch.cuda.device_count()) if device == "balanced" else [index]
+    for each in every:
+        with torch.cuda.device(each):  # torch answers for the current one
+            if not torch.cuda.is_bf16_supported(including_emulation=False):
+                return False
+    return True
 
 
 Quantization = Literal["int8", "nf4"]

@@ -85,7 +85,7 @@ class PrefixBatch:
         place = {identity: index for index, identity in enumerate(distinct)}
         stacked = list(distinct.values())
         return cls.from_tensors(
-            [{s: (p.key(s).to(device), p.value(s).to(device)) for s in p.streams} for p in stacked],
+            [{s: (_moved(p.key(s), device), _moved(p.value(s), device)) for s in p.streams} for p in stacked],
             [None if p is None else place[id(p)] for p in prefixes],
             [prefix.template.placement for prefix in stacked],
             [prefix.positions for prefix in stacked],
@@ -139,7 +139,13 @@ class PrefixBatch:
         """
         block = self.blocks[stream]
         places = [index or 0 for index in self._repeated(like.shape[0])]  # rows without see none of it
-        key_RHPD, value_RHPD = (part.to(like.device, like.dtype) for part in block.layers[layer])
+        key_RHPD, value_RHPD = block.layers[layer]
+        if key_RHPD.requires_grad:
+            # Cast behind, not before: going back, the gradients of rows that share a prefix are added up in
+            # its own type. In 16 bits the sum would lose what a single row adds.
+            key_BHPD, value_BHPD = (_gather(part.to(like.device), places) for part in (key_RHPD, value_RHPD))
+            return key_BHPD.to(like.dtype), value_BHPD.to(like.dtype)
+        key_RHPD, value_RHPD = (part.to(like.device, like.dtype) for part in (key_RHPD, value_RHPD))
         return _gather(key_RHPD, places), _gather(value_RHPD, places)
 
     def visible(
@@ -193,6 +199,11 @@ class PrefixBatch:
 
 def _with(rule: str, rules: Sequence[str]) -> frozenset[int]:
     return frozenset(index for index, each in enumerate(rules) if each == rule)
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    double = tensor.dtype == torch.float64 and device.type == "mps"  # which has no such type
+    return (tensor.float() if double else tensor).to(device)
 
 
 def _gather(states_RHPD: torch.Tensor, places: list[int]) -> torch.Tensor:

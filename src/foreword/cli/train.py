@@ -198,9 +198,7 @@ def train(
             raise UsageError("no place for the prefix; say which file to write: --out FILE")
         check_output(out, overwrite=overwrite)
     else:
-        _check_owner_options(
-            context, of_owners, out=out, name=name, isolated=owners.isolated, tensorboard=tensorboard
-        )
+        _check_owner_options(of_owners, out=out, name=name, tensorboard=tensorboard)
     if checkpoint_every is not None and checkpoint_every < 1:
         raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
     # Where each owner gets a prefix, a line without one is a fault even if the field has its usual name.
@@ -235,12 +233,10 @@ def _names(kind: Any) -> list[str]:
 
 
 def _check_owner_options(
-    context: typer.Context,
     of_owners: Sequence[str],
     *,
     out: Path | None,
     name: str | None,
-    isolated: bool,
     tensorboard: bool,
 ) -> None:
     if (out is None) == (name is None):
@@ -250,17 +246,6 @@ def _check_owner_options(
         )
     if out is not None and (others := sorted({"--store", "--blobs"} & set(of_owners))):
         raise UsageError(f"--out and {others[0]} are both given; to put prefixes into a store, use --name")
-    tokens = typed(context, "max_batch_tokens", "pass_tokens")
-    if isolated and tokens:
-        raise UsageError(
-            f"--isolated and {tokens[0]} are both given; isolated owners have passes of their own, which "
-            "--gradient-accumulation divides"
-        )
-    if (parts := typed(context, "gradient_accumulation", "accumulate")) and not isolated:
-        raise UsageError(
-            f"{parts[0]} is given, but owners share passes; for less memory lower --max-batch-tokens, or "
-            "give --isolated, too"
-        )
     if tensorboard:
         raise UsageError("--tensorboard is given, but it shows one run; it can't be used with --by owner")
 
@@ -312,7 +297,8 @@ def _run_or_restart(
 
         def report(progress: Any) -> None:
             shown(progress)
-            if progress.note is not None and 0 < progress.steps <= progress.step:
+            resumed = progress.note is not None and progress.note.startswith("going on from")
+            if resumed and 0 < progress.steps <= progress.step:
                 output.note(f"this run is complete already; to train it again, remove {folder}")
 
         try:

@@ -2,6 +2,9 @@
 
 The header describes the run (settings, base model, data), so that a checkpoint of another run is
 refused with the difference named, never continued by mistake. No pickle.
+
+The rows of the log grow with the run, and safetensors reads no header above 100 MB; so they stand beside the
+tensors, as the bytes of their JSON. Checkpoints of earlier releases have them in the header.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from foreword.errors import CannotWrite, CheckpointMismatch, DamagedCheckpoint
 from foreword.training.settings import described_now
 
 HEADER_KEY = "foreword-checkpoint"
+HISTORY = "history"
+"""Name of the tensor that holds the rows of the log; in the header their place is empty."""
 KEPT = 2
 """Checkpoints kept in a folder: the newest, and the one before it."""
 
@@ -33,7 +38,9 @@ def write(
         CannotWrite: no right or no space; the older checkpoints are still there.
     """
     path = folder / f"step-{step:07d}.checkpoint"
-    header = json.dumps({"run": run, "data": data}, sort_keys=True)
+    rows = bytearray(json.dumps(data[HISTORY]), "utf-8")
+    header = json.dumps({"run": run, "data": {**data, HISTORY: []}}, sort_keys=True)
+    tensors = tensors | {HISTORY: torch.frombuffer(rows, dtype=torch.uint8)}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     files.write_bytes(path, safetensors.torch.save(contiguous, metadata={HEADER_KEY: header}), overwrite=True)
     for old in list_checkpoints(folder)[:-KEPT]:
@@ -59,6 +66,8 @@ def read(path: Path, run: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict
             header = json.loads((opened.metadata() or {})[HEADER_KEY])
             described, data = header["run"], header["data"]
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+        if (rows := tensors.pop(HISTORY, None)) is not None:
+            data[HISTORY] = json.loads(rows.numpy().tobytes())
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
         raise DamagedCheckpoint(
             f"{path} is damaged or not a checkpoint of Foreword ({error}); remove it to go on without it"

@@ -9,6 +9,7 @@ Shapes: M loss terms of all rows of a pass.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-from foreword.base.attention import gradient_checkpointing
 from foreword.base.base_model import BaseModel, batches_by_length
+from foreword.base.gradient_checkpointing import gradient_checkpointing
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
@@ -62,6 +63,7 @@ def run(
     concurrent: int = 1,
     max_batch_tokens: int | None = None,
     isolated: bool = False,
+    start_competes: bool = True,
     on_step: Callable[[Trainer, StepReport], None],
     on_evaluation: Callable[[Trainer, float], None],
     on_finish: Callable[[Trainer], None],
@@ -74,6 +76,8 @@ def run(
         waiting: trainers, made when they are asked for.
         objective: what all of them minimise.
         concurrent: how many train at once.
+        max_batch_tokens, isolated: see `train_step`.
+        start_competes: a start that no step betters by dev loss is what a trainer ends in.
         on_finish: called when a trainer has done its steps, or run out of patience.
         on_divergence: called when a trainer's loss is not finite; it leaves, the others go on.
         should_stop: asked before every step.
@@ -87,8 +91,11 @@ def run(
             if entering.finished:  # resumed, with nothing left to do
                 on_finish(entering)
                 continue
-            if entering.step == 0 and entering.dev:
-                on_evaluation(entering, mean_loss(base, entering.trained, entering.dev, objective))
+            if entering.step == 0 and entering.dev and not entering.best.tensors:
+                loss = mean_loss(base, entering.trained, entering.dev, objective)
+                if start_competes:
+                    entering.note_dev_loss(loss)
+                on_evaluation(entering, loss)
             active.append(entering)
         if not active or should_stop():
             return
@@ -118,9 +125,9 @@ def train_step(
     """One optimizer step of each trainer.
 
     Args:
-        max_batch_tokens: most tokens of one pass of the model; more are divided into several. None: a
-            trainer's own gradient accumulation decides, and all share a pass.
-        isolated: a pass of its own for every trainer: it computes bit for bit what it would alone.
+        max_batch_tokens: most tokens of one pass of the model; more are divided into several. None: only a
+            trainer's own gradient accumulation divides.
+        isolated: passes of its own for every trainer: it computes bit for bit what it would alone.
 
     Returns:
         For each trainer its report; or an error if its loss is not finite, and then it is left as it
@@ -188,7 +195,7 @@ def mean_loss(
     for indices in batches_by_length(rows, EVALUATION_TOKENS):
         part = [rows[index] for index in indices]
         losses_M = _losses(base, objective, part, [0] * len(part), [trained], [key_values]).losses_M
-        total += float(losses_M.double().sum())
+        total += float(losses_M.cpu().double().sum())  # float64 there: MPS has none
         count += losses_M.numel()
     return total / count
 
@@ -264,31 +271,38 @@ def _parts(
     max_batch_tokens: int | None,
     isolated: bool,
 ) -> list[Part]:
-    """Divide the rows of a step into passes."""
-    if max_batch_tokens is None or isolated:
-        per_trainer: list[list[Part]] = []
-        for index, (trainer, rows_of_trainer) in enumerate(zip(trainers, rows, strict=True)):
-            size = math.ceil(len(rows_of_trainer) / trainer.settings.gradient_accumulation)
-            starts = range(0, len(rows_of_trainer), size)
-            per_trainer.append(
-                [[(index, row) for row in rows_of_trainer[start : start + size]] for start in starts]
-            )
-        if isolated:
-            return [part for own in per_trainer for part in own]
-        longest = max(len(own) for own in per_trainer)
-        return [
-            [row for own in per_trainer if place < len(own) for row in own[place]] for place in range(longest)
-        ]
-    parts: list[Part] = []
+    """Divide the rows of a step into passes.
+
+    First by each trainer's gradient accumulation; parts of the same number share a pass, unless isolated.
+    Then what has too many tokens.
+    """
+    by_trainer: list[list[Part]] = []
+    for index, (trainer, own) in enumerate(zip(trainers, rows, strict=True)):
+        size = math.ceil(len(own) / trainer.settings.gradient_accumulation)
+        by_trainer.append(
+            [[(index, row) for row in own[start : start + size]] for start in range(0, len(own), size)]
+        )
+    if isolated:
+        parts = list(itertools.chain(*by_trainer))
+    else:
+        together = itertools.zip_longest(*by_trainer, fillvalue=[])
+        parts = [list(itertools.chain(*of_all)) for of_all in together]
+    if max_batch_tokens is None:
+        return parts
+    return [smaller for part in parts for smaller in _split(part, max_batch_tokens)]
+
+
+def _split(part: Part, max_batch_tokens: int) -> Iterator[Part]:
+    """Parts of at most so many tokens, or of one row."""
+    smaller: Part = []
     filled = 0
-    for index, rows_of_trainer in enumerate(rows):
-        for row in rows_of_trainer:
-            if not parts or filled + _new_tokens(index, row, parts[-1]) > max_batch_tokens:
-                parts.append([])
-                filled = 0
-            filled += _new_tokens(index, row, parts[-1])
-            parts[-1].append((index, row))
-    return parts
+    for index, row in part:
+        if smaller and filled + _new_tokens(index, row, smaller) > max_batch_tokens:
+            yield smaller
+            smaller, filled = [], 0
+        filled += _new_tokens(index, row, smaller)
+        smaller.append((index, row))
+    yield smaller
 
 
 def _new_tokens(index: int, row: EncodedExample, part: Part) -> int:

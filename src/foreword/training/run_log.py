@@ -215,15 +215,20 @@ class RunLog:
         return checkpoint.write(self.folder, self.trainer.step, tensors, data, self._description)
 
     def finish(self, title: str) -> None:
-        """Keep the last checkpoint and draw the curves."""
+        """Keep the last checkpoint, draw the curves, and say it if no step was better than the start."""
         if self.trainer.step > self._written or (
             self.folder and not checkpoint.list_checkpoints(self.folder)
         ):
             self.save()
         self.close()
+        best = self.trainer.result()
         if self.folder is not None:
-            best_step = self.trainer.result().step
-            draw(self.trainer.history, self.folder / "curves.png", title=title, best_step=best_step)
+            draw(self.trainer.history, self.folder / "curves.png", title=title, best_step=best.step)
+        if best.step < self.trainer.step and best.step == 0:
+            self.note(
+                f"no step had a lower dev loss than the start, {best.dev_loss:.4f}; the start itself is kept "
+                "(steps 0). Another learning rate or more examples may help"
+            )
 
     def close(self) -> None:
         """Write what TensorBoard holds back."""

@@ -119,6 +119,9 @@ class Initialization:
         return cls(kind.strip(), text.strip() if colon else None)  # type: ignore[arg-type]
 
 
+DEFAULT_INIT = Initialization("words", DEFAULT_WORDS)
+
+
 def parse_length(text: str) -> int | dict[str, int]:
     """`10`, or `encoder=5,cross=10`, as `length` takes it.
 
@@ -191,7 +194,7 @@ class TrainingSettings:
     )
     init: Initialization = setting(
         section=PREFIX,
-        default_factory=lambda: Initialization("words", DEFAULT_WORDS),
+        default_factory=lambda: DEFAULT_INIT,
         metavar="WHAT",
         parse=Initialization.parse,
         default_text="words that fit any task",
@@ -273,6 +276,35 @@ class TrainingSettings:
                 )
             if not re.fullmatch("(first|last):[1-9][0-9]*", self.layers):
                 raise UsageError(f"layers is {self.layers!r}; expected first:N or last:N")
+        if self.parameterization.kind == "mlp" and self.init != DEFAULT_INIT:
+            raise UsageError(
+                f"init is {self.init}, but 'mlp' has no starting point; take mlp+start or direct, or leave "
+                "init out"
+            )
+
+    def check_with(self, *, dev: bool, start: bool) -> None:
+        """Refuse settings of which nothing would come beside what a run is given.
+
+        Args:
+            dev: whether there are dev examples.
+            start: whether there is a prefix to start from.
+
+        Raises:
+            UsageError: a patience without dev losses; two starting points, or one that nothing starts from.
+        """
+        if self.patience is not None and not dev:
+            raise UsageError(
+                f"patience is {self.patience}, but there are no dev examples whose loss could end the run; "
+                "give dev examples, or leave patience out"
+            )
+        if start and self.init != DEFAULT_INIT:
+            raise UsageError(
+                f"init is {self.init}, and a prefix to start from is given, too; give one of them"
+            )
+        if start and self.parameterization.kind == "mlp":
+            raise UsageError(
+                "a prefix to start from is given, but 'mlp' has no starting point; take mlp+start or direct"
+            )
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Self:
@@ -370,11 +402,11 @@ class OwnersSettings:
     concurrent_owners: int = of_owners(
         64, ge=1, aliases=("places",), help="Owners that train at the same time"
     )
-    # A pass of fewer tokens does not fill the matrix products of a CPU.
-    max_batch_tokens: int = of_owners(
-        2048,
+    max_batch_tokens: int | None = of_owners(
+        None,
         ge=1,
         aliases=("pass_tokens",),
+        default_text="2048, on a GPU what fits its memory; isolated: no maximum",
         help="Maximum tokens of one forward pass over all owners' rows; memory depends on it",
     )
     isolated: bool = of_owners(

@@ -18,7 +18,7 @@ from typing import Any, Unpack
 
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample, encode
-from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged
+from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
 from foreword.examples import Example, digest
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
@@ -124,6 +124,8 @@ def train(
     settings = make_settings(**options)
     check_description({"labels": labels, "licence": licence})  # before hours of work, not after them
     examples, dev = list(examples), list(dev or ())  # read several times
+    settings.check_with(dev=bool(dev), start=start is not None)
+    check_folder(checkpoint_dir, checkpoint_every)
     report = on_progress or (lambda progress: None)
     chosen = choose_template(base, settings, template)
     encoded = encode_both(base, chosen, settings, examples, dev, report)
@@ -195,6 +197,19 @@ def make_prefix(
         labels=labels or {},
         template_digest=template.rendering_digest(base.tokenizer),
     )
+
+
+def check_folder(checkpoint_dir: object, checkpoint_every: int | None) -> None:
+    """Refuse an interval of checkpoints without a folder for them.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if checkpoint_every is not None and checkpoint_dir is None:
+        raise UsageError(
+            f"checkpoint_every is {checkpoint_every}, but there is no folder for checkpoints; give "
+            "checkpoint_dir"
+        )
 
 
 def choose_template(base: BaseModel, settings: TrainingSettings, template: Template | None) -> Template:

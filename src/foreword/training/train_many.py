@@ -31,6 +31,7 @@ from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import OwnersOptions, TrainingSettings, make_settings, owners_settings
 from foreword.training.train import (
     TrainingStopped,
+    check_folder,
     choose_template,
     describe,
     encode_both,
@@ -74,8 +75,9 @@ def train_many(
         options: fields of `TrainingSettings`, as for `train`; the same for all owners. Steps that are not
             given follow each owner's number of examples. And those of `OwnersSettings`:
             `concurrent_owners`, `max_batch_tokens`, and `isolated`, which gives every owner passes of their
-            own: slower, and bit for bit what `train` computes. Otherwise owners share passes, and results
-            agree to the last bits of float32 arithmetic.
+            own: slower, and bit for bit what `train` computes (with `max_batch_tokens`, which then divides
+            each owner's passes: the same whoever the others are, and `train`'s to the last bits). Otherwise
+            owners share passes, and results agree to the last bits of float32 arithmetic.
 
     Returns:
         A prefix per owner, those handed to `into` left out.
@@ -88,6 +90,8 @@ def train_many(
     """
     owners, training_options = owners_settings(options)
     settings = make_settings(**training_options)
+    settings.check_with(dev=bool(dev), start=start is not None)
+    check_folder(checkpoint_dir, checkpoint_every)
     base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))  # else every owner would fail
     folder_of = checkpoint_dir
     if folder_of is not None and not callable(folder_of):

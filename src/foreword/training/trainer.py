@@ -27,6 +27,9 @@ from foreword.training.objective import Trainable
 from foreword.training.parameterization import Embeddings, Parameterization, TrainedPrefix
 from foreword.training.settings import ResolvedSettings, TrainingSettings
 
+_OPTIMIZER_PARTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter."""
+
 
 def rate_factor(step: int, *, warmup: int, steps: int) -> float:
     """Share of the learning rate for optimizer step `step`, counted from 0.
@@ -41,7 +44,7 @@ def rate_factor(step: int, *, warmup: int, steps: int) -> float:
 
 @dataclass
 class Best:
-    """The best step so far, by dev loss; without a dev set, the last step.
+    """The best step so far, by dev loss, 0 being the start; without a dev set, the last step.
 
     Attributes:
         tensors: what was trained, as it was then.
@@ -148,10 +151,10 @@ class Trainer:
         return bool(self.dev) and (self.step % self.resolved.evaluate_every == 0 or self.step >= self.steps)
 
     def note_dev_loss(self, loss: float) -> None:
-        """Remember what is trained as it is now if `loss` is the lowest so far."""
+        """Remember what is trained as it is now if `loss` is the lowest so far; the start is step 0."""
         if loss < self.best.dev_loss:
             self.best = Best(self.step, loss, self.trained.tensors())
-        else:
+        elif self.step > 0:
             self.best.worse += 1
 
     def result(self) -> Best:
@@ -180,20 +183,28 @@ class Trainer:
 
     def restore(self, tensors: dict[str, torch.Tensor], data: dict[str, Any]) -> None:
         """The reverse of `state`, on a trainer built from the same settings and data."""
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(tensors[f"parameters.{name}"])
-                parts = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
-                kept = {part: tensors.get(f"optimizer.{part}.{name}") for part in parts}
-                if data["step"] > 0:
-                    self._optimizer.state[parameter] = {
-                        p: t.clone() for p, t in kept.items() if t is not None
-                    }
-        self.step = data["step"]
         best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
         loss = math.inf if data["best_dev_loss"] is None else data["best_dev_loss"]
         self.best = Best(data["best_step"], loss, best, data["worse"])
         self.history = data["history"]
+        self._let_start_compete()
+        kept: dict[int, dict[str, torch.Tensor]] = {}
+        with torch.no_grad():
+            for place, (name, parameter) in enumerate(self._parameters.items()):
+                parameter.copy_(tensors[f"parameters.{name}"])
+                named = {part: f"optimizer.{part}.{name}" for part in _OPTIMIZER_PARTS}
+                if data["step"] > 0:
+                    kept[place] = {part: tensors[n].clone() for part, n in named.items() if n in tensors}
+        # By the optimizer's own function, which moves its state to where the parameters are.
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        self.step = data["step"]
+
+    def _let_start_compete(self) -> None:
+        """For checkpoints from before it did: its dev loss is in their log, and the start itself is here."""
+        dev_losses = {row["step"]: row["dev_loss"] for row in self.history if "dev_loss" in row}
+        if dev_losses.get(0, math.inf) < self.best.dev_loss:
+            self.best = Best(0, dev_losses.pop(0), self.trained.tensors(), len(dev_losses))
 
 
 def build_trainer(

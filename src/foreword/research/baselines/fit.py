@@ -69,6 +69,7 @@ def fit(
         base,
         iter([trainer]),
         objective=method,
+        start_competes=False,  # what is compared is what each method learns
         on_step=lambda trainer, report: on_step(trainer.step, trainer.steps),
         on_evaluation=lambda trainer, loss: curve.update({trainer.step: loss}),
         on_finish=lambda trainer: None,

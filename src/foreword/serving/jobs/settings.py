@@ -168,6 +168,7 @@ def choose(
         given.setdefault("length", start.length)
     given["seed"] = body.seed or 0
     settings = make_settings(**given)
+    settings.check_with(dev=body.validation_file is not None, start=start is not None)
     settings.lengths(served.geometry)
     settings.trained_layers(served.geometry)
     limit = served.text_limit(settings.lengths(served.geometry).get("decoder", 0))
