@@ -161,11 +161,12 @@ _UNSHOWN = {
 }
 
 
-def check_prefix_effect(model: Any, *, positions: bool) -> None:
+def check_prefix_effect(model: Any, *, positions: bool, farthest: int | None = None) -> None:
     """Try a prefix of one token on a probed model.
 
     Args:
         positions: whether the model takes `position_ids`.
+        farthest: positions that it has for prefix and text; None: unlimited.
 
     Raises:
         UnsupportedArchitecture: the result is not what attention alone would give.
@@ -180,7 +181,7 @@ def check_prefix_effect(model: Any, *, positions: bool) -> None:
             if model.config.is_encoder_decoder:
                 _try_encoder_decoder(model, slack)
             else:
-                _try_decoder(model, positions, slack)
+                _try_decoder(model, positions, slack, farthest)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -196,25 +197,30 @@ def _numbers(model: Any) -> tuple[contextlib.AbstractContextManager[None], float
     return (contextlib.nullcontext(), 0.05) if foreign and model.dtype in HALVES else (in_float32(), 0.0)
 
 
-def _try_decoder(model: Any, positions: bool, slack: float) -> None:
+def _try_decoder(model: Any, positions: bool, slack: float, farthest: int | None) -> None:
     device = model.get_input_embeddings().weight.device
     whole_1TV, blocks = _first_token(model, {"input_ids": torch.tensor([_IDS], device=device)})
     text = EncodedExample(_IDS[1:2], (*_IDS[2:], 0))
-    prefixes = PrefixBatch(blocks, (0, None))
+    rows, offsets = [text, text], [1, 1]
     layout: Layout = "flat" if positions else "right"
-    batch = decoder_batch(
-        [text, text], (1, 1), (None, None), layout=layout, device=device, positions=positions
-    )
+    if positions and farthest is not None:  # beside a long row's last token: angles must not depend on it
+        # Texts that begin with a higher id are packed later, so those that are looked at stay in front.
+        rows, offsets = [*rows, EncodedExample(_IDS[2:], (0,))], [*offsets, farthest - 1]
+    prefixes = PrefixBatch(blocks, (0, None, None)[: len(rows)])
+    groups = [None] * len(rows)
+    batch = decoder_batch(rows, offsets, groups, layout=layout, device=device, positions=positions)
     with attention_context(AttentionContext(prefixes=prefixes, layout=batch.layout)):
         logits = model(**batch.inputs, use_cache=False).logits
-    with_prefix_TV, without_TV = logits.reshape(2, len(_IDS) - 1, -1)
+    tokens = len(_IDS) - 1
+    with_prefix_TV, without_TV = logits.flatten(0, 1)[: 2 * tokens].reshape(2, tokens, -1)
     whole_TV = whole_1TV[0, 1:]
     error, effect = (float((found - whole_TV).norm()) for found in (with_prefix_TV, without_TV))
     if error > (0.01 + 10 * slack) * effect + (1e-5 + slack) * float(whole_TV.norm()):
         raise UnsupportedArchitecture(
             f"{name(model)}: a prefix does not do what the tokens it was taken from do (difference "
             f"{error:.2g}, effect of the tokens {effect:.2g}). Something beside attention carries the text, "
-            "or the model counts positions or makes masks on its own"
+            "or the model counts positions or makes masks on its own, or turns queries and keys by the "
+            "length of other rows"
         )
 
 
@@ -282,14 +288,15 @@ def enable_window_shift(model: Any) -> bool:
         return False
     no_layer = LayerInfo("decoder", 0)
     windowed = [m for m in model.modules() if getattr(m, "foreword_layer", no_layer).sliding_window]
-    if not windowed:
+    embeddings = _rotary_embeddings(model)
+    if not windowed or not embeddings:
         return False
     window = max(module.foreword_layer.sliding_window for module in windowed)
     at_start, further = (_states(model, first) for first in (0, 2 * window))
     _, slack = _numbers(model)
     if not at_start:
         return False
-    for rotary in _rotary_embeddings(model):
+    for rotary in embeddings:
         shifts = {m: shift for m in windowed if (shift := _rope_shift(model, rotary, m)) is not None}
         if len(shifts) == len(windowed) and all(
             _moves(shift, at_start[module], further[module], 2 * window, slack)

@@ -62,6 +62,7 @@ class Configuration:
     dtype: str = _model("auto", help="auto, float32, bfloat16, float16")
     attention: str = _model("auto", help="Attention kernel, as for every command")
     quantization: str | None = _model(None, help="Quantize the weights: int8 or nf4; local engine only")
+    long_context: bool = _model(False, help="Take LongRoPE's long factors for every text")
     engine: Literal["local", "vllm"] = _engine(
         "local", metavar="NAME", help="Engine that generates: local or vllm"
     )

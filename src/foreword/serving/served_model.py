@@ -38,6 +38,7 @@ def open_base(configuration: Configuration) -> BaseModel:
         dtype=configuration.dtype,
         attention=attention,
         quantization=quantization,
+        long_context=configuration.long_context,
         notify=lambda line: logs.event("base model", note=line),
     )
 
