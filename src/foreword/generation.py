@@ -141,7 +141,7 @@ def _row(
         if len(ids) > limit or used >= limit:
             raise WindowExceeded(
                 f"prompt {place} has {len(ids)} tokens; {limit} fit behind a prefix of length {length} in "
-                f"{base.name}, new tokens among them. Shorten it"
+                f"{base.name}{base.window_note}, new tokens among them. Shorten it"
             )
         max_new_tokens = min(max_new_tokens, limit - used)
     end = (prefix.template if prefix is not None else template).end_id(base.tokenizer)

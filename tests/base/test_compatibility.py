@@ -1,4 +1,4 @@
-"""What can't carry a prefix is refused by name when it is loaded, never served wrongly."""
+"""What can't carry a prefix is refused by name when it is loaded, never served wrongly, in 16 bits too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foreword.errors import UnsupportedArchitecture
 from support.architectures.decoder_only import DECODER_ONLY_WORKING
 from support.architectures.encoder_decoder import ENCODER_DECODER_WORKING
 from support.architectures.refused import REFUSED
-from support.architectures.zoo import Architecture
+from support.architectures.zoo import EXPERTS, Architecture
 from support.by_hand_attention import token_losses
 from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
@@ -30,18 +30,16 @@ def test_refused_in_memory_and_from_a_folder(architecture: Architecture, tmp_pat
     model = architecture.model()
     model.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedArchitecture, match=architecture.refused):
-        BaseModel(model, byte_tokenizer(), name="refused")
+    refuse(model, architecture.refused)
     with pytest.raises(UnsupportedArchitecture):
-        BaseModel.load(tmp_path, device="cpu")
+        BaseModel.load(tmp_path, device="cpu", dtype="bfloat16")
 
 
 @pytest.mark.parametrize("architecture", CHANGED, ids=lambda each: each.name)
 def test_what_newer_releases_of_transformers_changed_is_refused_or_right(architecture: Architecture) -> None:
     model = architecture.model()
     if not model._can_set_attn_implementation():  # of its own code
-        with pytest.raises(UnsupportedArchitecture, match=architecture.refused):
-            BaseModel(model, byte_tokenizer(), name="changed")
+        refuse(model, architecture.refused)
         return
     base = BaseModel(model, byte_tokenizer(), name="changed")
     example, prefix = Example("a source", "a target"), random_prefix(base, 3)
@@ -52,9 +50,10 @@ def test_what_newer_releases_of_transformers_changed_is_refused_or_right(archite
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def refuse(model: Any, match: str) -> None:
-    with pytest.raises(UnsupportedArchitecture, match=match):
-        BaseModel(model, byte_tokenizer(), name="refused")
+def refuse(model: Any, match: str | None) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(UnsupportedArchitecture, match=match):
+            BaseModel(model.to(dtype), byte_tokenizer(), name="refused")
 
 
 def test_a_model_that_counts_positions_on_its_own_is_refused() -> None:
@@ -117,7 +116,42 @@ def test_a_decoder_that_is_not_causal_is_refused(monkeypatch: pytest.MonkeyPatch
     refuse(BY_TYPE["bart"].model(), "changed by the tokens behind it")
 
 
+def test_a_running_sum_beside_attention_is_refused() -> None:
+    """Of each token's own states and a share of those in front of it: less than what attention carries."""
+    model = tiny_llama()
+    for layer in model.model.layers:
+        plain = layer.mlp.forward
+        layer.mlp.forward = lambda hidden, plain=plain: (own := plain(hidden)) + 0.3 * (own.cumsum(1) - own)
+    refuse(model, "Something beside attention carries the text")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model_type", ["llama", "mixtral", "gemma2", "gpt_oss", "bart", "t5"])
 def test_sixteen_bits_are_no_reason_to_refuse(model_type: str, dtype: torch.dtype) -> None:
-    BaseModel(BY_TYPE[model_type].model().to(dtype), byte_tokenizer(), name="half")
+    whole, half = BY_TYPE[model_type].base, BY_TYPE[model_type].model().to(dtype)
+    assert BaseModel(half, byte_tokenizer(), name="half").positions == whole.positions
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+DEEP = {"num_hidden_layers": 32, "num_attention_heads": 8, "hidden_size": 64, "initializer_range": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more"),
+    [
+        ("llama", {"rope_parameters": LLAMA3}),
+        ("qwen3_moe", {**EXPERTS, "num_experts": 16, "num_experts_per_tok": 4}),
+        ("gemma3_text", {"num_hidden_layers": 18, "sliding_window": 512, "query_pre_attn_scalar": 8}),
+    ],
+)
+def test_depth_is_no_reason_to_refuse_in_sixteen_bits(model_type: str, more: dict[str, Any]) -> None:
+    """As deep as models that people run, where rounding adds up, and with as small weights."""
+    half = Architecture("deep", model_type, {**DEEP, **more}).model().to(torch.bfloat16)
+    BaseModel(half, byte_tokenizer(), name="deep")

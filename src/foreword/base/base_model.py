@@ -30,6 +30,7 @@ from foreword.base.loading import (
 from foreword.base.loss import detect_linear_head, target_losses
 from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
 from foreword.base.prepacked_linear import enable_prepacking
+from foreword.base.rope import long_fingerprint, short_positions, take_long_factors
 from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
@@ -52,6 +53,7 @@ class BaseModel:
         template: what training uses when nothing else is said.
         positions: of the prefixes that are trained for it; see `Prefix.positions`.
         quantization: how its linear layers are kept, such as "nf4"; None: in `dtype`.
+        long_context: its configuration has LongRoPE's long factors for every text.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class BaseModel:
         name: str,
         revision: str | None = None,
         folder: Path | None = None,
+        long_context: bool = False,
     ) -> None:
         """Freeze a loaded transformers model; `load` is the usual way in.
 
         Args:
             folder: where its weight files are, so that the fingerprint can be read from them.
+            long_context: it was made of a configuration that `rope.take_long_factors` has changed.
 
         Raises:
             UnsupportedArchitecture: its attention does not take a prefix.
@@ -79,11 +83,12 @@ class BaseModel:
         self.name = name
         self.revision = revision
         self._folder = folder
+        self.long_context = long_context
         if model.config._attn_implementation not in IMPLEMENTATIONS.values():
             use_kernel(model, choose_kernel(model.config, type(model)))
         self.geometry = probe(model)
         detect_linear_head(model)
-        check_prefix_effect(model, positions=self.takes_positions)
+        check_prefix_effect(model, positions=self.takes_positions, farthest=self.max_positions)
         self.positions: Positions = WITHIN_WINDOW if enable_window_shift(model) else "text-after-prefix"
         self.template = default_template(tokenizer)
         if self.is_encoder_decoder:
@@ -98,6 +103,7 @@ class BaseModel:
         dtype: str | torch.dtype = "auto",
         attention: Kernel | Literal["auto"] = "auto",
         quantization: Quantization | None = None,
+        long_context: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> BaseModel:
         """Load a base model by alias, local folder or Hugging Face id, pulling it when missing.
@@ -110,10 +116,14 @@ class BaseModel:
             attention: "auto" takes SDPA unless the architecture needs eager (soft caps, sinks).
             quantization: keep the linear layers in 8 bits ("int8") or 4 ("nf4"), computing in `dtype`; the
                 fingerprint stays that of the files, so prefixes fit with and without (docs/quantization.md).
+            long_context: of a model with LongRoPE (Phi-3-128k, Phi-4-mini): take the long factors for every
+                text, and all of its positions. Without, texts end where the short factors do, and every text
+                is computed as transformers computes it. Prefixes of the one do not fit the other.
             notify: called with a line of text when something slow begins.
 
         Raises:
-            UsageError: quantization that can't be had: see `foreword.base.loading`.
+            UsageError: quantization that can't be had (see `foreword.base.loading`), or `long_context` for
+                a model without LongRoPE.
             UnknownModel, DownloadFailed: see `foreword.models.resolve`.
             UnsupportedArchitecture: its attention does not take a prefix.
         """
@@ -128,6 +138,9 @@ class BaseModel:
         numbers = choose_dtype(dtype, place)
         options = {"device_map": "balanced"} if place == "balanced" else {}
         options |= loading_options(quantization, config, place, numbers)
+        if long_context:
+            take_long_factors(config)
+            options["config"] = config
         kernel = choose_kernel(config, model_class(auto, config)) if attention == "auto" else attention
         try:
             model = auto.from_pretrained(
@@ -147,16 +160,25 @@ class BaseModel:
         if "device_map" not in options:
             model = model.to(place)
         tokenizer = AutoTokenizer.from_pretrained(resolved.path)
-        return cls(model, tokenizer, name=resolved.name, revision=resolved.revision, folder=resolved.path)
+        return cls(
+            model,
+            tokenizer,
+            name=resolved.name,
+            revision=resolved.revision,
+            folder=resolved.path,
+            long_context=long_context,
+        )
 
     # -- what it is ----------------------------------------------------------------------------
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the weights; of a model loaded from files it is read once and remembered."""
-        if self._folder is not None:
-            return fingerprint(self._folder)
-        return self.weights_checksum()
+        """Digest of the weights; of a model loaded from files it is read once and remembered.
+
+        With `long_context` another one: the same weights compute something else.
+        """
+        found = self.weights_checksum() if self._folder is None else fingerprint(self._folder)
+        return long_fingerprint(found) if self.long_context else found
 
     def weights_checksum(self) -> str:
         """Digest of the weights as they are in memory now: the same before and after any work."""
@@ -184,14 +206,27 @@ class BaseModel:
 
     @property
     def max_positions(self) -> int | None:
-        """Positions that prefix and text share; None where the architecture sets no limit."""
+        """Positions that prefix and text share; None where the architecture sets no limit.
+
+        With LongRoPE as far as the short factors go, so that no text's angles depend on another's length.
+        """
         config = self.model.config.get_text_config(decoder=True)
         if hasattr(config, "relative_attention_num_buckets"):  # T5's kind counts distances, not positions
             return None
-        for field in ("max_position_embeddings", "n_positions"):
-            if isinstance(getattr(config, field, None), int):
-                return int(getattr(config, field))
-        return None
+        fields = (getattr(config, field, None) for field in ("max_position_embeddings", "n_positions"))
+        limits = [*(n for n in fields if isinstance(n, int))][:1]
+        return min([*limits, *filter(None, [short_positions(config)])], default=None)
+
+    @property
+    def window_note(self) -> str:
+        """What to say behind the name where a text is too long: how it could have more positions."""
+        config = self.model.config.get_text_config(decoder=True)
+        if (short := short_positions(config)) is None or short >= config.max_position_embeddings:
+            return ""
+        return (
+            f" with the short factors of LongRoPE (the model option long_context takes the long ones, "
+            f"{config.max_position_embeddings} positions)"
+        )
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -242,7 +277,7 @@ class BaseModel:
         if positions - used < 2:
             raise WindowExceeded(
                 f"a prefix of length {length} leaves no room for text in the {positions} positions of "
-                f"{self.name}; take a length below {positions - 1}"
+                f"{self.name}{self.window_note}; take a length below {positions - 1}"
             )
         return positions - used
 
@@ -373,7 +408,7 @@ class BaseModel:
         if limit is not None and longest > limit:
             raise WindowExceeded(
                 f"example {number} has {longest} tokens; {limit} fit behind a prefix of length {length} in "
-                f"{self.name}. Shorten it"
+                f"{self.name}{self.window_note}. Shorten it"
             )
 
 

@@ -29,6 +29,11 @@ class ModelOptions:
     quantization: Literal["int8", "nf4"] | None = setting(
         None, section=SECTION, help="Quantize the frozen weights; see docs/quantization.md"
     )
+    long_context: bool = setting(
+        False,
+        section=SECTION,
+        help="Take LongRoPE's long factors for every text, short ones too; see docs/base-models.md",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

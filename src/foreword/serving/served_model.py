@@ -36,6 +36,7 @@ def open_base(configuration: Configuration) -> BaseModel:
         dtype=configuration.dtype,
         attention=configuration.attention,
         quantization=configuration.quantization,
+        long_context=configuration.long_context,
         notify=lambda line: logs.event("base model", note=line),
     )
 

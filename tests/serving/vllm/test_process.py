@@ -12,19 +12,23 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from foreword import BaseModel
-from foreword.errors import (
-    UsageError,
-)
+from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.serving.config import of
+from foreword.serving.served_model import open_base
 from foreword.serving.vllm import launch, ticket
-from foreword.serving.vllm.engine import VllmEngine
+from foreword.serving.vllm.checks import weights_of
+from foreword.serving.vllm.engine import VllmEngine, check_base
 from foreword.serving.vllm.prefixes import STORE
 from foreword.serving.vllm.process import HealthPoller, answers
+from support.saved_bases import save_tiny
+from support.stand_ins import byte_tokenizer, tiny_llama
 
 SECRET = "0123456789abcdef" * 4
 
@@ -73,9 +77,10 @@ def test_an_engine_is_ready_while_its_vllm_answers(tiny_base: BaseModel) -> None
     assert not answers(url)
 
 
-def test_the_line_holds_all_that_a_vllm_needs_but_no_secret() -> None:
+def test_the_line_holds_all_that_a_vllm_needs_but_no_secret(tiny_base: BaseModel) -> None:
     configuration = of({"engine": "vllm", "store": "postgresql://u:pass@db/f", "blobs": "s3://b/f"})
-    line = launch.shell_line(configuration, "/models/base one", "float32")
+    line = launch.shell_line(configuration, "/models/base one", tiny_base)
+    assert "--max-model-len" not in line
     assert "'/models/base one'" in line
     assert all(part in line for part in ("vllm serve", "PrefixConnector", "Door", "--dtype float32"))
     assert "FOREWORD_STORE=postgresql://u:pass@db/f" in line
@@ -115,6 +120,36 @@ def test_settings_of_vllm_without_vllm_are_refused() -> None:
             of(settings)
     with pytest.raises(UsageError, match="engine_arguments"):
         launch.more_arguments(of({"engine": "vllm", "engine_arguments": "--a 'b"}))
+
+
+def test_a_vllm_takes_the_factors_of_longrope_that_the_base_has(tmp_path: Path) -> None:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 32,
+    }
+    folder = save_tiny(tmp_path / "long", rope_parameters=rope)
+    for long, most in ((False, 32), (True, 128)):
+        configuration = of({"engine": "vllm", "base": str(folder), "long_context": long, "dtype": "float32"})
+        base = open_base(configuration)
+        line = launch.shell_line(configuration, str(folder), base)
+        assert f"--max-model-len {most}" in line
+        launch._check_factors(configuration, base, most)
+        with pytest.raises(UsageError, match=f"long_context is {str(long).lower()}, but vLLM"):
+            launch._check_factors(configuration, base, 32 if long else 64)
+        hf_config = AutoConfig.from_pretrained(folder)
+        model_config = SimpleNamespace(model=str(folder), hf_config=hf_config, max_model_len=most)
+        assert weights_of(SimpleNamespace(model_config=model_config)) == base.fingerprint
+
+
+def test_dynamic_rotary_embeddings_are_the_local_engine_s(tiny_base: BaseModel) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+    base = BaseModel(tiny_llama(rope_parameters=rope), byte_tokenizer(), name="dynamic")
+    check_base(tiny_base)
+    with pytest.raises(UnsupportedArchitecture, match="dynamic rotary embeddings"):
+        check_base(base)
 
 
 # -- the keeper ---------------------------------------------------------------------------------------

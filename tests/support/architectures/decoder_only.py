@@ -89,7 +89,13 @@ DECODER_ONLY_WORKING: tuple[Architecture, ...] = (
         windowed=True,
     ),
     Architecture("Phi, Phi-1.5, Phi-2", "phi"),
-    Architecture("Phi-3, Phi-4", "phi3", {"sliding_window": WINDOW}, WINDOWED, windowed=True),
+    Architecture(
+        "Phi-3, Phi-4",
+        "phi3",
+        {"sliding_window": WINDOW},
+        f"{WINDOWED}; with LongRoPE, [texts as long as its short factors](base-models.md#how-long-a-text-can-be)",
+        windowed=True,
+    ),
     Architecture("Phi-3.5-MoE", "phimoe", EXPERTS, "experts"),
     Architecture(
         "DeepSeek-V2",

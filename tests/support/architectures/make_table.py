@@ -34,7 +34,8 @@ two are out of step. For every one that works, the tests show that
 A model that is not in the tables is tried when it is loaded. Every attention layer must ask for Foreword's
 function. In a decoder-only model, the keys and values of a text's first token, given as a prefix, must then do
 exactly what that token did in front of the text; in an encoder-decoder, each stream must change its own row,
-no other, and nothing in front of a token. Whatever fails is refused with `UnsupportedArchitecture` before any
+no other, and nothing in front of a token. The trial is computed in float32 whatever the weights are kept in, so
+that rounding to 16 bits hides nothing. Whatever fails is refused with `UnsupportedArchitecture` before any
 work. What three tokens can't show, such as a change of behaviour thousands of tokens in, the trial can't see.
 """
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from foreword.base.rope import long_fingerprint, short_positions
 from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
-from foreword.models.fingerprint import short
+from foreword.models.fingerprint import fingerprint, short
 from foreword.prefix import Prefix
 from foreword.serving.vllm.prefixes import HeadShard
 
@@ -60,6 +62,21 @@ def share_of(vllm_config: Any) -> HeadShard:
     )
     _ = share.heads
     return share
+
+
+def weights_of(vllm_config: Any) -> str | None:
+    """Fingerprint of vLLM's base; None for a model that it has by another name than its folder's.
+
+    Where a text may be longer than LongRoPE's short factors go, vLLM has the long ones for every text.
+
+    Raises:
+        CannotRead: a folder of weights that are no safetensors.
+    """
+    model = vllm_config.model_config
+    if not (folder := Path(model.model)).is_dir():
+        return None
+    weights, positions = fingerprint(folder), short_positions(model.hf_config)
+    return long_fingerprint(weights) if positions and model.max_model_len > positions else weights
 
 
 def check_base(prefix: Prefix, weights: str | None) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +23,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from foreword.errors import GeometryMismatch
-from foreword.models.fingerprint import fingerprint
 from foreword.serving.vllm import plan
 from foreword.serving.vllm.checks import (
     attention_layers,
     check_base,
     check_settings,
     share_of,
+    weights_of,
 )
 from foreword.serving.vllm.plan import CacheSalts
 from foreword.serving.vllm.prefixes import ShardedPrefix, ShardMemory, open_source, shard_of
@@ -71,9 +70,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             extra = vllm_config.kv_transfer_config.kv_connector_extra_config
             self._source = open_source(extra, os.environ)
             self._share = share_of(vllm_config)
-            folder = Path(vllm_config.model_config.model)
-            # None for a model that vLLM has by another name than its folder's.
-            self._weights = fingerprint(folder) if folder.is_dir() else None
+            self._weights = weights_of(vllm_config)
             self._dtype = vllm_config.model_config.dtype
             self._memory = ShardMemory(int(extra.get("memory_bytes", MEMORY_BYTES)), self._read)
 

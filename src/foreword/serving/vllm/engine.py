@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from foreword.base.base_model import BaseModel
+from foreword.base.rope import is_dynamic
 from foreword.errors import DamagedBlob, EngineStopped, UnsupportedArchitecture, UsageError
 from foreword.prefix import Prefix
 from foreword.serving.engine.protocol import STOPPING, Row, Token, check_row
@@ -194,6 +195,11 @@ def check_base(base: BaseModel) -> None:
         raise UnsupportedArchitecture(
             f"{base.name} can't be served by vLLM with prefixes: it needs a decoder-only model whose "
             "layers all see the whole text. `foreword generate` runs this one"
+        )
+    if is_dynamic(base.model.config):  # vLLM stretches every text as if it were as long as can be
+        raise UnsupportedArchitecture(
+            f"{base.name} has dynamic rotary embeddings, which turn a text by other angles in vLLM than in "
+            "transformers, so prefixes would not fit. Take engine local"
         )
 
 

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
+from transformers import AutoConfig
 
 from foreword.base.base_model import BaseModel
+from foreword.base.rope import short_positions
 from foreword.errors import EngineStopped, UsageError
 from foreword.models import resolve
 from foreword.serving import logs
@@ -53,11 +55,11 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
         if configuration.engine_url is not None:
             secret, url = ticket.secret_of(os.environ), configuration.engine_url
             if not answers(url):
-                line = shell_line(configuration, _model(configuration), dtype_of(base))
+                line = shell_line(configuration, _model(configuration), base)
                 raise EngineStopped(f"no vLLM answers at {url}; start one with:\n{line}")
         else:
             secret = os.environ.get(ticket.SECRET) or secrets.token_hex(32)
-            port, more = free_port(), more_arguments(configuration)
+            port, more = free_port(), [*length_arguments(base), *more_arguments(configuration)]
             options = arguments(host="127.0.0.1", port=port, dtype=dtype_of(base), more=more)
             command = [*program(_model(configuration)), *options]
             process = VllmProcess(command, environment(configuration, secret), port)
@@ -65,6 +67,7 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
             process.wait(configuration.engine_seconds)
             url = process.url
         most = _max_positions_of(url, secret)
+        _check_factors(configuration, base, most)
         poller = HealthPoller(url)
         started.callback(poller.close)
         close = started.pop_all().close
@@ -81,7 +84,22 @@ def vllm_line(configuration: Configuration) -> str:
     """
     base = open_base(configuration)
     check_base(base)
-    return shell_line(configuration, _model(configuration), dtype_of(base))
+    return shell_line(configuration, _model(configuration), base)
+
+
+def _check_factors(configuration: Configuration, base: BaseModel, most: int) -> None:
+    """Refuse a vLLM that takes other factors of LongRoPE than the base: it goes by its `--max-model-len`.
+
+    Raises:
+        UsageError: says what to start it with.
+    """
+    short = short_positions(AutoConfig.from_pretrained(_model(configuration)))
+    if short is not None and (most > short) != base.long_context:
+        raise UsageError(
+            f"long_context is {str(base.long_context).lower()}, but vLLM with --max-model-len {most} takes "
+            f"LongRoPE's {'long' if most > short else 'short'} factors ({short} positions); start it with "
+            f"--max-model-len {base.max_positions}, or change long_context"
+        )
 
 
 def _max_positions_of(url: str, secret: str) -> int:
@@ -151,6 +169,12 @@ def environment(configuration: Configuration, secret: str) -> dict[str, str]:
     return {ticket.SECRET: secret, "VLLM_API_KEY": key, STORE: _absolute(configuration.store), **blobs}
 
 
+def length_arguments(base: BaseModel) -> list[str]:
+    """With LongRoPE the base's positions: vLLM takes the long factors for all where a text may be longer."""
+    limited = short_positions(base.model.config) is not None
+    return ["--max-model-len", str(base.max_positions)] if limited else []
+
+
 def more_arguments(configuration: Configuration) -> list[str]:
     """The configuration's own arguments for vLLM. Raises UsageError: quotes that do not match."""
     try:
@@ -168,7 +192,7 @@ def dtype_of(base: BaseModel) -> str:
     return str(base.dtype).removeprefix("torch.")
 
 
-def shell_line(configuration: Configuration, model: str, dtype: str) -> str:
+def shell_line(configuration: Configuration, model: str, base: BaseModel) -> str:
     """A shell line for a vLLM that one starts oneself; the secret stays in the environment."""
     settings = environment(configuration, "-" * ticket.SHORTEST_SECRET)
     del settings[ticket.SECRET], settings["VLLM_API_KEY"]
@@ -176,10 +200,10 @@ def shell_line(configuration: Configuration, model: str, dtype: str) -> str:
     key = "${FOREWORD_VLLM_KEY:?}"
     begin = "FOREWORD_VLLM_KEY=$(python -m foreword.serving.vllm.ticket) &&"
     words = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-    more = more_arguments(configuration)
+    more = [*length_arguments(base), *more_arguments(configuration)]
     try:
         start = program(model)
     except UsageError:  # it may be elsewhere
         start = ["vllm", "serve", model]
-    command = [*start, *arguments(host="127.0.0.1", port=8001, dtype=dtype, more=more)]
+    command = [*start, *arguments(host="127.0.0.1", port=8001, dtype=dtype_of(base), more=more)]
     return " ".join([begin, *words, f'VLLM_API_KEY="{key}"', *map(shlex.quote, command)])
