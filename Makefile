@@ -5,7 +5,7 @@ VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-vllm lint format clean
+.PHONY: help install demo test test-gpu test-vllm lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,13 @@ demo: $(INSTALLED)  ## pull the base model, train a prefix on the example data, 
 # Each process may hold the real model and a PostgreSQL of its own, and computes with one thread.
 test: $(INSTALLED)  ## the whole test suite, in a process for each core, up to four
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal
+
+test-gpu: $(INSTALLED)  ## what a GPU must compute as the CPU does; where there is none, says so and ends
+	@if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then \
+	    OMP_NUM_THREADS=1 $(BIN)/pytest tests/gpu; \
+	else \
+	    echo "no CUDA device, or a torch without CUDA in $(VENV): not measured on a GPU"; \
+	fi
 
 test-vllm: $(VENV_VLLM)/.installed  ## the vLLM engine against a real vLLM, in an environment of its own
 	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/pytest tests/vllm

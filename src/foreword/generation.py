@@ -208,8 +208,14 @@ def _generate_batch(
         ending = EndedRows(rows[0].end_ids, stop)
         # The last token of the prompt predicts the first new one, and is the last of its pass.
         last = (-1,) * len(running)
+        read = [len(rows[place].ids) + made for place in running]
+        ahead = prefixes.lengths("decoder") if prefixes is not None else (0,) * len(running)
         attention = AttentionContext(
-            prefixes=prefixes, in_cache=base.cache_takes_prefixes, target_starts=last
+            prefixes=prefixes,
+            in_cache=base.cache_takes_prefixes,
+            target_starts=last,
+            last_positions=tuple(length + text - 1 for length, text in zip(ahead, read, strict=True)),
+            unpadded=not base.is_encoder_decoder and len(set(read)) == 1,
         )
         packed = is_prepared(base.model) and prepacking_pays(len(running) * decoding.beams)
         config.max_new_tokens = rows[0].max_new_tokens - made

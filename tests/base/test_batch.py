@@ -17,7 +17,6 @@ from foreword.errors import ForewordDeprecation
 from support.by_hand import layers_of, token_losses
 from support.stand_ins import random_prefix
 
-CPU = torch.device("cpu")
 ALIKE = [
     Example("a source that repeats: ", "one target"),
     Example("another source: ", "of its own"),
@@ -28,7 +27,7 @@ ALIKE = [
 
 
 def test_the_tokens_of_a_beginning_are_laid_out_once() -> None:
-    layout = pack_rows([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0], CPU)
+    layout = pack_rows([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0])
     assert layout.tokens[2] == layout.tokens[0][:1] == layout.tokens[1][:1]
     assert layout.tokens[0][:2] == layout.tokens[1][:2]
     assert not {*layout.tokens[3]} & {*layout.tokens[0], *layout.tokens[1]}
@@ -38,12 +37,12 @@ def test_the_tokens_of_a_beginning_are_laid_out_once() -> None:
 
 @pytest.mark.parametrize("kinds", [(0, 1), (None, None), (0, None)])
 def test_rows_of_different_kinds_share_nothing(kinds: tuple[int | None, ...]) -> None:
-    layout = pack_rows([(5, 6), (5, 6)], kinds, CPU)
+    layout = pack_rows([(5, 6), (5, 6)], kinds)
     assert not {*layout.tokens[0]} & {*layout.tokens[1]}
 
 
 def test_to_rows_and_back_is_the_identity() -> None:
-    layout = pack_rows([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0], CPU)
+    layout = pack_rows([(5, 6, 7), (5, 6, 8, 9), (5,), (6, 7)], [0, 0, 0, 0])
     states_1HND = torch.randn(1, 2, 7, 3)
     rows_BHTD = layout.to_rows(states_1HND)
     assert torch.equal(rows_BHTD[0, :, :2], rows_BHTD[1, :, :2])

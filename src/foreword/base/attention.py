@@ -22,13 +22,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from foreword.base.batch import PackedLayout
+from foreword.base.kernels import attend_causally, attend_one_query, attend_varlen, varlen_takes
+from foreword.base.pass_metadata import PassMetadata
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.base.sliding_window import Angles, RopeShift, move_prefix_near
 from foreword.errors import UnsupportedArchitecture
@@ -39,8 +40,8 @@ IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "forewor
 """Names under which transformers finds the functions (`attn_implementation=`)."""
 
 CAUSAL_DEVICES = {"cuda"}
-"""Where a kernel that knows the causal pattern is faster than one that reads a mask. The CPU's would make the
-mask anew for every layer."""
+"""Where a kernel that knows the causal pattern is faster than one that reads a mask, so that no mask is made
+where that pattern is all that it says. The CPU's would make the mask anew for every layer."""
 
 Value = TypeVar("Value")
 Made = list[tuple[torch.Tensor, Value]]
@@ -68,17 +69,17 @@ class MaskCache:
     Attributes:
         extended: the mask with the prefix's columns in front, by the mask over the text.
         additive: a boolean mask as numbers that are added to scores, by that mask.
-        is_causal: whether a mask is the causal pattern, by that mask.
         bias: T5's position bias with the prefix's columns in front, by the bias over the text.
-        beyond: how far each query is beyond the prefix's reach, by size of the sliding window and positions.
+        text: the mask that layers mean which pass none, by (queries, keys, causal, device).
+        beyond: how far each query is beyond the prefix's reach, by size of the sliding window and device.
         angles: rotary angles of those distances, by kind of layer and distances.
     """
 
     extended: Made[torch.Tensor] = field(default_factory=list)
     additive: Made[torch.Tensor] = field(default_factory=list)
-    is_causal: Made[bool] = field(default_factory=list)
     bias: Made[torch.Tensor] = field(default_factory=list)
-    beyond: dict[int, Made[torch.Tensor | None]] = field(default_factory=lambda: defaultdict(list))
+    text: dict[tuple[int, int, bool, torch.device], torch.Tensor] = field(default_factory=dict)
+    beyond: dict[tuple[int, torch.device], torch.Tensor] = field(default_factory=dict)
     angles: dict[str | None, Made[Angles]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -112,6 +113,8 @@ class AttentionContext:
         in_cache: the keys and values that reach attention have the prefixes in front already.
         target_starts: of each row, the first token that sees an infix; needed where a row has one.
         record: takes every call of the attention function.
+        last_positions, unpadded: see `PassMetadata`; nothing but speed depends on them.
+        metadata: what the layers look up about the rows.
         mask_cache: of each stream, for the pass that is under way.
     """
 
@@ -120,7 +123,19 @@ class AttentionContext:
     in_cache: bool = False
     target_starts: tuple[int, ...] = ()
     record: Callable[[AttentionCall], None] | None = None
+    last_positions: tuple[int, ...] = ()
+    unpadded: bool = False
+    metadata: PassMetadata = field(init=False)
     mask_cache: dict[Stream, MaskCache] = field(default_factory=lambda: defaultdict(MaskCache))
+
+    def __post_init__(self) -> None:
+        self.metadata = PassMetadata(
+            self.prefixes, self.layout, self.target_starts, self.last_positions, self.unpadded
+        )
+
+    def prepare(self, rows: int, queries: int, device: torch.device) -> None:
+        """Make what the layers on a device will look up, before the model runs over these tokens."""
+        self.metadata.on(device).prepare(rows, queries, causal=device.type in CAUSAL_DEVICES)
 
 
 # A context variable, so that threads of one process can use one model with different prefixes.
@@ -200,20 +215,28 @@ def _attention_function(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, tor
         if state.record is not None:
             state.record(AttentionCall(module, query, key, value, dict(kwargs)))
 
-        layout, mask = state.layout, attention_mask
-        if layout is not None:  # tokens end to end become rows, for attention alone
-            query, key, value = (layout.to_rows(tensor) for tensor in (query, key, value))
         layer: LayerInfo | None = getattr(module, "foreword_layer", None)
         stream: Stream = "decoder" if layer is None else layer.stream
+        if layer is not None and layer.layer == 0:  # a new pass has new masks
+            state.mask_cache.pop(stream, None)
+        layout, mask, cache = state.layout, attention_mask, state.mask_cache[stream]
+        causal = kernel == "sdpa" and mask is None and _is_causal(state, layer, module, query, kwargs)
+        if layout is not None and layer is not None and causal:
+            moved = layer.sliding_window is not None and state.metadata.beyond(layer.sliding_window)
+            if not moved and varlen_takes(query, key, value):
+                metadata = state.metadata.on(key.device)
+                prefix, segments = metadata.prefix_layer(stream, layer.layer), metadata.segments(stream)
+                return attend_varlen(query, key, value, prefix, segments, kwargs.get("scaling")), None
+        if layout is not None:  # tokens end to end become rows, for attention alone
+            query, key, value = (layout.to_rows(tensor) for tensor in (query, key, value))
+        causal = causal and state.metadata.sees_all(stream, of_one_length=True)
         if layer is not None:
-            if layer.layer == 0:  # a new pass has new masks
-                state.mask_cache.pop(stream, None)
-            query, key, value, mask = _with_prefix(state, layer, module, query, key, value, mask, kwargs)
-        cache = state.mask_cache[stream]
+            query, key, value, mask = _with_prefix(
+                state, layer, module, query, key, value, mask, causal, kwargs
+            )
         if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
             mask = _once(cache.additive, mask, lambda boolean: _additive(boolean, query.dtype))
-        valid_BT = None if layout is None else layout.valid_BT
-        output, weights = _attend(kernel, module, query, key, value, mask, valid_BT, cache, kwargs)
+        output, weights = _attend(kernel, module, query, key, value, mask, causal, kwargs)
         return (layout.to_flat(output) if layout is not None else output), weights
 
     return attention
@@ -227,68 +250,76 @@ def _with_prefix(
     key_BHSD: torch.Tensor,
     value_BHSD: torch.Tensor,
     mask: torch.Tensor | None,
+    causal: bool,
     kwargs: dict[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Query, keys and values with the prefix in front, and the mask that fits; T5's bias in `kwargs` too."""
+    """Query, keys and values with the prefix in front, and the mask that fits; T5's bias in `kwargs` too.
+
+    Args:
+        causal: the causal pattern, counted from the last key, is all that a mask would say: none is made.
+    """
     prefixes, stream = state.prefixes, layer.stream
     if prefixes is None or stream not in prefixes.blocks:  # no row has a prefix in this stream
         return query, key_BHSD, value_BHSD, mask
-    cache = state.mask_cache[stream]
+    cache, metadata = state.mask_cache[stream], state.metadata.on(key_BHSD.device)
     length = prefixes.blocks[stream].longest
     if not state.in_cache:
-        prefix_key_BHPD, prefix_value_BHPD = prefixes.rows(stream, layer.layer, like=key_BHSD)
+        prefix_key_BHPD, prefix_value_BHPD = metadata.prefix_rows(stream, layer.layer, key_BHSD)
         key_BHSD = torch.cat([prefix_key_BHPD, key_BHSD], dim=2)
         value_BHSD = torch.cat([prefix_value_BHPD, value_BHSD], dim=2)
-    if mask is None:
-        mask = _mask_when_none(module, query, key_BHSD.shape[2] - length)
+    if mask is None and not causal:
+        mask = _mask_when_none(cache, module, query, key_BHSD.shape[2] - length)
     # Only the columns of the text come from transformers. Those of the prefix are ours: open for every token
     # of the row (an infix: from its target on), and closed where a row's prefix is shorter than P.
-    extended = _once(
-        cache.extended,
-        mask,
-        lambda text: _open_columns(
-            text,
-            prefixes.visible(stream, key_BHSD.shape[0], text.shape[2], text.device, state.target_starts),
-        ),
-    )
+    if mask is not None:
+        mask = _once(
+            cache.extended,
+            mask,
+            lambda text: _open_columns(text, metadata.visible(stream, key_BHSD.shape[0], text.shape[2])),
+        )
     bias = kwargs.get("position_bias")
     if bias is not None:  # a virtual token has no position, so it gets no bias
         kwargs["position_bias"] = _once(cache.bias, bias, lambda text: pad(text, (length, 0)))
-    if layer.sliding_window is not None and prefixes.within_window:
-        beyond_BT = _steps_beyond(state, layer.sliding_window, query, kwargs["position_ids"])
-        if beyond_BT is not None:
-            rope = layer.rope
-            if rope is None:
-                raise UnsupportedArchitecture(
-                    "a prefix is to stay within a sliding window's reach, but this model's positions "
-                    "can't be moved"
-                )
-            angles = _once(
-                cache.angles[rope.layer_type],
-                # One new token: the prefix moves forward, towards it. Several: each query moves back.
-                beyond_BT,
-                lambda steps: rope.angles(query, steps if query.shape[2] == 1 else -steps),
+    if layer.sliding_window is not None and state.metadata.beyond(layer.sliding_window):
+        rope = layer.rope
+        if rope is None:
+            raise UnsupportedArchitecture(
+                "a prefix is to stay within a sliding window's reach, but this model's positions "
+                "can't be moved"
             )
-            query, key_BHSD = move_prefix_near(rope, query, key_BHSD, length, angles, kwargs)
-    return query, key_BHSD, value_BHSD, extended
+        place = (layer.sliding_window, query.device)
+        if place not in cache.beyond:
+            cache.beyond[place] = metadata.steps_beyond(
+                layer.sliding_window, kwargs["position_ids"], query.shape[0]
+            )
+        angles = _once(
+            cache.angles[rope.layer_type],
+            # One new token: the prefix moves forward, towards it. Several: each query moves back.
+            cache.beyond[place],
+            lambda steps: rope.angles(query, steps if query.shape[2] == 1 else -steps),
+        )
+        query, key_BHSD = move_prefix_near(rope, query, key_BHSD, length, angles, kwargs)
+    return query, key_BHSD, value_BHSD, mask
 
 
-def _steps_beyond(
-    state: AttentionContext, window: int, query: torch.Tensor, position_ids: torch.Tensor
-) -> torch.Tensor | None:
-    """How far each query is beyond the position from which its row's prefix is seen, `[B, T]`; None: none."""
-    prefixes, layout = state.prefixes, state.layout
-    assert prefixes is not None
+def _is_causal(
+    state: AttentionContext,
+    layer: LayerInfo | None,
+    module: nn.Module,
+    query: torch.Tensor,
+    options: Mapping[str, Any],
+) -> bool:
+    """Whether a layer that is passed no mask means the causal pattern, where a kernel knows that pattern.
 
-    def count(positions: torch.Tensor) -> torch.Tensor | None:
-        farthest_B = prefixes.farthest(window, query.shape[0], positions.device)
-        if farthest_B is None:
-            return None
-        positions_BT = positions if layout is None else layout.of_rows(positions[0])
-        beyond_BT = (positions_BT - farthest_B[:, None]).clamp(min=0)
-        return beyond_BT if bool(beyond_BT.any()) else None
-
-    return _once(state.mask_cache["decoder"].beyond[window], position_ids, count)
+    Every token sees what stands in front of it, all virtual tokens of its row among it. It is known without
+    reading a mask: from what `_make_mask` has left out, and from the kinds of prefixes.
+    """
+    if layer is None or options.get("dropout") or options.get("position_bias") is not None:
+        return False
+    means = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if means is None else means) and (
+        query.device.type in CAUSAL_DEVICES and state.metadata.sees_all(layer.stream, of_one_length=False)
+    )
 
 
 def _attend(
@@ -298,8 +329,7 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    valid_BT: torch.Tensor | None,
-    cache: MaskCache,
+    causal: bool,
     kwargs: Mapping[str, Any],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of one layer, `[B, T, Q, D]`; all ways give the same, some with less memory or time.
@@ -308,30 +338,32 @@ def _attend(
     |---|---|
     | eager, or a bias is added | the model's own function |
     | one query a row: a decoding step | `attend_one_query`: grouped keys are read once |
-    | no mask, or dropout | the model's own function |
     | on a GPU, under the causal pattern | `attend_causally`: flash attention takes no mask |
+    | no mask, or dropout | the model's own function |
     | on a CPU, query heads share keys | torch's kernel, which repeats no keys there |
     | anything else | transformers' SDPA function |
+
+    A flat batch on a GPU goes to `attend_varlen` before it comes here, where that takes it.
     """
     own = _own_kernel(kernel, module)
     scaling = kwargs.get("scaling")
     if kernel != "eager" and kwargs.get("position_bias") is None:
         if query.shape[2] == 1:
             return attend_one_query(query, key, value, mask, scaling), None
-        if mask is not None and not kwargs.get("dropout"):
-            if (
-                query.device.type in CAUSAL_DEVICES
-                and hasattr(module, "foreword_layer")
-                and _once(cache.is_causal, mask, lambda mask_B1TS: is_causal(mask_B1TS, valid_BT))
-            ):
-                return attend_causally(query, key, value, scaling), None
-            # transformers repeats keys and values for every query head that shares them whenever there is
-            # a mask: other devices need that. The CPU's kernel does not.
-            if query.device.type == "cpu" and query.shape[1] != key.shape[1]:
-                output_BQTD = scaled_dot_product_attention(
-                    query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True
-                )
-                return output_BQTD.transpose(1, 2), None
+        if causal and mask is None:
+            return attend_causally(query, key, value, scaling), None
+        # transformers repeats keys and values for every query head that shares them whenever there is
+        # a mask: other devices need that. The CPU's kernel does not.
+        if (
+            mask is not None
+            and not kwargs.get("dropout")
+            and query.device.type == "cpu"
+            and query.shape[1] != key.shape[1]
+        ):
+            output_BQTD = scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True
+            )
+            return output_BQTD.transpose(1, 2), None
     return own(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
 
 
@@ -347,72 +379,40 @@ def _own_kernel(kernel: Kernel, module: nn.Module) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def attend_one_query(
-    query_BQ1D: torch.Tensor,
-    key_BHSD: torch.Tensor,
-    value_BHSD: torch.Tensor,
-    mask_B11S: torch.Tensor | None,
-    scaling: float | None,
-) -> torch.Tensor:
-    """Attention of one new token, `[B, 1, Q, D]`.
-
-    The query heads that share a key/value head are taken as so many queries of it, so that grouped
-    keys and values are read once instead of being repeated in memory for every query head.
-    """
-    rows, queries, _, size = query_BQ1D.shape
-    heads = key_BHSD.shape[1]
-    grouped_BHGD = query_BQ1D.reshape(rows, heads, queries // heads, size)
-    output_BHGD = scaled_dot_product_attention(
-        grouped_BHGD, key_BHSD, value_BHSD, attn_mask=mask_B11S, scale=scaling
-    )
-    return output_BHGD.reshape(rows, 1, queries, -1)
-
-
-def attend_causally(
-    query_BQTD: torch.Tensor, key_BHSD: torch.Tensor, value_BHSD: torch.Tensor, scaling: float | None
-) -> torch.Tensor:
-    """Attention under the causal pattern, for kernels that take no mask, `[B, T, Q, D]`."""
-    output_BQTD = scaled_dot_product_attention(
-        query_BQTD,
-        key_BHSD,
-        value_BHSD,
-        attn_mask=causal_lower_right(query_BQTD.shape[2], key_BHSD.shape[2]),
-        scale=scaling,
-        enable_gqa=query_BQTD.shape[1] != key_BHSD.shape[1],
-    )
-    return output_BQTD.transpose(1, 2)
-
-
-def is_causal(mask_B1TS: torch.Tensor, valid_BT: torch.Tensor | None) -> bool:
-    """Whether every query of a row's text sees the keys up to its own, counted from the last ones.
-
-    That is what rows see whose prefixes are all P long and whose padding, if any, stands behind the text.
-    Rows of other kinds (prefixes of several lengths, padding in front, sliding windows, infixes) need a
-    mask. The answer costs one transfer from the device.
-
-    Args:
-        mask_B1TS: boolean, true where a query sees a key.
-        valid_BT: which queries are text; None: all.
-    """
-    queries, keys = mask_B1TS.shape[2:]
-    if mask_B1TS.dtype != torch.bool or mask_B1TS.shape[1] != 1 or keys < queries:
-        return False
-    pattern_TS = torch.ones(queries, keys, dtype=torch.bool, device=mask_B1TS.device).tril(keys - queries)
-    agrees_BT = (mask_B1TS[:, 0] == pattern_TS).all(dim=-1)
-    return bool((agrees_BT if valid_BT is None else agrees_BT | ~valid_BT).all())
-
-
 # -- masks -------------------------------------------------------------------------------------------
 
 
 def _make_mask(**kwargs: Any) -> torch.Tensor | None:
     """transformers' boolean mask over the text alone, `[B, 1, T, S]`; prefix columns come later.
 
-    A flat batch gets the mask of its rows, so that windows and causality are counted within a row.
+    A flat batch gets the mask of its rows, so that windows and causality are counted within a row. None where
+    the causal pattern is all that there is to say and a kernel knows it.
     """
     state = _current.get()
     if state is None:
         return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
+    _begin_pass(state, kwargs)
+    if torch.device(kwargs.get("device", "cpu")).type in CAUSAL_DEVICES and state.metadata.is_causal(kwargs):
+        return None
+    return _mask_of_rows(state, kwargs)
+
+
+def _make_eager_mask(**kwargs: Any) -> torch.Tensor | None:
+    state = _current.get()
+    if state is None:
+        kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+        return _additive(sdpa_mask(**kwargs), kwargs["dtype"])
+    _begin_pass(state, kwargs)
+    return _mask_of_rows(state, kwargs)
+
+
+def _begin_pass(state: AttentionContext, options: Mapping[str, Any]) -> None:
+    """transformers makes masks once for a pass, before the first layer, and knows what was read before."""
+    if state.prefixes is not None and state.prefixes.within_window:
+        state.metadata.begin_pass(int(options.get("q_offset", 0)) + options["q_length"])
+
+
+def _mask_of_rows(state: AttentionContext, kwargs: dict[str, Any]) -> torch.Tensor | None:
     # transformers leaves a mask out where the kernel's own causal flag does; with columns in front that flag
     # would mean other keys.
     kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
@@ -427,16 +427,9 @@ def _make_mask(**kwargs: Any) -> torch.Tensor | None:
             kv_length=layout.longest,
             q_offset=0,
             kv_offset=0,
-            attention_mask=layout.valid_BT,
+            attention_mask=layout.on(torch.device(kwargs["device"])).valid_BT,
         )
     return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
-
-
-def _make_eager_mask(**kwargs: Any) -> torch.Tensor | None:
-    if _current.get() is None:
-        kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
-        return _additive(sdpa_mask(**kwargs), kwargs["dtype"])
-    return _make_mask(**kwargs)
 
 
 def _open_columns(mask_B1TS: torch.Tensor, visible_BTP: torch.Tensor) -> torch.Tensor:
@@ -448,13 +441,17 @@ def _open_columns(mask_B1TS: torch.Tensor, visible_BTP: torch.Tensor) -> torch.T
     return torch.cat([columns.expand(-1, heads, -1, -1), mask_B1TS.expand(rows, -1, -1, -1)], dim=-1)
 
 
-def _mask_when_none(module: nn.Module, query: torch.Tensor, keys: int) -> torch.Tensor:
+def _mask_when_none(cache: MaskCache, module: nn.Module, query: torch.Tensor, keys: int) -> torch.Tensor:
     """The mask over `keys` of the text that a layer means when it passes none: causal for its own text."""
     queries = query.shape[2]
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
-    if getattr(module, "is_causal", True) and queries > 1:
-        mask = mask.tril(diagonal=keys - queries)
-    return mask[None, None].expand(query.shape[0], -1, -1, -1)
+    causal = bool(getattr(module, "is_causal", True)) and queries > 1
+    place = (queries, keys, causal, query.device)
+    if place not in cache.text:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+        if causal:
+            mask = mask.tril(diagonal=keys - queries)
+        cache.text[place] = mask[None, None].expand(query.shape[0], -1, -1, -1)
+    return cache.text[place]
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -28,11 +28,10 @@ class PackedLayout:
 
     Attributes:
         tokens: of each row the indices among the N, in the row's order.
-        device: where the index tensors live.
     """
 
     tokens: tuple[tuple[int, ...], ...]
-    device: torch.device
+    _indices: dict[torch.device, PackedIndices] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def rows(self) -> int:
@@ -54,41 +53,65 @@ class PackedLayout:
         return tuple(first[token] for token in range(len(first)))
 
     @functools.cached_property
-    def valid_BT(self) -> torch.Tensor:
-        """True where a row has a token."""
-        lengths_B = torch.tensor([len(row) for row in self.tokens], device=self.device)
-        return torch.arange(self.longest, device=self.device)[None, :] < lengths_B[:, None]
+    def new_tokens(self) -> tuple[tuple[int, int], ...]:
+        """(row, number of tokens) of each row that has tokens of its own, in the order of the N.
 
-    @functools.cached_property
-    def _flat_index_BT(self) -> torch.Tensor:
-        # Places beyond a row's end repeat its first token: any token will do, the mask closes them.
-        padded = [[*row, *(row[:1] * (self.longest - len(row)))] for row in self.tokens]
-        return torch.tensor(padded, device=self.device).flatten()
+        What a row shares with one before it stands in front, so its own tokens are its last ones.
+        """
+        found, count = [], 0
+        for row in sorted(range(self.rows), key=lambda row: self.tokens[row][-1]):
+            if (new := self.tokens[row][-1] + 1 - count) > 0:
+                found.append((row, new))
+                count += new
+        return tuple(found)
 
-    @functools.cached_property
-    def _row_index_N(self) -> torch.Tensor:
-        return torch.tensor(
-            [row * self.longest + place for row, place in self.token_positions], device=self.device
-        )
+    def on(self, device: torch.device) -> PackedIndices:
+        """Its index tensors on one device, made for it once."""
+        if device not in self._indices:
+            lengths_B = torch.tensor([len(row) for row in self.tokens])
+            # Places beyond a row's end repeat its first token: any token will do, the mask closes them.
+            padded = [[*row, *(row[:1] * (self.longest - len(row)))] for row in self.tokens]
+            places = [row * self.longest + place for row, place in self.token_positions]
+            self._indices[device] = PackedIndices(
+                valid_BT=_moved(torch.arange(self.longest)[None, :] < lengths_B[:, None], device),
+                flat_index=_moved(torch.tensor(padded).flatten(), device),
+                row_index_N=_moved(torch.tensor(places), device),
+            )
+        return self._indices[device]
 
     def of_rows(self, tokens_N: torch.Tensor) -> torch.Tensor:
         """`[N]` to `[B, T]`."""
-        return tokens_N.index_select(0, self._flat_index_BT).view(self.rows, self.longest)
+        index = self.on(tokens_N.device).flat_index
+        return tokens_N.index_select(0, index).view(self.rows, self.longest)
 
     def to_rows(self, states_1HND: torch.Tensor) -> torch.Tensor:
         """`[1, H, N, D]` to `[B, H, T, D]`."""
         _, heads, _, size = states_1HND.shape
-        gathered = states_1HND[0].transpose(0, 1).index_select(0, self._flat_index_BT)
+        index = self.on(states_1HND.device).flat_index
+        gathered = states_1HND[0].transpose(0, 1).index_select(0, index)
         return gathered.view(self.rows, self.longest, heads, size).transpose(1, 2)
 
     def to_flat(self, states_BTHD: torch.Tensor) -> torch.Tensor:
         """`[B, T, H, D]` to `[1, N, H, D]`."""
-        return states_BTHD.flatten(0, 1).index_select(0, self._row_index_N)[None]
+        return states_BTHD.flatten(0, 1).index_select(0, self.on(states_BTHD.device).row_index_N)[None]
 
 
-def pack_rows(
-    texts: Sequence[Sequence[int]], groups: Sequence[int | None], device: torch.device
-) -> PackedLayout:
+@dataclass(frozen=True)
+class PackedIndices:
+    """A layout on one device.
+
+    Attributes:
+        valid_BT: true where a row has a token.
+        flat_index: `[B * T]`, of each place of each row the token among the N.
+        row_index_N: of each of the N tokens one place where it stands.
+    """
+
+    valid_BT: torch.Tensor
+    flat_index: torch.Tensor
+    row_index_N: torch.Tensor
+
+
+def pack_rows(texts: Sequence[Sequence[int]], groups: Sequence[int | None]) -> PackedLayout:
     """A layout of B texts (token ids) in which texts of one group share the tokens that they begin with.
 
     Args:
@@ -107,7 +130,7 @@ def pack_rows(
         new = len(texts[row]) - alike
         tokens[row] = (*(tokens[before][:alike] if before is not None else ()), *range(count, count + new))
         count, before = count + new, row
-    return PackedLayout(tuple(tokens), device)
+    return PackedLayout(tuple(tokens))
 
 
 def pad_rows(
@@ -122,12 +145,18 @@ def pad_rows(
     lengths = [len(text) for text in texts]
     longest = max(lengths)
     gaps = [longest - length if left else 0 for length in lengths]
-    lengths_B, gaps_B = (torch.tensor(numbers, device=device) for numbers in (lengths, gaps))
-    steps_BT = torch.arange(longest, device=device)[None] - gaps_B[:, None]
-    ids_BT = torch.full((len(texts), longest), pad_id, dtype=torch.long, device=device)
+    lengths_B, gaps_B = (torch.tensor(numbers) for numbers in (lengths, gaps))
+    steps_BT = torch.arange(longest)[None] - gaps_B[:, None]
+    ids_BT = torch.full((len(texts), longest), pad_id, dtype=torch.long)
     for row, (text, gap) in enumerate(zip(texts, gaps, strict=True)):
-        ids_BT[row, gap : gap + len(text)] = torch.tensor(text, device=device)
-    return ids_BT, (steps_BT >= 0) & (steps_BT < lengths_B[:, None]), steps_BT
+        ids_BT[row, gap : gap + len(text)] = torch.tensor(text)
+    mask_BT = (steps_BT >= 0) & (steps_BT < lengths_B[:, None])
+    return _moved(ids_BT, device), _moved(mask_BT, device), _moved(steps_BT, device)
+
+
+def _moved(made_on_host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """In one copy, for which nobody waits: CUDA has read ordinary memory when the call returns."""
+    return made_on_host.to(device, non_blocking=True)
 
 
 Layout = Literal["flat", "right", "left"]
@@ -146,6 +175,7 @@ class Batch:
         targets: number of target tokens of each row.
         target_starts: place in each row (as attention sees rows) of the last source token, which predicts
             the first target token; empty for an encoder-decoder, whose source is apart.
+        last_positions: of each row the position of its last token; empty for an encoder-decoder.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -154,6 +184,7 @@ class Batch:
     target_M: torch.Tensor
     targets: tuple[int, ...]
     target_starts: tuple[int, ...] = ()
+    last_positions: tuple[int, ...] = ()
 
 
 def decoder_batch(
@@ -180,22 +211,22 @@ def decoder_batch(
     longest = max(len(text) for text in texts)
     gaps = [longest - len(text) if layout == "left" else 0 for text in texts]
     tokens_of: Sequence[Sequence[int]]  # of each row, its tokens' places in the flattened sequence
-    flat = pack_rows(texts, groups, device) if layout == "flat" else None
+    flat = pack_rows(texts, groups) if layout == "flat" else None
     if flat is not None:
         tokens_of = flat.tokens
         ids = [texts[row][place] for row, place in flat.token_positions]
         # Positions count within a row, behind its prefix: where the token stands among the N says nothing.
         positions_N = [offsets[row] + place for row, place in flat.token_positions]
         inputs = {
-            "input_ids": torch.tensor([ids], device=device),
+            "input_ids": _moved(torch.tensor([ids]), device),
             "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
-            "position_ids": torch.tensor([positions_N], device=device),
+            "position_ids": _moved(torch.tensor([positions_N]), device),
         }
     else:
         starts = [index * longest + gap for index, gap in enumerate(gaps)]
         tokens_of = [range(start, start + len(text)) for start, text in zip(starts, texts, strict=True)]
         ids_BT, mask_BT, steps_BT = pad_rows(texts, left=layout == "left", pad_id=pad_id, device=device)
-        offsets_B = torch.tensor(list(offsets), device=device)
+        offsets_B = _moved(torch.tensor(list(offsets)), device)
         inputs = {
             "input_ids": ids_BT,
             "attention_mask": mask_BT.long(),
@@ -213,10 +244,11 @@ def decoder_batch(
     return Batch(
         inputs=inputs,
         layout=flat,
-        logit_index_M=torch.tensor(predicting, device=device),
-        target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),
+        logit_index_M=_moved(torch.tensor(predicting), device),
+        target_M=_moved(torch.tensor([i for row in rows for i in row.target_ids]), device),
         targets=tuple(len(row.target_ids) for row in rows),
         target_starts=tuple(gap + len(row.source_ids) - 1 for gap, row in zip(gaps, rows, strict=True)),
+        last_positions=tuple(offset + len(text) - 1 for offset, text in zip(offsets, texts, strict=True)),
     )
 
 
@@ -228,6 +260,8 @@ def encoder_decoder_batch(
     targets = [(start_id, *row.target_ids[:-1]) for row in rows]
     source_BT, source_mask_BT, _ = pad_rows(sources, left=False, pad_id=pad_id, device=device)
     target_BT, target_mask_BT, _ = pad_rows(targets, left=False, pad_id=pad_id, device=device)
+    longest = target_BT.shape[1]
+    predicting = [row * longest + place for row, ids in enumerate(targets) for place in range(len(ids))]
     return Batch(
         inputs={
             "input_ids": source_BT,
@@ -236,7 +270,7 @@ def encoder_decoder_batch(
             "decoder_attention_mask": target_mask_BT.long(),
         },
         layout=None,
-        logit_index_M=target_mask_BT.flatten().nonzero().flatten(),
-        target_M=torch.tensor([i for row in rows for i in row.target_ids], device=device),
+        logit_index_M=_moved(torch.tensor(predicting), device),
+        target_M=_moved(torch.tensor([i for row in rows for i in row.target_ids]), device),
         targets=tuple(len(row.target_ids) for row in rows),
     )

@@ -19,6 +19,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from foreword.base.pass_metadata import PassMetadata
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.prefix import Geometry
 
@@ -29,11 +30,11 @@ class PrefixedLayer(DynamicLayer):
     # On MPS transformers runs a step too far and cuts it off again, where a cache can be cut: not this one.
     is_croppable = False
 
-    def __init__(self, layer: int, prefixes: PrefixBatch | None, text_tokens: int) -> None:
+    def __init__(self, layer: int, metadata: PassMetadata | None, text_tokens: int) -> None:
         """`text_tokens`: how many are expected; the buffer grows when more come."""
         super().__init__()
         self._layer = layer
-        self._prefixes = prefixes
+        self._metadata = metadata  # its prefixes go in front
         self._text_tokens = text_tokens
         self._ahead = 0  # P: columns of the prefixes, in front of the text
         self._held = 0  # columns that are filled, those of the prefixes among them
@@ -41,13 +42,15 @@ class PrefixedLayer(DynamicLayer):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make the buffers for the rows and device of the first keys, and put the prefixes in."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._ahead = self._held = self._prefixes.blocks["decoder"].longest if self._prefixes else 0
+        metadata = self._metadata
+        prefixes = None if metadata is None else metadata.prefixes
+        self._ahead = self._held = prefixes.blocks["decoder"].longest if prefixes else 0
         self._key_BHSD, self._value_BHSD = (
             states.new_zeros(*states.shape[:2], self._ahead + self._text_tokens, states.shape[3])
             for states in (key_states, value_states)
         )
-        if self._prefixes is not None:
-            key, value = self._prefixes.rows("decoder", self._layer, like=key_states)
+        if metadata is not None and prefixes is not None:
+            key, value = metadata.on(self.device).prefix_rows("decoder", self._layer, key_states)
             self._key_BHSD[:, :, : self._ahead] = key
             self._value_BHSD[:, :, : self._ahead] = value
         self._show()
@@ -121,5 +124,5 @@ def cache_argument(model: Any) -> str:
 
 def prefixed_cache(geometry: Geometry, prefixes: PrefixBatch | None, text_tokens: int) -> Cache:
     """A cache with the prefixes in front and so much text to come, for a model whose cache takes them."""
-    layers = geometry.streams["decoder"].layers
-    return Cache(layers=[PrefixedLayer(layer, prefixes, text_tokens) for layer in range(layers)])
+    layers, metadata = geometry.streams["decoder"].layers, PassMetadata(prefixes)
+    return Cache(layers=[PrefixedLayer(layer, metadata, text_tokens) for layer in range(layers)])

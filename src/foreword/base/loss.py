@@ -122,7 +122,16 @@ def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> tor
     allows it: over a vocabulary of 49k they cost as much as a fifth of the layers.
     """
     head = plain_head(model)
-    context = AttentionContext(prefixes=prefixes, layout=batch.layout, target_starts=batch.target_starts)
+    context = AttentionContext(
+        prefixes=prefixes,
+        layout=batch.layout,
+        target_starts=batch.target_starts,
+        last_positions=batch.last_positions,
+    )
+    rows, queries = batch.inputs["input_ids"].shape
+    if batch.layout is not None:
+        rows, queries = batch.layout.rows, batch.layout.longest
+    context.prepare(rows, queries, batch.logit_index_M.device)
     with attention_context(context):
         if head is not None:
             hidden_BTI = model.base_model(**batch.inputs, use_cache=False)[0]

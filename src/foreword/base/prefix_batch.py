@@ -47,6 +47,11 @@ class StreamBlock:
         """P."""
         return int(self.key_RLHPD.shape[3])
 
+    @property
+    def distinct(self) -> int:
+        """R."""
+        return int(self.key_RLHPD.shape[0])
+
     @cached_property
     def layers(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """Keys and values `[R, H, P, D]` of each layer.
@@ -54,6 +59,11 @@ class StreamBlock:
         Taken apart once: the gradient of a single layer taken by its index is as large as all layers.
         """
         return tuple(zip(self.key_RLHPD.unbind(1), self.value_RLHPD.unbind(1), strict=True))
+
+    def layer_on(self, layer: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `[R, H, P, D]` of one layer, where that layer is."""
+        key_RHPD, value_RHPD = self.layers[layer]
+        return key_RHPD.to(device), value_RHPD.to(device)
 
 
 @dataclass(frozen=True)
@@ -131,25 +141,35 @@ class PrefixBatch:
         none = len(self.of_row)
         return tuple(none if i is None else None if i in self.infixes else i for i in self.of_row)
 
-    def rows(self, stream: Stream, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def rows(
+        self, stream: Stream, layer: int, like: torch.Tensor, index_B: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[B, H, P, D]` of one layer in a stream that has a block.
 
-        `like` has B rows, or a multiple of B where beam search repeats every row that many times, and
-        gives device and dtype: layers of one model can live on different devices.
+        Args:
+            like: has B rows, or a multiple of B where beam search repeats every row that many times, and
+                gives device and dtype: layers of one model can live on different devices.
+            index_B: `row_places` of so many rows, as a tensor on that device.
         """
-        block = self.blocks[stream]
-        places = [index or 0 for index in self._repeated(like.shape[0])]  # rows without see none of it
-        key_RHPD, value_RHPD = block.layers[layer]
-        if key_RHPD.requires_grad:
-            # Cast behind, not before: going back, the gradients of rows that share a prefix are added up in
-            # its own type. In 16 bits the sum would lose what a single row adds.
-            key_BHPD, value_BHPD = (_gather(part.to(like.device), places) for part in (key_RHPD, value_RHPD))
-            return key_BHPD.to(like.dtype), value_BHPD.to(like.dtype)
-        key_RHPD, value_RHPD = (part.to(like.device, like.dtype) for part in (key_RHPD, value_RHPD))
-        return _gather(key_RHPD, places), _gather(value_RHPD, places)
+        key, value = self.blocks[stream].layer_on(layer, like.device)
+        # Cast behind where gradients come back: those of rows that share a prefix are summed in its own type.
+        behind = key.requires_grad
+        if not behind:
+            key, value = key.to(like.dtype), value.to(like.dtype)
+        if index_B is not None:
+            key, value = key.index_select(0, index_B), value.index_select(0, index_B)
+        elif key.shape[0] == 1:
+            key, value = (part.expand(like.shape[0], -1, -1, -1) for part in (key, value))
+        return (key.to(like.dtype), value.to(like.dtype)) if behind else (key, value)
+
+    def row_places(self, rows: int) -> list[int] | None:
+        """Which of the R prefixes each of B rows (or a multiple) has; None: R is 1, or they are in order."""
+        places = [index or 0 for index in self._repeated(rows)]  # rows without see none of it
+        distinct = max(block.distinct for block in self.blocks.values())
+        return None if distinct == 1 or places == list(range(distinct)) else places
 
     def visible(
-        self, stream: Stream, rows: int, queries: int, device: torch.device, target_starts: Sequence[int] = ()
+        self, stream: Stream, rows: int, queries: int, target_starts: Sequence[int] = ()
     ) -> torch.Tensor:
         """Which virtual tokens each of T = `queries` tokens sees: `[rows, T, P]`, or `[rows, 1, P]` for all.
 
@@ -159,8 +179,8 @@ class PrefixBatch:
                 counts: -1 is the last of this pass.
         """
         block, of_row = self.blocks[stream], self._repeated(rows)
-        lengths_B = torch.tensor([0 if i is None else block.lengths[i] for i in of_row], device=device)
-        visible_BP = torch.arange(block.longest, device=device)[None, :] < lengths_B[:, None]
+        lengths_B = torch.tensor([0 if i is None else block.lengths[i] for i in of_row])
+        visible_BP = torch.arange(block.longest)[None, :] < lengths_B[:, None]
         if self.infixes.isdisjoint(of_row):
             return visible_BP[:, None, :]
         if len(target_starts) != len(self.of_row):
@@ -168,27 +188,28 @@ class PrefixBatch:
         times = rows // len(self.of_row)
         begins = [place % queries for place in target_starts for _ in range(times)]
         first_B = torch.tensor(
-            [begin if index in self.infixes else 0 for begin, index in zip(begins, of_row, strict=True)],
-            device=device,
+            [begin if index in self.infixes else 0 for begin, index in zip(begins, of_row, strict=True)]
         )
-        answers_BT = torch.arange(queries, device=device)[None, :] >= first_B[:, None]
+        answers_BT = torch.arange(queries)[None, :] >= first_B[:, None]
         return visible_BP[:, None, :] & answers_BT[:, :, None]
 
-    def farthest(self, window: int, rows: int, device: torch.device) -> torch.Tensor | None:
-        """The position from which a window sees each row's prefix at the farthest, `[rows]`; None: from all.
+    def reach(self, window: int, rows: int | None = None) -> list[int] | None:
+        """The position from which a window sees each row's prefix at the farthest; None: from everywhere.
 
         A token at position t sees keys at t - window + 1 and behind it, so from position window - 1 it sees
         all of the prefix. One that is longer than the window is seen from where the text starts.
+
+        Args:
+            rows: B (where None), or a multiple.
         """
-        of_row = self._repeated(rows)
+        of_row = self._repeated(len(self.of_row) if rows is None else rows)
         if self.within_window.isdisjoint(of_row):
             return None
         lengths, anywhere = self.blocks["decoder"].lengths, torch.iinfo(torch.long).max
-        limits = [
+        return [
             max(window - 1, lengths[index]) if index is not None and index in self.within_window else anywhere
             for index in of_row
         ]
-        return torch.tensor(limits, device=device)
 
     def _repeated(self, rows: int) -> tuple[int | None, ...]:
         times, rest = divmod(rows, len(self.of_row))
@@ -204,15 +225,6 @@ def _with(rule: str, rules: Sequence[str]) -> frozenset[int]:
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     double = tensor.dtype == torch.float64 and device.type == "mps"  # which has no such type
     return (tensor.float() if double else tensor).to(device)
-
-
-def _gather(states_RHPD: torch.Tensor, places: list[int]) -> torch.Tensor:
-    """`[B, H, P, D]`: for each row the prefix it points at, without a copy where that can be."""
-    if states_RHPD.shape[0] == 1:
-        return states_RHPD.expand(len(places), -1, -1, -1)
-    if places == list(range(states_RHPD.shape[0])):
-        return states_RHPD
-    return states_RHPD.index_select(0, torch.tensor(places, device=states_RHPD.device))
 
 
 def _stack_padded(parts_LHPD: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -40,8 +40,8 @@ class RowLosses:
     @property
     def row_M(self) -> torch.Tensor:
         """The row that each term belongs to."""
-        counts_B = torch.tensor(self.counts, device=self.losses_M.device)
-        return torch.arange(len(self.counts), device=counts_B.device).repeat_interleave(counts_B)
+        row_M = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
+        return row_M.to(self.losses_M.device, non_blocking=True)
 
 
 class Objective(Protocol):

@@ -11,13 +11,19 @@ import pytest
 from typer.testing import CliRunner
 
 from foreword.cli import app
-from foreword.research.bench import memory, startup, workload
+from foreword.research.bench import memory, roofline, startup, workload
 from support.saved_bases import save_tiny
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("bases") / "tiny", max_position_embeddings=512)
+
+
+@pytest.fixture(autouse=True)
+def small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's rate is taken in every round: how fast it is does not matter here."""
+    monkeypatch.setitem(roofline.SIZES, "cpu", roofline.Sizes(64, 1 << 16, 1, 1e6))
 
 
 def run(*arguments: object) -> Any:
@@ -43,7 +49,7 @@ def test_a_step_is_measured_beside_peft_and_the_machine(tiny: Path, tmp_path: Pa
         assert row["share of the machine's rate"]["median"] > 0
         assert (row["times PEFT"] is None) == (row["way"] == "PEFT")
     assert told["environment"]["dtype"] == "float32"
-    assert "GFLOP/s" in told["limits"]["matrix products (2048 x 2048)"]
+    assert "GFLOP/s" in told["limits"]["matrix products (64 x 64, float32)"]
     page = (out / "report.md").read_text()
     assert "| random, 2 | Foreword |" in page
     (command,) = (line for line in page.splitlines() if line.startswith("`foreword bench step "))
@@ -56,6 +62,22 @@ def test_a_step_is_measured_beside_peft_and_the_machine(tiny: Path, tmp_path: Pa
     }
     assert json.loads((out / "report.json").read_text())["rows"] == told["rows"]
     assert (out / "ratios.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["step", "generate", "machine", "curves"])
+def test_bfloat16_is_measured_beside_its_own_rate(tiny: Path, command: str) -> None:
+    options = {
+        "step": ("--sizes", 2, "--length", 3),
+        "generate": ("--owners", 2, "--new-tokens", 2, "--peft-rounds", 1),
+        "machine": ("--tokens", 5),
+        "curves": ("--of", "batch", "--points", "1,2"),
+    }[command]
+    options = ("--base", tiny, "--rounds", 1, "--device", "cpu", "--dtype", "bfloat16", *options)
+    done = run(command, *options, "--json")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["environment"]["dtype"] == "bfloat16"
+    assert "GFLOP/s" in told["limits"]["matrix products (64 x 64, bfloat16)"]
 
 
 def test_many_prefixes_are_generated_in_one_batch(tiny: Path) -> None:

@@ -11,6 +11,7 @@ from foreword import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
 from foreword.research.bench import roofline
+from foreword.research.bench.timing import waiting_for
 from support.stand_ins import byte_tokenizer, tiny_llama
 
 ROW = EncodedExample((5, 6, 7, 8, 9), (1, 2, 3))
@@ -115,3 +116,35 @@ def test_weights_that_only_some_tokens_meet_are_refused() -> None:
     with pytest.raises(UnsupportedArchitecture, match="belong to no linear layer"):
         roofline.check_countable(base)
     roofline.check_countable(BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama"))
+
+
+def test_a_device_is_measured_at_sizes_of_its_kind_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device stands for a GPU: work there returns at once, and only who waits knows that it is done."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    cuda = torch.device("cuda", 1)
+    waiting_for(cuda)()
+    assert waited == [cuda]
+    monkeypatch.setattr(roofline, "waiting_for", lambda device: lambda: waited.append(device))
+    meta = torch.device("meta")
+    limits = roofline.measure(torch.bfloat16, meta, rounds=2)
+    assert waited[1:] == [meta] * 5  # after what warms up, and after each of two ways twice
+    sizes = roofline.sizes_for(meta)
+    assert sizes == roofline.sizes_for(cuda)
+    _, operations = roofline.products(torch.bfloat16, meta, count=3)
+    _, moved = roofline.copies(meta)
+    assert operations == 3 * 2 * sizes.square**3
+    assert moved == 2 * sizes.copies * sizes.copied  # read and written
+    assert limits.flops > 0
+    assert limits.bandwidth > 0
+
+
+def test_products_are_made_in_the_type_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(roofline.SIZES, "cpu", roofline.Sizes(16, 1 << 10, 2, 1e3))
+    made: list[torch.dtype] = []
+    plain = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda one, two: made.append(one.dtype) or plain(one, two))
+    work, operations = roofline.products(torch.bfloat16, torch.device("cpu"), count=2)
+    work(0)
+    assert made == [torch.bfloat16] * 2
+    assert operations == 2 * 2 * 16**3

@@ -32,8 +32,8 @@ def step(
 ) -> None:
     """Training steps a second, against PEFT.
 
-    In examples a second and as a share of the machine's rate of matrix products; in float32, on batches
-    of random examples.
+    In examples a second and as a share of the machine's rate of matrix products, on batches of random
+    examples.
     """
     batch_sizes = its.numbers("--sizes", sizes)
     model = its.loaded(given, peft=not given.no_peft)
@@ -65,8 +65,8 @@ def step(
         notes=(
             "Median and quartiles of the rounds; ways in turns on the same rows.",
             "Share: matrix products that the real tokens need, forward and backward, over the time and the "
-            "machine's rate of products of 2048 x 2048 in the same round. Above 1: rows that begin alike, or "
-            "a machine that was busy with something else while its rate was taken.",
+            "machine's rate of products of large squares in the same round. Above 1: rows that begin alike, "
+            "or a machine that was busy with something else while its rate was taken.",
             "Times PEFT: its step on the same examples, in the same round.",
         ),
         columns=measured.COLUMNS,
@@ -87,17 +87,18 @@ def memory(
 ) -> None:
     """Peak memory of a training step, against PEFT.
 
-    Above the loaded base model, on the CPU, each way in a process of its own.
+    Above the loaded base model, each way in a process of its own.
     """
-    model = its.loaded(given, peft=not given.no_peft, device="cpu")
+    model = its.loaded(given, peft=not given.no_peft)
     from foreword.research.bench import memory as measured
     from foreword.research.bench import workload
     from foreword.research.bench.timing import spread
 
+    measured.check_device(model)
     workload.examples(data, measured.STEPS * size)  # whether there are enough
     rates = its.rates_of(model)
     bytes_of = measured.measure(
-        given.base,
+        model,
         data,
         size,
         length,
@@ -207,6 +208,7 @@ def quality(
     from foreword.examples import read_examples
     from foreword.models import resolve
     from foreword.research.bench import time_to_quality as measured
+    from foreword.research.bench.timing import waiting_for
 
     rows, _ = encode(read_examples(train), model.tokenizer, model.template, max_length)
     dev_encoded, _ = encode(read_examples(dev, limit=dev_rows), model.tokenizer, model.template, max_length)
@@ -223,7 +225,11 @@ def quality(
         rates={measured.DIRECT: direct_rates, measured.PROJECTED: projected_rates},
         peft_folder=str(resolve(given.base).path),
     )
-    measured.race(runs, on_step=lambda number: output.note(f"step {number} of {max(steps, own_steps)}"))
+    measured.race(
+        runs,
+        on_step=lambda number: output.note(f"step {number} of {max(steps, own_steps)}"),
+        wait=waiting_for(model.device),
+    )
     own = runs[measured.FOREWORD]
     table = []
     for name, run in runs.items():
@@ -295,7 +301,7 @@ def machine(
         model,
         None,
         f"What the machine can do, with {tokens} tokens",
-        limits={"matrix products (2048 x 2048)": f"{squares} GFLOP/s", "memory (copying)": f"{copying} GB/s"},
+        limits=its.limits_of(model, str(squares), str(copying)),
         notes=(
             "Median and quartiles of the rounds. Forward: outputs of the layer. Backward: gradients of its "
             "inputs; frozen weights need none of their own.",
@@ -355,7 +361,7 @@ def curves(
         help="What grows: length, batch, text, owners, prefixes",
     ),
     points: str | None = setting(None, metavar="N,N", help="Points of a single curve, instead of its own"),
-    memory: bool = setting(False, help="Measure peak memory, too (on the CPU)"),
+    memory: bool = setting(False, help="Measure peak memory, too"),
     rounds: int = its.rounds_option(5),
     *,
     given: its.BenchOptions,
@@ -370,12 +376,15 @@ def curves(
     chosen_points = None if points is None else its.numbers("--points", points)
     if chosen_points is not None and len(names) != 1:
         raise UsageError(f"--points are of one curve, and --of is {of!r}; name one")
-    model = its.loaded(given, peft=False, device="cpu" if memory else "auto")
+    model = its.loaded(given, peft=False)
+    from foreword.research.bench import memory as peaks
     from foreword.research.bench import scaling as measured
     from foreword.research.bench.report import Panel
 
     if unknown := [name for name in names if name not in measured.AXES]:
         raise UsageError(f"--of has {unknown[0]!r}; expected some of {', '.join(measured.AXES)}")
+    if memory:
+        peaks.check_device(model)
     points_of = {name: chosen_points or measured.AXES[name].points for name in names}
     for name, values in points_of.items():
         measured.check(model, name, values)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -29,6 +29,14 @@ class BenchOptions:
     """What every benchmark takes."""
 
     base: str = base_option()
+    device: str = option_of(ModelOptions, "device", "auto", section=None)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option_of(
+        ModelOptions,
+        "dtype",
+        "auto",
+        section=None,
+        help="Data type of the base model, and of the machine's rate",
+    )
     threads: int | None = setting(None, ge=1, default_text="torch's choice", help="Torch threads")
     out: Path | None = setting(
         None,
@@ -71,11 +79,11 @@ def numbers(option: str, text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def loaded(given: BenchOptions, *, peft: bool, device: str = "auto") -> BaseModel:
-    """The base model in float32; refuses before the work what can't be measured.
+def loaded(given: BenchOptions, *, peft: bool) -> BaseModel:
+    """The base model; refuses before the work what can't be measured.
 
     Raises:
-        UsageError: PEFT is wanted and absent, or not on a CPU; or the base is an encoder-decoder.
+        UsageError: PEFT is wanted and absent; or the base is an encoder-decoder.
         UnsupportedArchitecture: the base's operations can't be counted.
         CannotWrite, OutputExists: see `report.check_folder`.
     """
@@ -93,25 +101,29 @@ def loaded(given: BenchOptions, *, peft: bool, device: str = "auto") -> BaseMode
         check_folder(given.out)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    model = load_base(given.base, ModelOptions(device=device, dtype="float32"))
+    model = load_base(given.base, ModelOptions(device=given.device, dtype=given.dtype))
     if model.is_encoder_decoder:
         raise UsageError(f"{model.name} is an encoder-decoder; the benchmarks take a decoder-only base")
-    if peft and model.device.type != "cpu":
-        raise UsageError(
-            f"{model.name} is on {model.device}, where the comparison with PEFT is not made yet; measure "
-            "with --no-peft"
-        )
     flops.check_countable(model)
     return model
 
 
 def rates_of(model: BaseModel) -> Limits:
-    """What the machine can do, with the threads that were asked for."""
-    import torch
-
+    """What the model's device can do in its data type, with the threads that were asked for."""
     from foreword.research.bench import roofline
 
-    return roofline.measure(torch.float32, model.device)
+    return roofline.measure(model.dtype, model.device)
+
+
+def limits_of(model: BaseModel, products: str, copying: str) -> dict[str, str]:
+    """Rates of products (GFLOP/s) and of copying (GB/s), as a report has them."""
+    from foreword.research.bench.roofline import sizes_for
+
+    side, numbers = sizes_for(model.device).square, str(model.dtype).removeprefix("torch.")
+    return {
+        f"matrix products ({side} x {side}, {numbers})": f"{products} GFLOP/s",
+        "memory (copying)": f"{copying} GB/s",
+    }
 
 
 def round_notes(rounds: int, before: str = "") -> Callable[[int], None]:
@@ -146,12 +158,9 @@ def tell(
     from foreword.research.environment import describe_machine
 
     environment = {name: str(value) for name, value in describe_machine(model).items()}
-    environment |= {"base": model.name, "dtype": "float32"}
+    environment |= {"base": model.name, "dtype": str(model.dtype).removeprefix("torch.")}
     if rates is not None:
-        more["limits"] = {
-            "matrix products (2048 x 2048)": f"{rates.flops / 1e9:.0f} GFLOP/s",
-            "memory (copying)": f"{rates.bandwidth / 1e9:.1f} GB/s",
-        }
+        more["limits"] = limits_of(model, f"{rates.flops / 1e9:.0f}", f"{rates.bandwidth / 1e9:.1f}")
     command = command_line(context, without=("out", "json"))
     report = Report(title=title, command=command, environment=environment, **more)
     if given.json:

@@ -20,7 +20,7 @@ from foreword.models import resolve
 from foreword.prefix import Prefix
 from foreword.research.bench import roofline
 from foreword.research.bench.roofline import Limits
-from foreword.research.bench.timing import Work, in_turns, spread
+from foreword.research.bench.timing import Work, in_turns, spread, waiting_for
 from foreword.template import RAW
 from foreword.training.initialization import activations
 
@@ -83,7 +83,9 @@ def measure(
             ways[PEFT] = _peft(base, prompts, prefixes, new_tokens, Path(folder))
         timed = dict(ways)
         timed[MACHINE], operations = roofline.products(base.dtype, base.device, count=3)
-        turns = in_turns(timed, rounds, fewer={PEFT: peft_rounds}, on_round=on_round)
+        turns = in_turns(
+            timed, rounds, fewer={PEFT: peft_rounds}, wait=waiting_for(base.device), on_round=on_round
+        )
     made = owners * new_tokens
     figures = []
     for way in ways:
@@ -158,7 +160,8 @@ def _peft(base: BaseModel, prompts: list[str], prefixes: list[Prefix], new: int,
 
     from foreword.research.bench import peft as peft_peer
 
-    fresh = peft_peer.load(str(resolve(base.name).path), length=prefixes[0].length, projection=False)
+    of_base = str(resolve(base.name).path)
+    fresh = peft_peer.load(of_base, length=prefixes[0].length, projection=False, like=base)
     paths = []
     for number, prefix in enumerate(prefixes):
         paths.append(folder / str(number))
@@ -166,8 +169,8 @@ def _peft(base: BaseModel, prompts: list[str], prefixes: list[Prefix], new: int,
     model = PeftModel.from_pretrained(fresh.get_base_model(), paths[0], adapter_name="0")
     for number, path in enumerate(paths[1:], 1):
         model.load_adapter(path, adapter_name=str(number))
-    model.eval()
-    inputs = [base.tokenizer(prompt, return_tensors="pt") for prompt in prompts]
+    model.to(base.device).eval()
+    inputs = [base.tokenizer(prompt, return_tensors="pt").to(base.device) for prompt in prompts]
 
     @torch.no_grad()
     def run(number: int) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from foreword.base.base_model import BaseModel
 from foreword.encoding import encode
-from foreword.errors import ForewordError
+from foreword.errors import ForewordError, UsageError
 from foreword.models import resolve
 from foreword.research.bench import workload
 from foreword.research.bench.train_step import batch_at, step_of
@@ -39,8 +39,20 @@ class MeasurementFailed(ForewordError):
     """The process that was to be measured ended without a figure; says what it wrote."""
 
 
+def check_device(base: BaseModel) -> None:
+    """See that peak memory can be measured where the base is.
+
+    Raises:
+        UsageError: neither a CPU nor a CUDA device.
+    """
+    if base.device.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"{base.name} is on {base.device}, where peak memory is not measured; take --device cpu or cuda"
+        )
+
+
 def measure(
-    base: str,
+    base: BaseModel,
     path: Path | None,
     size: int,
     length: int,
@@ -58,18 +70,18 @@ def measure(
     data = None if path is None else str(path)
     for number in range(rounds):
         for way, measured in bytes_of.items():
-            measured.append(_in_a_process(way, base=base, way=way, data=data, size=size, length=length))
+            measured.append(_in_a_process(way, base, way=way, data=data, size=size, length=length))
         on_round(number + 1)
     return bytes_of
 
 
-def of_workload(base: str, work: Workload) -> int:
-    """Bytes of a step of stated size above the loaded base model, on the CPU.
+def of_workload(base: BaseModel, work: Workload) -> int:
+    """Bytes of a step of stated size above the loaded base model, on its device.
 
     Raises:
         MeasurementFailed: its process ended otherwise.
     """
-    return _in_a_process(str(work), base=base, workload=asdict(work))
+    return _in_a_process(str(work), base, workload=asdict(work))
 
 
 def run(what: str, command: Sequence[str], threads: int) -> str:
@@ -86,9 +98,10 @@ def run(what: str, command: Sequence[str], threads: int) -> str:
     return done.stdout
 
 
-def _in_a_process(what: str, **arguments: Any) -> int:
+def _in_a_process(what: str, base: BaseModel, **arguments: Any) -> int:
     threads = torch.get_num_threads()
-    request = json.dumps({"threads": threads, **arguments})
+    loading = {"base": base.name, "device": str(base.device), "dtype": str(base.dtype).removeprefix("torch.")}
+    request = json.dumps({"threads": threads, **loading, **arguments})
     command = [sys.executable, "-m", "foreword.research.bench.memory", request]
     return int(json.loads(run(what, command, threads))["bytes"])
 
@@ -100,13 +113,20 @@ def status(name: str) -> int:
 
 
 def above_the_base(model: Any, step: Callable[[int], object], steps: int) -> int:
-    """Bytes that `steps` steps need at most above what the process has when they begin.
+    """Bytes that `steps` steps need at most above what the model's device holds when they begin.
 
-    Weights come from a memory-mapped file, of which a page counts from its first use on: all are read first.
+    On CUDA that is what torch has allocated, on a CPU what the process has. There weights come from a
+    memory-mapped file, of which a page counts from its first use on: all are read first.
     """
+    gc.collect()
+    if (device := model.device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        for number in range(steps):
+            step(number)
+        return torch.cuda.max_memory_allocated(device) - held
     for parameter in model.parameters():
         parameter.detach().sum()
-    gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak of this process is now its present size
     before = status("VmRSS")
     for number in range(steps):
@@ -115,7 +135,7 @@ def above_the_base(model: Any, step: Callable[[int], object], steps: int) -> int
 
 
 def _measure_here(request: Mapping[str, Any]) -> int:
-    base = BaseModel.load(request["base"], dtype=torch.float32, device="cpu")
+    base = BaseModel.load(request["base"], dtype=request["dtype"], device=request["device"])
     if "workload" in request:
         trainers = workload.trainers(base, Workload(**request["workload"]))
         return above_the_base(base.model, step_of(base, trainers), WORKLOAD_STEPS)
@@ -128,13 +148,13 @@ def _measure_here(request: Mapping[str, Any]) -> int:
     trainer = build_trainer(base, settings, rows, [])
     if not way.startswith("PEFT"):
         return above_the_base(base.model, step_of(base, [trainer]), STEPS)
-    del base
-    gc.collect()
     batches = [batch_at(trainer, number) for number in range(STEPS)]
     from foreword.research.bench import peft as peft_peer
 
     folder, projection = str(resolve(request["base"]).path), way.endswith("projection")
-    model = peft_peer.load(folder, length=length, projection=projection)
+    model = peft_peer.load(folder, length=length, projection=projection, like=base)
+    del base, trainer
+    gc.collect()
     step = peft_peer.trainer(model, learning_rate=1e-3, warmup=0, steps=STEPS)
     return above_the_base(model, lambda number: step(batches[number]), STEPS)
 

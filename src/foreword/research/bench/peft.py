@@ -10,21 +10,22 @@ from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.training.trainer import rate_factor
 
 
-def load(folder: str, *, length: int, projection: bool) -> Any:
-    """A frozen model with a fresh PEFT prefix of `length` virtual tokens."""
+def load(folder: str, *, length: int, projection: bool, like: BaseModel) -> Any:
+    """A frozen model with a fresh PEFT prefix of `length` virtual tokens, in type and place of `like`."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=like.dtype, attn_implementation="sdpa")
     config = PrefixTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         num_virtual_tokens=length,
         prefix_projection=projection,
         encoder_hidden_size=512 if projection else None,
     )
-    return get_peft_model(model, config)
+    return get_peft_model(model, config).to(like.device)
 
 
 def padded(rows: Sequence[EncodedExample], pad_id: int = 0) -> dict[str, torch.Tensor]:
@@ -41,6 +42,10 @@ def padded(rows: Sequence[EncodedExample], pad_id: int = 0) -> dict[str, torch.T
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def _inputs(model: Any, rows: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in padded(rows).items()}
+
+
 def trainer(
     model: Any, *, learning_rate: float, warmup: int, steps: int
 ) -> Callable[[Sequence[EncodedExample]], float]:
@@ -51,7 +56,7 @@ def trainer(
 
     def step(rows: Sequence[EncodedExample]) -> float:
         nonlocal done
-        loss = model(**padded(rows)).loss
+        loss = model(**_inputs(model, rows)).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -71,7 +76,7 @@ def dev_loss(model: Any, rows: Sequence[EncodedExample], batch_size: int = 8) ->
     total, count = 0.0, 0
     ordered = sorted(rows, key=lambda row: row.tokens)
     for start in range(0, len(ordered), batch_size):
-        inputs = padded(ordered[start : start + batch_size])
+        inputs = _inputs(model, ordered[start : start + batch_size])
         labels = inputs.pop("labels")
         logits = model(**inputs).logits[:, -labels.shape[1] :]
         losses = cross_entropy(

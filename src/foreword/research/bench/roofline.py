@@ -26,19 +26,31 @@ from transformers.pytorch_utils import Conv1D
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
-from foreword.research.bench.timing import Spread, Work, in_turns, spread
+from foreword.research.bench.timing import Spread, Work, in_turns, spread, waiting_for
 
 OVERLOOKED = 0.01
 """Share of a model's matrices that may belong to no product that is counted here: small convolutions."""
 
-SQUARE = 2048
-"""Side of the matrices: large enough that a product is all arithmetic."""
 
-COPIED = 1 << 28
-"""Bytes: more than any cache holds."""
+@dataclass(frozen=True)
+class Sizes:
+    """What is timed to find a device's limits.
 
-ENOUGH = 4e9
-"""Operations of one timing: tens of milliseconds on a CPU of today."""
+    Attributes:
+        square: side of the matrices: large enough that a product is all arithmetic.
+        copied: bytes: more than any cache holds.
+        copies: in one timing, so that what a call costs does not count.
+        enough: operations of one timing: tens of milliseconds on a CPU of today, some on a GPU.
+    """
+
+    square: int
+    copied: int
+    copies: int
+    enough: float
+
+
+SIZES = {"cpu": Sizes(2048, 1 << 28, 1, 4e9), "other": Sizes(8192, 1 << 30, 10, 4e12)}
+"""By kind of device."""
 
 MOST_REPEATS = 200
 """Of small products, whose time is that of the call."""
@@ -137,32 +149,39 @@ large square products in the same round, forward and backward together."""
 def measure(dtype: torch.dtype, device: torch.device, rounds: int = 5) -> Limits:
     """Medians of several rounds, with the threads that torch has now."""
     square, operations = products(dtype, device, count=1)
-    turns = in_turns({SQUARES: square, COPYING: copies(device)}, rounds)
-    return Limits(operations / turns.of(SQUARES).median, 2 * COPIED / turns.of(COPYING).median)
+    copying, moved = copies(device)
+    turns = in_turns({SQUARES: square, COPYING: copying}, rounds, wait=waiting_for(device))
+    return Limits(operations / turns.of(SQUARES).median, moved / turns.of(COPYING).median)
+
+
+def sizes_for(device: torch.device) -> Sizes:
+    """What is timed on a device of its kind."""
+    return SIZES.get(device.type, SIZES["other"])
 
 
 def products(dtype: torch.dtype, device: torch.device, count: int = 10) -> tuple[Work, int]:
     """Work that is products of large square matrices alone, and its operations: the limit in each round."""
-    one, two = (torch.randn(SQUARE, SQUARE).to(device, dtype) for _ in range(2))
+    square = sizes_for(device).square
+    one, two = (torch.randn(square, square, device=device).to(dtype) for _ in range(2))
 
     def work(number: int) -> None:
         for _ in range(count):
             torch.mm(one, two)
-        _wait(device)
 
-    return work, count * 2 * SQUARE**3
+    return work, count * 2 * square**3
 
 
-def copies(device: torch.device) -> Work:
-    """Work that copies `COPIED` bytes once."""
-    source = torch.ones(COPIED // 4, device=device)
+def copies(device: torch.device) -> tuple[Work, int]:
+    """Work that copies memory alone, and how many bytes it reads and writes."""
+    sizes = sizes_for(device)
+    source = torch.ones(sizes.copied // 4, device=device)
     target = torch.empty_like(source)
 
     def work(number: int) -> None:
-        target.copy_(source)
-        _wait(device)
+        for _ in range(sizes.copies):
+            target.copy_(source)
 
-    return work
+    return work, 2 * sizes.copies * sizes.copied
 
 
 def at_shapes(
@@ -177,7 +196,7 @@ def at_shapes(
         else to do, and of the squares; GFLOP/s in products of large squares; GB/s, read and written, in
         copying.
     """
-    shapes = _by_shape(base)
+    shapes, sizes = _by_shape(base), sizes_for(base.device)
     works: dict[str, Work] = {}
     operations: dict[str, int] = {}
     for (outputs, inputs), layers in shapes.items():
@@ -185,15 +204,15 @@ def at_shapes(
             torch.randn(tokens, size, device=base.device, dtype=base.dtype) for size in (inputs, outputs)
         )
         weights = [weight_OI for _, weight_OI in layers]
-        repeats = min(MOST_REPEATS, max(1, round(ENOUGH / (2 * tokens * inputs * outputs))))
+        repeats = min(MOST_REPEATS, max(1, round(sizes.enough / (2 * tokens * inputs * outputs))))
         for way, factor, transposed in (("forward", states_MI, True), ("backward", gradient_MO, False)):
             name = f"{way} {outputs} {inputs}"
             works[name] = _repeated(factor, weights, repeats, transposed=transposed)
             operations[name] = repeats * 2 * tokens * inputs * outputs
     works[SQUARES], operations[SQUARES] = products(base.dtype, base.device, count=2)
-    works[COPYING] = copies(base.device)
+    works[COPYING], moved = copies(base.device)
     with torch.inference_mode():
-        turns = in_turns(works, rounds, on_round=on_round)
+        turns = in_turns(works, rounds, wait=waiting_for(base.device), on_round=on_round)
     rates = {
         name: [operations[name] / each / 1e9 for each in turns.seconds[name]]
         for name in works
@@ -214,8 +233,8 @@ def at_shapes(
     together = _shares([numbers / each for each in passes], rates[SQUARES])
     squares = spread(rates[SQUARES])
     figures.append(("all of them once, forward and backward", None, None, None, None, together))
-    figures.append(("squares", f"{SQUARE} x {SQUARE}", None, squares, None, None))
-    return figures, squares, spread([2 * COPIED / each / 1e9 for each in turns.seconds[COPYING]])
+    figures.append(("squares", f"{sizes.square} x {sizes.square}", None, squares, None, None))
+    return figures, squares, spread([moved / each / 1e9 for each in turns.seconds[COPYING]])
 
 
 def _by_shape(base: BaseModel) -> dict[tuple[int, int], list[tuple[str, torch.Tensor]]]:
@@ -236,16 +255,9 @@ def _repeated(
     def work(number: int) -> None:
         for weight in itertools.islice(itertools.cycle(weights_OI), repeats):
             torch.mm(factor, weight.T if transposed else weight)
-        _wait(factor.device)
 
     return work
 
 
 def _shares(rates: Sequence[float], of: Sequence[float]) -> Spread:
     return spread([rate / limit for rate, limit in zip(rates, of, strict=True)])
-
-
-def _wait(device: torch.device) -> None:
-    """GPUs compute while Python goes on; a clock has to wait for them."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -11,7 +11,7 @@ from foreword.errors import UsageError
 from foreword.research.bench import memory as peaks
 from foreword.research.bench import roofline, workload
 from foreword.research.bench.generation import batch_of, prompts_of, work_of
-from foreword.research.bench.timing import Spread, Work, in_turns, spread
+from foreword.research.bench.timing import Spread, Work, in_turns, spread, waiting_for
 from foreword.research.bench.train_step import step_of
 from foreword.research.bench.workload import Workload
 
@@ -124,7 +124,7 @@ def measure(
             ways[str(at)] = step_of(base, workload.trainers(base, sizes(name, at)))
             work[at] = workload.operations(base, sizes(name, at))
     ways[MACHINE], operations = roofline.products(base.dtype, base.device, count=3)
-    turns = in_turns(ways, rounds, on_round=on_round)
+    turns = in_turns(ways, rounds, wait=waiting_for(base.device), on_round=on_round)
     rates = [operations / each for each in turns.seconds[MACHINE]]
     first = points[0]
     curve = []
@@ -132,7 +132,7 @@ def measure(
         taken = zip(turns.seconds[str(at)], rates, strict=True)
         share = spread([work[at] / seconds / rate for seconds, rate in taken])
         growth = turns.faster(str(first), than=str(at))
-        peak = peaks.of_workload(base.name, sizes(name, at)) / 1e6 if memory and name != "prefixes" else None
+        peak = peaks.of_workload(base, sizes(name, at)) / 1e6 if memory and name != "prefixes" else None
         curve.append(CurvePoint(name, at, turns.of(str(at)), growth, work[at] / work[first], share, peak))
     return curve
 

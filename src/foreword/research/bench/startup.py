@@ -26,10 +26,10 @@ _PEFT = """
 import sys, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, adapter, prompt = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-model = PeftModel.from_pretrained(model, adapter).eval()
-inputs = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
+folder, adapter, prompt, device, numbers = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, numbers))
+model = PeftModel.from_pretrained(model, adapter).to(device).eval()
+inputs = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt").to(device)
 with torch.no_grad():
     model.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=False, pad_token_id=0)
 """
@@ -58,7 +58,8 @@ def measure(
         folder = Path(temporary)
         prefix.save(folder / "one.prefix")
         arguments = ["generate", "--base", base.name, "--prefix", str(folder / "one.prefix"), "--raw"]
-        arguments += ["--device", str(base.device), "--dtype", "float32", "--max-new-tokens", "1", PROMPTS[0]]
+        place = (str(base.device), str(base.dtype).removeprefix("torch."))
+        arguments += ["--device", place[0], "--dtype", place[1], "--max-new-tokens", "1", PROMPTS[0]]
         ways = {
             PYTHON: _process(PYTHON, "pass"),
             HELP: _process(HELP, _COMMAND, "--help"),
@@ -69,8 +70,9 @@ def measure(
             from foreword.research.bench import peft as peft_peer
 
             path = str(resolve(base.name).path)
-            save_as_peft(peft_peer.load(path, length=length, projection=False), prefix, folder / "peft")
-            ways[PEFT] = _process(PEFT, _PEFT, path, str(folder / "peft"), PROMPTS[0])
+            fresh = peft_peer.load(path, length=length, projection=False, like=base)
+            save_as_peft(fresh, prefix, folder / "peft")
+            ways[PEFT] = _process(PEFT, _PEFT, path, str(folder / "peft"), PROMPTS[0], *place)
         turns = in_turns(ways, rounds, on_round=on_round)
     limits = {HELP: PYTHON, FIRST: LIBRARIES, PEFT: LIBRARIES}
     return [

@@ -58,14 +58,23 @@ class Run:
         return None
 
 
-def race(runs: Mapping[str, Run], on_step: Callable[[int], None] = lambda number: None) -> None:
-    """Let all runs take their steps in turns."""
+def race(
+    runs: Mapping[str, Run],
+    on_step: Callable[[int], None] = lambda number: None,
+    wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Let all runs take their steps in turns.
+
+    Args:
+        wait: see `timing.waiting_for`; called before the clock is read.
+    """
     for number in range(max(run.steps for run in runs.values())):
         for run in runs.values():
             if number >= run.steps:
                 continue
             start_time = time.perf_counter()
             run.step(number)
+            wait()
             run.seconds += time.perf_counter() - start_time
             done = number + 1
             if done == run.steps or done % run.watched == 0:
@@ -107,7 +116,7 @@ def entrants(
     order = BatchSampler([row.tokens for row in rows], size, settings.seed, by_length=False)
     for form, tried in rates.items():
         for rate in tried:
-            model = peft.load(peft_folder, length=length, projection=form == PROJECTED)
+            model = peft.load(peft_folder, length=length, projection=form == PROJECTED, like=base)
             take_step = peft.trainer(model, learning_rate=rate, warmup=warmup, steps=steps)
 
             def step(number: int, take_step: Callable[[Sequence[EncodedExample]], float] = take_step) -> None:

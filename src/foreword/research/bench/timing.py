@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 Work = Callable[[int], object]
 """Does the work of one round, whose number it gets."""
@@ -47,11 +50,19 @@ class Turns:
         return spread([other / own for own, other in pairs])
 
 
+def waiting_for(device: torch.device) -> Callable[[], None]:
+    """What returns when a device has done all that it was given: GPUs compute while Python goes on."""
+    if device.type == "cuda":
+        return functools.partial(torch.cuda.synchronize, device)
+    return torch.mps.synchronize if device.type == "mps" else lambda: None
+
+
 def in_turns(
     ways: Mapping[str, Work],
     rounds: int,
     *,
     fewer: Mapping[str, int] | None = None,
+    wait: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     on_round: Callable[[int], None] = lambda number: None,
 ) -> Turns:
@@ -59,16 +70,19 @@ def in_turns(
 
     Args:
         fewer: rounds of ways that are too slow for all.
+        wait: see `waiting_for`; called before the clock is read.
         on_round: called with the rounds that are done.
     """
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for work in ways.values():
         work(-1)
+    wait()
     for number in range(rounds):
         for way, work in ways.items():
             if number < (fewer or {}).get(way, rounds):
                 start_time = clock()
                 work(number)
+                wait()
                 seconds[way].append(clock() - start_time)
         on_round(number + 1)
     return Turns(seconds)

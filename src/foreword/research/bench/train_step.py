@@ -8,7 +8,7 @@ from typing import Any
 from foreword.base.base_model import BaseModel
 from foreword.encoding import EncodedExample
 from foreword.research.bench import roofline
-from foreword.research.bench.timing import Work, in_turns, spread
+from foreword.research.bench.timing import Work, in_turns, spread, waiting_for
 from foreword.training.loop import train_step
 from foreword.training.settings import make_settings
 from foreword.training.trainer import Trainer, build_trainer
@@ -51,10 +51,10 @@ def measure(
     if peft_folder is not None:
         from foreword.research.bench import peft as peft_peer
 
-        model = peft_peer.load(peft_folder, length=length, projection=False)
+        model = peft_peer.load(peft_folder, length=length, projection=False, like=base)
         peft_step = peft_peer.trainer(model, learning_rate=1e-3, warmup=0, steps=1_000_000)
         ways[PEFT] = lambda number: peft_step(batch_at(twin, number + 1))
-    turns = in_turns(ways, rounds, on_round=on_round)
+    turns = in_turns(ways, rounds, wait=waiting_for(base.device), on_round=on_round)
     rates = [operations / each for each in turns.seconds[MACHINE]]
     work = [roofline.training_step(base, batch_at(twin, number + 1), length) for number in range(rounds)]
     figures = []

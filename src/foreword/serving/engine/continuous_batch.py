@@ -120,7 +120,8 @@ class ContinuousBatch:
         cache = prefixed_cache(base.geometry, prefixes, text)
         ids_1T = torch.tensor([row.prompt_ids], device=base.device)
         positions_1T = torch.arange(length, length + text, device=base.device)[None]
-        with attention_context(AttentionContext(prefixes=prefixes, in_cache=True, target_starts=(-1,))):
+        attention = AttentionContext(prefixes=prefixes, in_cache=True, target_starts=(-1,), unpadded=True)
+        with attention_context(attention):
             logits_1TV = self._logits(ids_1T, torch.ones_like(ids_1T), positions_1T, cache)
         new.position = length + text
         token = new.choose(_last_on_cpu(logits_1TV)[0])
