@@ -84,7 +84,7 @@ def lines_of(stream: BinaryIO, name: str) -> Iterator[Line]:
     Raises:
         BadExamples: as `read_lines`.
     """
-    number = 0
+    number, begun = 0, False
     while content := stream.readline(LONGEST_LINE_BYTES + 1):
         number += 1
         if number == 1:
@@ -92,6 +92,12 @@ def lines_of(stream: BinaryIO, name: str) -> Iterator[Line]:
                 if content.startswith(start):
                     raise BadExamples(f"{name} {what}")
             content = content.removeprefix(codecs.BOM_UTF8)
+        if not begun and content.count(0) * 4 >= len(content) > 0:
+            raise BadExamples(
+                f"{name}, line {number}: every other byte is 0x00 or nearly so, as in UTF-16 without a "
+                "byte-order mark; save the file as UTF-8"
+            )
+        begun = begun or not content.isspace()
         yield Line(name, number, _decode(name, number, content))
 
 
@@ -105,11 +111,6 @@ def _decode(file: str, number: int, content: bytes) -> str:
         raise BadExamples(
             f"{file}, line {number}: longer than {LONGEST_LINE_BYTES // 1024**2} MB; "
             "expected one example a line"
-        )
-    if (zero := content.find(0)) >= 0:  # UTF-8, but no text: every other byte of UTF-16 is often zero
-        raise BadExamples(
-            f"{file}, line {number}: byte 0x00 at position {zero + 1}, as in UTF-16 without a byte-order "
-            "mark; save the file as UTF-8"
         )
     try:
         # Only LF and CRLF end a line here: U+2028 and its kind are text, JSON allows them in strings.
