@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from foreword.errors import TemplateRefuses, UsageError
-from foreword.validation import check_fields
+from foreword.validation import check_fields, check_whole_text
 
 Message = dict[str, str]
 Source = str | tuple[Message, ...]
@@ -60,6 +60,8 @@ class Template:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("separator", "system", "end"):
+            check_whole_text(name, getattr(self, name) or "")
         if self.system is not None and self.style != "chat":
             raise UsageError("a system message needs the template style 'chat'")
         if self.date is not None:
@@ -343,15 +345,7 @@ def _check_source(source: Any) -> None:
             "text"
         )
     for text in texts:
-        if text.isascii():
-            continue
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"the source holds {text[error.start]!r} at character {error.start + 1}, which is half of a "
-                "character, or a byte that is not UTF-8; give whole characters"
-            ) from error
+        check_whole_text("the source", text)
 
 
 def _is_message(value: Any) -> bool:

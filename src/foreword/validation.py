@@ -70,6 +70,17 @@ def checks_arguments(function: Callable[Arguments, Result]) -> Callable[Argument
     return checked
 
 
+Class = TypeVar("Class", bound=type)
+
+
+def checks_methods(kind: Class) -> Class:
+    """`checks_arguments` for every public method of a class, and for what makes its objects."""
+    for name, member in list(vars(kind).items()):
+        if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+            setattr(kind, name, checks_arguments(member))
+    return kind
+
+
 def fitting(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type `hint` declares it.
 
@@ -122,6 +133,23 @@ def fitting(name: str, value: Any, hint: Any) -> Any:
     return found
 
 
+def check_whole_text(name: str, text: str) -> None:
+    """Refuse text that UTF-8 can't hold, and so no tokenizer: half a surrogate pair, a byte that was none.
+
+    Raises:
+        UsageError: says which character.
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name} holds {text[error.start]!r} at character {error.start + 1}, which is half of a character, "
+            "or a byte that is not UTF-8; give whole characters"
+        ) from error
+
+
 def plain_number(value: Any) -> Any:
     """A number, or true or false, of numpy or its like as Python's own; everything else as it is."""
     if isinstance(value, (bool, int, float)):
@@ -139,6 +167,10 @@ def _misfit(name: str, value: Any, hint: Any) -> UsageError:
     return UsageError(f"{name} is {shown}; expected {_words(hint)}")
 
 
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal
+
+
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -152,13 +184,16 @@ def _words(hint: Any) -> str:
     """What `hint` stands for, for a message."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return _any_of(list(dict.fromkeys(map(_words, parts))))
-    if origin is Literal:
+        flat = [
+            one for part in parts for one in (typing.get_args(part) if _is_literal(part) else [_words(part)])
+        ]
+        return _any_of(list(dict.fromkeys(flat)))
+    if _is_literal(hint):
         return _any_of(parts)
     if origin in (Sequence, Iterable, Collection, list, tuple):
         return f"several of: {_words(parts[0])}" if parts else "several"
-    if origin in (Mapping, dict):
-        return f"a mapping to {_words(parts[1])}"
+    if origin in (Mapping, dict) or hint in (Mapping, dict):
+        return f"a mapping to {_words(parts[1])}" if parts else "a mapping"
     if origin is Callable or hint is Callable:
         return "a function"
     return _WORDS.get(hint) or getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
@@ -451,9 +486,6 @@ def deprecated(message: str) -> None:
 def warn(message: str, category: type[ForewordWarning]) -> None:
     """Warn, at the line outside of the package that led here."""
     warnings.warn(message, category, stacklevel=_outside())
-
-
-Class = TypeVar("Class", bound=type)
 
 
 def takes_old_names(kind: Class) -> Class:

@@ -132,12 +132,12 @@ class BaseModel:
         from foreword.models import resolve  # not needed for models that are loaded already
 
         place = choose_device(device)
+        numbers = choose_dtype(dtype, place)
         if quantization is not None:
             check(quantization, place)
         resolved = resolve(str(name), notify=notify or (lambda line: None))
         config = AutoConfig.from_pretrained(resolved.path)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        numbers = choose_dtype(dtype, place)
         options = {"device_map": "balanced"} if place == "balanced" else {}
         options |= loading_options(quantization, config, place, numbers)
         kernel = choose_kernel(config, model_class(auto, config)) if attention == "auto" else attention
