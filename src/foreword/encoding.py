@@ -5,11 +5,12 @@ Nothing is cut in silence: what was cut is counted and goes back to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foreword.errors import UsageError, WindowExceeded
+from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.template import Source, Template
 
@@ -21,10 +22,12 @@ class EncodedExample:
     Attributes:
         source_ids: everything in front of the target; never empty.
         target_ids: the tokens that carry the loss, the end token among them.
+        start_id: what the decoder of an encoder-decoder reads first; None: the model's own start token.
     """
 
     source_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
+    start_id: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -76,6 +79,7 @@ def encode_example(
 
     Raises:
         UsageError: nothing stands in front of the target, so its first token can't be predicted.
+        TemplateRefuses: its chat template can't write the messages.
         WindowExceeded: chat messages that do not fit even with their text cut away.
     """
     source_ids = template.source_ids(tokenizer, example.source)
@@ -95,7 +99,8 @@ def encode_example(
         source_limit = most if apart else most - len(target_ids)
         if len(source_ids) > source_limit:
             source_ids, source_cut = _cut_source(example.source, tokenizer, template, source_limit), True
-    encoded = EncodedExample(tuple(source_ids), tuple(target_ids))
+    start_id = None if template.start is None else template.start_ids(tokenizer, 0)[0]
+    encoded = EncodedExample(tuple(source_ids), tuple(target_ids), start_id)
     lost = whole - len(source_ids) - len(target_ids)
     return encoded, Truncation(int(source_cut), int(target_cut), lost, limit)
 
@@ -108,13 +113,11 @@ def encode(
     *,
     apart: bool = False,
 ) -> tuple[list[EncodedExample], Truncation]:
-    """`encode_example` for many, and the sum of what was cut; errors name the example, from 0."""
+    """`encode_example` for many, and the sum of what was cut; errors name the example as `name_of` does."""
     pairs = []
     for number, example in enumerate(examples):
-        try:
+        with naming(number, example):
             pairs.append(encode_example(example, tokenizer, template, limit, apart=apart))
-        except (UsageError, WindowExceeded) as error:
-            raise type(error)(f"example {number}: {error}") from error
     total = Truncation(
         sources=sum(cut.sources for _, cut in pairs),
         targets=sum(cut.targets for _, cut in pairs),
@@ -122,6 +125,20 @@ def encode(
         limit=limit,
     )
     return [encoded for encoded, _ in pairs], total
+
+
+@contextlib.contextmanager
+def naming(number: int, example: Example) -> Iterator[None]:
+    """Put an example's number, and where it stands if that is known, in front of errors about it."""
+    try:
+        yield
+    except (UsageError, WindowExceeded, TemplateRefuses) as error:
+        raise type(error)(f"{name_of(number, example)}: {error}") from error
+
+
+def name_of(number: int, example: Example) -> str:
+    """An example for a message: its number, from 0, and its file and line if they are known."""
+    return f"example {number}" + (f" ({example.place})" if example.place else "")
 
 
 def _cut_source(source: Source, tokenizer: Any, template: Template, limit: int) -> list[int]:
@@ -133,7 +150,7 @@ def _cut_source(source: Source, tokenizer: Any, template: Template, limit: int) 
     longest = max(range(len(texts)), key=lambda index: len(texts[index]))
     content_ids = tokenizer(texts[longest], add_special_tokens=False)["input_ids"]
     keep = len(content_ids)
-    ids = template.source_ids(tokenizer, source)
+    ids = whole = template.source_ids(tokenizer, source)
     while len(ids) > limit and keep > 0:
         keep = max(0, keep - (len(ids) - limit))
         shorter = tokenizer.decode(content_ids[:keep]) if keep else ""
@@ -142,7 +159,13 @@ def _cut_source(source: Source, tokenizer: Any, template: Template, limit: int) 
         else:
             changed = [dict(message) for message in source]
             changed[longest]["content"] = shorter
-            ids = template.source_ids(tokenizer, tuple(changed))
+            try:
+                ids = template.source_ids(tokenizer, tuple(changed))
+            except TemplateRefuses as error:  # it took the whole text
+                raise WindowExceeded(
+                    f"a source has {len(whole)} tokens, {limit} fit, and {error} once their longest text is "
+                    "cut. Shorten the conversation"
+                ) from error
     if len(ids) > limit or not ids:
         raise WindowExceeded(
             f"a source has {len(ids)} tokens even with its longest text cut away; {limit} fit. Shorten the "

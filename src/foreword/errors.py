@@ -18,6 +18,10 @@ class ForewordWarning(UserWarning):
     """Something the user should know that does not stop the work."""
 
 
+class TemplateChanged(ForewordWarning):
+    """A prefix whose template makes other tokens with this base's tokenizer than it made in training."""
+
+
 class ForewordDeprecation(ForewordWarning, FutureWarning):
     """An old name that still works for one release; the message says the new one."""
 
@@ -89,6 +93,25 @@ class NonFinitePrefix(BadPrefix):
 
 class BadExamples(ForewordError):
     """Data that can't be read: names the file, the line and the fault."""
+
+
+class UnknownField(BadExamples):
+    """Data without the field that was to hold a part of an example.
+
+    Attributes:
+        found: place and fields of the data.
+        parts: those that may have another name there: source, target, owner, messages.
+    """
+
+    def __init__(self, found: str, *parts: str) -> None:
+        named = ", ".join(f'"{part}": "…"' for part in parts)
+        super().__init__(f"{found}; if it has another name, say so with fields={{{named}}}")
+        self.found = found
+        self.parts = parts
+
+
+class TemplateRefuses(BadExamples):
+    """A chat template that can't write some messages; says what the template said of them."""
 
 
 class TrainingDiverged(ForewordError):

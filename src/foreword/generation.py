@@ -21,7 +21,7 @@ from foreword.base.batch import pad_rows
 from foreword.base.kv_cache import cache_argument, prefixed_cache
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import is_prepared, prepacked_weights, prepacking_pays
-from foreword.errors import UsageError, WindowExceeded
+from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from foreword.sampling import (
     Decoding,
@@ -33,7 +33,8 @@ from foreword.sampling import (
     first_stop,
     sampling_warpers,
 )
-from foreword.template import RAW, Source, Template
+from foreword.template import Source, Template
+from foreword.validation import checks_arguments
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ class _Row:
     prefix: Prefix | None
     end_ids: frozenset[int]
     max_new_tokens: int
+    start_ids: tuple[int, ...]  # what a decoder of its own reads before its text; else none
 
 
+@checks_arguments
 def generate(
     base: BaseModel,
     prompts: Sequence[Source] | str,
@@ -73,7 +76,8 @@ def generate(
         prefixes: one for all, or one (or None) per row.
         template: for rows without a prefix (default: `base.template`); rows with one use the
             prefix's own, so that they see exactly what training saw.
-        raw: take every prompt as it is, without any template.
+        raw: take every prompt as it is, without any template; only the special tokens that the tokenizer
+            itself puts around a text, such as its first one, are there.
         batch_size: rows in one batch.
         on_text: streaming: called with (row, piece of text) as soon as the piece is certain. Not
             with beams, whose text is certain only at the end.
@@ -85,7 +89,8 @@ def generate(
         One text per prompt, without the prompt, the end token and the stop text.
 
     Raises:
-        UsageError: an option out of range, or another number of prefixes than prompts.
+        UsageError: an option out of range or of another type, or another number of prefixes than prompts.
+        TemplateRefuses: a chat template that can't write a prompt's messages.
         WindowExceeded: a prompt that leaves no room for a new token.
         GeometryMismatch, WrongBaseModel: a prefix of another base.
     """
@@ -107,8 +112,9 @@ def generate(
         raise UsageError(f"batch_size is {batch_size}; expected at least 1")
     sources: list[Source] = [prompts] if isinstance(prompts, str) else list(prompts)
     listed = base.per_row(prefixes, len(sources))
+    fallback = base.raw_template if raw else (template or base.template)
     rows = [
-        _row(base, place, source, prefix, RAW if raw else (template or base.template), raw, max_new_tokens)
+        _row(base, place, source, prefix, fallback, raw, max_new_tokens)
         for place, (source, prefix) in enumerate(zip(sources, listed, strict=True))
     ]
     texts = [""] * len(rows)
@@ -132,31 +138,36 @@ def _row(
     max_new_tokens: int,
 ) -> _Row:
     template = prefix.template if prefix is not None and not raw else fallback
-    ids = template.source_ids(base.tokenizer, source)
+    try:
+        ids = template.source_ids(base.tokenizer, source)
+    except (UsageError, TemplateRefuses) as error:
+        raise type(error)(f"prompt {place}: {error}") from error
     if not ids:
         raise UsageError(f"prompt {place} is empty; give at least one token of text")
+    marked = prefix.template if prefix is not None else template  # of targets: what is around them
+    start_ids = tuple(marked.start_ids(base.tokenizer, base.start_id)) if base.is_encoder_decoder else ()
     length = 0 if prefix is None else prefix.length
     if (limit := base.max_text_tokens(length)) is not None:
-        used = 0 if base.is_encoder_decoder else len(ids)
+        used = len(start_ids) - 1 if base.is_encoder_decoder else len(ids)
         if len(ids) > limit or used >= limit:
             raise WindowExceeded(
                 f"prompt {place} has {len(ids)} tokens; {limit} fit behind a prefix of length {length} in "
                 f"{base.name}{base.window_note}, new tokens among them. Shorten it"
             )
         max_new_tokens = min(max_new_tokens, limit - used)
-    end = (prefix.template if prefix is not None else template).end_id(base.tokenizer)
+    end = marked.end_id(base.tokenizer)
     ends = base.end_ids if end is None else base.end_ids | {end}
-    return _Row(place, ids, prefix, ends, max_new_tokens)
+    return _Row(place, ids, prefix, ends, max_new_tokens, start_ids)
 
 
 def _batches(rows: Sequence[_Row], batch_size: int) -> list[list[_Row]]:
-    """Rows that end alike and may write as much, those of like length together.
+    """Rows that start and end alike and may write as much, those of like length together.
 
     No row is cut short because its neighbour has no positions left.
     """
-    alike: dict[tuple[frozenset[int], int], list[_Row]] = {}
+    alike: dict[tuple[Any, ...], list[_Row]] = {}
     for row in rows:
-        alike.setdefault((row.end_ids, row.max_new_tokens), []).append(row)
+        alike.setdefault((row.start_ids, row.end_ids, row.max_new_tokens), []).append(row)
     batches = []
     for group in alike.values():
         group.sort(key=lambda row: len(row.ids))
@@ -180,7 +191,9 @@ def _generate_batch(
     pad_id = base.tokenizer.pad_token_id
     pad_id = min(rows[0].end_ids, default=0) if pad_id is None else pad_id
     inputs: dict[str, Any] = {**_padded(base, rows, prefixes, pad_id)}
-    start = 1 if base.is_encoder_decoder else inputs["input_ids"].shape[1]
+    start = len(rows[0].start_ids) if base.is_encoder_decoder else inputs["input_ids"].shape[1]
+    if start > 1 and base.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.tensor([row.start_ids for row in rows], device=base.device)
     if base.cache_takes_prefixes:
         text_tokens = start + rows[0].max_new_tokens
         inputs[cache_argument(base.model)] = prefixed_cache(base.geometry, prefixes, text_tokens)
@@ -198,7 +211,7 @@ def _generate_batch(
             rows[0].end_ids,
             decoding.stop,
             on_text,
-            skip=0 if base.is_encoder_decoder else 1,
+            skip=1,
         )
     stop = StopStrings(base.tokenizer, decoding.stop, start) if decoding.stop else None
     config = _settings(base, rows[0], decoding, pad_id)
@@ -253,7 +266,7 @@ def _settings(base: BaseModel, row: _Row, decoding: Decoding, pad_id: int) -> Ge
         early_stopping=False,
         eos_token_id=sorted(row.end_ids) or None,
         pad_token_id=pad_id,
-        decoder_start_token_id=base.start_id if base.is_encoder_decoder else None,
+        decoder_start_token_id=row.start_ids[0] if row.start_ids else None,
         suppress_tokens=suppressed or None,
         bad_words_ids=sequences or None,
     )

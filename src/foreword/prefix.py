@@ -130,6 +130,7 @@ class Prefix:
         licence: SPDX name or free text.
         labels: free-form notes of the user.
         template_digest: `Template.rendering_digest` with the base's tokenizer.
+        template_rendering: `Template.rendering` with it, of which a warning tells what has changed.
         report: what was measured: "dev_loss", "recovered_share", "harm" and whatever else there is.
         recipe: how to make it again: JSON of any form.
         extra: fields of a newer format that this release may ignore; saved again as they are.
@@ -149,6 +150,7 @@ class Prefix:
     labels: Mapping[str, str] = field(default_factory=dict)
     positions: Positions = "text-after-prefix"
     template_digest: str | None = None
+    template_rendering: str | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -312,6 +314,7 @@ class Prefix:
                 labels=described["labels"],
                 positions=described["positions"],
                 template_digest=newer.get("template_digest"),
+                template_rendering=newer.get("template_rendering"),
                 report=newer.get("report", {}),
                 recipe=newer.get("recipe", {}),
                 extra=header.extra,
@@ -330,13 +333,14 @@ class Prefix:
         return prefix_file.encode(self.tensors, self._description())
 
     def _description(self) -> dict[str, Any]:
-        optional = {name: getattr(self, name) for name in ("template_digest", "report", "recipe")}
+        optional = {name: getattr(self, name) for name in prefix_file.OPTIONAL}
+        ignorable = sorted([*self.extra, *(["template_rendering"] if self.template_rendering else [])])
         origin = dataclasses.asdict(self.origin)
         if self.origin.dev_loss is not None and not math.isfinite(self.origin.dev_loss):
             origin["dev_loss"] = None  # JSON has no such number
         return {
             **self.extra,
-            **({"optional": sorted(self.extra)} if self.extra else {}),
+            **({"optional": ignorable} if ignorable else {}),
             "base": dataclasses.asdict(self.base),
             "geometry": self.geometry.to_json(),
             "positions": self.positions,

@@ -42,14 +42,14 @@ POSITIONS = ("text-after-prefix", "text-after-prefix-within-window")
 # Limits of version 2, as docs/format.md has them.
 MAX_HEADER_BYTES = 64 * 1024
 MAX_LABELS = 64
-MAX_LABEL_NAME, MAX_LABEL_TEXT, MAX_LICENCE = 64, 1024, 1024  # characters
+MAX_LABEL_NAME, MAX_LABEL_TEXT, MAX_LICENCE, MAX_RENDERING = 64, 1024, 1024, 2048  # characters
 MAX_REPORT_BYTES, MAX_RECIPE_BYTES = 8 * 1024, 16 * 1024  # as JSON
 MAX_DEPTH, MAX_LAYERS = 16, 4096
 MAX_HEADER_BYTES_OF_VERSION_1 = 1024 * 1024  # version 1 had no limit, so that no writer kept one
 
 _REQUIRED = ("base", "geometry", "template", "origin", "created", "licence", "labels")
-_OPTIONAL = ("optional", "template_digest", "report", "recipe")
-FIELDS = frozenset({"version", "dtype", "positions", *_REQUIRED, *_OPTIONAL})
+OPTIONAL = ("template_digest", "template_rendering", "report", "recipe")
+FIELDS = frozenset({"version", "dtype", "positions", "optional", *_REQUIRED, *OPTIONAL})
 """All fields of version 2."""
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _STREAMS = ("decoder", "encoder", "cross")
@@ -150,6 +150,10 @@ def check_description(description: Mapping[str, Any]) -> None:
             size = len(json.dumps(description[name], ensure_ascii=False).encode())
             if size > limit:
                 raise UsageError(f"{name} has {size:,} bytes as JSON; expected {limit:,} at most")
+    rendering = description.get("template_rendering")
+    if not isinstance(rendering, str | None):
+        raise UsageError(f"template_rendering is {rendering!r}; expected text")
+    _check_length("template_rendering", rendering, MAX_RENDERING)
     digest = description.get("template_digest")
     if digest is not None and not (
         isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")

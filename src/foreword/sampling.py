@@ -21,6 +21,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from foreword.errors import UsageError
+from foreword.validation import check_fields, check_whole_text
 
 UNFINISHED = "\ufffd"
 """What a tokenizer writes for bytes that are no whole character, or not yet."""
@@ -58,6 +59,7 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -75,6 +77,9 @@ class Decoding:
             raise UsageError("beams and temperature exclude each other; set one of them")
         if "" in self.stop or "" in self.banned:
             raise UsageError("stop and banned texts must not be empty")
+        for name in ("stop", "banned"):
+            for text in getattr(self, name):
+                check_whole_text(name, text)
 
 
 def sampling_warpers(temperature: float, top_k: int, top_p: float) -> list[LogitsProcessor]:

@@ -8,17 +8,21 @@ of the target are the same whether the target is known (training) or not (genera
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from foreword.errors import UsageError
-from foreword.validation import check_fields
+from foreword.errors import TemplateRefuses, UsageError
+from foreword.validation import check_fields, check_whole_text
 
 Message = dict[str, str]
 Source = str | tuple[Message, ...]
 Placement = Literal["prefix", "infix"]
+SpecialTokens = tuple[tuple[str, ...], tuple[str, ...]]
+"""Tokens that stand in front of a text, and behind it."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,17 @@ class Template:
             with the tokenizer's chat template; `raw` takes the source as it is.
         separator: text between source and target, for `separator` only.
         begin: put the tokenizer's beginning-of-text token first (never for `chat`, whose template
-            writes its own).
+            writes its own; for `raw` unless the source begins with it).
         end: text of the token that ends a target, or None if nothing marks the end.
         system: system message for `chat`; None leaves it to the chat template.
         placement: which text sees the virtual tokens: all of it (`prefix`), or the target alone, from
             the last source token on, which predicts its first (`infix`; docs/ablations.md).
+        source_tokens: special tokens in front of the source and behind it, as tokenizers of
+            encoder-decoders add them; None for none. Never for `chat`.
+        target_tokens: the same of the target, `end` among them or behind them. The target is then
+            tokenised as the tokenizer's `text_target`, which may differ from how it reads a source.
+        start: text of the token that an encoder-decoder's decoder begins with; None: the model's own.
+        date: day that the chat template takes for today, ISO 8601; None: today.
     """
 
     style: Literal["separator", "chat", "raw"] = "separator"
@@ -43,39 +53,60 @@ class Template:
     end: str | None = None
     system: str | None = None
     placement: Placement = "prefix"
+    source_tokens: SpecialTokens | None = None
+    target_tokens: SpecialTokens | None = None
+    start: str | None = None
+    date: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.style not in ("separator", "chat", "raw"):
-            raise UsageError(f"template style is {self.style!r}; expected separator, chat or raw")
+        for name in ("separator", "system", "end"):
+            check_whole_text(name, getattr(self, name) or "")
         if self.system is not None and self.style != "chat":
             raise UsageError("a system message needs the template style 'chat'")
-        if self.placement not in ("prefix", "infix"):
-            raise UsageError(f"placement is {self.placement!r}; expected prefix or infix")
+        if self.date is not None:
+            try:
+                datetime.date.fromisoformat(self.date)
+            except ValueError as error:
+                raise UsageError(f"date is {self.date!r}; expected one such as 2026-11-30") from error
 
     def source_ids(self, tokenizer: Any, source: Source) -> list[int]:
         """Token ids of everything in front of the target.
 
         Raises:
-            UsageError: messages without the chat style, or chat without a chat template.
+            UsageError: messages without the chat style, chat without a chat template, or what is neither
+                text nor messages.
+            TemplateRefuses: the chat template can't write these messages.
         """
+        _check_source(source)
         if self.style == "chat":
-            return _chat_ids(tokenizer, source, self.system)
+            return self._chat_ids(tokenizer, source)
         if not isinstance(source, str):
             raise UsageError(f"a source of chat messages needs the template style 'chat', not {self.style!r}")
         text = source + self.separator if self.style == "separator" else source
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if self.begin and tokenizer.bos_token_id is None:
+        if self.source_tokens is not None:
+            front, behind = (_ids_of(tokenizer, tokens) for tokens in self.source_tokens)
+            ids = [*front, *ids, *behind]
+        if not self.begin:
+            return ids
+        if tokenizer.bos_token_id is None:
             raise UsageError(
                 "the template begins with a beginning-of-text token, which this tokenizer does not have"
             )
-        return [tokenizer.bos_token_id, *ids] if self.begin else ids
+        # Raw text is what its writer says: who wrote the token does not get a second one.
+        there = self.style == "raw" and ids[:1] == [tokenizer.bos_token_id]
+        return ids if there else [tokenizer.bos_token_id, *ids]
 
     def target_ids(self, tokenizer: Any, target: str) -> list[int]:
-        """Token ids that carry the loss: the target and the token that ends it."""
-        ids: list[int] = tokenizer(target, add_special_tokens=False)["input_ids"]
+        """Token ids that carry the loss: the target, and the tokens around it that end it."""
         end = self.end_id(tokenizer)
-        return ids if end is None else [*ids, end]
+        if self.target_tokens is None:
+            ids: list[int] = tokenizer(target, add_special_tokens=False)["input_ids"]
+            return ids if end is None else [*ids, end]
+        front, behind = (_ids_of(tokenizer, tokens) for tokens in self.target_tokens)
+        ids = tokenizer(text_target=target, add_special_tokens=False)["input_ids"]
+        return [*front, *ids, *behind, *([] if end is None or end in behind else [end])]
 
     def end_id(self, tokenizer: Any) -> int | None:
         """Id of the token that ends a target, or None.
@@ -83,12 +114,27 @@ class Template:
         Raises:
             UsageError: the tokenizer does not have `end` as one token.
         """
-        if self.end is None:
-            return None
-        token_id = tokenizer.convert_tokens_to_ids(self.end)
-        if token_id is None or (token_id == tokenizer.unk_token_id and self.end != tokenizer.unk_token):
-            raise UsageError(f"the tokenizer has no token {self.end!r} to end a target with")
-        return int(token_id)
+        return None if self.end is None else _id_of(tokenizer, self.end, "to end a target with")
+
+    def start_ids(self, tokenizer: Any, start_id: int) -> list[int]:
+        """What a decoder of its own reads in front of what it writes: `start`, or `start_id`, and the special
+        tokens that every target begins with, such as that of its language."""
+        first = start_id if self.start is None else _id_of(tokenizer, self.start, "to start a target with")
+        return [first, *(_ids_of(tokenizer, self.target_tokens[0]) if self.target_tokens else ())]
+
+    # -- the date -------------------------------------------------------------------------------
+
+    def writes_date(self, tokenizer: Any) -> bool:
+        """Whether the chat template can ask for the day (`strftime_now`), as those of Llama 3.x do."""
+        return self.style == "chat" and "strftime_now" in str(getattr(tokenizer, "chat_template", None))
+
+    def dated(self, tokenizer: Any) -> Template:
+        """The same with today's date as its own, where the chat template asks for the day."""
+        if self.date is not None or not self.writes_date(tokenizer):
+            return self
+        return dataclasses.replace(self, date=datetime.date.today().isoformat())
+
+    # -- what it renders ------------------------------------------------------------------------
 
     def rendering_digest(self, tokenizer: Any) -> str | None:
         """SHA-256 of the token ids that this template makes of a fixed conversation; None where it can't.
@@ -96,22 +142,43 @@ class Template:
         docs/format.md has the conversation. A tokenizer, a chat template or a release of a library that makes
         other ids of it has another digest.
         """
-        source = _CONVERSATION if self.style == "chat" else _CONVERSATION[0]["content"]
         try:
             ids = [
-                self.source_ids(tokenizer, source),
+                self.source_ids(tokenizer, self._fixed_source),
                 self.target_ids(tokenizer, _CONVERSATION[1]["content"]),
             ]
-        except Exception:  # a chat template is a program of its own, and may refuse with any error
+        except (UsageError, TemplateRefuses):
             return None
         return hashlib.sha256(json.dumps(ids, separators=(",", ":")).encode()).hexdigest()
+
+    def rendering(self, tokenizer: Any) -> str | None:
+        """The beginning of the text that the chat template makes of the fixed conversation, or None.
+
+        Other styles have none: their text is the template's own.
+        """
+        if self.style != "chat":
+            return None
+        try:
+            text: str = tokenizer.decode(self.source_ids(tokenizer, self._fixed_source))
+        except (UsageError, TemplateRefuses):
+            return None
+        return text[:LONGEST_RENDERING]
+
+    @property
+    def _fixed_source(self) -> Source:
+        return _CONVERSATION if self.style == "chat" else _CONVERSATION[0]["content"]
+
+    # -- plain data -----------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the prefix file."""
         data = dataclasses.asdict(self)
         if self.placement == "prefix":  # files from before there was a choice keep their digest
             del data["placement"]
-        return data
+        for name in ("source_tokens", "target_tokens"):
+            if data[name] is not None:
+                data[name] = [list(tokens) for tokens in data[name]]
+        return {name: value for name, value in data.items() if value is not None or name not in _LATER}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Template:
@@ -121,8 +188,41 @@ class Template:
             raise UsageError(f"template has unknown fields {sorted(unknown)}; expected {sorted(known)}")
         return cls(**data)
 
+    def _chat_ids(self, tokenizer: Any, source: Source) -> list[int]:
+        if not getattr(tokenizer, "chat_template", None):
+            raise UsageError(
+                "the template style is 'chat' but this tokenizer has no chat template; use 'separator' or "
+                "'raw'"
+            )
+        messages = (
+            [{"role": "user", "content": source}] if isinstance(source, str) else [dict(m) for m in source]
+        )
+        if self.system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self.system})
+        given: dict[str, Any] = {}
+        if self.date is not None:  # a variable of the rendering hides the function of the same name
+            given["strftime_now"] = datetime.datetime.fromisoformat(self.date).strftime
+        try:
+            ids = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **given
+            )
+        except Exception as error:  # it is a program of its own, and may fail with any error
+            roles = ", ".join(message["role"] for message in messages[:4])
+            more = ", ..." if len(messages) > 4 else ""
+            raise TemplateRefuses(
+                f"the base's chat template refuses the messages ({roles}{more}): "
+                f"{str(error) or type(error).__name__}"
+            ) from error
+        return [int(i) for i in ids]
+
 
 RAW = Template(style="raw")
+
+_LATER = ("source_tokens", "target_tokens", "start", "date")
+"""Fields that are left out where they say nothing: files from before they were there keep their digest."""
+
+LONGEST_RENDERING = 2000
+"""Characters of a rendering that are kept to tell what differs."""
 
 _CONVERSATION: tuple[Message, ...] = (
     {"role": "user", "content": "What is the capital of France?"},
@@ -136,21 +236,119 @@ def default_template(tokenizer: Any, **changes: Any) -> Template:
 
     A beginning-of-text token is added where the tokenizer itself would add one.
     """
-    begins = (
-        tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
+    return dataclasses.replace(
+        raw_template(tokenizer), **{"style": "separator", "end": tokenizer.eos_token, **changes}
     )
-    return dataclasses.replace(Template(begin=begins, end=tokenizer.eos_token), **changes)
 
 
-def _chat_ids(tokenizer: Any, source: Source, system: str | None) -> list[int]:
-    if not getattr(tokenizer, "chat_template", None):
+def raw_template(tokenizer: Any) -> Template:
+    """Text as it is, behind what the tokenizer itself puts in front: a beginning-of-text token, mostly."""
+    front, _ = _added_tokens(tokenizer, "text")
+    begins = tokenizer.bos_token is not None and front == (tokenizer.bos_token,)
+    return Template(style="raw", begin=begins, source_tokens=None if begins or not front else (front, ()))
+
+
+def encoder_decoder_template(tokenizer: Any, *, wraps: bool = False) -> Template:
+    """Source and target as the tokenizer itself has them, which is how such a model was trained.
+
+    Languages are those that the tokenizer has (`src_lang`, `tgt_lang`).
+
+    Args:
+        wraps: the model's own training moves the last token of a target to its front, as mBART's does.
+    """
+    source, target = _added_tokens(tokenizer, "text"), _added_tokens(tokenizer, "text_target")
+    return Template(
+        style="raw",
+        end=tokenizer.eos_token,
+        source_tokens=source if any(source) else None,
+        target_tokens=target if any(target) else None,
+        start=target[1][-1] if wraps and target[1] else None,
+    )
+
+
+def what_differs(
+    template: Template,
+    tokenizer: Any,
+    digest: str | None,
+    rendering: str | None = None,
+    created: str | None = None,
+) -> str | None:
+    """What a template makes of the fixed conversation with this tokenizer beside what it made in training, in
+    words; None if that is the same, or not known.
+
+    Args:
+        digest, rendering: of training.
+        created: time of training, ISO 8601.
+    """
+    if digest is None or (now := template.rendering_digest(tokenizer)) == digest:
+        return None
+    if template.date is None and template.writes_date(tokenizer) and created is not None:
+        for days in (0, -1, 1):  # the time is in UTC, the day was a local one
+            day = datetime.datetime.fromisoformat(created).date() + datetime.timedelta(days)
+            dated = dataclasses.replace(template, date=day.isoformat())
+            if dated.rendering_digest(tokenizer) == digest:
+                return (
+                    f"its chat template writes today's date, and it was trained on {day}; to keep that, "
+                    f"replace its template by one with date={str(day)!r}"
+                )
+    if now is None:
+        return "its template can't write the conversation by which templates are compared any more"
+    written = template.rendering(tokenizer)
+    if rendering is None or written is None or rendering == written:
+        return "its template makes other tokens of the same text"
+    place = next(
+        (i for i, (old, new) in enumerate(zip(rendering, written, strict=False)) if old != new),
+        min(len(rendering), len(written)),
+    )
+    before, old, new = (
+        repr(text)
+        for text in (written[max(0, place - 30) : place], rendering[place:][:30], written[place:][:30])
+    )
+    return f"behind {before} its chat template now writes {new}, and wrote {old}"
+
+
+def _added_tokens(tokenizer: Any, argument: Literal["text", "text_target"]) -> SpecialTokens:
+    """The special tokens that the tokenizer puts in front of a source (or target) and behind it."""
+    text: dict[str, Any] = {argument: "a"}
+    ids = tokenizer(**text)["input_ids"]
+    plain = tokenizer(**text, add_special_tokens=False)["input_ids"]
+    for place in range(len(ids) - len(plain) + 1):
+        if plain and ids[place : place + len(plain)] == plain:
+            front, behind = ids[:place], ids[place + len(plain) :]
+            return tuple(tokenizer.convert_ids_to_tokens(front)), tuple(
+                tokenizer.convert_ids_to_tokens(behind)
+            )
+    return (), ()
+
+
+def _id_of(tokenizer: Any, token: str, purpose: str) -> int:
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id is None or (token_id == tokenizer.unk_token_id and token != tokenizer.unk_token):
+        raise UsageError(f"the tokenizer has no token {token!r} {purpose}")
+    return int(token_id)
+
+
+def _ids_of(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    return [_id_of(tokenizer, token, "to put around a text") for token in tokens]
+
+
+def _check_source(source: Any) -> None:
+    """Refuse what no template can write, by name."""
+    if isinstance(source, str):
+        texts = [source]
+    elif isinstance(source, (list, tuple)) and source and all(_is_message(one) for one in source):
+        texts = [text for message in source for text in (message["role"], message["content"])]
+    else:
+        what = f"{source!r:.80}" if isinstance(source, (list, tuple)) else f"of type {type(source).__name__}"
         raise UsageError(
-            "the template style is 'chat' but this tokenizer has no chat template; use 'separator' or 'raw'"
+            f"the source is {what}; expected text, or several messages: mappings with role and content, both "
+            "text"
         )
-    messages = [{"role": "user", "content": source}] if isinstance(source, str) else [dict(m) for m in source]
-    if system is not None and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
-    ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    for text in texts:
+        check_whole_text("the source", text)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(value.get(name), str) for name in ("role", "content")
     )
-    return [int(i) for i in ids]

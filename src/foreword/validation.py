@@ -1,6 +1,7 @@
-"""Checked fields: what a dataclass declares of its fields, compared with the data it is made from.
+"""Checked values: what a dataclass or a function declares, compared with what it is given.
 
-`check_fields` compares plain data with the declared types. `setting` declares a field of a settings class
+`check_fields` compares the fields of a dataclass with their declared types, and `checks_arguments` the
+arguments of a public function. `setting` declares a field of a settings class
 with all that is made from it: its range, its help, its name on the command line and in configuration
 files, and the names it had before. Nothing else restates any of these; readers go over `settings_of`.
 """
@@ -9,19 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import numbers
 import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from foreword.errors import ForewordDeprecation, UsageError
+from foreword.errors import ForewordDeprecation, ForewordWarning, UsageError
 
 
 def check_fields(instance: Any) -> None:
-    """Compare every field of a dataclass of plain data with its declared type.
+    """Compare every field of a dataclass with its declared type, and convert it as `fitting` does.
 
     Raises:
         UsageError: names the field, what was found and what was expected.
@@ -29,9 +31,172 @@ def check_fields(instance: Any) -> None:
     hints = typing.get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        if not _fits(value, hints[field.name]):
-            expected = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
-            raise UsageError(f"{field.name} is {value!r}; expected {expected.replace('typing.', '')}")
+        if (found := fitting(field.name, value, hints[field.name])) is not value:
+            object.__setattr__(instance, field.name, found)
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def checks_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a public function compare each argument with its annotation first, as `fitting` does.
+
+    Arguments whose annotation names what is imported for type checkers alone are left to the function.
+    """
+    signature = inspect.signature(function)
+
+    @functools.cache
+    def hints() -> dict[str, Any]:
+        found = {}
+        for name, parameter in signature.parameters.items():
+            variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            if parameter.annotation is parameter.empty or variadic:
+                continue
+            try:
+                found[name] = eval(parameter.annotation, function.__globals__)  # type: ignore[attr-defined]
+            except NameError:
+                continue
+        return found
+
+    @functools.wraps(function)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        bound = signature.bind(*args, **kwargs)
+        for name, hint in hints().items():
+            if name in bound.arguments:
+                bound.arguments[name] = fitting(name, bound.arguments[name], hint)
+        return function(*bound.args, **bound.kwargs)
+
+    return checked
+
+
+Class = TypeVar("Class", bound=type)
+
+
+def checks_methods(kind: Class) -> Class:
+    """`checks_arguments` for every public method of a class, and for what makes its objects."""
+    for name, member in list(vars(kind).items()):
+        if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+            setattr(kind, name, checks_arguments(member))
+    return kind
+
+
+def fitting(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint` declares it.
+
+    A whole number becomes a float where one is meant, a number of numpy or its like becomes Python's own,
+    and a list a tuple. Of sequences and mappings the elements are compared, too, unless only going over
+    them once would show these.
+
+    Raises:
+        UsageError: `name` and place of what is of another type, what was found and what was expected.
+    """
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        within = None
+        for part in parts:
+            try:
+                return fitting(name, value, part)
+            except UsageError as error:
+                if not str(error).startswith(f"{name} is "):  # the form is right, but not what is in it
+                    within = error
+        raise within or _misfit(name, value, hint)
+    kind = origin or hint
+    if kind in (int, float, bool):
+        plain = plain_number(value)
+        found = float(plain) if kind is float and type(plain) is int else plain
+        fits = type(found) is kind or (isinstance(found, kind) and not isinstance(found, bool))
+    elif kind is Literal:
+        found, fits = value, isinstance(value, str) and value in parts
+    elif kind in (Sequence, Iterable, Collection, list, tuple):
+        found = value
+        fits = isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, Mapping))
+        if fits and isinstance(value, (list, tuple)) and parts:
+            fixed = kind is tuple and parts[-1] is not ...
+            fits = not fixed or len(parts) == len(value)
+            each = parts if fixed else parts[:1] * len(value)
+            made = [fitting(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(value, each, strict=False))]
+            if kind is tuple or any(new is not old for new, old in zip(made, value, strict=False)):
+                found = tuple(made)
+    elif kind in (Mapping, dict):
+        found, fits = value, isinstance(value, Mapping)
+        if fits and parts:
+            for key, one in value.items():
+                fitting(f"a key of {name}", key, parts[0])
+                fitting(f"{name}[{key!r}]", one, parts[1])
+    elif kind is Callable:
+        found, fits = value, callable(value)
+    else:
+        found, fits = value, not isinstance(kind, type) or isinstance(value, kind)
+    if not fits:
+        raise _misfit(name, value, hint)
+    return found
+
+
+def check_whole_text(name: str, text: str) -> None:
+    """Refuse text that UTF-8 can't hold, and so no tokenizer: half a surrogate pair, a byte that was none.
+
+    Raises:
+        UsageError: says which character.
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name} holds {text[error.start]!r} at character {error.start + 1}, which is half of a character, "
+            "or a byte that is not UTF-8; give whole characters"
+        ) from error
+
+
+def plain_number(value: Any) -> Any:
+    """A number, or true or false, of numpy or its like as Python's own; everything else as it is."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return bool(value) if type(value).__name__ in ("bool", "bool_") else value
+
+
+def _misfit(name: str, value: Any, hint: Any) -> UsageError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"of type {type(value).__name__}"
+    return UsageError(f"{name} is {shown}; expected {_words(hint)}")
+
+
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "None",
+}
+
+
+def _words(hint: Any) -> str:
+    """What `hint` stands for, for a message."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        flat = [
+            one for part in parts for one in (typing.get_args(part) if _is_literal(part) else [_words(part)])
+        ]
+        return _any_of(list(dict.fromkeys(flat)))
+    if _is_literal(hint):
+        return _any_of(parts)
+    if origin in (Sequence, Iterable, Collection, list, tuple):
+        return f"several of: {_words(parts[0])}" if parts else "several"
+    if origin in (Mapping, dict) or hint in (Mapping, dict):
+        return f"a mapping to {_words(parts[1])}" if parts else "a mapping"
+    if origin is Callable or hint is Callable:
+        return "a function"
+    return _WORDS.get(hint) or getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
 
 
 def is_text_mapping(value: object) -> bool:
@@ -39,19 +204,6 @@ def is_text_mapping(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(k, str) and isinstance(v, str) for k, v in value.items()
     )
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if origin is typing.Literal:
-        return isinstance(value, str) and value in typing.get_args(hint)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
 
 
 # -- settings ------------------------------------------------------------------------------------
@@ -150,6 +302,8 @@ class Setting:
                 raise UsageError(f"{name} is {value!r}; expected {words}")
         if (bool in kinds or kinds == (str,)) and not isinstance(value, kinds):
             raise UsageError(f"{name} is {value!r}; expected {'text' if str in kinds else 'true or false'}")
+        if any(dataclasses.is_dataclass(kind) for kind in kinds):
+            fitting(name, value, self.type)
         # Written so that NaN, which compares false with everything, is out of every range.
         inside = (
             (self.ge is None or value >= self.ge)
@@ -289,7 +443,14 @@ def check_settings(instance: Any) -> None:
         UsageError: names the setting, what was found and what was expected.
     """
     for each in settings_of(type(instance)):  # type: ignore[arg-type]
-        each.check(getattr(instance, each.path[0]))
+        value = plain = getattr(instance, each.path[0])
+        if not isinstance(value, Mapping):
+            plain = plain_number(value)
+        elif any(plain_number(one) is not one for one in value.values()):
+            plain = {key: plain_number(one) for key, one in value.items()}
+        if plain is not value:
+            object.__setattr__(instance, each.path[0], plain)
+        each.check(plain)
 
 
 def current_names(kind: Any, given: Mapping[str, Any], *, warn: bool = True) -> dict[str, Any]:
@@ -322,10 +483,12 @@ def current_names(kind: Any, given: Mapping[str, Any], *, warn: bool = True) -> 
 
 def deprecated(message: str) -> None:
     """Warn of a name that goes; `message` says what to write instead."""
-    warnings.warn(message, ForewordDeprecation, stacklevel=_outside())
+    warn(message, ForewordDeprecation)
 
 
-Class = TypeVar("Class", bound=type)
+def warn(message: str, category: type[ForewordWarning]) -> None:
+    """Warn, at the line outside of the package that led here."""
+    warnings.warn(message, category, stacklevel=_outside())
 
 
 def takes_old_names(kind: Class) -> Class:

@@ -153,6 +153,44 @@ def test_comparison_shows_texts_without_and_with(run: Any, model: BaseModel, two
     assert run("generate", "abc", "--base", "tiny", "--compare").status == 2
 
 
+@pytest.mark.parametrize("given", ["file", "standard input"])
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b'{ "source": "ab" }\n', "ab"),
+        (b'\xef\xbb\xbf{"source": "ab"}\r\n\r\n', "ab"),
+        (b' {\t"source": ["a", "b"]}', "a b"),
+        (b"\xef\xbb\xbfab\n", "ab"),
+        (b"\n\n ab \r\n  \n", " ab "),
+        (b"{ab} cd\n", "{ab} cd"),
+        (b'a "q" {"b": 1}', 'a "q" {"b": 1}'),
+        (b"ab\ncaf\xe9\n", "line 2: byte 0xe9 at position 4 is not UTF-8"),
+        ("ab\n".encode("utf-16"), "is encoded in UTF-16"),
+        ("ab\n".encode("utf-32"), "is encoded in UTF-32"),
+        ("ab\n".encode("utf-16-le"), "line 1: every other byte is 0x00 or nearly so, as in UTF-16"),
+        ("\nab\n".encode("utf-16-le"), "0x00"),
+        (b'{"source": "ab"\n', "line 1: not JSON"),
+        (b'{\n"source": "ab"}\n', "spread over several lines"),
+        (b"{}\n", "line 1: expected an object with source"),
+        (b"\n \r\n", "is empty"),
+    ],
+)
+def test_prompts_are_read_alike_however_they_are_written(
+    run: Any, two: Any, given: str, content: bytes, found: str
+) -> None:
+    Path("asked").write_bytes(content)
+    name, typed = ("asked", None) if given == "file" else ("-", content)
+    done = run(
+        "generate", "--input", name, "--prefix", "p.prefix", "--max-new-tokens", 1, "--json", input=typed
+    )
+    if done.status == 0:
+        assert [row["source"] for row in done.json["outputs"]] == [found]
+    else:
+        assert (done.status, done.json["error"]["type"]) == (1, "BadExamples")
+        assert found in done.json["error"]["message"]
+        assert done.json["error"]["message"].startswith("asked" if given == "file" else "standard input")
+
+
 def test_texts_are_written_as_json_lines_and_nothing_is_replaced_unasked(run: Any, two: Any) -> None:
     command = ("generate", "ab", "cd", "--prefix", "p.prefix", *SHORT, "--out", "texts.jsonl")
     assert run(*command).stdout == "2 texts: texts.jsonl\n"
@@ -183,6 +221,8 @@ def test_texts_are_written_as_json_lines_and_nothing_is_replaced_unasked(run: An
         (("a", "--prefix", "p.prefix", "--temperature", -1), 2, "temperature is -1"),
         (("a", "--prefix", "p.prefix", "--beams", 2, "--temperature", 1), 2, "exclude each other"),
         (("a", "--prefix", "p.prefix", "--batch-size", 0), 2, "batch_size is 0"),
+        (("caf\udce9", "--prefix", "p.prefix"), 2, "prompt 0: the source holds '\\udce9' at character 4"),
+        (("a", "--stop", "\udce9", "--prefix", "p.prefix"), 2, "stop holds '\\udce9' at character 1"),
     ],
 )
 def test_bad_input_ends_with_a_message_and_its_status(

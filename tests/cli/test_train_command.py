@@ -14,6 +14,7 @@ from foreword import BaseModel, Prefix, train
 from foreword.errors import TrainingDiverged
 from foreword.examples import read_examples
 from foreword.training.checkpoint import list_checkpoints
+from support.saved_bases import save_tiny
 
 QUICK = ("--length", 3, "--steps", 6, "--batch-size", 4)
 
@@ -220,3 +221,52 @@ def test_ctrl_c_before_training_ends_with_status_1_and_no_traceback(
     machine = run("train", data, "--out", "a.prefix", "--json")
     assert machine.status == 1
     assert machine.json == {"error": {"type": "KeyboardInterrupt", "message": "interrupted"}}
+
+
+def test_a_field_of_another_name_is_told_by_the_option_that_names_it(run: Any, base: str) -> None:
+    Path("asked.jsonl").write_text('{"prompt": "a", "target": "b"}\n')
+    Path("asked.csv").write_text("prompt,completion\na,b\n")
+    done = run("train", "asked.jsonl", "--out", "x.prefix", "--base", base)
+    assert done.status == 1
+    assert (
+        "no field 'source'; found 'prompt', 'target'; if it has another name, say so with --source-field"
+        in (done.stderr)
+    )
+    machine = run("train", "asked.csv", "--out", "x.prefix", "--base", base, "--format", "csv", "--json")
+    assert machine.json["error"]["type"] == "UnknownField"
+    assert machine.json["error"]["message"].endswith("say so with --source-field or --target-field")
+
+
+def test_a_chat_template_that_refuses_is_told_with_the_line(run: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "strict")
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    file = tmp_path / "strict" / "chat_template.jinja"
+    file.write_text(refusing + file.read_text())
+    user, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+    system = {"role": "system", "content": "be kind"}
+    rows = [
+        {"messages": [user, answer], "owner": "bob"},
+        {"messages": [system, user, answer], "owner": "ann"},
+    ]
+    Path("two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quick = ("--base", "strict", "--steps", 1, "--length", 2, "--json")
+    done = run("train", "two.jsonl", "--out", "a.prefix", *quick)
+    assert (done.status, done.json["error"]["type"]) == (1, "TemplateRefuses")
+    assert "example 1 (two.jsonl, line 2): " in done.json["error"]["message"]
+    assert "no system" in done.json["error"]["message"]
+    many = run("train", "two.jsonl", "--by", "owner", "--out", "out", *quick)
+    assert many.status == 1
+    assert [(one["owner"], one["type"]) for one in many.json["failed"]] == [("ann", "TemplateRefuses")]
+    assert [path.name for path in Path("out").iterdir()] == ["bob.prefix"]
+    asked = run(
+        "generate", "--input", "two.jsonl", "--prefix", "out/bob.prefix", "--base", "strict", "--json"
+    )
+    assert asked.json["error"]["type"] == "TemplateRefuses"
+    measured = run("evaluate", "two.jsonl", "--prefix", "out/bob.prefix", "--base", "strict", "--json")
+    assert "(two.jsonl, line 2)" in measured.json["error"]["message"]
+    file.write_text(file.read_text().replace("}}: {{", "}} - {{"))
+    Path("one.jsonl").write_text(json.dumps({"messages": [user]}))
+    warned = run("generate", "--input", "one.jsonl", "--prefix", "out/bob.prefix", "--base", "strict")
+    assert warned.status == 0
+    assert "note: the prefix " in warned.stderr
+    assert "its chat template now writes ' - What" in warned.stderr

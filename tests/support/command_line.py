@@ -29,7 +29,7 @@ class Outcome:
         return json.loads(self.stdout)
 
 
-def run_command(*arguments: object, input: str | None = None) -> Outcome:
+def run_command(*arguments: object, input: str | bytes | None = None) -> Outcome:
     """Run a command line in this process."""
     result = CliRunner().invoke(app, [str(a) for a in arguments], input=input)
     if result.exception is not None and not isinstance(result.exception, SystemExit):

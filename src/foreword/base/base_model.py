@@ -31,13 +31,19 @@ from foreword.base.loss import detect_linear_head, target_losses
 from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
 from foreword.base.prepacked_linear import enable_prepacking
 from foreword.base.rope import long_fingerprint, short_positions, take_long_factors
-from foreword.encoding import EncodedExample, encode_example
-from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
+from foreword.encoding import EncodedExample, encode_example, name_of, naming
+from foreword.errors import TemplateChanged, UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors
 from foreword.prefix import BaseIdentity, Positions, Prefix
-from foreword.template import Template, default_template
-from foreword.validation import deprecated
+from foreword.template import (
+    Template,
+    default_template,
+    encoder_decoder_template,
+    raw_template,
+    what_differs,
+)
+from foreword.validation import checks_arguments, deprecated, warn
 
 PrefixesArgument = Prefix | Sequence[Prefix | None] | None
 
@@ -51,6 +57,7 @@ class BaseModel:
         name: alias, hub id or folder name.
         revision: commit on the hub, where known.
         template: what training uses when nothing else is said.
+        raw_template: text as it is, with the tokenizer's own special tokens and nothing else around it.
         positions: of the prefixes that are trained for it; see `Prefix.positions`.
         quantization: how its linear layers are kept, such as "nf4"; None: in `dtype`.
         long_context: its configuration has LongRoPE's long factors for every text.
@@ -90,11 +97,16 @@ class BaseModel:
         detect_linear_head(model)
         check_prefix_effect(model, positions=self.takes_positions, farthest=self.max_positions)
         self.positions: Positions = WITHIN_WINDOW if enable_window_shift(model) else "text-after-prefix"
-        self.template = default_template(tokenizer)
         if self.is_encoder_decoder:
-            self.template = Template(style="raw", end=tokenizer.eos_token)
+            self.template = encoder_decoder_template(tokenizer, wraps=wraps_targets(model))
+            self.raw_template = self.template
+        else:
+            self.template, self.raw_template = default_template(tokenizer), raw_template(tokenizer)
+        self._differences: dict[tuple[Template, str], str | None] = {}
+        self._warned: set[str] = set()
 
     @classmethod
+    @checks_arguments
     def load(
         cls,
         name: str | Path,
@@ -130,12 +142,12 @@ class BaseModel:
         from foreword.models import resolve  # not needed for models that are loaded already
 
         place = choose_device(device)
+        numbers = choose_dtype(dtype, place)
         if quantization is not None:
             check(quantization, place)
         resolved = resolve(str(name), notify=notify or (lambda line: None))
         config = AutoConfig.from_pretrained(resolved.path)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        numbers = choose_dtype(dtype, place)
         options = {"device_map": "balanced"} if place == "balanced" else {}
         options |= loading_options(quantization, config, place, numbers)
         if long_context:
@@ -242,9 +254,12 @@ class BaseModel:
         for token in (self.model.config.decoder_start_token_id, settings.decoder_start_token_id):
             if token is not None:
                 return int(token)
+        if self.template.start is not None:
+            return self.template.start_ids(self.tokenizer, 0)[0]
         raise UsageError(
             f"{self.name} does not say which token its decoder begins with; set decoder_start_token_id in "
-            "its config.json (for models of several languages, the token of the language to write)"
+            "its config.json (for models of several languages, the token of the language to write; "
+            "docs/encoder-decoder.md)"
         )
 
     @cached_property
@@ -319,12 +334,35 @@ class BaseModel:
         for prefix in {id(p): p for p in listed if p is not None}.values():
             prefix.check_fits(self.identity, self.geometry)
             self.check_placement(prefix.template)
+            self._compare_template(prefix)
             if prefix.positions == WITHIN_WINDOW != self.positions:
                 raise UsageError(
                     f"the prefix has positions {WITHIN_WINDOW}, but {self.name} has no layers with a sliding "
                     "window whose positions can be moved; train a prefix for it, or take the base it is for"
                 )
         return listed
+
+    def _compare_template(self, prefix: Prefix) -> None:
+        """Warn, once for each prefix, if its template makes other tokens here than it made in training."""
+        if prefix.template_digest is None:
+            return
+        known = (prefix.template, prefix.template_digest)
+        if known not in self._differences:
+            self._differences[known] = what_differs(
+                prefix.template,
+                self.tokenizer,
+                prefix.template_digest,
+                prefix.template_rendering,
+                prefix.created,
+            )
+        if (difference := self._differences[known]) is not None and prefix.digest not in self._warned:
+            self._warned.add(prefix.digest)
+            warn(
+                f"the prefix {prefix.digest[:12]} sees other tokens with {self.name} than it was trained on: "
+                f"{difference}. Load the base with the tokenizer and chat template of the training, or train "
+                "the prefix again",
+                TemplateChanged,
+            )
 
     def check_placement(self, template: Template) -> None:
         """Refuse an infix for a model that reads the source apart from the target.
@@ -357,6 +395,7 @@ class BaseModel:
             pad_id=pad_id,
         )
 
+    @checks_arguments
     def token_losses(
         self,
         examples: Sequence[Example],
@@ -378,15 +417,17 @@ class BaseModel:
 
         Raises:
             UsageError, GeometryMismatch, WrongBaseModel: see `per_row`.
+            TemplateRefuses: a chat template that can't write an example.
             WindowExceeded: an example that does not fit: nothing is cut here.
         """
+        if batch_tokens < 1:
+            raise UsageError(f"batch_tokens is {batch_tokens}; expected at least 1")
+        examples = list(examples)
         listed = self.per_row(prefixes, len(examples))
-        encoded = []
-        for number, (example, prefix) in enumerate(zip(examples, listed, strict=True)):
-            chosen = prefix.template if prefix is not None else (template or self.template)
-            row, _ = encode_example(example, self.tokenizer, chosen)
-            self.check_window(row, 0 if prefix is None else prefix.length, number)
-            encoded.append(row)
+        encoded = [
+            self.encode_checked(example, prefix, template, number)
+            for number, (example, prefix) in enumerate(zip(examples, listed, strict=True))
+        ]
         losses: list[torch.Tensor | None] = [None] * len(encoded)
         with torch.no_grad():
             for indices in batches_by_length(encoded, batch_tokens):
@@ -397,19 +438,45 @@ class BaseModel:
                     losses[index] = row_losses
         return [row for row in losses if row is not None]
 
-    def check_window(self, row: EncodedExample, length: int, number: int) -> None:
-        """Refuse an example, named by its number, that does not fit behind a prefix of `length`.
+    def encode_checked(
+        self, example: Example, prefix: Prefix | None, template: Template | None, number: int
+    ) -> EncodedExample:
+        """An example, named by its number in errors, as token ids that fit behind its prefix: nothing is cut.
+
+        Args:
+            template: without a prefix; None for the base's own.
 
         Raises:
+            UsageError, TemplateRefuses: see `encode_example`.
             WindowExceeded: says how many tokens it has, and how many fit.
         """
+        chosen = prefix.template if prefix is not None else (template or self.template)
+        with naming(number, example):
+            row, _ = encode_example(example, self.tokenizer, chosen)
+        length = 0 if prefix is None else prefix.length
         limit = self.max_text_tokens(length)
         longest = max(len(row.source_ids), len(row.target_ids)) if self.is_encoder_decoder else row.tokens
         if limit is not None and longest > limit:
             raise WindowExceeded(
-                f"example {number} has {longest} tokens; {limit} fit behind a prefix of length {length} in "
-                f"{self.name}{self.window_note}. Shorten it"
+                f"{name_of(number, example)} has {longest} tokens; {limit} fit behind a prefix of length "
+                f"{length} in {self.name}{self.window_note}. Shorten it"
             )
+        return row
+
+
+def wraps_targets(model: Any) -> bool:
+    """Whether an encoder-decoder's training in transformers moves a target's last token to its front.
+
+    mBART's kind does: the last token is that of the language, which the decoder begins with.
+    """
+    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return False
+    labels_1T = torch.tensor([[5, 6, 7]])
+    try:
+        shifted_1T = model.prepare_decoder_input_ids_from_labels(labels=labels_1T)
+    except ValueError:  # the config names no padding or start token, which such training needs
+        return False
+    return shifted_1T.tolist() == [[7, 5, 6]]
 
 
 def batches_by_length(encoded: Sequence[EncodedExample], batch_tokens: int) -> Iterator[list[int]]:

@@ -255,9 +255,13 @@ def decoder_batch(
 def encoder_decoder_batch(
     rows: Sequence[EncodedExample], *, start_id: int, device: torch.device, pad_id: int = 0
 ) -> Batch:
-    """A batch for an encoder-decoder: sources to the encoder, shifted targets to the decoder."""
+    """A batch for an encoder-decoder: sources to the encoder, shifted targets to the decoder.
+
+    Args:
+        start_id: what a decoder reads first, of rows that do not say.
+    """
     sources = [row.source_ids for row in rows]
-    targets = [(start_id, *row.target_ids[:-1]) for row in rows]
+    targets = [(start_id if row.start_id is None else row.start_id, *row.target_ids[:-1]) for row in rows]
     source_BT, source_mask_BT, _ = pad_rows(sources, left=False, pad_id=pad_id, device=device)
     target_BT, target_mask_BT, _ = pad_rows(targets, left=False, pad_id=pad_id, device=device)
     longest = target_BT.shape[1]

@@ -55,8 +55,18 @@ def model_class(auto: Any, config: Any) -> Any:
 
 
 def choose_device(device: str | torch.device) -> str | torch.device:
-    """The device that was asked for; for "auto" CUDA or MPS where there is one, else the CPU."""
+    """The device that was asked for; for "auto" CUDA or MPS where there is one, else the CPU.
+
+    Raises:
+        UsageError: a name that is none.
+    """
     if device != "auto":
+        try:
+            torch.device("cuda" if device == "balanced" else device)
+        except RuntimeError as error:
+            raise UsageError(
+                f"device is {device!r}; expected auto, cpu, cuda, cuda:1, mps or balanced"
+            ) from error
         return device
     if torch.cuda.is_available():
         return "cuda"

@@ -23,7 +23,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from foreword.cli import output
 from foreword.cli.options import with_options
-from foreword.errors import ForewordError, ForewordWarning, UsageError
+from foreword.errors import ForewordError, ForewordWarning, UnknownField, UsageError
 
 COMMANDS = {
     "pull": "Bring a base model onto this disk and say where it is.",
@@ -179,6 +179,10 @@ def status_of(work: Callable[[], Any], arguments: Sequence[str]) -> int:
     with _warnings_as_notes():
         try:
             result = work()
+        except UnknownField as error:
+            options = " or ".join(f"--{part}-field" for part in error.parts if part != "messages")
+            advice = f"; if it has another name, say so with {options}" if options else ""
+            return _failed(arguments, type(error).__name__, f"{error.found}{advice}", FAILED)
         except ForewordError as error:
             return _failed(arguments, type(error).__name__, str(error), _status(error))
         except Interrupted as error:

@@ -5,6 +5,7 @@ Prompts come from the command line, from a file with one a line, or from standar
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -206,13 +207,12 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[Source]:
 
 
 def _lines(file: Path) -> Iterator[Line]:
-    from foreword.examples.records import Line, read_lines
+    from foreword.examples.records import lines_of, read_lines
 
     if str(file) != STANDARD_INPUT:
         yield from read_lines(file)
-        return
-    for number, text in enumerate(sys.stdin, 1):
-        yield Line(_name(file), number, text.rstrip("\r\n"))
+    else:
+        yield from lines_of(sys.stdin.buffer, _name(file))
 
 
 def _name(file: Path) -> str:
@@ -220,9 +220,10 @@ def _name(file: Path) -> str:
 
 
 def _prompt(line: Line) -> Source:
-    from foreword.examples.jsonl import parse_object
+    from foreword.examples.jsonl import object_or_none, parse_object
 
-    if not line.text.lstrip().startswith('{"'):
+    # A text may begin with a brace; an object's first key, or its end, follows it at once.
+    if not re.match(r"\s*\{\s*([\"}]|$)", line.text) and object_or_none(line.text) is None:
         return line.text
     record = parse_object(line)
     source = record.get("source", record.get("messages"))

@@ -136,10 +136,10 @@ def _done_before(
 ) -> set[str]:
     """Owners whose prefixes are there from the same run; nobody's run may have been another one."""
     from foreword.training.checkpoint import list_checkpoints, read
-    from foreword.training.train import choose_template, describe
+    from foreword.training.train import choose_template, dated, describe
 
     settings = request.settings
-    template = choose_template(base, settings, request.template(base.template))
+    chosen = choose_template(base, settings, request.template(base.template))
     done: set[str] = set()
     started: list[str] = []
     anew: list[str] = []
@@ -147,6 +147,7 @@ def _done_before(
         folder = goal.checkpoints(owner)
         if not (checkpoints := list_checkpoints(folder)):
             continue
+        template = dated(base, chosen, folder)
         run = describe(base, settings, template, examples, dev.get(owner, ()), request.start)
         try:
             read(checkpoints[-1], run)

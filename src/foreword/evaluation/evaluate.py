@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foreword.base.base_model import BaseModel
-from foreword.encoding import encode_example
 from foreword.errors import BadExamples
 from foreword.evaluation.metrics import require
 from foreword.evaluation.metrics.bleu_chrf_rouge import text_scores
@@ -52,16 +51,14 @@ def token_loss(
         on_progress: called with examples done and examples in all, now and then.
 
     Raises:
-        BadExamples: no examples.
+        BadExamples: no examples, or one that the chat template refuses (`TemplateRefuses`).
         WindowExceeded: an example that does not fit behind the prefix; nothing is cut here.
         GeometryMismatch, WrongBaseModel: a prefix of another base.
     """
     if not examples:
         raise BadExamples("there are no examples to evaluate; give at least one")
-    chosen = prefix.template if prefix is not None else (template or base.template)
     for number, example in enumerate(examples):  # before minutes of work, not after them
-        encoded, _ = encode_example(example, base.tokenizer, chosen)
-        base.check_window(encoded, 0 if prefix is None else prefix.length, number)
+        base.encode_checked(example, prefix, template, number)
     total, tokens = 0.0, 0
     # Of like length together, so that a part computes little padding on models that need it.
     order = sorted(examples, key=lambda example: len(str(example.source)) + len(example.target))

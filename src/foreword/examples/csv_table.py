@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
+from foreword.errors import UnknownField
 from foreword.examples.example import Example
 from foreword.examples.records import Fields, Line, excerpt
 
@@ -64,9 +65,10 @@ _NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
 def _columns(header: Line, required: list[str]) -> tuple[str, list[str]]:
     table = find_columns(header, required)
     if table is None:
-        raise header.fault(
-            f"found {excerpt(header.text)}; expected a line that names the columns {', '.join(required)}; "
-            'if yours have other names, say so with fields={"source": "…", "target": "…"}'
+        raise UnknownField(
+            f"{header.file}, line {header.number}: found {excerpt(header.text)}; expected a line that names "
+            f"the columns {', '.join(required)}",
+            *("source", "target"),
         )
     columns = table[1]
     if double := sorted({name for name in columns if name and columns.count(name) > 1}):

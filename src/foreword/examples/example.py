@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from foreword.errors import BadExamples
 from foreword.template import Source
@@ -23,6 +23,7 @@ class Example:
         source: text, or chat messages as a tuple of {"role", "content"} (template style `chat`).
         target: text; must not be empty.
         owner: the user or tenant the example belongs to; None when there is only one.
+        place: file and line that it was read from, for messages; of no account otherwise.
 
     Raises:
         BadExamples: something else than text where text belongs, an empty target or owner, messages
@@ -32,6 +33,7 @@ class Example:
     source: Source
     target: str
     owner: str | None = None
+    place: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str):

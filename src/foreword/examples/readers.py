@@ -54,33 +54,49 @@ def read_examples(
         raise UsageError(f"format is {format!r}; expected {', '.join(get_args(Format))}")
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; expected 1 or more, or None for all examples")
+    file = os.fspath(path)
+    ending = PurePath(file).suffix.lower()
+    return examples_in(read_lines(path), file, ending, format=format, fields=fields, limit=limit)
+
+
+def examples_in(
+    lines: Iterator[Line],
+    file: str,
+    ending: str,
+    *,
+    format: Format = "auto",
+    fields: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> list[Example]:
+    """As `read_examples`, of the lines of what messages call `file`, whose `ending` may tell the format."""
     names = make_fields(fields)
-    lines = read_lines(path)
     name: str = format
     if format == "auto":
-        name, lines = _detect(lines, names, mapped=bool(fields))
+        name, lines = _detect(lines, names, ending, mapped=bool(fields))
     if wrong := sorted(set(fields or ()) - _PARTS[name]):
         takes = ", ".join(sorted(_PARTS[name])) or "no fields at all"
         raise UsageError(f"fields names {wrong[0]!r}, but the format {name} takes {takes}")
     examples = list(itertools.islice(_READERS[name](lines, names), limit))
     if not examples:
-        raise BadExamples(f"{os.fspath(path)} is empty; expected at least one example")
+        raise BadExamples(f"{file} is empty; expected at least one example")
     return examples
 
 
-def _detect(lines: Iterator[Line], fields: Fields, *, mapped: bool) -> tuple[str, Iterator[Line]]:
+def _detect(
+    lines: Iterator[Line], fields: Fields, ending: str, *, mapped: bool
+) -> tuple[str, Iterator[Line]]:
     """The format by the first line that is not blank, and all lines, that one included."""
     seen: list[Line] = []
     for line in lines:
         seen.append(line)
         if not line.blank:
-            return _format_of(line, fields, mapped=mapped), itertools.chain(seen, lines)
+            return _format_of(line, fields, ending, mapped=mapped), itertools.chain(seen, lines)
         if len(seen) > 1:
             seen.pop(0)  # white space without end must not fill the memory
     return "jsonl", iter(())
 
 
-def _format_of(line: Line, fields: Fields, *, mapped: bool) -> str:
+def _format_of(line: Line, fields: Fields, ending: str, *, mapped: bool) -> str:
     if line.text.lstrip().startswith(("{", "[")):
         record = object_or_none(line.text) or {}
         plain = fields.source in record and fields.target in record
@@ -92,7 +108,6 @@ def _format_of(line: Line, fields: Fields, *, mapped: bool) -> str:
     if not mapped and BETWEEN in line.text:
         return "e2e"
     # The content says nothing; if the ending does, that format's reader knows best what is wrong.
-    ending = PurePath(line.file).suffix.lower()
     if ending in _BY_ENDING:
         return _BY_ENDING[ending]
     raise line.fault(

@@ -10,9 +10,9 @@ import codecs
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from foreword.errors import BadExamples, CannotRead, UsageError
+from foreword.errors import BadExamples, CannotRead, UnknownField, UsageError
 from foreword.examples.example import Example
 from foreword.template import Source
 
@@ -24,6 +24,8 @@ _NOT_TEXT = (
     (b"\x1f\x8b", "is compressed with gzip; unpack it first (gunzip)"),
     (b"PK\x03\x04", "is a zip archive or a spreadsheet; unpack it, or export the table as CSV in UTF-8"),
     (b"PAR1", "is a Parquet file; export it as JSON lines or CSV"),
+    (codecs.BOM_UTF32_LE, "is encoded in UTF-32; save it as UTF-8"),
+    (codecs.BOM_UTF32_BE, "is encoded in UTF-32; save it as UTF-8"),
     (codecs.BOM_UTF16_LE, "is encoded in UTF-16; save it as UTF-8"),
     (codecs.BOM_UTF16_BE, "is encoded in UTF-16; save it as UTF-8"),
 )
@@ -52,7 +54,7 @@ class Line(NamedTuple):
             BadExamples: what `Example` itself refuses, with file and line added.
         """
         try:
-            return Example(source, target, owner)
+            return Example(source, target, owner, f"{self.file}, line {self.number}")
         except BadExamples as error:
             raise self.fault(str(error)) from error
 
@@ -67,21 +69,36 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
     file = os.fspath(path)
     try:
         with open(file, "rb") as stream:
-            number = 0
-            while content := stream.readline(LONGEST_LINE_BYTES + 1):
-                number += 1
-                if number == 1:
-                    for start, what in _NOT_TEXT:
-                        if content.startswith(start):
-                            raise BadExamples(f"{file} {what}")
-                    content = content.removeprefix(codecs.BOM_UTF8)
-                yield Line(file, number, _decode(file, number, content))
+            yield from lines_of(stream, file)
     except FileNotFoundError as error:
         raise CannotRead(f"{file} does not exist; check the path") from error
     except IsADirectoryError as error:
         raise CannotRead(f"{file} is a folder; give the name of one file of examples") from error
     except OSError as error:
         raise CannotRead(f"{file} can't be read: {error.strerror or error}") from error
+
+
+def lines_of(stream: BinaryIO, name: str) -> Iterator[Line]:
+    """As `read_lines`, of what is open already, such as standard input; `name` is for messages.
+
+    Raises:
+        BadExamples: as `read_lines`.
+    """
+    number, begun = 0, False
+    while content := stream.readline(LONGEST_LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            for start, what in _NOT_TEXT:
+                if content.startswith(start):
+                    raise BadExamples(f"{name} {what}")
+            content = content.removeprefix(codecs.BOM_UTF8)
+        if not begun and content.count(0) * 4 >= len(content) > 0:
+            raise BadExamples(
+                f"{name}, line {number}: every other byte is 0x00 or nearly so, as in UTF-16 without a "
+                "byte-order mark; save the file as UTF-8"
+            )
+        begun = begun or not content.isspace()
+        yield Line(name, number, _decode(name, number, content))
 
 
 def excerpt(text: str, length: int = 60) -> str:
@@ -136,9 +153,7 @@ def make_fields(mapping: Mapping[str, str] | None) -> Fields:
     return Fields(**(mapping or {}), owner_named="owner" in (mapping or {}))
 
 
-def missing_field(line: Line, part: str, name: str, present: Collection[str]) -> BadExamples:
+def missing_field(line: Line, part: str, name: str, present: Collection[str]) -> UnknownField:
     """The error for a line in which the field `name`, that should hold `part`, is absent."""
     listed = ", ".join(map(repr, list(present)[:12])) or "none"
-    return line.fault(
-        f'no field {name!r}; found {listed}; if it has another name, say so with fields={{"{part}": "…"}}'
-    )
+    return UnknownField(f"{line.file}, line {line.number}: no field {name!r}; found {listed}", part)

@@ -19,7 +19,6 @@ from foreword.interop.card import warn_if_other
 from foreword.interop.conversion import Activation, from_flat, run, text_from_zero_to_after
 from foreword.interop.foreign_files import find_file, naming, read_json, read_tensors
 from foreword.prefix import Origin, Prefix, Stream
-from foreword.template import RAW
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter.safetensors", "pytorch_adapter.safetensors", "pytorch_adapter.bin")
@@ -62,7 +61,7 @@ def import_adapters(folder: str | Path, base: BaseModel) -> Prefix:
         prefix = Prefix(
             tensors=tensors,
             base=base.identity,
-            template=RAW,
+            template=base.raw_template,
             origin=Origin(
                 parameterization=f"imported from adapters ({described.get('version', 'any version')})"
             ),

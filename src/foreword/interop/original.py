@@ -17,7 +17,6 @@ from foreword.errors import CannotRead, ForeignFormat
 from foreword.interop.conversion import from_flat, run
 from foreword.interop.foreign_files import find_file, naming, read_tensors
 from foreword.prefix import Origin, Prefix, Stream, StreamGeometry
-from foreword.template import RAW
 
 WEIGHTS = ("pytorch_model.bin", "model.safetensors")
 
@@ -54,7 +53,7 @@ def import_prefix_tuning(path: str | Path, base: BaseModel) -> Prefix:
         return Prefix(
             tensors=tensors,
             base=base.identity,
-            template=RAW,
+            template=base.raw_template,
             origin=Origin(parameterization="imported from XiangLi1999/PrefixTuning"),
         )
 

@@ -23,7 +23,6 @@ from foreword.interop.card import peft_card, public_name, warn_if_other
 from foreword.interop.conversion import from_flat, to_flat
 from foreword.interop.foreign_files import find_file, naming, read_json, read_tensors
 from foreword.prefix import Origin, Prefix, StreamGeometry
-from foreword.template import RAW
 
 CONFIG = "adapter_config.json"
 SAFETENSORS = "adapter_model.safetensors"
@@ -66,7 +65,7 @@ def import_peft(folder: str | Path, base: BaseModel) -> Prefix:
         prefix = Prefix(
             tensors={"decoder.key": key_LHPD, "decoder.value": value_LHPD},
             base=base.identity,
-            template=RAW,
+            template=base.raw_template,
             positions=base.positions,
             origin=Origin(parameterization=f"imported from PEFT ({config['peft_type']})"),
         )

@@ -92,6 +92,8 @@ def refused(error: errors.ForewordError) -> Refused:
         if isinstance(error, kind):
             # What a store says about its own files and databases is for who runs the server.
             message = str(error) if status < 500 else _OWN_FAULTS.get(code, _FAULT)
+            if isinstance(error, errors.UnknownField):  # whose advice is an argument in Python
+                message = f"{error.found}; expected {' and '.join(error.parts)}, rename what holds it"
             return Refused(
                 status, message, code=code, headers={"retry-after": "5"} if status == 503 else None
             )

@@ -10,7 +10,10 @@ import json
 import logging
 import sys
 import traceback
+import warnings
 from typing import Any
+
+from foreword.errors import ForewordWarning
 
 LOGGER = logging.getLogger("foreword.serving")
 
@@ -33,7 +36,7 @@ class JsonLines(logging.Formatter):
 
 
 def install() -> None:
-    """Let this server's and uvicorn's records leave as JSON lines on standard error."""
+    """Let this server's and uvicorn's records, and our warnings, leave as JSON lines on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("foreword.serving", "uvicorn"):
@@ -41,6 +44,15 @@ def install() -> None:
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
         logger.propagate = False
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, ForewordWarning):
+            LOGGER.warning("warning", extra={"fields": {"warning": category.__name__, "text": str(message)}})
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show
 
 
 def event(name: str, **fields: Any) -> None:

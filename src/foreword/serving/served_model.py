@@ -16,7 +16,7 @@ from foreword.prefix import BaseIdentity, Geometry, Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
 from foreword.store import PrefixStore
-from foreword.template import RAW, Template
+from foreword.template import Template
 
 
 def open_store(configuration: Configuration) -> PrefixStore:
@@ -49,6 +49,7 @@ class ServedModel:
         name: its name in the API.
         identity, geometry: what a prefix must have been made for.
         template: of training, where a job does not say.
+        raw_template: of text as it is.
         text_limit: tokens that fit behind a prefix of a length; None for no limit.
         check: raises GeometryMismatch, WrongBaseModel or UsageError for a prefix that does not fit.
     """
@@ -58,6 +59,7 @@ class ServedModel:
     geometry: Geometry
     tokenizer: Any
     template: Template
+    raw_template: Template
     end_ids: frozenset[int]
     text_limit: Callable[[int], int | None]
     check: Callable[[Prefix], object]
@@ -75,10 +77,10 @@ class ServedModel:
     def template_of(self, prefix: Prefix | None, *, chat: bool, raw: bool) -> Template:
         """How a prompt becomes tokens: the prefix's own way, unless raw text was asked for."""
         if raw:
-            return RAW
+            return self.raw_template
         if prefix is not None:
             return prefix.template
-        return self.chat_template if chat else RAW
+        return self.chat_template if chat else self.raw_template
 
     def ends_of(self, prefix: Prefix | None) -> frozenset[int]:
         """Tokens that end a text behind this prefix."""
@@ -94,6 +96,7 @@ def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
         geometry=base.geometry,
         tokenizer=base.tokenizer,
         template=base.template,
+        raw_template=base.raw_template,
         end_ids=base.end_ids,
         text_limit=base.max_text_tokens,
         check=lambda prefix: base.per_row(prefix, 1),

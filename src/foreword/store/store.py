@@ -26,6 +26,7 @@ from foreword.store.leases import deposit
 from foreword.store.listing import Page
 from foreword.store.record import Description, Version, columns_of
 from foreword.store.schema import setting
+from foreword.validation import checks_methods, fitting
 
 if TYPE_CHECKING:
     from foreword.prefix import Prefix
@@ -36,6 +37,7 @@ MEMORY_BYTES = 256 << 20
 DISK_BYTES = 4 << 30
 
 
+@checks_methods
 class PrefixStore:
     """Named, versioned prefixes of many owners.
 
@@ -149,6 +151,7 @@ class PrefixStore:
 
         Raises: as `put`.
         """
+        fitting("prefixes", prefixes, Mapping)
         places = [names.parse_name(name) for name in prefixes]
         for owner, _ in places:
             access.check_writes(self._caller, owner)

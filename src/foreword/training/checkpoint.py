@@ -82,6 +82,16 @@ def read(path: Path, run: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict
     return tensors, data
 
 
+def newest_run(folder: Path) -> dict[str, Any] | None:
+    """The description of the run in a folder, by its newest checkpoint that can be read; None without one."""
+    for path in reversed(list_checkpoints(folder)):
+        with contextlib.suppress(safetensors.SafetensorError, KeyError, ValueError, OSError):
+            with safetensors.safe_open(path, framework="pt") as opened:
+                run: dict[str, Any] = json.loads((opened.metadata() or {})[HEADER_KEY])["run"]
+            return run
+    return None
+
+
 def prepare_folder(folder: Path) -> None:
     """Make the folder for a run.
 

@@ -20,6 +20,7 @@ from foreword.template import Placement
 from foreword.validation import (
     check_settings,
     current_names,
+    fitting,
     from_mapping,
     setting,
     settings_of,
@@ -255,6 +256,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", DEFAULT_LEARNING_RATE[self.parameterization.kind])
+        fitting("streams", self.streams, tuple[str, ...] | None)
         by_stream = self.length if isinstance(self.length, Mapping) else {}
         for stream in (*by_stream, *(self.streams or ())):
             if stream not in STREAMS:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,12 @@ from foreword.examples import Example, digest
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
 from foreword.template import Template
+from foreword.training import checkpoint
 from foreword.training.loop import run
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import TrainingOptions, TrainingSettings, make_settings
 from foreword.training.trainer import Trainer, build_trainer
+from foreword.validation import checks_arguments, warn
 
 
 @dataclass
@@ -75,6 +76,7 @@ class TrainingStopped(KeyboardInterrupt):
         self.checkpoint = checkpoint_path
 
 
+@checks_arguments
 def train(
     base: BaseModel,
     examples: Sequence[Example],
@@ -114,8 +116,8 @@ def train(
         The prefix of the best step by dev loss, or of the last step.
 
     Raises:
-        UsageError: an option out of range or unknown.
-        BadExamples: no examples.
+        UsageError: an option out of range, of another type or unknown.
+        BadExamples: no examples, or one that the chat template refuses (`TemplateRefuses`).
         WindowExceeded: the prefix leaves no room for text.
         CheckpointMismatch: `checkpoint_dir` holds another run.
         TrainingDiverged: the loss became NaN or infinite.
@@ -127,13 +129,14 @@ def train(
     settings.check_with(dev=bool(dev), start=start is not None)
     check_folder(checkpoint_dir, checkpoint_every)
     report = on_progress or (lambda progress: None)
-    chosen = choose_template(base, settings, template)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    chosen = dated(base, choose_template(base, settings, template), folder)
     encoded = encode_both(base, chosen, settings, examples, dev, report)
     trainer = build_trainer(base, settings, *encoded, start=start, placement=chosen.placement)
     description = describe(base, settings, chosen, examples, dev, start)
     run_log = RunLog(
         trainer,
-        folder=None if checkpoint_dir is None else Path(checkpoint_dir),
+        folder=folder,
         description=description,
         on_progress=report,
         checkpoint_every=checkpoint_every,
@@ -196,6 +199,7 @@ def make_prefix(
         licence=licence,
         labels=labels or {},
         template_digest=template.rendering_digest(base.tokenizer),
+        template_rendering=template.rendering(base.tokenizer),
     )
 
 
@@ -225,6 +229,17 @@ def choose_template(base: BaseModel, settings: TrainingSettings, template: Templ
     return chosen
 
 
+def dated(base: BaseModel, template: Template, folder: Path | None) -> Template:
+    """The template with the day that its chat template writes, where it writes one.
+
+    That is today; of a run in `folder` that is gone on with, the day on which it began.
+    """
+    earlier = None if folder is None else checkpoint.newest_run(folder)
+    if template.date is None and earlier is not None and template.writes_date(base.tokenizer):
+        return dataclasses.replace(template, date=earlier["template"].get("date"))
+    return template.dated(base.tokenizer)
+
+
 def encode_both(
     base: BaseModel,
     template: Template,
@@ -251,7 +266,7 @@ def encode_both(
     for what, truncation in (("training", cut), ("dev", dev_cut)):
         if truncation:
             note = f"{what} examples: {truncation}"
-            warnings.warn(note, ForewordWarning, stacklevel=3)
+            warn(note, ForewordWarning)
             report(Progress(0, settings.steps_for(len(examples)), owner=owner, note=note))
     return encoded, encoded_dev
 

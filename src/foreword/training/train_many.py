@@ -33,16 +33,19 @@ from foreword.training.train import (
     TrainingStopped,
     check_folder,
     choose_template,
+    dated,
     describe,
     encode_both,
     make_prefix,
     stop_on_interrupt,
 )
 from foreword.training.trainer import Trainer, build_trainer
+from foreword.validation import checks_arguments
 
 OwnersExamples = Mapping[str, Sequence[Example]] | Iterable[tuple[str, Sequence[Example]]]
 
 
+@checks_arguments
 def train_many(
     base: BaseModel,
     by_owner: OwnersExamples,
@@ -83,9 +86,9 @@ def train_many(
         A prefix per owner, those handed to `into` left out.
 
     Raises:
-        OwnersFailed: some owners had no examples, or some that can't be cut to fit or have nothing in front
-            of the target, or diverged, or have no whole checkpoint to go on from; it holds the other owners'
-            prefixes.
+        OwnersFailed: some owners had no examples, or some that can't be cut to fit, that have nothing in
+            front of the target or that the chat template refuses, or diverged, or have no whole checkpoint
+            to go on from; it holds the other owners' prefixes.
         UsageError, WindowExceeded, CheckpointMismatch, TrainingStopped: as for `train`.
     """
     owners, training_options = owners_settings(options)
@@ -169,6 +172,7 @@ class _OwnersRun:
     prefixes: dict[str, Prefix] = field(default_factory=dict)
     errors: dict[str, ForewordError] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    templates: dict[str, Template] = field(default_factory=dict)
 
     def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Trainer]:
         """A trainer per owner, made when a place is free; owners whose data can't be used are noted."""
@@ -181,7 +185,9 @@ class _OwnersRun:
                 self._fail(owner, error)
 
     def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
-        base, settings, template, dev = self.base, self.settings, self.template, self.dev.get(owner, ())
+        base, settings, dev = self.base, self.settings, self.dev.get(owner, ())
+        folder = None if self.folder_of is None else self.folder_of(owner)
+        template = self.templates[owner] = dated(base, self.template, folder)
         try:
             encoded = encode_both(base, template, settings, examples, dev, self.report, owner=owner)
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
@@ -191,7 +197,7 @@ class _OwnersRun:
         self.seen.add(owner)
         self.run_logs[owner] = RunLog(
             trainer,
-            folder=None if self.folder_of is None else self.folder_of(owner),
+            folder=folder,
             description=describe(base, settings, template, examples, dev, self.start),
             on_progress=self.report,
             checkpoint_every=self.checkpoint_every,
@@ -208,7 +214,8 @@ class _OwnersRun:
         run_log = self.run_logs.pop(owner)
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
         run_log.finish(f"{quote(owner, safe=' @')}: {self.base.name}")
-        prefix = make_prefix(self.base, trainer, self.template, run_log.data_digest, start=self.start)
+        template = self.templates.pop(owner)
+        prefix = make_prefix(self.base, trainer, template, run_log.data_digest, start=self.start)
         if self.into is not None:
             self.into(owner, prefix)
         else:

@@ -21,7 +21,6 @@ from foreword.prefix import Prefix
 from foreword.research.bench import roofline
 from foreword.research.bench.roofline import Limits
 from foreword.research.bench.timing import Work, in_turns, spread, waiting_for
-from foreword.template import RAW
 from foreword.training.initialization import activations
 
 PROMPTS = [
@@ -151,7 +150,7 @@ def save_as_peft(model: object, prefix: Prefix, folder: Path) -> None:
 
 
 def _tokens(base: BaseModel, prompts: Sequence[str]) -> list[int]:
-    return [len(RAW.source_ids(base.tokenizer, prompt)) for prompt in prompts]
+    return [len(base.raw_template.source_ids(base.tokenizer, prompt)) for prompt in prompts]
 
 
 def _peft(base: BaseModel, prompts: list[str], prefixes: list[Prefix], new: int, folder: Path) -> Work:

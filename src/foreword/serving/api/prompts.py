@@ -6,9 +6,14 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from jinja2 import TemplateError
-
-from foreword.errors import BadName, GeometryMismatch, UnknownPrefix, WrongBaseModel
+from foreword.errors import (
+    BadName,
+    GeometryMismatch,
+    TemplateRefuses,
+    UnknownPrefix,
+    UsageError,
+    WrongBaseModel,
+)
 from foreword.prefix import Prefix
 from foreword.serving.api.state import ServerState
 from foreword.serving.engine.protocol import Row, Sampling
@@ -97,10 +102,8 @@ def prompt_ids(
             )
         try:
             ids = template.source_ids(served.tokenizer, source)  # type: ignore[arg-type]
-        except TemplateError as error:
-            raise Refused(
-                400, f"the model's chat template refuses these messages: {error}", param=param
-            ) from error
+        except (TemplateRefuses, UsageError) as error:
+            raise Refused(400, str(error), param=param) from error
     if not ids:
         raise Refused(400, "the prompt is empty; give at least one token of text", param=param)
     length = 0 if prefix is None else prefix.length

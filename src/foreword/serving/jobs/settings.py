@@ -174,7 +174,7 @@ def choose(
     limit = served.text_limit(settings.lengths(served.geometry).get("decoder", 0))
     if limit is not None and settings.max_length is not None and settings.max_length > limit:
         raise WindowExceeded(f"max_length is {settings.max_length}; {limit} tokens fit behind this prefix")
-    template = _template(served, body.template, style, start)
+    template = _template(served, body.template, style, start).dated(served.tokenizer)
     return {**given, "template": template.to_json(), "start": reference}
 
 

@@ -6,15 +6,15 @@ and forgetting an owner finds it.
 
 from __future__ import annotations
 
+import io
 import secrets
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Connection, func, or_, select, tuple_
 
-from foreword.errors import BadExamples
-from foreword.examples import Example, read_examples
+from foreword.examples import Example
+from foreword.examples.readers import examples_in
+from foreword.examples.records import lines_of
 from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs.queue import LIVE, page, transaction
 from foreword.store import access
@@ -46,13 +46,8 @@ class Upload:
 
 def parse(content: bytes, filename: str) -> list[Example]:
     """The examples of a file. Raises BadExamples: names the line that is wrong, and why."""
-    with tempfile.TemporaryDirectory(prefix="foreword-") as folder:
-        path = Path(folder) / "upload.jsonl"  # never a name that came from outside
-        path.write_bytes(content)
-        try:
-            return read_examples(path)
-        except BadExamples as error:
-            raise BadExamples(str(error).replace(str(path), shown(filename), 1)) from error
+    name = shown(filename)
+    return examples_in(lines_of(io.BytesIO(content), name), name, ".jsonl")
 
 
 def add(
