@@ -33,7 +33,7 @@ from foreword.base.prepacked_linear import enable_prepacking
 from foreword.encoding import EncodedExample, encode_example
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
-from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors
+from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors, former_fingerprint
 from foreword.prefix import BaseIdentity, Positions, Prefix
 from foreword.template import Template, default_template
 from foreword.validation import deprecated
@@ -52,6 +52,9 @@ class BaseModel:
         template: what training uses when nothing else is said.
         positions: of the prefixes that are trained for it; see `Prefix.positions`.
         quantization: how its linear layers are kept, such as "nf4"; None: in `dtype`.
+        equivalent: fingerprints of other bases whose prefixes run on this one, too. At first only what
+            earlier releases took for its own; add those that a store's records declare:
+            `base.equivalent |= store.equivalents(base.fingerprint)` (docs/quantization.md).
     """
 
     def __init__(
@@ -113,7 +116,8 @@ class BaseModel:
             notify: called with a line of text when something slow begins.
 
         Raises:
-            UsageError: quantization that can't be had: see `foreword.base.loading`.
+            UsageError: quantization that can't be had (see `foreword.base.loading`), or files of one whose
+                library is not installed.
             UnknownModel, DownloadFailed: see `foreword.models.resolve`.
             UnsupportedArchitecture: its attention does not take a prefix.
         """
@@ -144,6 +148,14 @@ class BaseModel:
             raise UnsupportedArchitecture(
                 f"{name} (model type {config.model_type}) does not take Foreword's attention: {error}"
             ) from error
+        except ImportError as error:
+            if (found := existing_quantization(config)) is None:
+                raise
+            raise UsageError(
+                f"the files of {name} are quantised ({found}), and what reads them is not installed: "
+                f"{error}. Install it, or take the plain weights; vLLM serves such files, too "
+                "(docs/quantization.md)"
+            ) from error
         if "device_map" not in options:
             model = model.to(place)
         tokenizer = AutoTokenizer.from_pretrained(resolved.path)
@@ -157,6 +169,12 @@ class BaseModel:
         if self._folder is not None:
             return fingerprint(self._folder)
         return self.weights_checksum()
+
+    @cached_property
+    def equivalent(self) -> frozenset[str]:
+        """See the class."""
+        former = former_fingerprint(self._folder) if self._folder is not None else None
+        return frozenset(() if former is None else (former,))
 
     def weights_checksum(self) -> str:
         """Digest of the weights as they are in memory now: the same before and after any work."""
@@ -282,7 +300,7 @@ class BaseModel:
         if len(listed) != rows:
             raise UsageError(f"{len(listed)} prefixes for {rows} rows; give one for all, or one per row")
         for prefix in {id(p): p for p in listed if p is not None}.values():
-            prefix.check_fits(self.identity, self.geometry)
+            prefix.check_fits(self.identity, self.geometry, self.equivalent)
             self.check_placement(prefix.template)
             if prefix.positions == WITHIN_WINDOW != self.positions:
                 raise UsageError(

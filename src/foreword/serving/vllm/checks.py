@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
@@ -62,14 +62,18 @@ def share_of(vllm_config: Any) -> HeadShard:
     return share
 
 
-def check_base(prefix: Prefix, weights: str | None) -> None:
+def check_base(prefix: Prefix, weights: str | None, equivalent: Collection[str | None] = ()) -> None:
     """Refuse a prefix of another base of the same sizes, which would give text, and the wrong one.
+
+    Args:
+        weights: fingerprint of what vLLM has loaded; None where it is not known.
+        equivalent: fingerprints of bases whose prefixes run on those weights, too.
 
     Raises:
         WrongBaseModel: other weights.
     """
     expected = prefix.base.fingerprint
-    if None not in (expected, weights) and expected != weights:
+    if None not in (expected, weights) and expected != weights and expected not in equivalent:
         raise WrongBaseModel(
             f"the prefix was trained for {prefix.base.name} with weights {short(expected or '')}, vLLM has "
             f"{short(weights or '')}; start vLLM with the base that the gateway has"

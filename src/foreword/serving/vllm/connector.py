@@ -24,7 +24,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from foreword.errors import GeometryMismatch
-from foreword.models.fingerprint import fingerprint
+from foreword.models.fingerprint import fingerprint, former_fingerprint
 from foreword.serving.vllm import plan
 from foreword.serving.vllm.checks import (
     attention_layers,
@@ -74,6 +74,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             folder = Path(vllm_config.model_config.model)
             # None for a model that vLLM has by another name than its folder's.
             self._weights = fingerprint(folder) if folder.is_dir() else None
+            self._former = former_fingerprint(folder) if folder.is_dir() else None
             self._dtype = vllm_config.model_config.dtype
             self._memory = ShardMemory(int(extra.get("memory_bytes", MEMORY_BYTES)), self._read)
 
@@ -182,7 +183,8 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _read(self, digest: str) -> ShardedPrefix:
         prefix = self._source.get(digest)
-        check_base(prefix, self._weights)
+        declared = self._source.equivalents(self._weights)
+        check_base(prefix, self._weights, {*declared, self._former})
         return shard_of(prefix, self._share, self._dtype)
 
     def _write(self, forward_context: Any, load: plan.Load, shard: ShardedPrefix) -> None:
