@@ -105,7 +105,7 @@ def weight_names(folder: Path, there: Collection[str]) -> list[str]:
             f"{folder} has no {WEIGHTS} and no {INDEX}, so there are no weights that transformers would load"
             + (f"; it has {others}. Save it with transformers' save_pretrained" if others else "")
         )
-    return _shards(folder / first) if first.endswith(".json") else [first]
+    return shards_of(folder / first) if first.endswith(".json") else [first]
 
 
 def _named_by_config(config: Path) -> str | None:
@@ -116,7 +116,8 @@ def _named_by_config(config: Path) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def _shards(index: Path) -> list[str]:
+def shards_of(index: Path) -> list[str]:
+    """The files of its folder that an index of shards names, sorted. Raises CannotRead: it is none."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if not names or not all(Path(name).name == name for name in names):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
-from foreword.models.fingerprint import short
+from foreword.models.fingerprint import INDEX, shards_of, short, weight_files
 from foreword.prefix import Prefix
 from foreword.serving.vllm.prefixes import HeadShard
 
@@ -60,6 +61,26 @@ def share_of(vllm_config: Any) -> HeadShard:
     )
     _ = share.heads
     return share
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder of which vLLM loads other files than transformers: the base would not be the gateway's.
+
+    vLLM takes the shards of an index where there is one, and else every *.safetensors
+    (`filter_duplicate_safetensors_files` of vLLM 0.32), a second copy of the weights among them.
+
+    Raises:
+        UsageError: there are such files; says which.
+        CannotRead: a folder without weights.
+    """
+    wanted = {path.name for path in weight_files(folder)}
+    index = folder / INDEX
+    loaded = shards_of(index) if index.is_file() else [path.name for path in folder.glob("*.safetensors")]
+    if differing := sorted(wanted.symmetric_difference(loaded)):
+        raise UsageError(
+            f"vLLM and transformers do not load the same files of {folder}: they differ in "
+            f"{', '.join(differing[:3])}. Move second copies of the weights out of the folder"
+        )
 
 
 def check_base(prefix: Prefix, weights: str | None, equivalent: Collection[str | None] = ()) -> None:

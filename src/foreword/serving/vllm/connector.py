@@ -29,6 +29,7 @@ from foreword.serving.vllm import plan
 from foreword.serving.vllm.checks import (
     attention_layers,
     check_base,
+    check_files,
     check_settings,
     share_of,
 )
@@ -54,7 +55,8 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         """
         Raises:
-            UsageError: no secret, no source of prefixes, or a setting under which prefixes would go wrong.
+            UsageError: no secret, no source of prefixes, a setting under which prefixes would go wrong, or
+                a folder with a second copy of the weights that vLLM loads.
             UnsupportedArchitecture: a model whose attention does not see a prefix from everywhere.
             CannotRead: a folder of weights that are no safetensors.
         """
@@ -72,6 +74,8 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             self._source = open_source(extra, os.environ)
             self._share = share_of(vllm_config)
             folder = Path(vllm_config.model_config.model)
+            if folder.is_dir():
+                check_files(folder)
             # None for a model that vLLM has by another name than its folder's.
             self._weights = fingerprint(folder) if folder.is_dir() else None
             self._former = former_fingerprint(folder) if folder.is_dir() else None
