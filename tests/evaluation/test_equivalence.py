@@ -234,6 +234,7 @@ def test_a_difference_from_elsewhere_needs_no_weights_in_memory(
     assert (made["trained"], made["other"]) == (bases[0].fingerprint, "cd" * 32)
     assert made["loss_difference"] == 0.02
     assert run("store", "equate", plain, "cd" * 32, "--loss-difference", "0.2").status == 1
+    assert run("store", "equate", plain, plain, "--data", "dev.jsonl").status == 2  # the same weights
     for wrong in (
         (),
         ("--remove", "--data", "dev.jsonl"),

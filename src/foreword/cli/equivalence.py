@@ -64,6 +64,8 @@ def equate(
 
     Example: foreword store equate qwen3-8b qwen3-8b-awq --data dev.jsonl --prefix alice/reviews --by alice
     """
+    from foreword.store.equivalence import check_pair
+
     given = [data is not None, loss_difference is not None, remove]
     if sum(given) != 1:
         raise UsageError("say what they differ by: --data FILE to measure, or --loss-difference; or --remove")
@@ -71,20 +73,20 @@ def equate(
         raise UsageError("--prefix says what to measure with; give --data FILE, too")
     if not (tolerance >= 0 and math.isfinite(tolerance)):
         raise UsageError(f"--tolerance is {tolerance}; expected a number of nats, 0 or more")
+    pair = _fingerprint(trained), _fingerprint(other)
     with store.opened(create=not remove) as opened:
         if remove:
-            pair = _fingerprint(trained), _fingerprint(other)
             opened.withdraw_equivalent(*pair)
             text = f"prefixes of {pair[0][:12]} no longer run on {pair[1][:12]}"
             return output.tell({"trained": pair[0], "other": pair[1], "removed": True}, text, json=store.json)
         if data is None:
             assert loss_difference is not None
-            pair, difference = (_fingerprint(trained), _fingerprint(other)), loss_difference
+            difference = loss_difference
             facts: dict[str, Any] = {"trained": {"name": trained}, "other": {"name": other}}
         else:
-            pair, difference, facts = _measured(
-                trained, other, data, _prefixes(opened, prefix or ()), options, quiet=store.json
-            )
+            check_pair(*pair)  # before minutes of measuring
+            prefixes = _prefixes(opened, prefix or ())
+            difference, facts = _measured(trained, other, data, prefixes, options, quiet=store.json)
         if not abs(difference) <= tolerance:
             raise WrongBaseModel(
                 f"the loss differs by {difference:+.4f} nats per target token, more than {tolerance}; train "
@@ -136,8 +138,8 @@ def _prefixes(store: PrefixStore, names: Sequence[str]) -> list[Prefix]:
 
 def _measured(
     trained: str, other: str, data: Path, prefixes: list[Prefix], options: ModelOptions, *, quiet: bool
-) -> tuple[tuple[str, str], float, dict[str, Any]]:
-    """Fingerprints, loss difference and what was measured."""
+) -> tuple[float, dict[str, Any]]:
+    """The loss difference, and what was measured."""
     from foreword.cli.loading import load_base
     from foreword.evaluation.equivalence import facts_of, loss_difference, losses_of
     from foreword.examples import read_examples
@@ -167,4 +169,4 @@ def _measured(
             for row in facts["losses"]
         ]
         output.table(("prefix", trained, other, "difference"), rows)
-    return (first.fingerprint, second.fingerprint), difference, facts
+    return difference, facts
