@@ -78,8 +78,8 @@ def losses_of(
 def loss_difference(trained: BaseLosses, other: BaseLosses) -> float:
     """The loss on `other` less that on `trained`, in nats per target token: of the prefix that differs most.
 
-    Without prefixes, that of the base models alone. With them these do not count: a prefix was fitted to its
-    task, and loses less by rounded weights than a base that has never seen it (docs/quantization.md).
+    Without prefixes, that of the base models alone. With them this does not count: it says little of what a
+    prefix loses, which can be more or less (docs/quantization.md has both).
 
     Raises:
         UsageError: they were not measured on the same examples, or cut texts into other tokens.
