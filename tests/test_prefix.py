@@ -239,6 +239,9 @@ def test_another_base_is_refused_with_both_names(plain_prefix: Prefix) -> None:
     plain_prefix.check_fits(BaseIdentity("tiny-llama", None, "ab" * 32), fits)
     with pytest.raises(WrongBaseModel, match="weights abababababab.*weights cdcdcdcdcdcd"):
         plain_prefix.check_fits(BaseIdentity("other", None, "cd" * 32), fits)
+    plain_prefix.check_fits(BaseIdentity("other", None, "cd" * 32), fits, {"ab" * 32})  # declared
+    with pytest.raises(WrongBaseModel, match="foreword store equate"):
+        plain_prefix.check_fits(BaseIdentity("other", None, "cd" * 32), fits, {"cd" * 32, "ef" * 32})
     with pytest.raises(GeometryMismatch, match="4 layers"):
         plain_prefix.check_fits(plain_prefix.base, Geometry({"decoder": StreamGeometry(4, 2, 8, 8)}))
 

@@ -13,7 +13,7 @@ import datetime
 import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -418,8 +418,14 @@ class Prefix:
 
     # -- against a base model ------------------------------------------------------------------
 
-    def check_fits(self, identity: BaseIdentity, geometry: Geometry) -> None:
+    def check_fits(
+        self, identity: BaseIdentity, geometry: Geometry, equivalent: Collection[str] = ()
+    ) -> None:
         """Refuse a base model that this prefix was not made for.
+
+        Args:
+            equivalent: fingerprints of other bases whose prefixes run on this one, as somebody has declared;
+                see `BaseModel.equivalent`.
 
         Raises:
             GeometryMismatch: other layers, heads or head sizes, or a stream the base does not have.
@@ -433,11 +439,12 @@ class Prefix:
                     f"{expected or f'no {stream} stream'}; use the base it was trained for: {self.base.name}"
                 )
         mine, theirs = self.base.fingerprint, identity.fingerprint
-        if mine is not None and theirs is not None and mine != theirs:
+        if mine is not None and theirs is not None and mine != theirs and mine not in equivalent:
             raise WrongBaseModel(
                 f"the prefix was trained for {self.base.name} with weights {mine[:12]}, but the loaded "
                 f"base {identity.name} has weights {theirs[:12]}; load the base it was trained for, or "
-                "train a prefix for this one"
+                "train a prefix for this one. A quantised copy of the base can be declared equivalent: "
+                "foreword store equate"
             )
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from foreword.errors import CannotRead
 from foreword.models import fingerprint as module
-from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors, short
+from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors, former_fingerprint, short
 
 TENSORS = {
     "b.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -41,7 +42,7 @@ def forget(cache: Path) -> None:
 
 def test_value_is_the_documented_one(tmp_path: Path) -> None:
     """By hand: a digest over one JSON line per tensor, in the order of the names."""
-    save_file({"w": torch.zeros(2, dtype=torch.float32)}, tmp_path / "m.safetensors")
+    save_file({"w": torch.zeros(2, dtype=torch.float32)}, tmp_path / "model.safetensors")
     line = json.dumps(["w", "F32", [2], hashlib.sha256(bytes(8)).hexdigest()]) + "\n"
     assert fingerprint(tmp_path) == hashlib.sha256(line.encode()).hexdigest()
 
@@ -61,7 +62,10 @@ def test_distribution_over_files_does_not_matter(folder: Path, own_cache: Path) 
     (folder / "model.safetensors").unlink()
     for number, (name, tensor) in enumerate(TENSORS.items()):
         save_file({name: tensor}, folder / f"part-{number}.safetensors", metadata={"format": "pt"})
+    index = {"weight_map": {name: f"part-{number}.safetensors" for number, name in enumerate(TENSORS)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert fingerprint(folder) == one_file
+    assert former_fingerprint(folder) is None
 
 
 @pytest.mark.parametrize("name", TENSORS)
@@ -164,16 +168,93 @@ def header(**tensors: object) -> bytes:
     ],
 )
 def test_file_that_is_no_safetensors_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "bad.safetensors").write_bytes(content)
-    with pytest.raises(CannotRead, match=r"bad\.safetensors"):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CannotRead, match=r"/model\.safetensors is"):
         fingerprint(tmp_path)
 
 
 def test_folder_without_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CannotRead, match=r"no \*\.safetensors"):
+    with pytest.raises(CannotRead, match=r"no model\.safetensors"):
         fingerprint(tmp_path)
-    with pytest.raises(CannotRead, match=r"no \*\.safetensors"):
+    with pytest.raises(CannotRead, match=r"no model\.safetensors"):
         fingerprint(tmp_path / "absent")
+    save_file(TENSORS, tmp_path / "consolidated.safetensors")
+    with pytest.raises(CannotRead, match=r"it has consolidated\.safetensors"):
+        fingerprint(tmp_path)
+
+
+SECOND = {"tok_embeddings.weight": torch.ones(2, 3), "norm.weight": torch.ones(3)}
+"""Weights under other names than transformers', as Mistral's and Meta's own files have them."""
+
+
+def with_second_copy(user: Path, folder: Path, case: str) -> None:
+    """`user` with more weights beside those that transformers loads."""
+    shutil.copytree(user, folder)
+    whole = folder / "model.safetensors"
+    if case in ("shards and consolidated", "index of shards that are missing beside the whole"):
+        model = AutoModelForCausalLM.from_pretrained(user)
+        if case == "shards and consolidated":
+            whole.unlink()
+        model.save_pretrained(folder, max_shard_size="60KB")
+        if case != "shards and consolidated":
+            for shard in folder.glob("model-*.safetensors"):
+                shard.unlink()
+            shutil.copy(user / "model.safetensors", whole)
+    second = {"half precision": "model.fp16.safetensors", "named by config": "model.safetensors"}
+    if case == "named by config":
+        whole.rename(folder / "mine.safetensors")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(
+            json.dumps({**config, "transformers_weights": "mine.safetensors"})
+        )
+    save_file(SECOND, folder / second.get(case, "consolidated.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "whole and consolidated",
+        "shards and consolidated",
+        "half precision",
+        "index of shards that are missing beside the whole",
+        "named by config",
+    ],
+)
+def test_what_transformers_loads_counts_and_no_second_copy(
+    model_folder_of_user: Path, tmp_path: Path, case: str
+) -> None:
+    folder = tmp_path / "model"
+    with_second_copy(model_folder_of_user, folder, case)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+    parameters = dict(loaded.named_parameters())
+    assert fingerprint(folder) == fingerprint_of_tensors(parameters.items())
+    # The value of earlier releases is still to be had: prefixes that were trained then name it.
+    assert former_fingerprint(folder) == fingerprint_of_tensors([*parameters.items(), *SECOND.items()])
+    assert fingerprint(folder) == fingerprint(model_folder_of_user)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{",
+        "[]",
+        '{"weight_map": {}}',
+        '{"weight_map": {"w": 3}}',
+        '{"weight_map": {"w": "../w.safetensors"}}',
+    ],
+)
+def test_an_index_that_is_none_is_named(tmp_path: Path, index: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CannotRead, match=r"index\.json is no index"):
+        fingerprint(tmp_path)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "a.safetensors")
+    index = {"weight_map": {"a.bias": "a.safetensors", "w": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CannotRead, match=r"lacks b\.safetensors of its 2 files"):
+        fingerprint(tmp_path)
 
 
 def test_short_form_begins_the_long_one(folder: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from foreword.errors import ChecksumMismatch, DownloadFailed, UnknownModel
 from foreword.models import resolve
-from foreword.models.fingerprint import fingerprint
+from foreword.models.fingerprint import fingerprint, former_fingerprint
 from foreword.models.resolve import pull_known
 
 
@@ -23,6 +25,32 @@ def test_pickles_and_subfolders_are_never_asked_for(hub) -> None:
     path = resolve("people/tiny").path
     assert not [request for request in hub.requests if ".bin" in request or "onnx" in request]
     assert not (path / "pytorch_model.bin").exists()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_second_copy_of_the_weights_is_not_fetched(hub, model_folder_of_user: Path, sharded: bool) -> None:
+    whole = hub.files["model.safetensors"]
+    if sharded:
+        del hub.files["model.safetensors"]
+        names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+        tensors = safetensors.torch.load(whole)
+        parts = {name: dict(list(tensors.items())[place::2]) for place, name in enumerate(names)}
+        hub.files |= {name: safetensors.torch.save(part) for name, part in parts.items()}
+        index = {"weight_map": {tensor: name for name, part in parts.items() for tensor in part}}
+        hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    hub.files |= {name: whole for name in ("consolidated.safetensors", "model.fp16.safetensors")}
+    hub.files["original/consolidated.00.pth"] = hub.files["original/model.safetensors"] = b"weights"
+    path = resolve("people/tiny").path
+    asked = " ".join(hub.requests)
+    assert not [name for name in ("consolidated", "fp16", "original/") if name in asked]
+    assert fingerprint(path) == fingerprint(model_folder_of_user)
+    assert former_fingerprint(path) is None
+    assert resolve("people/tiny", pull_missing=False).path == path
+    for shard in path.glob("model*.safetensors"):  # a copy that is not whole is not taken for one
+        shard.unlink()
+        break
+    with pytest.raises(DownloadFailed, match="foreword pull people/tiny"):
+        resolve("people/tiny", pull_missing=False)
 
 
 def test_an_alias_comes_from_the_hub_when_it_answers(hub, index) -> None:

@@ -32,6 +32,7 @@ def test_relative_folder_is_found(model_folder_of_user: Path, monkeypatch: pytes
         (["config.json", "pytorch_model.bin"], "pickles"),
         (["config.json"], "no safetensors"),
         (["model.safetensors"], "no config.json"),
+        (["config.json", "consolidated.safetensors"], "no model.safetensors"),
         ([], "no config.json"),
     ],
 )

@@ -20,6 +20,7 @@ from foreword.serving.engine.protocol import Row, Sampling, Token
 from foreword.serving.vllm import launch, ticket
 from foreword.serving.vllm.door import HEADER, signature_of
 from foreword.serving.vllm.engine import VllmEngine
+from foreword.serving.vllm.prefixes import STORE
 from foreword.serving.vllm.process import VllmProcess, free_port
 
 SECRET = "a secret of the tests, long enough to be taken"
@@ -81,10 +82,13 @@ class VllmServer:
 
 
 @contextlib.contextmanager
-def serving(model: Path, folder: Path, *more: str, door: bool = True, **extra: Any) -> Iterator[VllmServer]:
-    """Serve prefixes of a folder until the block ends."""
+def serving(
+    model: Path, folder: Path, *more: str, door: bool = True, store: bool = False, **extra: Any
+) -> Iterator[VllmServer]:
+    """Serve prefixes of a folder, or of the store in it, until the block ends."""
     port = free_port()
-    connector = {**launch.CONNECTOR, "kv_connector_extra_config": {"folder": str(folder), **extra}}
+    place = {} if store else {"folder": str(folder)}
+    connector = {**launch.CONNECTOR, "kv_connector_extra_config": {**place, **extra}}
     arguments = launch.arguments(host="127.0.0.1", port=port, dtype="float32")
     arguments += ["--enforce-eager", "--enable-prompt-tokens-details", "--max-num-seqs", "32"]
     arguments += ["--kv-transfer-config", json.dumps(connector), *more]
@@ -92,6 +96,7 @@ def serving(model: Path, folder: Path, *more: str, door: bool = True, **extra: A
         at = arguments.index("--middleware")
         del arguments[at : at + 2]
     environment = {**CPU, ticket.SECRET: SECRET, "VLLM_API_KEY": ticket.api_key(SECRET)}
+    environment |= {STORE: str(folder)} if store else {}
     process = VllmProcess([*launch.program(str(model)), *arguments], environment, port)
     try:
         process.wait(START_SECONDS)

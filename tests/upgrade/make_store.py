@@ -2,7 +2,8 @@
 
     python make_store.py FOLDER
 
-A process of its own, so that `make_fixtures.py` can run it with the code of another commit.
+A process of its own, so that `make_fixtures.py` can run it with the code of another commit. Run by itself it makes
+the fixture of a new revision, with the code that has it as its newest; what it makes is there to stay.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def fill(store: PrefixStore) -> dict[str, Any]:
         "revoked": store.create_key("alice", "owner"),
     }
     store.revoke_key(keys["revoked"].record.id)
+    if hasattr(store, "declare_equivalent"):
+        store.declare_equivalent("ab" * 32, "ef" * 32, loss_difference=0.25, by="ana", facts={"targets": 9})
     return {"secrets": {name: key.secret for name, key in keys.items()}}
 
 
@@ -72,8 +75,13 @@ def contents(store: PrefixStore) -> dict[str, Any]:
         },
         "keys": [key.to_json() for key in store.list_keys()],
         "audit": [entry.to_json() for entry in store.audit()],
+        **({"equivalences": _equivalences(store)} if hasattr(store, "equivalences") else {}),
         "seen by bob": [version.reference for version in store.as_owner("bob").each()],
     }
+
+
+def _equivalences(store: PrefixStore) -> list[dict[str, Any]]:
+    return [one.to_json() for one in store.equivalences()]
 
 
 if __name__ == "__main__":

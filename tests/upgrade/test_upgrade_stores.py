@@ -93,6 +93,9 @@ def check(store: PrefixStore, expected: dict[str, Any]) -> None:
     assert_holds([key.to_json() for key in store.list_keys()], expected["keys"])
     entries = [entry.to_json() for entry in store.audit()]  # newest first; some may have come after these
     assert_holds(entries[len(entries) - len(expected["audit"]) :], expected["audit"])
+    declared = [one.to_json() for one in store.equivalences()]
+    assert_holds(declared, expected.get("equivalences", []))
+    assert store.equivalents("ef" * 32) == {one["trained"] for one in declared}
     secrets = expected["secrets"]
     if secrets:
         assert store.as_key(secrets["alice"]).get("alice/notes").length == 3

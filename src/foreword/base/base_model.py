@@ -34,7 +34,7 @@ from foreword.base.rope import long_fingerprint, short_positions, take_long_fact
 from foreword.encoding import EncodedExample, encode_example, name_of, naming
 from foreword.errors import TemplateChanged, UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.examples import Example
-from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors
+from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors, former_fingerprint
 from foreword.prefix import BaseIdentity, Positions, Prefix
 from foreword.template import (
     Template,
@@ -61,6 +61,9 @@ class BaseModel:
         positions: of the prefixes that are trained for it; see `Prefix.positions`.
         quantization: how its linear layers are kept, such as "nf4"; None: in `dtype`.
         long_context: its configuration has LongRoPE's long factors for every text.
+        equivalent: fingerprints of other bases whose prefixes run on this one, too. At first only what
+            earlier releases took for its own; add those that a store's records declare:
+            `base.equivalent |= store.equivalents(base.fingerprint)` (docs/quantization.md).
     """
 
     def __init__(
@@ -134,8 +137,8 @@ class BaseModel:
             notify: called with a line of text when something slow begins.
 
         Raises:
-            UsageError: quantization that can't be had (see `foreword.base.loading`), or `long_context` for
-                a model without LongRoPE.
+            UsageError: quantization that can't be had (see `foreword.base.loading`), files of one whose
+                library is not installed, or `long_context` for a model without LongRoPE.
             UnknownModel, DownloadFailed: see `foreword.models.resolve`.
             UnsupportedArchitecture: its attention does not take a prefix.
         """
@@ -169,6 +172,14 @@ class BaseModel:
             raise UnsupportedArchitecture(
                 f"{name} (model type {config.model_type}) does not take Foreword's attention: {error}"
             ) from error
+        except ImportError as error:
+            if (found := existing_quantization(config)) is None:
+                raise
+            raise UsageError(
+                f"the files of {name} are quantised ({found}), and what reads them is not installed: "
+                f"{error}. Install it, or take the plain weights; vLLM serves such files, too "
+                "(docs/quantization.md)"
+            ) from error
         if "device_map" not in options:
             model = model.to(place)
         tokenizer = AutoTokenizer.from_pretrained(resolved.path)
@@ -191,6 +202,14 @@ class BaseModel:
         """
         found = self.weights_checksum() if self._folder is None else fingerprint(self._folder)
         return long_fingerprint(found) if self.long_context else found
+
+    @cached_property
+    def equivalent(self) -> frozenset[str]:
+        """See the class."""
+        former = former_fingerprint(self._folder) if self._folder is not None else None
+        if former is None:
+            return frozenset()
+        return frozenset({long_fingerprint(former) if self.long_context else former})
 
     def weights_checksum(self) -> str:
         """Digest of the weights as they are in memory now: the same before and after any work."""
@@ -332,7 +351,7 @@ class BaseModel:
         if len(listed) != rows:
             raise UsageError(f"{len(listed)} prefixes for {rows} rows; give one for all, or one per row")
         for prefix in {id(p): p for p in listed if p is not None}.values():
-            prefix.check_fits(self.identity, self.geometry)
+            prefix.check_fits(self.identity, self.geometry, self.equivalent)
             self.check_placement(prefix.template)
             self._compare_template(prefix)
             if prefix.positions == WITHIN_WINDOW != self.positions:

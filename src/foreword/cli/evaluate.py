@@ -16,6 +16,7 @@ from foreword.cli.options import (
     OUTPUT,
     TEXT,
     DataOptions,
+    DeclaredOptions,
     TextOptions,
     base_of_prefix,
     data_file,
@@ -46,6 +47,7 @@ def evaluate(
     base: str | None = base_of_prefix(),
     *,
     options: ModelOptions,
+    declared: DeclaredOptions,
     task: str | None = setting(
         None,
         metavar="NAME",
@@ -124,7 +126,7 @@ def evaluate(
     (loaded,) = load_prefixes([prefix])
     if baseline and loaded is None:
         raise UsageError("--baseline compares with the base model alone; give --prefix FILE")
-    model = load_base_of([loaded], base, options)
+    model = load_base_of([loaded], base, options, declared)
     examples = _cut(request, model.tokenizer)
     measuring: dict[str, Any] = {
         "text": not no_text,

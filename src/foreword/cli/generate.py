@@ -19,6 +19,7 @@ from foreword.cli import output
 from foreword.cli.options import (
     OUTPUT,
     TEXT,
+    DeclaredOptions,
     TextOptions,
     argument,
     base_of_prefix,
@@ -66,6 +67,7 @@ def generate(
     base: str | None = base_of_prefix(),
     *,
     options: ModelOptions,
+    declared: DeclaredOptions,
     text: SamplingOptions,
     raw: bool = setting(False, section=TEXT, help="Take prompts as they are, without the template"),
     stream: bool = setting(False, section=OUTPUT, help="Print the text of one prompt as it grows"),
@@ -92,7 +94,7 @@ def generate(
     Decoding(**decoding)  # what is wrong is said before the model is loaded
     decoding |= {"raw": raw, "batch_size": text.batch_size}
     prefixes = load_prefixes(names)
-    model = load_base_of(prefixes, base, options)
+    model = load_base_of(prefixes, base, options, declared)
 
     on_text = (lambda row, text: typer.echo(text, nl=False)) if stream else None
     texts = generate_texts(model, sources, prefixes, on_text=on_text, **decoding)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from foreword.base.options import ModelOptions
+from foreword.cli.options import DeclaredOptions
 from foreword.errors import CannotRead, UnknownModel, UsageError
 
 if TYPE_CHECKING:
@@ -48,15 +49,30 @@ def load_prefixes(names: Sequence[str]) -> list[Prefix | None]:
     return [read.get(name) for name in names]
 
 
-def load_base_of(prefixes: Sequence[Prefix | None], base: str | None, options: ModelOptions) -> BaseModel:
+def load_base_of(
+    prefixes: Sequence[Prefix | None],
+    base: str | None,
+    options: ModelOptions,
+    declared: DeclaredOptions,
+) -> BaseModel:
     """The base model that was asked for, or else the one that the first prefix names.
+
+    A store is opened only where a prefix was trained for another base, to see what it declares.
 
     Raises:
         UsageError: neither was given.
         UnknownModel, CannotRead: the prefix names a model that is not to be found from here.
     """
     if base is not None:
-        return load_base(base, options)
+        loaded = load_base(base, options)
+        known = {None, loaded.fingerprint, *loaded.equivalent}
+        foreign = any(prefix is not None and prefix.base.fingerprint not in known for prefix in prefixes)
+        if foreign and declared.place is not None:
+            from foreword.store import PrefixStore
+
+            with PrefixStore(declared.place, blobs=declared.blobs, create=False) as store:
+                loaded.equivalent |= store.equivalents(loaded.fingerprint)
+        return loaded
     named = next((prefix.base.name for prefix in prefixes if prefix is not None), None)
     if named is None:
         raise UsageError("no base model: give --base, or a --prefix that names one")

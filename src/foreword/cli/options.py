@@ -318,6 +318,27 @@ class StoreOptions:
         return PrefixStore(self.place, blobs=self.blobs, create=create)
 
 
+@dataclass(frozen=True)
+class DeclaredOptions:
+    """Whose declarations count where a prefix was trained for another base."""
+
+    place: str | None = setting(
+        None,
+        name="store",
+        variable="FOREWORD_STORE",
+        metavar="PLACE",
+        section=MODEL,
+        help="Store that declares on which other bases prefixes run; see `foreword store equate`",
+    )
+    blobs: str | None = setting(
+        None,
+        variable="FOREWORD_STORE_BLOBS",
+        metavar="PLACE",
+        section=MODEL,
+        help="Where that store's files are, if it is in a database",
+    )
+
+
 base_option = functools.partial(
     setting, BASE, name="base", metavar="NAME", section=MODEL, help="Alias, folder or Hugging Face id"
 )

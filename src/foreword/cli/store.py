@@ -10,6 +10,7 @@ import typer
 
 from foreword.cli import output
 from foreword.cli.app import Group
+from foreword.cli.equivalence import equate, equivalences
 from foreword.cli.options import StoreOptions, argument, json_option, option_of, overwrite_option
 from foreword.errors import UsageError
 from foreword.validation import setting
@@ -427,4 +428,6 @@ def revoke_key(
     output.tell(record.to_json(), f"{record.id} revoked {record.revoked}", json=store.json)
 
 
+app.add(equate)
+app.add(equivalences)
 app.add_typer(keys, name="keys")

@@ -1,7 +1,8 @@
 """Fingerprint: the identity of a base model's weights.
 
 SHA-256 over the sorted (name, dtype, shape, SHA-256 of the bytes) of every tensor: any changed
-weight changes it, another distribution over files does not. The safetensors header is read here
+weight changes it, another distribution over files does not. Of a folder those files count that transformers
+loads, and no second copy of the weights beside them (`weight_files`). The safetensors header is read here
 (eight bytes of length, little endian, then JSON), so no torch is needed; what was computed is
 remembered in the cache folder for as long as the files stay the same.
 """
@@ -12,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from foreword.models.cache_dir import cache_folder
 if TYPE_CHECKING:
     import torch
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""What transformers loads of a folder: the file, else the shards that the index names."""
 SHORT_LENGTH = 12
 CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
@@ -65,25 +68,102 @@ class _Span:
     shape: tuple[int, ...]
 
 
-def fingerprint(folder: Path) -> str:
-    """Fingerprint of every *.safetensors in `folder`, 64 hexadecimal characters.
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that transformers loads of `folder`, by name; others are second copies.
 
     Raises:
-        CannotRead: no such file in the folder, or one that is cut off or no safetensors.
+        CannotRead: as `weight_names`, or one of them is missing.
+    """
+    folder = Path(folder)
+    names = weight_names(folder, {path.name for path in folder.glob("*") if path.is_file()})
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CannotRead(
+            f"{folder} lacks {', '.join(missing[:3])} of its {len(names)} files of weights; fetch it again"
+        )
+    return [folder / name for name in names]
+
+
+def weight_names(folder: Path, there: Collection[str]) -> list[str]:
+    """Which files of `folder` are the weights, sorted; only config.json and the index have to lie there.
+
+    In the order of transformers' `from_pretrained(use_safetensors=True)`: what `transformers_weights` of
+    config.json names, `model.safetensors`, the shards of `model.safetensors.index.json`. So
+    `consolidated.safetensors`, `model.fp16.safetensors` or shards beside a whole file are second copies.
+
+    Args:
+        there: names of the files that the folder, or its repository, has.
+
+    Raises:
+        CannotRead: none of these is there, or an index that is none.
+    """
+    named = _named_by_config(folder / "config.json")
+    first = next((name for name in (named, WEIGHTS, INDEX) if name in there), None)
+    if first is None:
+        others = ", ".join(sorted(name for name in there if name.endswith(".safetensors"))[:3])
+        raise CannotRead(
+            f"{folder} has no {WEIGHTS} and no {INDEX}, so there are no weights that transformers would load"
+            + (f"; it has {others}. Save it with transformers' save_pretrained" if others else "")
+        )
+    return shards_of(folder / first) if first.endswith(".json") else [first]
+
+
+def _named_by_config(config: Path) -> str | None:
+    try:
+        named = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights")
+    except (OSError, ValueError, AttributeError, RecursionError):  # said when it is loaded
+        return None
+    return named if isinstance(named, str) else None
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files of its folder that an index of shards names, sorted. Raises CannotRead: it is none."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or not all(Path(name).name == name for name in names):
+            raise ValueError("expected names of files in its own folder")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CannotRead(f"{index} is no index of weights ({error}); fetch it again") from error
+    return names
+
+
+def fingerprint(folder: Path) -> str:
+    """Fingerprint of the weights that transformers loads of `folder`, 64 hexadecimal characters.
+
+    Raises:
+        CannotRead: no such weights in the folder, or a file that is cut off or no safetensors.
     """
     folder = Path(folder).resolve()
-    before = _signature(folder)
-    if not before:
-        raise CannotRead(f"{folder} has no *.safetensors, so there are no weights to identify")
+    return _of_files(folder, [path.name for path in weight_files(folder)])
+
+
+def former_fingerprint(folder: Path) -> str | None:
+    """What earlier releases took for `fingerprint` of a folder with a second copy of its weights.
+
+    They read every *.safetensors of it. A prefix that was trained then names this value; None where the two
+    are the same, or where the folder no longer has what they read.
+    """
+    folder = Path(folder).resolve()
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if names == [path.name for path in weight_files(folder)]:
+        return None
+    try:
+        return _of_files(folder, names)
+    except CannotRead:  # of the second copy, which nothing else reads
+        return None
+
+
+def _of_files(folder: Path, names: list[str]) -> str:
+    before = _signature(folder, names)
     if remembered := _recall(folder, before):
         return remembered
-    spans = [span for name, *_ in before for span in _spans(folder / name)]
+    spans = [span for name in names for span in _spans(folder / name)]
     with ThreadPoolExecutor(THREADS) as threads:  # hashing gives up Python's lock
         digests = list(threads.map(_digest_of_span, spans))
     value = _combine(
         (span.name, span.dtype, span.shape, digest) for span, digest in zip(spans, digests, strict=True)
     )
-    if _signature(folder) == before:  # otherwise the digest is of files that are no longer there
+    if _signature(folder, names) == before:  # otherwise the digest is of files that are no longer there
         _remember(folder, before, value)
     return value
 
@@ -157,23 +237,25 @@ def _entry_of_tensor(name: str, tensor: torch.Tensor) -> Entry:
     return name, DTYPES[dtype], tuple(tensor.shape), hashlib.sha256(plain.numpy().data).hexdigest()
 
 
-def _signature(folder: Path) -> list[list[Any]]:
+def _signature(folder: Path, names: list[str]) -> list[list[Any]]:
     """Name, size, time and inode of each weight file: changes when one is written or replaced."""
     signature = []
-    for file in sorted(folder.glob("*.safetensors")):
-        status = file.stat()  # of the content: hub snapshots are links
-        signature.append([file.name, status.st_size, status.st_mtime_ns, status.st_ino])
+    for name in names:
+        status = (folder / name).stat()  # of the content: hub snapshots are links
+        signature.append([name, status.st_size, status.st_mtime_ns, status.st_ino])
     return signature
 
 
-def _memory(folder: Path) -> Path:
-    key = hashlib.sha256(str(folder).encode()).hexdigest()
+def _memory(folder: Path, signature: list[list[Any]]) -> Path:
+    """By folder and files, since a folder with a second copy of its weights has two values."""
+    names = "\n".join([str(folder), *(name for name, *_ in signature)])
+    key = hashlib.sha256(names.encode()).hexdigest()
     return cache_folder() / "fingerprints" / f"{key[:32]}.json"
 
 
 def _recall(folder: Path, signature: list[list[Any]]) -> str | None:
     try:
-        kept = json.loads(_memory(folder).read_text(encoding="utf-8"))
+        kept = json.loads(_memory(folder, signature).read_text(encoding="utf-8"))
         if kept["folder"] != str(folder) or kept["files"] != signature:
             return None
         value = kept["fingerprint"]
@@ -183,7 +265,7 @@ def _recall(folder: Path, signature: list[list[Any]]) -> str | None:
 
 
 def _remember(folder: Path, signature: list[list[Any]], value: str) -> None:
-    memory = _memory(folder)
+    memory = _memory(folder, signature)
     kept = {"folder": str(folder), "files": signature, "fingerprint": value}
     with contextlib.suppress(OSError, CannotWrite):  # without a cache it is computed each time
         memory.parent.mkdir(parents=True, exist_ok=True)

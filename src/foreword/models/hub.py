@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foreword.errors import CannotWrite, ChecksumMismatch, DownloadFailed
+from foreword.errors import CannotRead, CannotWrite, ChecksumMismatch, DownloadFailed
 from foreword.models.cache_dir import Notify, mismatch, sha256_of
+from foreword.models.fingerprint import weight_files, weight_names
 
 ANSWER_WITHIN_SECONDS = 5.0
 
-# Weights as safetensors only: the other formats on the hub are pickles, which run code when loaded.
-# The `.model` and `.spm` files are vocabularies of SentencePiece.
-WANTED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.spm", "LICENSE*", "NOTICE*"]
+# Weights come apart from these, by name: only the safetensors that transformers loads. The other formats on
+# the hub are pickles, which run code when loaded, and many repositories have their weights a second time
+# (consolidated.safetensors, model.fp16.safetensors). `.model` and `.spm` are vocabularies of SentencePiece.
+WANTED = ["*.json", "*.txt", "*.jinja", "*.model", "*.spm", "LICENSE*", "NOTICE*"]
 UNWANTED = ["*/*"]  # subfolders hold exports for other runtimes
 
 
@@ -70,9 +72,11 @@ def snapshot(hub_id: str, revision: str | None, notify: Notify) -> ResolvedModel
         raise DownloadFailed(f"{hub_id} has no weights as safetensors; ask its owner to add them")
     notify(f"downloading {hub_id} from the Hugging Face Hub")
     # Asked for by its name, not by the commit, so that the hub's cache remembers what the name meant.
-    path = _fetch(hub_id, revision)
+    path = _fetch(hub_id, revision, WANTED)
     if path.name != info.sha:  # the branch moved in between
         info = _ask(hub_id, path.name)
+    # Which files the weights are is known once the index is here; they are of the commit that it is of.
+    _fetch(hub_id, path.name, _weights(path, info))
     _check_files(path, info)
     licence = getattr(info.card_data, "license", None) if info.card_data else None
     return _model(path, hub_id, str(licence) if licence else None)
@@ -106,17 +110,25 @@ def _ask(hub_id: str, revision: str | None) -> Any:
         ) from error
 
 
-def _download(hub_id: str, revision: str | None, **options: Any) -> Path:
-    """The folder in the hub library's cache that has what we want of a model."""
+def _weights(path: Path, info: Any) -> list[str]:
+    """Names of the files of weights, of which a second copy is not fetched. Raises DownloadFailed: none."""
+    try:
+        return weight_names(path, {file.rfilename for file in info.siblings or []})
+    except CannotRead as error:
+        raise DownloadFailed(f"{info.id}: {error}") from error
+
+
+def _download(hub_id: str, revision: str | None, wanted: list[str], **options: Any) -> Path:
+    """The folder in the hub library's cache that has those files of a model."""
     from huggingface_hub import snapshot_download
 
-    options |= {"allow_patterns": WANTED, "ignore_patterns": UNWANTED}
+    options |= {"allow_patterns": wanted, "ignore_patterns": UNWANTED}
     return Path(snapshot_download(hub_id, revision=revision, **options))
 
 
-def _fetch(hub_id: str, revision: str | None) -> Path:
+def _fetch(hub_id: str, revision: str | None, wanted: list[str]) -> Path:
     try:
-        return _download(hub_id, revision, etag_timeout=ANSWER_WITHIN_SECONDS, endpoint=_endpoint())
+        return _download(hub_id, revision, wanted, etag_timeout=ANSWER_WITHIN_SECONDS, endpoint=_endpoint())
     except Exception as error:
         refused = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
         if isinstance(error, OSError) and error.errno in refused:
@@ -131,11 +143,11 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
 def already_here(hub_id: str, revision: str | None) -> ResolvedModel | None:
     """The whole copy in the hub library's cache, or None; nobody is asked."""
     try:
-        path = _download(hub_id, revision, local_files_only=True)
+        path = _download(hub_id, revision, WANTED, local_files_only=True)
+        weight_files(path)
     except Exception:  # whatever the reason, there is no copy to use
         return None
-    whole = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
-    return _model(path, hub_id, None) if whole else None
+    return _model(path, hub_id, None) if (path / "config.json").is_file() else None
 
 
 def _model(path: Path, hub_id: str, licence: str | None) -> ResolvedModel:

@@ -32,6 +32,7 @@ from foreword.models.cache_dir import (
     silent,
 )
 from foreword.models.catalogue import CATALOGUE, KnownModel
+from foreword.models.fingerprint import weight_files
 from foreword.models.hub import ResolvedModel
 
 RECORD_NAME = "foreword.json"
@@ -77,7 +78,7 @@ def resolve(
 
     Raises:
         UnknownModel: the name is none of the three; names the aliases that come close.
-        CannotRead: a folder without config.json or without safetensors.
+        CannotRead: a folder without config.json or without the safetensors that transformers loads.
         DownloadFailed: no source could deliver (says what each answered), or `pull_missing` is false.
         ChecksumMismatch: a file is not the expected one; nothing of it stays.
         CannotWrite: no space or right in the cache folder.
@@ -120,6 +121,7 @@ def _local(path: Path, name: str) -> ResolvedModel:
     if not has_config or not has_weights:
         missing = "safetensors" if has_config else "config.json"
         raise CannotRead(f"{path} is no model folder: it has no {missing}")
+    weight_files(path)
     return ResolvedModel(path=path.resolve(), name=name, revision=None, licence=None, source="folder")
 
 

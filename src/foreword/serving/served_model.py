@@ -24,13 +24,16 @@ def open_store(configuration: Configuration) -> PrefixStore:
     return PrefixStore(configuration.store, blobs=configuration.blobs, checkpoints=configuration.checkpoints)
 
 
-def open_base(configuration: Configuration) -> BaseModel:
-    """The base model. Raises as `BaseModel.load`."""
+def open_base(configuration: Configuration, store: PrefixStore | None = None) -> BaseModel:
+    """The base model, with what `store` declares about it now (`BaseModel.equivalent`).
+
+    Raises as `BaseModel.load`.
+    """
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return BaseModel.load(
+    base = BaseModel.load(
         configuration.base,
         device=configuration.device,
         dtype=configuration.dtype,
@@ -39,6 +42,9 @@ def open_base(configuration: Configuration) -> BaseModel:
         long_context=configuration.long_context,
         notify=lambda line: logs.event("base model", note=line),
     )
+    if store is not None:
+        base.equivalent |= store.equivalents(base.fingerprint)
+    return base
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class ServedModel:
         template: of training, where a job does not say.
         raw_template: of text as it is.
         text_limit: tokens that fit behind a prefix of a length; None for no limit.
+        equivalent: fingerprints of other bases whose prefixes run on this one, too.
         check: raises GeometryMismatch, WrongBaseModel or UsageError for a prefix that does not fit.
     """
 
@@ -63,6 +70,7 @@ class ServedModel:
     end_ids: frozenset[int]
     text_limit: Callable[[int], int | None]
     check: Callable[[Prefix], object]
+    equivalent: frozenset[str] = frozenset()
 
     @property
     def chats(self) -> bool:
@@ -100,4 +108,5 @@ def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
         end_ids=base.end_ids,
         text_limit=base.max_text_tokens,
         check=lambda prefix: base.per_row(prefix, 1),
+        equivalent=base.equivalent,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foreword.store.access import AuditEntry, Caller, Role
     from foreword.store.api_keys import KeyRecord, NewKey
+    from foreword.store.equivalence import Equivalence
     from foreword.store.forget import Forgotten
     from foreword.store.listing import Page
     from foreword.store.maintenance import Collected, Problem, Verification
@@ -25,6 +26,7 @@ __all__ = [
     "Caller",
     "Collected",
     "Description",
+    "Equivalence",
     "Exported",
     "Forgotten",
     "Imported",
@@ -44,6 +46,7 @@ _HOMES = {
     "Caller": "access",
     "Collected": "maintenance",
     "Description": "record",
+    "Equivalence": "equivalence",
     "Exported": "transfer",
     "Forgotten": "forget",
     "Imported": "transfer",

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -30,7 +31,7 @@ from sqlalchemy import (
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store.database import Database, find_database
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every revision in migrations/versions, oldest first; here so that opening a store needs no Alembic."""
 
 _LOCK = 0x666F7265
@@ -193,6 +194,19 @@ job_event = Table(
     Column("data", JSON),
     Index("job_event_by_job", "job", "id"),
 )
+
+equivalence = Table(
+    "equivalence",
+    metadata,
+    Column("trained", String(64), primary_key=True),  # fingerprints of two bases
+    Column("other", String(64), primary_key=True),
+    Column("declared", String(32), nullable=False),
+    Column("declared_by", String(160), nullable=False),
+    Column("loss_difference", Float, nullable=False),
+    Column("facts", JSON, nullable=False),
+    Index("equivalence_by_other", "other"),
+)
+"""Prefixes that were trained for one base and may run on another, such as a quantised copy."""
 
 
 def now(ago: float = 0.0) -> str:

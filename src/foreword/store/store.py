@@ -1,7 +1,8 @@
 """PrefixStore: named, versioned prefixes of many owners, as callers use them.
 
 One class with a method for each thing that a caller can do. What a method does stands in the file that it
-calls: versions.py, listing.py, access.py, api_keys.py, transfer.py, maintenance.py, forget.py.
+calls: versions.py, listing.py, access.py, api_keys.py, equivalence.py, transfer.py, maintenance.py,
+forget.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import sqlalchemy
 
 from foreword.errors import MissingBlob, UsageError
-from foreword.store import access, api_keys, forget, listing, maintenance, names, schema, transfer, versions
+from foreword.store import (
+    access,
+    api_keys,
+    equivalence,
+    forget,
+    listing,
+    maintenance,
+    names,
+    schema,
+    transfer,
+    versions,
+)
 from foreword.store.access import ADMINISTRATOR, AuditEntry, Caller, Role
 from foreword.store.api_keys import KeyRecord, NewKey
 from foreword.store.blobs import Blobs, check_marker, open_blobs, read_checked
@@ -327,6 +339,45 @@ class PrefixStore:
         """
         access.check_scope(self._caller, owner, "read the whole audit table")
         return self.database.read(lambda connection: access.entries(connection, owner, limit, before))
+
+    # -- bases that prefixes of another run on -------------------------------------------------
+
+    def declare_equivalent(
+        self,
+        trained: str,
+        other: str,
+        *,
+        loss_difference: float,
+        by: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> equivalence.Equivalence:
+        """Declare that prefixes trained for one base run on another, too; `foreword store equate` measures.
+
+        Args:
+            trained, other: fingerprints of the two bases.
+            loss_difference: mean loss per target token on `other` less that on `trained`, in nats.
+            by: who declares it; the caller when left out.
+            facts: what was measured; plain data.
+
+        Raises:
+            NotAllowed: the caller is no administrator.
+            UsageError: no fingerprints, or no finite number.
+        """
+        return self._write(equivalence.declare, trained, other, loss_difference, by, facts or {})
+
+    def withdraw_equivalent(self, trained: str, other: str) -> None:
+        """Take that back. Raises NotAllowed, and UsageError where it was not declared."""
+        self._write(equivalence.withdraw, trained, other)
+
+    def equivalences(self) -> tuple[equivalence.Equivalence, ...]:
+        """Everything that was declared, oldest first."""
+        return self.database.read(equivalence.listed)
+
+    def equivalents(self, other: str) -> frozenset[str]:
+        """Fingerprints of the bases whose prefixes were declared to run on the base `other`, too."""
+        table = schema.equivalence
+        rows = self.database.rows(sqlalchemy.select(table.c.trained).where(table.c.other == other))
+        return frozenset(row.trained for row in rows)
 
     # -- a whole owner, the whole store --------------------------------------------------------
 

@@ -259,6 +259,9 @@ def test_a_prefix_of_other_weights_of_the_same_sizes_is_refused_by_the_worker(ti
     other = BaseModel(tiny_llama(seed=1), byte_tokenizer(), name="other")
     with pytest.raises(WrongBaseModel, match=f"vLLM has {other.fingerprint[:12]}"):
         check_base(prefix, other.fingerprint)
+    with pytest.raises(WrongBaseModel):
+        check_base(prefix, other.fingerprint, {None, other.fingerprint})
+    check_base(prefix, other.fingerprint, {None, tiny_base.fingerprint})  # declared equivalent
 
 
 def test_a_configuration_with_a_vllm_that_is_not_there_says_what_to_start(

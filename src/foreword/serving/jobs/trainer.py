@@ -50,7 +50,7 @@ class TrainingProcess:
 
     def work(self) -> None:
         """Train whatever comes, until there has been nothing for a while or somebody says stop."""
-        base = open_base(self._configuration)
+        base = open_base(self._configuration, self._store)
         idle_since = time.monotonic()
         while not self.stopping and time.monotonic() - idle_since < self._configuration.idle_seconds:
             self._sweep()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from foreword.base.rope import long_fingerprint, short_positions
 from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
-from foreword.models.fingerprint import fingerprint, short
+from foreword.models.fingerprint import INDEX, shards_of, short, weight_files
 from foreword.prefix import Prefix
 from foreword.serving.vllm.prefixes import HeadShard
 
@@ -64,10 +64,13 @@ def share_of(vllm_config: Any) -> HeadShard:
     return share
 
 
-def weights_of(vllm_config: Any) -> str | None:
+def weights_of(vllm_config: Any, of_folder: Callable[[Path], str | None]) -> str | None:
     """Fingerprint of vLLM's base; None for a model that it has by another name than its folder's.
 
     Where a text may be longer than LongRoPE's short factors go, vLLM has the long ones for every text.
+
+    Args:
+        of_folder: gives the fingerprint of a folder of weights, or None for one that has no such.
 
     Raises:
         CannotRead: a folder of weights that are no safetensors.
@@ -75,18 +78,43 @@ def weights_of(vllm_config: Any) -> str | None:
     model = vllm_config.model_config
     if not (folder := Path(model.model)).is_dir():
         return None
-    weights, positions = fingerprint(folder), short_positions(model.hf_config)
-    return long_fingerprint(weights) if positions and model.max_model_len > positions else weights
+    weights, positions = of_folder(folder), short_positions(model.hf_config)
+    long = positions is not None and model.max_model_len > positions
+    return long_fingerprint(weights) if long and weights is not None else weights
 
 
-def check_base(prefix: Prefix, weights: str | None) -> None:
+def check_files(folder: Path) -> None:
+    """Refuse a folder of which vLLM loads other files than transformers: the base would not be the gateway's.
+
+    vLLM takes the shards of an index where there is one, and else every *.safetensors
+    (`filter_duplicate_safetensors_files` of vLLM 0.32), a second copy of the weights among them.
+
+    Raises:
+        UsageError: there are such files; says which.
+        CannotRead: a folder without weights.
+    """
+    wanted = {path.name for path in weight_files(folder)}
+    index = folder / INDEX
+    loaded = shards_of(index) if index.is_file() else [path.name for path in folder.glob("*.safetensors")]
+    if differing := sorted(wanted.symmetric_difference(loaded)):
+        raise UsageError(
+            f"vLLM and transformers do not load the same files of {folder}: they differ in "
+            f"{', '.join(differing[:3])}. Move second copies of the weights out of the folder"
+        )
+
+
+def check_base(prefix: Prefix, weights: str | None, equivalent: Collection[str | None] = ()) -> None:
     """Refuse a prefix of another base of the same sizes, which would give text, and the wrong one.
+
+    Args:
+        weights: fingerprint of what vLLM has loaded; None where it is not known.
+        equivalent: fingerprints of bases whose prefixes run on those weights, too.
 
     Raises:
         WrongBaseModel: other weights.
     """
     expected = prefix.base.fingerprint
-    if None not in (expected, weights) and expected != weights:
+    if None not in (expected, weights) and expected != weights and expected not in equivalent:
         raise WrongBaseModel(
             f"the prefix was trained for {prefix.base.name} with weights {short(expected or '')}, vLLM has "
             f"{short(weights or '')}; start vLLM with the base that the gateway has"

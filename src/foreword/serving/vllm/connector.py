@@ -23,10 +23,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from foreword.errors import GeometryMismatch
+from foreword.models.fingerprint import fingerprint, former_fingerprint
 from foreword.serving.vllm import plan
 from foreword.serving.vllm.checks import (
     attention_layers,
     check_base,
+    check_files,
     check_settings,
     share_of,
     weights_of,
@@ -53,7 +55,8 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         """
         Raises:
-            UsageError: no secret, no source of prefixes, or a setting under which prefixes would go wrong.
+            UsageError: no secret, no source of prefixes, a setting under which prefixes would go wrong, or
+                a folder with a second copy of the weights that vLLM loads.
             UnsupportedArchitecture: a model whose attention does not see a prefix from everywhere.
             CannotRead: a folder of weights that are no safetensors.
         """
@@ -70,7 +73,10 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             extra = vllm_config.kv_transfer_config.kv_connector_extra_config
             self._source = open_source(extra, os.environ)
             self._share = share_of(vllm_config)
-            self._weights = weights_of(vllm_config)
+            if (folder := Path(vllm_config.model_config.model)).is_dir():
+                check_files(folder)
+            self._weights = weights_of(vllm_config, fingerprint)
+            self._former = weights_of(vllm_config, former_fingerprint)
             self._dtype = vllm_config.model_config.dtype
             self._memory = ShardMemory(int(extra.get("memory_bytes", MEMORY_BYTES)), self._read)
 
@@ -179,7 +185,8 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _read(self, digest: str) -> ShardedPrefix:
         prefix = self._source.get(digest)
-        check_base(prefix, self._weights)
+        declared = self._source.equivalents(self._weights)
+        check_base(prefix, self._weights, {*declared, self._former})
         return shard_of(prefix, self._share, self._dtype)
 
     def _write(self, forward_context: Any, load: plan.Load, shard: ShardedPrefix) -> None:

@@ -35,6 +35,10 @@ class Source(Protocol):
         """
         ...
 
+    def equivalents(self, weights: str | None) -> frozenset[str]:
+        """Fingerprints of bases whose prefixes were declared to run on those weights, too."""
+        ...
+
 
 class FolderSource:
     """Files `<digest>.prefix` in one folder."""
@@ -60,6 +64,10 @@ class FolderSource:
             )
         return Prefix.from_bytes(content, where=str(path))
 
+    def equivalents(self, weights: str | None) -> frozenset[str]:
+        """None: declarations are kept in a store."""
+        return frozenset()
+
 
 class StoreSource:
     """The store; whichever of its versions has the digest."""
@@ -83,6 +91,10 @@ class StoreSource:
         for row in self._store.database.rows(query):
             return self._store.get(f"{row.owner}/{row.name}@{row.number}")
         raise UnknownPrefix(f"no version in the store has the digest {digest[:12]}...; it was deleted")
+
+    def equivalents(self, weights: str | None) -> frozenset[str]:
+        """See `Source`."""
+        return frozenset() if weights is None else self._store.equivalents(weights)
 
 
 def open_source(extra: Mapping[str, Any], environment: Mapping[str, str]) -> Source:

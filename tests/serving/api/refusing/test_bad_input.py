@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,11 @@ def test_a_stored_prefix_of_another_base_is_not_listed_and_refused(
     error(http.get("/v1/models/alice/foreign"), 404)
     found = error(http.post(CHAT, json={"model": "alice/foreign", "messages": HELLO}), 400)
     assert found["code"] == "wrong_base_model"
+    # Where the two bases are declared equivalent, it is listed like any other.
+    served = gateway.server.served
+    gateway.server.served = dataclasses.replace(served, equivalent=frozenset({other.fingerprint}))
+    assert http.get("/v1/models/alice/foreign").json()["id"] == "alice/foreign"
+    gateway.server.served = served
     gateway.store.delete("alice/foreign", all_versions=True)
 
 
