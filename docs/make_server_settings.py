@@ -51,7 +51,8 @@ def render(kind: Any = Configuration, limits: Any = Limits) -> str:
 
 
 def _row(name: str, each: Any) -> str:
-    text = f"{each.help} ({each.range})" if each.range not in (None, "a positive number") else each.help
+    values = ", ".join(map(str, each.choices)) or each.range
+    text = f"{each.help} ({values})" if values not in (None, "a positive number") else each.help
     return f"| `{name}` | {each.shown_default or 'none'} | {text} |\n"
 
 

@@ -12,10 +12,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from foreword.base.options import ModelOptions
 from foreword.cli.options import Given, with_options
+from foreword.errors import UsageError
 from foreword.serving import config
 from foreword.serving.config import ENVIRONMENT, Configuration, Limits, read
-from foreword.validation import setting, settings_of
+from foreword.validation import Setting, setting, settings_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 TABLES = ("limits", "key_limits")
@@ -45,10 +47,13 @@ def page() -> Any:
     return module
 
 
-def other_value(name: str, default: Any, kinds: tuple[Any, ...]) -> Any:
+def other_value(each: Setting) -> Any:
     """A value that is not the default."""
-    if name in OTHERS:
-        return OTHERS[name]
+    default, kinds = each.default, each.alternatives
+    if each.name in OTHERS:
+        return OTHERS[each.name]
+    if each.choices:
+        return each.choices[-1]
     if bool in kinds:
         return not default
     if int in kinds or float in kinds:
@@ -75,10 +80,7 @@ def test_every_setting_is_taken_from_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each: Any, where: str
 ) -> None:
     monkeypatch.setattr(config, "Configuration", Extended)
-    values = {
-        **NEEDED.get(each.name, {}),
-        each.name: other_value(each.name, each.default, each.alternatives),
-    }
+    values = {**NEEDED.get(each.name, {}), each.name: other_value(each)}
     path = tmp_path / "server.toml"
     path.write_text("".join(f"{name} = {in_toml(value)}\n" for name, value in values.items()))
     variables = {f"{ENVIRONMENT}{name.upper()}": str(value) for name, value in values.items()}
@@ -89,6 +91,14 @@ def test_every_setting_is_taken_from_everywhere(
         "flags": lambda: read(None, {}, flags),
     }[where]()
     assert getattr(found, each.name) == values[each.name]
+
+
+def test_how_a_base_is_loaded_is_set_as_for_every_command() -> None:
+    of_the_server = {each.name: each for each in settings_of(Configuration)}
+    for each in settings_of(ModelOptions):
+        assert of_the_server[each.name] == each
+    with pytest.raises(UsageError, match="dtype is 'float64'; expected auto, float32, bfloat16 or float16"):
+        read(None, {f"{ENVIRONMENT}DTYPE": "float64"}, {})
 
 
 @pytest.mark.parametrize("name", [each.name for each in settings_of(Limits)])

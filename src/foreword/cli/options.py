@@ -170,7 +170,9 @@ def _parameter(
 
 
 def _metavar(described: Setting) -> str | None:
-    usual = {int: "N", float: "X", Path: "FILE"}
+    usual: dict[Any, str] = {int: "N", float: "X", Path: "FILE"}
+    if described.choices:  # as typer has it for a type that is a Literal; what stays text is one to typer
+        usual = {described.alternatives[0]: f"<{'|'.join(map(str, described.choices))}>"}
     return described.metavar or next((usual[kind] for kind in described.alternatives if kind in usual), None)
 
 

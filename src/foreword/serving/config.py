@@ -15,12 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from foreword.base.options import SECTION as MODEL
+from foreword.base.options import ModelOptions
 from foreword.errors import CannotRead, UsageError
 from foreword.store.names import check_owner
 from foreword.validation import Setting, check_settings, current_names, setting, settings_of
 
 ENVIRONMENT = "FOREWORD_SERVE_"
-MODEL, ENGINE = "Base model", "Engine"
+ENGINE = "Engine"
 
 _model = partial(setting, section=MODEL, metavar="NAME")
 _engine = partial(setting, section=ENGINE)
@@ -51,20 +53,14 @@ NO_LIMITS = Limits(None, None, None, None)
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """Everything that can be set."""
+class Configuration(ModelOptions):
+    """Everything that can be set; how the base model is loaded stands in `ModelOptions`."""
 
     base: str = _model("smollm2-135m-instruct", help="Alias, folder or Hugging Face id")
     name: str | None = _model(
         None, default_text="as in base; of a folder the last part", help="What the base is called in the API"
     )
-    device: str = _model("auto", help="auto, cpu, cuda, cuda:1, mps")
-    dtype: str = _model("auto", help="auto, float32, bfloat16, float16")
-    attention: str = _model("auto", help="Attention kernel, as for every command")
-    quantization: str | None = _model(None, help="Quantize the weights: int8 or nf4; local engine only")
-    engine: Literal["local", "vllm"] = _engine(
-        "local", metavar="NAME", help="Engine that generates: local or vllm"
-    )
+    engine: Literal["local", "vllm"] = _engine("local", help="Engine that generates")
     engine_url: str | None = _engine(
         None, metavar="URL", help="URL of a running vLLM; without, one is started"
     )

@@ -30,14 +30,12 @@ def open_base(configuration: Configuration) -> BaseModel:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    attention: Any = configuration.attention
-    quantization: Any = configuration.quantization
     return BaseModel.load(
         configuration.base,
         device=configuration.device,
         dtype=configuration.dtype,
-        attention=attention,
-        quantization=quantization,
+        attention=configuration.attention,
+        quantization=configuration.quantization,
         notify=lambda line: logs.event("base model", note=line),
     )
 
