@@ -16,6 +16,7 @@ from foreword.errors import GeometryMismatch, UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from support.by_hand import greedy, layers_of
 from support.stand_ins import VOCABULARY, random_prefix
+from support.tiny_bart import tiny_bart_base
 
 PROMPTS = ["hello", "a", "some longer prompt here", "xyz abc", "the end is"]
 NEW = 10
@@ -231,6 +232,20 @@ def test_streamed_pieces_add_up_to_the_text(tiny_base: BaseModel, mixed: list[Pr
         )
         assert ["".join(pieces.get(row, [])) for row in range(len(texts))] == texts
     assert max(len(parts) for parts in pieces.values()) > 1
+
+
+def test_an_encoder_decoder_that_begins_with_its_end_token_is_streamed() -> None:
+    base = tiny_bart_base()
+    pieces: dict[int, list[str]] = {}
+    texts = generate(
+        base,
+        ["abc def", "xyz"],
+        max_new_tokens=6,
+        min_new_tokens=6,
+        on_text=lambda row, piece: pieces.setdefault(row, []).append(piece),
+    )
+    assert all(len(text) >= 6 for text in texts)
+    assert ["".join(pieces[row]) for row in range(2)] == texts
 
 
 def test_the_window_ends_a_row_but_not_its_neighbours(tiny_base: BaseModel) -> None:

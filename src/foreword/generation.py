@@ -211,7 +211,6 @@ def _generate_batch(
             rows[0].end_ids,
             decoding.stop,
             on_text,
-            skip=1,
         )
     stop = StopStrings(base.tokenizer, decoding.stop, start) if decoding.stop else None
     config = _settings(base, rows[0], decoding, pad_id)

@@ -5,6 +5,7 @@ Shapes: B rows of the batch (times beams), V vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ from foreword.validation import check_fields, check_whole_text
 
 UNFINISHED = "\ufffd"
 """What a tokenizer writes for bytes that are no whole character, or not yet."""
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""How vocabularies with byte fallback (Llama 2, Mistral, Gemma, Phi-3) name the token of one byte."""
 
 _token_texts: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
@@ -169,11 +173,13 @@ class Detokenizer:
         self.stopped = False
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._cleans = _takes_out_spaces(tokenizer)
         self._ids: list[int] = []
         # Only the tokens since `_from` are decoded: those in front of `_read` are handed out already and
         # stay for one round, because a tokenizer may spell a token differently at the very start.
         self._from = 0
         self._read = 0
+        self._in_bytes = False
         self._held = ""
 
     def add(self, token: int | None, *, final: bool = False) -> str:
@@ -189,21 +195,67 @@ class Detokenizer:
         return text
 
     def _decoded(self, *, final: bool) -> str:
-        """Text that the newest tokens add; none while they end within a character."""
-        before = self._text(self._ids[self._from : self._read])
-        now = self._text(self._ids[self._from :])
-        if not final and (len(now) <= len(before) or now.endswith(UNFINISHED)):
+        """Text that the newest tokens add; none while later ones may change it.
+
+        Three things do that: a character of which bytes are missing; a run of byte tokens, which is decoded
+        as a whole and comes to nothing but replacement characters if it is no UTF-8 in the end; spaces that
+        the tokenizer takes out in front of punctuation.
+        """
+        if not final and self._is_byte(self._ids[-1]):
+            self._in_bytes = True
             return ""
-        self._from, self._read = self._read, len(self._ids)
+        before = self._text(self._ids[self._from : self._read])
+        end = len(self._ids)
+        now = self._text(self._ids[self._from :])
+        if not final:
+            if not self._goes_on(before, now):
+                return ""
+            if self._in_bytes and now == self._text(self._ids[self._from : -1]):
+                return ""  # a special token, which is skipped: the run goes on behind it
+            self._in_bytes = False
+            if self._cleans:  # only what is in front of the newest word
+                end -= 1
+                now = self._text(self._ids[self._from : end])
+                if not self._begins_a_word() or not self._goes_on(before, now):
+                    return ""
+        self._from, self._read = self._read, end
         return now[len(before) :]
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+    @staticmethod
+    def _goes_on(before: str, now: str) -> bool:
+        return len(now) > len(before) and not now.endswith(UNFINISHED)
+
+    def _is_byte(self, token: int) -> bool:
+        """Whether the token is one byte of a character that the vocabulary lacks (byte fallback)."""
+        return bool(_BYTE_TOKEN.fullmatch(str(self._tokenizer.convert_ids_to_tokens(token))))
+
+    def _begins_a_word(self) -> bool:
+        """Whether a space comes with the newest token, and what is in front of it can't change any more.
+
+        Every text of which transformers takes out spaces begins with one, and only " ' " ends with one.
+        """
+        before, now = (
+            self._text(self._ids[self._from : end], clean_up_tokenization_spaces=False)
+            for end in (len(self._ids) - 1, len(self._ids))
+        )
+        return now[len(before) :].startswith(" ") and not before.endswith((" ", "'"))
+
+    def _text(self, ids: Sequence[int], **options: bool) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, **options)) if ids else ""
 
     def _may_stop(self) -> int:
         """Characters at the end that may be the beginning of a stop text."""
         starts = [n for word in self._stop for n in range(1, len(word)) if self._held.endswith(word[:n])]
         return max(starts, default=0)
+
+
+def _takes_out_spaces(tokenizer: Any) -> bool:
+    """Whether a tokenizer takes out spaces in front of punctuation; transformers 5 leaves those of BPE."""
+    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return False
+    model = type(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)).__name__
+    asked = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+    return model != "BPE" or bool(getattr(tokenizer, asked, True))
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
@@ -222,20 +274,21 @@ class TextStreamer(BaseStreamer):
         end_ids: frozenset[int],
         stop: Sequence[str],
         on_text: Callable[[int, str], None],
-        skip: int,
     ) -> None:
-        """`skip`: calls of `put` that bring the prompt, which is not part of the text."""
         self._places = places
         self._end_ids = end_ids
         self._on_text = on_text
-        self._skip = skip
+        self._began = False
         self._texts = [Detokenizer(tokenizer, stop) for _ in places]
         self._ended = [False] * len(places)
 
     def put(self, value: torch.Tensor) -> None:
-        """The next token of every row."""
-        if self._skip:
-            self._skip -= 1
+        """The next token of every row; first comes what the decoder begins with, no part of the text.
+
+        That is the prompt, or an encoder-decoder's start token, which for BART's kind is the end token, too.
+        """
+        if not self._began:
+            self._began = True
             return
         for row, token in enumerate(value.flatten().tolist()):
             ends = token in self._end_ids

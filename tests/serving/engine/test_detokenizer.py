@@ -7,32 +7,25 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
+from foreword.sampling import UNFINISHED
 from foreword.serving.engine.detokenizer import RowText, TextDelta
 from foreword.serving.engine.protocol import Token
+from support.tokenizers_of_all_kinds import ALL_KINDS
 
 END = 0
 
 
-def all_bytes_tokenizer() -> Any:
-    """A token per byte: every other character takes several."""
-    vocabulary = {
-        "<end>": END,
-        **{b: i + 1 for i, b in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
-    }
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+TOKENIZER = ALL_KINDS["byte-level BPE"]
+CHARACTERS = st.one_of(
+    st.sampled_from("abcnst.,!?' \n"), st.sampled_from("é€😀"), st.characters(exclude_categories=["Cs"])
+)
 
 
-TOKENIZER = all_bytes_tokenizer()
-
-
-def pieces_of(ids: list[int], stop: tuple[str, ...] = (), *, reason: str = "length") -> list[TextDelta]:
-    row = RowText(TOKENIZER, 0, frozenset({END}), stop)
+def pieces_of(
+    ids: list[int], stop: tuple[str, ...] = (), *, reason: str = "length", tokenizer: Any = TOKENIZER
+) -> list[TextDelta]:
+    row = RowText(tokenizer, 0, frozenset({END}), stop)
     found = []
     for place, token in enumerate(ids):
         last = place == len(ids) - 1
@@ -43,15 +36,52 @@ def pieces_of(ids: list[int], stop: tuple[str, ...] = (), *, reason: str = "leng
     return found
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
-def test_pieces_are_whole_characters_and_together_the_text(text: str) -> None:
-    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    pieces = pieces_of([*ids, END], reason="stop")
-    assert "".join(piece.text for piece in pieces) == TOKENIZER.decode(ids)
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(CHARACTERS, min_size=1, max_size=20))
+def test_pieces_are_whole_characters_and_together_the_text(kind: str, text: str) -> None:
+    tokenizer = ALL_KINDS[kind]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces = pieces_of([*ids, END], reason="stop", tokenizer=tokenizer)
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids, skip_special_tokens=True)
     assert sum(piece.tokens for piece in pieces) == len(ids) + 1
-    if "\ufffd" not in text:
-        assert not any("\ufffd" in piece.text for piece in pieces)
+    if UNFINISHED not in text:
+        assert not any(UNFINISHED in piece.text for piece in pieces)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_pieces_of_tokens_that_no_tokenizer_would_write_are_together_their_text(
+    kind: str, data: st.DataObject
+) -> None:
+    """As models write them: bytes that are no characters, special tokens in between, spaces anywhere."""
+    tokenizer = ALL_KINDS[kind]
+    often = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("😀", "é", " a", ".", " '", "a")
+    ]
+    usual = st.sampled_from(sorted({token for ids in often for token in ids}))
+    anyone = st.integers(1, len(tokenizer) - 1)
+    ids = data.draw(st.lists(st.one_of(usual, anyone), min_size=1, max_size=20))
+    pieces = pieces_of([*ids, END], reason="stop", tokenizer=tokenizer)
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_bytes_that_are_no_character_together_are_not_told_as_one_before() -> None:
+    """With byte fallback a byte that fits nothing undoes the whole character in front of it."""
+    tokenizer = ALL_KINDS["byte fallback"]
+    names = ["a", "<0xC3>", "<0xA9>", "<0xFF>", "b", "<0xC3>", "<0xA9>", "b"]
+    ids = tokenizer.convert_tokens_to_ids(names)
+    pieces = [piece.text for piece in pieces_of([*ids, END], reason="stop", tokenizer=tokenizer)]
+    assert pieces == ["a", UNFINISHED * 3 + "b", "éb", ""]
+
+
+def test_a_word_is_told_when_the_next_one_begins_where_spaces_are_taken_out() -> None:
+    tokenizer = ALL_KINDS["WordPiece"]
+    ids = tokenizer.convert_tokens_to_ids(["a", "##b", "'", "s", ".", "b"])
+    pieces = [piece.text for piece in pieces_of([*ids, END], reason="stop", tokenizer=tokenizer)]
+    assert "".join(pieces) == tokenizer.decode(ids) == "ab's. b"
+    assert [text for text in pieces if text] == ["ab", "'s", ".", " b"]
 
 
 @settings(max_examples=300, deadline=None)
