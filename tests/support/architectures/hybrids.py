@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.architectures.zoo import EXPERTS, STATE, Architecture
+from support.architectures.zoo import DECODER_ONLY, EXPERTS, STATE, Architecture
 
 # Two attention layers, with a state in front of and between them.
 LINEAR: dict[str, Any] = {
@@ -29,8 +29,10 @@ _HYBRID = "Mamba 2"
 
 HYBRID_WORKING: tuple[Architecture, ...] = (
     Architecture("Qwen3-Next", "qwen3_next", {**LINEAR, **EXPERTS}, f"{_DELTA}; experts"),
-    Architecture("Qwen3.5, on text", "qwen3_5_text", LINEAR, _DELTA),
-    Architecture("Qwen3.5-MoE, on text", "qwen3_5_moe_text", {**LINEAR, **EXPERTS}, f"{_DELTA}; experts"),
+    Architecture(
+        "Qwen3.5 with images, on text", "qwen3_5", {"text_config": {**DECODER_ONLY, **LINEAR}}, _DELTA
+    ),
+    Architecture("Qwen3.5-MoE, text alone", "qwen3_5_moe_text", {**LINEAR, **EXPERTS}, f"{_DELTA}; experts"),
     Architecture(
         "Granite 4",
         "granitemoehybrid",
@@ -62,6 +64,7 @@ HYBRID_WORKING: tuple[Architecture, ...] = (
             "ssm_state_size": 8,
             "n_groups": 1,
             "expand": 2,
+            "chunk_size": 8,
         },
         f"{_HYBRID}; experts; layers of one kind each",
     ),
@@ -88,7 +91,14 @@ HYBRID_WORKING: tuple[Architecture, ...] = (
     Architecture(
         "Zamba 2",
         "zamba2",
-        {**ZAMBA, "mamba_headdim": 16, "mamba_ngroups": 1, "adapter_rank": 4, "initializer_range": 0.1},
+        {
+            **ZAMBA,
+            "mamba_headdim": 16,
+            "mamba_ngroups": 1,
+            "adapter_rank": 4,
+            "chunk_size": 8,
+            "initializer_range": 0.1,
+        },
         _HYBRID,
     ),
 )

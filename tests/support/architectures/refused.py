@@ -61,8 +61,8 @@ REFUSED: tuple[Architecture, ...] = (
         "RecurrentGemma",
         "recurrent_gemma",
         {},
-        "hybrid that keeps its states outside of the cache, from one text to the next",
-        refused="1 of 3 decoder attention layers",
+        "hybrid that keeps its states outside of the cache and begins them at position 0",
+        refused="1 of 3 decoder attention layers|a prefix does not do what transformers' cache does",
     ),
     Architecture(
         "Kimi Linear",
