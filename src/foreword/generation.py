@@ -119,7 +119,7 @@ def generate(
     ]
     texts = [""] * len(rows)
     done = 0
-    for batch in _batches(rows, batch_size):
+    for batch in _batches(rows, batch_size, pads_left=base.pads_left):
         for row, ids in zip(batch, _generate_batch(base, batch, decoding, on_text), strict=True):
             texts[row.place] = _text(base, row, ids, decoding.stop)
         done += len(batch)
@@ -160,14 +160,16 @@ def _row(
     return _Row(place, ids, prefix, ends, max_new_tokens, start_ids)
 
 
-def _batches(rows: Sequence[_Row], batch_size: int) -> list[list[_Row]]:
+def _batches(rows: Sequence[_Row], batch_size: int, *, pads_left: bool) -> list[list[_Row]]:
     """Rows that start and end alike and may write as much, those of like length together.
 
-    No row is cut short because its neighbour has no positions left.
+    No row is cut short because its neighbour has no positions left. Where padding in front of a text would
+    reach it, rows of one length only share a batch.
     """
     alike: dict[tuple[Any, ...], list[_Row]] = {}
     for row in rows:
-        alike.setdefault((row.start_ids, row.end_ids, row.max_new_tokens), []).append(row)
+        length = 0 if pads_left else len(row.ids)
+        alike.setdefault((row.start_ids, row.end_ids, row.max_new_tokens, length), []).append(row)
     batches = []
     for group in alike.values():
         group.sort(key=lambda row: len(row.ids))

@@ -25,13 +25,14 @@ from foreword.training import TrainingStopped
 from foreword.training.initialization import Initialization, initial_key_values
 from support.architectures.decoder_only import DECODER_ONLY_WORKING
 from support.architectures.encoder_decoder import ENCODER_DECODER_WORKING
+from support.architectures.hybrids import HYBRID_WORKING
 from support.architectures.zoo import Architecture
 from support.by_hand import layers_of
 from support.by_hand import logits as past_key_values_logits
 from support.by_hand_attention import by_hand, greedy, logits, token_losses
 from support.stand_ins import byte_tokenizer, random_examples, random_prefix
 
-WORKING = DECODER_ONLY_WORKING + ENCODER_DECODER_WORKING
+WORKING = DECODER_ONLY_WORKING + HYBRID_WORKING + ENCODER_DECODER_WORKING
 LAYOUTS = ("flat", "right", "left")
 NEW = 6
 
@@ -99,12 +100,12 @@ def test_logits_of_mixed_rows_equal_those_computed_by_hand(base: BaseModel) -> N
 KEEPING_ALL = [a for a in DECODER_ONLY_WORKING if not a.windowed and "kv_lora_rank" not in a.settings]
 
 
-@pytest.mark.parametrize("architecture", KEEPING_ALL, ids=str)
+@pytest.mark.parametrize("architecture", [*KEEPING_ALL, *HYBRID_WORKING], ids=str)
 @torch.no_grad()
 def test_logits_equal_those_of_past_key_values(architecture: Architecture) -> None:
     """A second reference, where transformers' own cache keeps keys and values of every token."""
     base = architecture.base
-    assert base.cache_takes_prefixes
+    assert base.cache_takes_prefixes or base.is_hybrid
     row, prefix = rows_of(base, 1)[0], random_prefix(base, 5)
     theirs = past_key_values_logits(base.model, [*row.source_ids, *row.target_ids], layers_of(prefix))
     close(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from support.by_hand_attention import attention_layers, is_hybrid
+
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Per layer, keys and values `[H, P, D]`."""
 
@@ -17,9 +19,13 @@ def layers_of(prefix: Any) -> Layers:
 
 
 def logits(model: Any, ids: Sequence[int], prefix: Layers | None) -> torch.Tensor:
-    """`[T, V]`: transformers' own attention, the prefix as `past_key_values`, one row alone."""
-    cache, length = DynamicCache(), 0
-    for layer, (key, value) in enumerate(prefix or []):
+    """`[T, V]`: transformers' own attention, the prefix as `past_key_values`, one row alone.
+
+    In a hybrid the cache has the prefix in its attention layers, and no state.
+    """
+    layers = attention_layers(model)
+    cache, length = DynamicCache(config=model.config if is_hybrid(model) else None), 0
+    for layer, (key, value) in zip(layers, prefix or [], strict=prefix is not None):
         cache.update(key[None].to(model.dtype), value[None].to(model.dtype), layer)
         length = key.shape[1]
     ids_1T = torch.tensor([list(ids)])

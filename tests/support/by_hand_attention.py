@@ -129,9 +129,31 @@ AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, eager_mask)
 
 
+STATE_LAYERS = {"linear_attention", "conv", "moe", "mlp"}
+"""Kinds of layers, as configs name them, that have no keys and values."""
+
+
+def kinds_of_layers(model: Any) -> list[str]:
+    """Of each layer of a decoder-only model, from its config."""
+    config = model.config.get_text_config()
+    return getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+
+
+def is_hybrid(model: Any) -> bool:
+    return any(kind in STATE_LAYERS or kind.startswith("hybrid") for kind in kinds_of_layers(model))
+
+
+def attention_layers(model: Any) -> list[int]:
+    """Numbers of the layers that have keys and values."""
+    return [number for number, kind in enumerate(kinds_of_layers(model)) if kind not in STATE_LAYERS]
+
+
 def _places(model: Any) -> dict[nn.Module, tuple[str, int]]:
-    """Stream and layer of every attention module, from its name."""
+    """Stream and layer of every attention module, from its name; attention layers alone are counted."""
     found = {}
+    numbers: dict[int, int] = {}
+    if not model.config.is_encoder_decoder:
+        numbers = {layer: place for place, layer in enumerate(attention_layers(model))}
     for name, module in model.named_modules():
         number = re.search(r"\.(\d+)\.", name + ".")
         if number is None:
@@ -140,7 +162,8 @@ def _places(model: Any) -> dict[nn.Module, tuple[str, int]]:
             stream = "cross"
         else:
             stream = "encoder" if re.search(r"(^|\.)encoder\.", name) else "decoder"
-        found[module] = (stream, int(number[1]))
+        layer = int(number[1])
+        found[module] = (stream, numbers.get(layer, layer))
     return found
 
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
 from foreword.base.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
 from foreword.base.compatibility import check_prefix_effect, enable_window_shift, probe
+from foreword.base.hybrid import attention_layers, pads_left
 from foreword.base.loading import (
     Quantization,
     check,
@@ -291,6 +292,27 @@ class BaseModel:
         return accepted and not self.is_encoder_decoder
 
     @cached_property
+    def is_hybrid(self) -> bool:
+        """Whether some layers keep a state of the text, beside attention or instead of it.
+
+        There a text's own keys and values do not stand for the text.
+        """
+        return attention_layers(self.model.config) is not None
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether rows can stand end to end in one sequence; else they are padded.
+
+        A hybrid's state would run on from row to row; a model without `position_ids` counts them by place.
+        """
+        return self.takes_positions and not self.is_hybrid
+
+    @cached_property
+    def pads_left(self) -> bool:
+        """Whether padding in front of a text leaves it as it is; tried on hybrids."""
+        return not self.is_hybrid or pads_left(self.model, positions=self.takes_positions)
+
+    @cached_property
     def cache_takes_prefixes(self) -> bool:
         """Whether prefixes can be in the cache while generating; it is a question of speed only."""
         from foreword.base.kv_cache import takes_prefixes  # needed by generation alone
@@ -402,8 +424,8 @@ class BaseModel:
             return encoder_decoder_batch(rows, start_id=self.start_id, device=self.device, pad_id=pad_id)
         offsets = prefixes.lengths("decoder") if prefixes is not None else (0,) * len(rows)
         groups = prefixes.sharing_groups() if prefixes is not None else (0,) * len(rows)
-        if not self.takes_positions and layout == "flat":
-            layout = "right"  # such a model counts positions by place in the row, so rows stay apart
+        if (layout == "flat" and not self.packs_rows) or (layout == "left" and not self.pads_left):
+            layout = "right"
         return decoder_batch(
             rows,
             offsets,
@@ -431,7 +453,8 @@ class BaseModel:
             prefixes: one for all, or one (or None) per row.
             template: of rows without a prefix (default: the base's own) ; rows with one use the
                 prefix's.
-            layout: how rows share a forward pass; the losses are the same for all three.
+            layout: how rows share a forward pass; the losses are the same for all three. What would let a
+                hybrid's states run from row to row, or begin in padding, is padded on the right instead.
             batch_tokens: at most this many tokens at once; only memory depends on it.
 
         Raises:

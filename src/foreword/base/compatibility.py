@@ -8,7 +8,8 @@ That every layer asks for our attention function does not say that the model wor
 on its own, carry a state beside attention, or make its own mask. `check_prefix_effect` tries three tokens.
 Decoder-only: keys and values of a text's first token, given as a prefix to the tokens behind it, must give
 the logits of the whole text. That is exact for attention, and false for everything else. The rows are tried
-end to end, one with and one without, so that they are shown not to meet. Encoder-decoder: each stream must
+end to end, one with and one without, so that they are shown not to meet. Hybrids, whose other layers keep a
+state of the text, have a trial of their own (hybrid.py). Encoder-decoder: each stream must
 have an effect, on its own row only, and the decoder stay causal. There a prefix stands for no tokens (it
 does not move the text), so no text can be compared with.
 
@@ -42,6 +43,7 @@ from foreword.base.attention import (
 )
 from foreword.base.batch import Layout, decoder_batch, encoder_decoder_batch
 from foreword.base.float32 import HALVES, in_float32
+from foreword.base.hybrid import attention_layers, try_hybrid
 from foreword.base.loading import existing_quantization
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.base.sliding_window import RopeShift
@@ -115,16 +117,19 @@ def _calls(model: Any) -> list[_Call]:
 
 def _check_counts(model: Any, calls: list[_Call]) -> None:
     counts = Counter(call.stream for call in calls)
-    expected: dict[Stream, int] = {"decoder": _layers(model.config, "decoder")}
+    hybrid = attention_layers(model.config)
+    expected: dict[Stream, int] = {
+        "decoder": _layers(model.config, "decoder") if hybrid is None else len(hybrid)
+    }
     if model.config.is_encoder_decoder:
         expected["encoder"] = _layers(model.config, "encoder")
         expected["cross"] = expected["decoder"]
-    if counts != expected:
+    if counts != expected or not calls:
         counted = ", ".join(f"{counts[s]} of {n} {s}" for s, n in expected.items())
         raise UnsupportedArchitecture(
             f"{name(model)}: {counted} attention layers take a prefix. Foreword needs a transformer whose "
-            "attention goes through transformers' attention interface; state-space, hybrid and other "
-            "models without keys and values in every layer can't carry one"
+            "attention goes through transformers' attention interface, in every layer or, in a hybrid, in "
+            "those that keep keys and values in transformers' cache"
         )
     if len({id(call.module) for call in calls}) < len(calls):
         raise UnsupportedArchitecture(
@@ -180,6 +185,8 @@ def check_prefix_effect(model: Any, *, positions: bool, farthest: int | None = N
         try:
             if model.config.is_encoder_decoder:
                 _try_encoder_decoder(model, slack)
+            elif attention_layers(model.config) is not None:
+                try_hybrid(model, name(model), positions=positions)
             else:
                 _try_decoder(model, positions, slack, farthest)
         except torch.OutOfMemoryError:
@@ -325,8 +332,9 @@ def _rope_shift(model: Any, rotary: nn.Module, module: nn.Module) -> RopeShift |
         return None
     if "layer_type" not in taken:
         return RopeShift(rotary, apply)
-    types = model.config.get_text_config(decoder=True).layer_types
-    return RopeShift(rotary, apply, types[module.foreword_layer.layer])  # type: ignore[union-attr]
+    types, hybrid = model.config.get_text_config(decoder=True).layer_types, attention_layers(model.config)
+    layer: int = module.foreword_layer.layer  # type: ignore[assignment, union-attr]
+    return RopeShift(rotary, apply, types[layer if hybrid is None else hybrid[layer]])
 
 
 def rotation(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None:

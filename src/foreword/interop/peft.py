@@ -132,8 +132,8 @@ def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrit
         overwrite: replace a folder that an earlier export wrote.
 
     Raises:
-        NotExportable: a prefix of an encoder-decoder, one with keys and values of different size, or an
-            infix.
+        NotExportable: a prefix of an encoder-decoder or a hybrid, one with keys and values of different
+            size, or an infix.
         GeometryMismatch, WrongBaseModel: the prefix is not of this base.
         OutputExists: the folder is there and `overwrite` is false.
         CannotWrite: no right or space, or the folder holds other files than an export.
@@ -145,6 +145,11 @@ def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrit
             f"the prefix has the streams {', '.join(prefix.streams)} of an encoder-decoder ({base.name}); "
             "PEFT gives its encoder and cross-attention nothing, so the result would be another. Use it "
             "with Foreword"
+        )
+    if base.is_hybrid:
+        raise NotExportable(
+            f"{base.name} is a hybrid: its prefix has keys and values for its attention layers alone, and "
+            "PEFT puts those it has into every layer from the first on. Use it with Foreword"
         )
     if prefix.template.placement != "prefix":
         raise NotExportable(

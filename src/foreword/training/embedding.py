@@ -2,7 +2,7 @@
 
 One forward pass of the frozen base model over the embeddings alone, at positions 0 to P-1. Gradients
 flow back through it to the embeddings, and to no weight. A virtual token sees those in front of it,
-so this is exactly what the model would hold of these tokens in front of a text.
+so this is exactly what the model would hold of these tokens in front of a text (of a hybrid, states aside).
 
 Shapes: P prefix length, E embedding size, L layers, H key/value heads, D head size.
 """

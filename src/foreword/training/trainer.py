@@ -221,7 +221,7 @@ def build_trainer(
     resolved = settings.resolve(base.geometry, len(examples))
     trained = trained_prefix(base, settings, resolved, examples, start=start, placement=placement)
     # Only models that need padding gain from batches of like length.
-    by_length = not base.takes_positions
+    by_length = not base.packs_rows
     return Trainer(settings, resolved, trained, examples, dev, by_length=by_length, owner=owner)
 
 

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from support.architectures.decoder_only import DECODER_ONLY_WORKING
 from support.architectures.encoder_decoder import ENCODER_DECODER_WORKING
+from support.architectures.hybrids import HYBRID_WORKING
 from support.architectures.refused import REFUSED
 from support.architectures.zoo import Architecture
 
@@ -37,10 +38,15 @@ two are out of step. For every one that works, the tests show that
 
 A model that is not in the tables is tried when it is loaded. Every attention layer must ask for Foreword's
 function. In a decoder-only model, the keys and values of a text's first token, given as a prefix, must then do
-exactly what that token did in front of the text; in an encoder-decoder, each stream must change its own row,
-no other, and nothing in front of a token. The trial is computed in float32 whatever the weights are kept in, so
-that rounding to 16 bits hides nothing. Whatever fails is refused with `UnsupportedArchitecture` before any
-work. What three tokens can't show, such as a change of behaviour thousands of tokens in, the trial can't see.
+exactly what that token did in front of the text; in a hybrid, a prefix must do what transformers' own cache
+does with the same keys and values; in an encoder-decoder, each stream must change its own row, no other, and
+nothing in front of a token. The trial is computed in float32 whatever the weights are kept in, so that rounding
+to 16 bits hides nothing. Whatever fails is refused with `UnsupportedArchitecture` before any work. What a few
+tokens can't show, such as a change of behaviour thousands of tokens in, the trial can't see.
+"""
+
+HYBRIDS = """Layers with a state of the text (state-space, linear attention, convolutions) stand beside attention, or in
+its place. A prefix has keys and values for the attention layers alone: [hybrids.md](hybrids.md).
 """
 
 VLLM = """
@@ -112,6 +118,9 @@ def page() -> str:
             "## Works: decoder-only\n",
             table_with_vllm(DECODER_ONLY_WORKING, record),
             vllm.lstrip(),
+            "## Works: hybrids\n",
+            HYBRIDS,
+            table(HYBRID_WORKING, "beside attention"),
             "## Works: encoder-decoder\n",
             "The vLLM engine refuses all of them.\n",
             table(ENCODER_DECODER_WORKING, "notes"),
@@ -125,5 +134,6 @@ def page() -> str:
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     print(
-        f"{PAGE.name}: {len(DECODER_ONLY_WORKING + ENCODER_DECODER_WORKING)} work, {len(REFUSED)} are refused"
+        f"{PAGE.name}: {len(DECODER_ONLY_WORKING + HYBRID_WORKING + ENCODER_DECODER_WORKING)} work, "
+        f"{len(REFUSED)} are refused"
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from support.architectures.zoo import ABSENT, EXPERTS, LATENT, STATE, Architecture
+from support.architectures.zoo import ABSENT, EXPERTS, LATENT, Architecture
 from support.stand_ins import VOCABULARY
 
-_HYBRID = "attention layers take a prefix"
+_SOME = "attention layers take a prefix"
 _OLD_CODE = (
     "attention code of its own in transformers 5.19; newer releases that lack it are tried when loaded"
 )
 _OWN_CODE = "0 of 3 decoder attention layers"
+_NONE = "0 of 0 decoder attention layers"
 
 REFUSED: tuple[Architecture, ...] = (
     Architecture(
@@ -46,51 +47,22 @@ REFUSED: tuple[Architecture, ...] = (
     ),
     Architecture("GPT", "openai-gpt", {}, "attention code of its own", refused=_OWN_CODE),
     Architecture("RWKV", "rwkv", {}, "no attention", refused=_OWN_CODE),
-    Architecture("Mamba", "mamba", {}, "no attention", refused=_OWN_CODE),
+    Architecture("Mamba", "mamba", {}, "no attention", refused=_NONE),
     Architecture(
         "Mamba 2",
         "mamba2",
         {"num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8},
         "no attention",
-        refused=_OWN_CODE,
+        refused=_NONE,
     ),
-    Architecture("Falcon-Mamba", "falcon_mamba", {}, "no attention", refused=_OWN_CODE),
+    Architecture("Falcon-Mamba", "falcon_mamba", {}, "no attention", refused=_NONE),
     Architecture("xLSTM", "xlstm", {}, "no attention", refused=_OWN_CODE),
-    Architecture("RecurrentGemma", "recurrent_gemma", {}, "attention in some layers only", refused=_HYBRID),
     Architecture(
-        "Jamba",
-        "jamba",
-        {"use_mamba_kernels": False, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
-        "attention in some layers only",
-        refused=_HYBRID,
-    ),
-    Architecture(
-        "Bamba",
-        "bamba",
-        {**STATE, "attn_layer_indices": [1]},
-        "attention in some layers only",
-        refused=_HYBRID,
-    ),
-    Architecture(
-        "Falcon-H1",
-        "falcon_h1",
-        {**STATE, "mamba_d_ssm": 64},
-        "a state beside attention in every layer",
-        refused="Something beside attention carries the text",
-    ),
-    Architecture(
-        "Granite 4 hybrid",
-        "granitemoehybrid",
-        {**STATE, **EXPERTS, "layer_types": ["mamba", "attention", "mamba"]},
-        "attention in some layers only",
-        refused=_HYBRID,
-    ),
-    Architecture(
-        "Qwen3-Next",
-        "qwen3_next",
-        {**EXPERTS, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
-        "attention in some layers only",
-        refused=_HYBRID,
+        "RecurrentGemma",
+        "recurrent_gemma",
+        {},
+        "hybrid that keeps its states outside of the cache and begins them at position 0",
+        refused="1 of 3 decoder attention layers|a prefix does not do what transformers' cache does",
     ),
     Architecture(
         "Kimi Linear",
@@ -106,18 +78,16 @@ REFUSED: tuple[Architecture, ...] = (
                 "short_conv_kernel_size": 4,
             },
         },
-        "attention in some layers only",
-        refused=_HYBRID,
+        "hybrid with latent attention, whose cache has no place for a prefix to compare with",
+        refused="does not keep keys and values as attention sees them",
     ),
     Architecture(
-        "LFM2",
-        "lfm2",
-        {"layer_types": ["conv", "full_attention", "conv"]},
-        "attention in some layers only",
-        refused=_HYBRID,
+        "MiniMax",
+        "minimax",
+        EXPERTS,
+        "hybrid with a cache of its own, which can't be compared with",
+        refused="uses cache of its own",
     ),
-    Architecture("MiniMax", "minimax", EXPERTS, "attention in some layers only", refused=_HYBRID),
-    Architecture("Nemotron-H", "nemotron_h", {}, "attention in some layers only", refused=_HYBRID),
     Architecture(
         "Gemma 4",
         "gemma4_text",
@@ -132,7 +102,7 @@ REFUSED: tuple[Architecture, ...] = (
         "its attention counts positions on its own",
         refused="attn_temperature_tuning",
     ),
-    Architecture("DiffLlama", "diffllama", {}, "two attentions in a layer", refused=_HYBRID),
+    Architecture("DiffLlama", "diffllama", {}, "two attentions in a layer", refused=_SOME),
     Architecture("Doge", "doge", {}, "makes its mask in the layer", refused="fails with a prefix in front"),
     Architecture(
         "HRM",
@@ -159,13 +129,13 @@ REFUSED: tuple[Architecture, ...] = (
         "takes no positions",
         refused="counts positions",
     ),
-    Architecture("LED", "led", {}, "attention code of its own", refused=_HYBRID, kind="encoder-decoder"),
+    Architecture("LED", "led", {}, "attention code of its own", refused=_SOME, kind="encoder-decoder"),
     Architecture(
         "LongT5",
         "longt5",
         {},
         "attention code of its own in the encoder",
-        refused=_HYBRID,
+        refused=_SOME,
         kind="encoder-decoder",
     ),
     Architecture(
@@ -173,7 +143,7 @@ REFUSED: tuple[Architecture, ...] = (
         "pegasus_x",
         {},
         "attention code of its own in the encoder",
-        refused=_HYBRID,
+        refused=_SOME,
         kind="encoder-decoder",
     ),
     Architecture(
@@ -181,11 +151,11 @@ REFUSED: tuple[Architecture, ...] = (
         "bigbird_pegasus",
         {},
         "attention code of its own in the encoder",
-        refused=_HYBRID,
+        refused=_SOME,
         kind="encoder-decoder",
     ),
-    Architecture("FSMT", "fsmt", {}, "attention code of its own", refused=_HYBRID, kind="encoder-decoder"),
-    Architecture("MVP", "mvp", {}, "attention code of its own", refused=_HYBRID, kind="encoder-decoder"),
+    Architecture("FSMT", "fsmt", {}, "attention code of its own", refused=_SOME, kind="encoder-decoder"),
+    Architecture("MVP", "mvp", {}, "attention code of its own", refused=_SOME, kind="encoder-decoder"),
     Architecture(
         "Switch Transformers",
         "switch_transformers",

@@ -76,7 +76,14 @@ LATENT = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
 }
-STATE = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2}
+STATE = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 8,  # shorter than the rows of the tests
+}
 
 
 @dataclass(frozen=True)

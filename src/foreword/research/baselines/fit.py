@@ -63,7 +63,7 @@ def fit(
         return Fit(0, loss, 0, {0: loss})
     method = _InTraining(adapter)
     resolved = settings.resolve(base.geometry, len(rows))
-    trainer = Trainer(settings, resolved, method, rows, dev, by_length=not base.takes_positions)
+    trainer = Trainer(settings, resolved, method, rows, dev, by_length=not base.packs_rows)
     curve: dict[int, float] = {}
     loop.run(
         base,

@@ -16,7 +16,7 @@ from foreword.base.base_model import BaseModel
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import EncodedExample
-from foreword.errors import UsageError
+from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.prefix import Prefix
 from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
@@ -80,7 +80,17 @@ def front(inputs: AdapterInputs) -> ContextCost:
 
 
 def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
-    """The prefix that stands for these tokens in front of every text."""
+    """The prefix that stands for these tokens in front of every text.
+
+    Raises:
+        UnsupportedArchitecture: a hybrid, whose states a prefix does not hold.
+    """
+    if base.is_hybrid:
+        raise UnsupportedArchitecture(
+            f"{base.name} is a hybrid: a prefix of a text's own keys and values does not stand for the text "
+            "there, because the layers beside attention do not see it. Leave the method out, or put the text "
+            "in front of every source"
+        )
     base.max_text_tokens(len(ids))
     key_values = activations(base, ids, ids, len(ids))
     tensors = {

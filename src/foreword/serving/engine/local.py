@@ -35,13 +35,13 @@ class LocalEngine:
 
         Raises:
             UnsupportedArchitecture: the base's cache does not keep every token as attention sees it
-                (sliding windows, latent attention), or it is an encoder-decoder.
+                (sliding windows, latent attention, states of a hybrid), or it is an encoder-decoder.
         """
         if not base.cache_takes_prefixes or not base.takes_positions:
             raise UnsupportedArchitecture(
                 f"{base.name} can't be served by the local engine: it needs a decoder-only model whose cache "
-                "keeps the keys and values of every token and that takes position ids; `foreword generate` "
-                "runs this one"
+                "keeps the keys and values of every token in every layer and that takes position ids; "
+                "`foreword generate` runs this one"
             )
         self._base = base
         self._max_rows = max_rows

@@ -191,6 +191,11 @@ def check_base(base: BaseModel) -> None:
     Raises:
         UnsupportedArchitecture: an encoder-decoder, or attention that would lose sight of the prefix.
     """
+    if base.is_hybrid:
+        raise UnsupportedArchitecture(
+            f"{base.name} can't be served by vLLM with prefixes: it is a hybrid, and vLLM takes a prefix for "
+            "text that the layers beside attention have read. `foreword generate` runs this one"
+        )
     if base.is_encoder_decoder or not base.takes_positions or base.positions != "text-after-prefix":
         raise UnsupportedArchitecture(
             f"{base.name} can't be served by vLLM with prefixes: it needs a decoder-only model whose "
