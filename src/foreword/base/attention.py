@@ -212,7 +212,7 @@ def _attention_function(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, tor
         cache = state.mask_cache[stream]
         if mask is not None and kernel == "eager" and mask.dtype == torch.bool:
             mask = _once(cache.additive, mask, lambda boolean: _additive(boolean, query.dtype))
-        valid_BT = None if layout is None else layout.valid_BT
+        valid_BT = None if layout is None else layout.valid_BT.to(query.device)
         output, weights = _attend(kernel, module, query, key, value, mask, valid_BT, cache, kwargs)
         return (layout.to_flat(output) if layout is not None else output), weights
 

@@ -73,17 +73,18 @@ class PackedLayout:
 
     def of_rows(self, tokens_N: torch.Tensor) -> torch.Tensor:
         """`[N]` to `[B, T]`."""
-        return tokens_N.index_select(0, self._flat_index_BT).view(self.rows, self.longest)
+        return tokens_N.index_select(0, self._flat_index_BT.to(tokens_N.device)).view(self.rows, self.longest)
 
     def to_rows(self, states_1HND: torch.Tensor) -> torch.Tensor:
         """`[1, H, N, D]` to `[B, H, T, D]`."""
         _, heads, _, size = states_1HND.shape
-        gathered = states_1HND[0].transpose(0, 1).index_select(0, self._flat_index_BT)
+        index_BT = self._flat_index_BT.to(states_1HND.device)  # layers can live on different devices
+        gathered = states_1HND[0].transpose(0, 1).index_select(0, index_BT)
         return gathered.view(self.rows, self.longest, heads, size).transpose(1, 2)
 
     def to_flat(self, states_BTHD: torch.Tensor) -> torch.Tensor:
         """`[B, T, H, D]` to `[1, N, H, D]`."""
-        return states_BTHD.flatten(0, 1).index_select(0, self._row_index_N)[None]
+        return states_BTHD.flatten(0, 1).index_select(0, self._row_index_N.to(states_BTHD.device))[None]
 
 
 def pack_rows(
