@@ -62,5 +62,5 @@ def tokens_at_once(
     held = 2 * LAYER_VALUES
     if gradient:
         held = layers + LAYER_VALUES if checkpointed else layers * LAYER_VALUES
-    of_token = held * int(config.hidden_size) * model.dtype.itemsize
+    of_token = held * int(config.hidden_size) * int(model.dtype.itemsize)
     return min(max(free // 2 // of_token, LEAST_TOKENS), MOST_TOKENS)
