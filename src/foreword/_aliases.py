@@ -210,7 +210,6 @@ RENAMED = {
         "DEVICES": "CAUSAL_DEVICES",
         "Slot": "LayerInfo",
         "attending": "attention_context",
-        "gradient_checkpointing": "base.gradient_checkpointing.gradient_checkpointing",
     },
     "base.batch": {"FlatLayout": "PackedLayout", "lay_out": "pack_rows"},
     "base.compatibility": {"reach_into_windows": "enable_window_shift", "try_prefix": "check_prefix_effect"},

@@ -19,7 +19,7 @@ import typer
 import typer.main
 from typer.testing import CliRunner
 
-from foreword import BaseModel, prefix
+from foreword import BaseModel, prefix, train, train_many
 from foreword.base.options import ModelOptions
 from foreword.cli.app import load
 from foreword.cli.options import with_options
@@ -38,6 +38,7 @@ from foreword.training.settings import (
     make_settings,
 )
 from foreword.validation import flat_settings, setting, settings_of
+from support.stand_ins import random_examples
 
 
 @dataclass(frozen=True)
@@ -235,3 +236,35 @@ def test_an_option_that_is_gone_is_named_as_it_is_typed() -> None:
 def test_a_table_where_a_value_belongs_is_refused() -> None:
     with pytest.raises(UsageError, match="batch_size is {'a': 2}; expected a whole number"):
         TrainingSettings.from_mapping({"batch_size": {"a": 2}})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "given", "told"),
+    [
+        ({"patience": 3}, {"dev": False, "start": False}, "patience is 3, but there are no dev examples"),
+        ({"init": "random"}, {"dev": False, "start": True}, "init is random, and a prefix to start from"),
+        ({"parameterization": "mlp"}, {"dev": True, "start": True}, "'mlp' has no starting point"),
+    ],
+)
+def test_a_setting_that_a_run_would_ignore_is_refused(
+    chosen: dict[str, Any], given: dict[str, bool], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        make_settings(**chosen).check_with(**given)
+    make_settings(**chosen).check_with(dev=True, start=False)
+
+
+def test_a_setting_that_another_would_hide_is_refused(tiny_base: BaseModel) -> None:
+    with pytest.raises(UsageError, match="init is random, but 'mlp' has no starting point"):
+        make_settings(parameterization="mlp", init="random")
+    whole = ParameterizationSettings("mlp+start")
+    for given in ({"width": 8, "parameterization": whole}, {"parameterization": whole, "width": 8}):
+        with pytest.raises(UsageError, match="beside an object of settings that holds it"):
+            make_settings(**given)
+    examples = random_examples(2)
+    with pytest.raises(UsageError, match="checkpoint_every is 2, but there is no folder"):
+        train(tiny_base, examples, steps=1, checkpoint_every=2)
+    with pytest.raises(UsageError, match="checkpoint_every is 2, but there is no folder"):
+        train_many(tiny_base, {"a": examples}, steps=1, checkpoint_every=2)
+    with pytest.raises(UsageError, match="patience is 1, but there are no dev examples"):
+        train_many(tiny_base, {"a": examples}, steps=1, patience=1)

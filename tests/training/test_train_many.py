@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,53 @@ def test_passes_are_divided_by_tokens_without_changing_the_result(tiny_base: Bas
 def test_an_owner_that_comes_twice_is_refused(tiny_base: BaseModel) -> None:
     with pytest.raises(UsageError, match="comes twice"):
         train_many(tiny_base, [("a", random_examples(2)), ("a", random_examples(2))], **OPTIONS)
+
+
+def passes_of(base: BaseModel, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[dict[str, int]]:
+    """Rows of each owner in each pass of one step."""
+    from foreword.training import loop
+
+    passes: list[dict[str, int]] = []
+    backward = loop._backward
+
+    def noted(base: Any, trainers: Any, objective: Any, part: Any, *more: Any) -> Any:
+        passes.append(dict(Counter(trainers[index].owner for index, _ in part)))
+        return backward(base, trainers, objective, part, *more)
+
+    monkeypatch.setattr(loop, "_backward", noted)
+    examples = {name: random_examples(4, seed=n, shortest=9, longest=9) for n, name in enumerate("ab")}
+    train_many(base, examples, length=2, steps=1, batch_size=4, **options)
+    return passes
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [{"a": 4, "b": 4}]),
+        ({"isolated": True}, [{"a": 4}, {"b": 4}]),
+        ({"max_batch_tokens": 60}, [{"a": 3}, {"a": 1, "b": 2}, {"b": 2}]),
+        ({"isolated": True, "max_batch_tokens": 60}, [{"a": 3}, {"a": 1}, {"b": 3}, {"b": 1}]),
+        ({"gradient_accumulation": 2}, [{"a": 2, "b": 2}] * 2),
+        ({"gradient_accumulation": 2, "isolated": True}, [{"a": 2}] * 2 + [{"b": 2}] * 2),
+        ({"gradient_accumulation": 2, "max_batch_tokens": 60}, [{"a": 2, "b": 1}, {"b": 1}] * 2),
+        (
+            {"gradient_accumulation": 2, "max_batch_tokens": 20, "isolated": True},
+            [{"a": 1}] * 4 + [{"b": 1}] * 4,
+        ),
+    ],
+)
+def test_what_divides_passes_works_together(
+    tiny_base: BaseModel,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    expected: list[dict[str, int]],
+) -> None:
+    assert passes_of(tiny_base, monkeypatch, **options) == expected
+
+
+def test_isolated_owners_in_small_passes_do_not_depend_on_each_other(tiny_base: BaseModel) -> None:
+    options = {**OPTIONS, "isolated": True, "max_batch_tokens": 30}
+    together = train_many(tiny_base, OWNERS, **options)
+    for owner, examples in OWNERS.items():
+        assert same(together[owner], train_many(tiny_base, {owner: examples}, **options)[owner])
+        assert close(together[owner], train(tiny_base, examples, **OPTIONS))

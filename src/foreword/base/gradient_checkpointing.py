@@ -67,7 +67,7 @@ def gradient_checkpointing(model: Any, enabled: bool = True) -> Iterator[None]:
         raise UnsupportedArchitecture(f"{type(model).__name__} has no layers that can be checkpointed")
     for layer in layers:
         if not isinstance(layer, CheckpointedLayer):
-            layer.__class__ = _checkpointed(type(layer))
+            layer.__class__ = _checkpointed(type(layer))  # type: ignore[arg-type]
     token = _enabled.set(enabled)
     try:
         yield

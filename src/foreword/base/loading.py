@@ -97,11 +97,11 @@ def _computes_bfloat16(device: str) -> bool:
     """Whether a GPU, or each of several, has bfloat16 in hardware; older ones emulate it."""
     index = torch.device("cuda" if device == "balanced" else device).index
     every = range(torch.cuda.device_count()) if device == "balanced" else [index]
+    answers = []
     for each in every:
         with torch.cuda.device(each):  # torch answers for the current one
-            if not torch.cuda.is_bf16_supported(including_emulation=False):
-                return False
-    return True
+            answers.append(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(answers) and all(answers)
 
 
 Quantization = Literal["int8", "nf4"]

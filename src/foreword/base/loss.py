@@ -21,11 +21,13 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.batch import Batch
+from foreword.base.device_memory import logits_at_once
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import PrepackedLinear
 
 PART = 1 << 23
-"""Logits at once (32 MB in float32): enough rows to keep a matrix product busy."""
+"""Logits at once (32 MB in float32): enough rows to keep a CPU's matrix product busy. On a GPU see
+`logits_at_once`."""
 
 
 def detect_linear_head(model: Any) -> None:
@@ -48,17 +50,24 @@ def detect_linear_head(model: Any) -> None:
             hidden = model.base_model(**inputs, use_cache=False)[0]
     finally:
         handle.remove()
-    model.foreword_plain_head = (
-        len(seen) == 1 and torch.equal(seen[0][0], hidden) and torch.equal(seen[0][1], logits)
+    # Compared on the CPU: of a model that is spread over several, accelerate moves the logits to the first.
+    model.foreword_plain_head = len(seen) == 1 and all(
+        torch.equal(one.cpu(), other.cpu()) for one, other in zip(seen[0], (hidden, logits), strict=True)
     )
 
 
 def plain_head(model: Any) -> nn.Linear | None:
-    """The head whose product the logits are, if nobody trains or wraps it; else None."""
+    """The head whose product the logits are, if nobody trains or wraps it; else None.
+
+    accelerate wraps it in a model that is spread over devices, and then moves its input; where it fetches the
+    weight for each pass, too, the model computes its own logits.
+    """
     if not getattr(model, "foreword_plain_head", False):
         return None
     head = model.get_output_embeddings()
-    if type(head) not in (nn.Linear, PrepackedLinear) or "forward" in vars(head):  # accelerate's hooks
+    if type(head) not in (nn.Linear, PrepackedLinear):
+        return None
+    if "forward" in vars(head) and getattr(getattr(head, "_hf_hook", None), "offload", True):
         return None
     return None if any(parameter.requires_grad for parameter in head.parameters()) else head
 
@@ -102,7 +111,7 @@ def _parts(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Rows and targets of each part, as even as can be."""
     rows, vocabulary = len(target_M), head.weight.shape[0]
-    count = max(1, -(-rows * vocabulary // PART))
+    count = max(1, -(-rows * vocabulary // (logits_at_once(head.weight.device) or PART)))
     size = max(1, -(-rows // count))
     return list(zip(hidden_MI.split(size), target_M.split(size), strict=True))
 
@@ -135,13 +144,18 @@ def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> tor
     with attention_context(context):
         if head is not None:
             hidden_BTI = model.base_model(**batch.inputs, use_cache=False)[0]
-            hidden_MI = hidden_BTI.flatten(0, 1).index_select(0, batch.logit_index_M)
-            return head_losses(head, hidden_MI, batch.target_M)
+            hidden_MI = hidden_BTI.flatten(0, 1).index_select(0, batch.logit_index_M.to(hidden_BTI.device))
+            where = head.weight.device
+            return head_losses(head, hidden_MI.to(where), batch.target_M.to(where))
         if batch.layout is not None and keeps_logits(model):
-            logits_MV = model(**batch.inputs, use_cache=False, logits_to_keep=batch.logit_index_M).logits[0]
+            places_M: torch.Tensor | list[int] = batch.logit_index_M
+            if len(getattr(model, "hf_device_map", ())) > 1:
+                # accelerate would move a tensor to the first device, and the states are on the last.
+                places_M = batch.logit_index_M.tolist()
+            logits_MV = model(**batch.inputs, use_cache=False, logits_to_keep=places_M).logits[0]
         else:
             logits_MV = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.logit_index_M]
-    return cross_entropy(logits_MV.float(), batch.target_M, reduction="none")
+    return cross_entropy(logits_MV.float(), batch.target_M.to(logits_MV.device), reduction="none")
 
 
 def keeps_logits(model: Any) -> bool:

@@ -45,7 +45,8 @@ class RopeShift:
         # Some embeddings also scale what they turn (YaRN). What is moved has been scaled already; the
         # cosine of no step at all is that scale.
         scale, _ = self.rotary(like, torch.zeros_like(steps_BT[:1, :1]), *more)
-        return cosines / scale, sines / scale
+        # accelerate computes them where the embedding is, which can be another device than the layer's.
+        return (cosines / scale).to(like.device), (sines / scale).to(like.device)
 
     def move(self, states_BHTD: torch.Tensor, angles: Angles) -> torch.Tensor:
         """Queries or keys at other positions."""

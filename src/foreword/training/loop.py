@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from foreword.base.base_model import BaseModel, batches_by_length
+from foreword.base.device_memory import tokens_at_once
 from foreword.base.gradient_checkpointing import gradient_checkpointing
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample
@@ -26,7 +27,7 @@ from foreword.training.objective import CROSS_ENTROPY, Objective, RowLosses, Tra
 from foreword.training.trainer import Trainer
 
 EVALUATION_TOKENS = 2048
-"""Tokens of one forward pass when a dev loss is measured; only memory depends on it."""
+"""Tokens of one forward pass when a dev loss is measured on a CPU; only memory depends on it."""
 
 Part = list[tuple[int, EncodedExample]]
 """Rows of one pass of the model: which trainer each belongs to, and its example."""
@@ -192,7 +193,8 @@ def mean_loss(
         for stream, (key, value) in trained.key_values().items()
     }
     total, count = 0.0, 0
-    for indices in batches_by_length(rows, EVALUATION_TOKENS):
+    most = tokens_at_once(base.model, base.device, gradient=False) or EVALUATION_TOKENS
+    for indices in batches_by_length(rows, most):
         part = [rows[index] for index in indices]
         losses_M = _losses(base, objective, part, [0] * len(part), [trained], [key_values]).losses_M
         total += float(losses_M.cpu().double().sum())  # float64 there: MPS has none

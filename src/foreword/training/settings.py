@@ -408,7 +408,7 @@ class OwnersSettings:
         None,
         ge=1,
         aliases=("pass_tokens",),
-        default_text="2048, on a GPU what fits its memory; isolated: no maximum",
+        default_text="2048, on a GPU by its memory; isolated: none",
         help="Maximum tokens of one forward pass over all owners' rows; memory depends on it",
     )
     isolated: bool = of_owners(

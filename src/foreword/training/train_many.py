@@ -15,6 +15,7 @@ from typing import Unpack
 from urllib.parse import quote
 
 from foreword.base.base_model import BaseModel
+from foreword.base.device_memory import tokens_at_once
 from foreword.errors import (
     BadExamples,
     DamagedCheckpoint,
@@ -41,6 +42,9 @@ from foreword.training.train import (
 )
 from foreword.training.trainer import Trainer, build_trainer
 from foreword.validation import checks_arguments
+
+PASS_TOKENS = 2048
+"""A pass of fewer tokens does not fill the matrix products of a CPU."""
 
 OwnersExamples = Mapping[str, Sequence[Example]] | Iterable[tuple[str, Sequence[Example]]]
 
@@ -111,6 +115,7 @@ def train_many(
         on_failure or (lambda owner, error: None),
         on_progress or (lambda progress: None),
     )
+    shared_tokens = None if owners.isolated else _tokens_of_pass(base, settings)
     pairs = by_owner.items() if isinstance(by_owner, Mapping) else by_owner
     with stop_on_interrupt() as request:
 
@@ -124,7 +129,7 @@ def train_many(
                 base,
                 owners_run.trainers(pairs),
                 concurrent=owners.concurrent_owners,
-                max_batch_tokens=owners.max_batch_tokens,
+                max_batch_tokens=owners.max_batch_tokens or shared_tokens,
                 isolated=owners.isolated,
                 on_step=lambda trainer, step: owners_run.log_of(trainer).on_step(step),
                 on_evaluation=lambda trainer, loss: owners_run.log_of(trainer).on_evaluation(loss),
@@ -140,6 +145,13 @@ def train_many(
     if owners_run.errors:
         raise OwnersFailed(owners_run.errors, owners_run.prefixes)
     return owners_run.prefixes
+
+
+def _tokens_of_pass(base: BaseModel, settings: TrainingSettings) -> int:
+    """Tokens of a pass that owners share, where nobody says how many."""
+    checkpointed = settings.gradient_checkpointing
+    most = tokens_at_once(base.model, base.device, gradient=True, checkpointed=checkpointed)
+    return most or PASS_TOKENS
 
 
 def owner_folder(folder: Path, owner: str) -> Path:

@@ -207,6 +207,20 @@ class Trainer:
             self.best = Best(0, dev_losses.pop(0), self.trained.tensors(), len(dev_losses))
 
 
+def check_dtype(base: BaseModel) -> None:
+    """Refuse to train through a model in float16.
+
+    Raises:
+        UsageError: it is; there, gradients below 6e-8 are zero, and no loss is scaled against that here.
+    """
+    if base.dtype == torch.float16:
+        raise UsageError(
+            f"{base.name} is in float16, whose gradients vanish or overflow without loss scaling, which "
+            "Foreword does not do; load it with dtype bfloat16 or float32 to train. Such a prefix runs on "
+            "the model in float16, too"
+        )
+
+
 def build_trainer(
     base: BaseModel,
     settings: TrainingSettings,
@@ -217,7 +231,8 @@ def build_trainer(
     placement: Placement = "prefix",
     owner: str | None = None,
 ) -> Trainer:
-    """The trainer of a prefix; raises what `trained_prefix` raises."""
+    """The trainer of a prefix; raises what `trained_prefix` and `check_dtype` raise."""
+    check_dtype(base)
     resolved = settings.resolve(base.geometry, len(examples))
     trained = trained_prefix(base, settings, resolved, examples, start=start, placement=placement)
     # Only models that need padding gain from batches of like length.

@@ -52,13 +52,20 @@ def same_tensors(first: Prefix, second: Prefix) -> bool:
     return all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
-def test_a_job_survives_kill_9_of_everything_and_ends_in_the_same_prefix(tiny: Path, tmp_path: Path) -> None:
-    with served(tmp_path, tiny) as first:
+def test_jobs_survive_kill_9_of_everything_and_end_in_the_same_prefix(tiny: Path, tmp_path: Path) -> None:
+    """One of them loses its checkpoints, too, which costs only time."""
+    isolated = ("--set", "isolated=true")  # what each gets alone, to the bit
+    with served(tmp_path, tiny, *isolated) as first:
         client = first.client()
-        identifier = start_job(client, "mine", 400)
-        wait_for(lambda: step_of(client, identifier) >= 90, "step 90")
+        identifier, damaged = (start_job(client, name, 400) for name in ("mine", "damaged"))
+        for each in (identifier, damaged):
+            wait_for(lambda each=each: step_of(client, each) >= 90, "step 90")
         first.kill()
-    with served(tmp_path, tiny) as second:
+    files = list((tmp_path / "store" / "checkpoints" / ".jobs" / f"@{damaged}").glob("*.checkpoint"))
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    with served(tmp_path, tiny, *isolated) as second:
         client = second.client()
         job = finished(client, identifier)
         assert (job.status, job.fine_tuned_model) == ("succeeded", "local/mine@1")
@@ -68,14 +75,20 @@ def test_a_job_survives_kill_9_of_everything_and_ends_in_the_same_prefix(tiny: P
         (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(identifier).data
         assert checkpoint.fine_tuned_model_checkpoint == "local/mine@1"
         assert client.chat.completions.create(model="local/mine", messages=HELLO, max_tokens=3).choices
+        anew = finished(client, damaged)
+        assert anew.status == "succeeded", (anew.error, second.log.read_text())
+        messages = [e.message for e in client.fine_tuning.jobs.list_events(damaged, limit=200)]
+        assert "the checkpoint can't be used; training begins anew" in messages
         assert second.stop() == 0
-    with PrefixStore(tmp_path / "store") as store:
-        prefix = store.get("local/mine")
-        assert [v.number for v in store.each()] == [1]
     expected = undisturbed(tiny, 400)
-    assert same_tensors(prefix, expected)
-    assert prefix.origin.steps == 400
-    assert prefix.labels["job"] == identifier
+    with PrefixStore(tmp_path / "store") as store:
+        assert [v.number for v in store.each()] == [1, 1]
+        for name, number in (("mine", identifier), ("damaged", damaged)):
+            prefix = store.get(f"local/{name}")
+            assert same_tensors(prefix, expected)
+            assert prefix.origin.steps == 400
+            assert prefix.labels["job"] == number
+        prefix = store.get("local/mine")
     # The job's own time: a job that is finished twice puts the same bytes, which is no second version.
     assert int(datetime.datetime.fromisoformat(prefix.created).timestamp()) == job.created_at
     assert job.trained_tokens > 400
@@ -172,19 +185,3 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(tiny: Path, tmp_
     assert result.exit_code == 2
     assert "choose another --host or --port" in json.loads(result.stdout)["error"]["message"]
     assert not (tmp_path / "store").exists()
-
-
-def test_a_checkpoint_that_cannot_be_used_costs_only_time(tiny: Path, tmp_path: Path) -> None:
-    with served(tmp_path, tiny) as server:
-        identifier = start_job(server.client(), "mine", 150)
-        wait_for(lambda: step_of(server.client(), identifier) >= 36, "step 36")
-        server.kill()
-    files = list((tmp_path / "store" / "checkpoints" / ".jobs" / f"@{identifier}").glob("*.checkpoint"))
-    assert files
-    for file in files:
-        file.write_bytes(file.read_bytes()[:100])
-    with served(tmp_path, tiny) as server:
-        job = finished(server.client(), identifier)
-        assert job.status == "succeeded", (job.error, server.log.read_text())
-        messages = [e.message for e in server.client().fine_tuning.jobs.list_events(identifier, limit=200)]
-        assert "the checkpoint can't be used; training begins anew" in messages
