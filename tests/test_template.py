@@ -164,6 +164,8 @@ def test_a_file_that_does_not_say_its_day_is_told_apart_from_one_of_another_temp
     in_zone("Pago_Pago")
     (told,) = changes(chatting(DATE), prefix)
     assert f"it was trained on {day}" in told
+    (told,) = changes(chatting(DATE), dataclasses.replace(prefix, created="some time ago"))
+    assert "makes other tokens of the same text" in told
     kept = dataclasses.replace(prefix, template=dataclasses.replace(CHAT, date=day))
     assert changes(chatting(DATE), kept) == []
 
