@@ -144,8 +144,9 @@ def test_another_chat_template_is_warned_of_once_with_what_differs() -> None:
 
     texts = train(chatting(CHAT_TEMPLATE), [Example("a", "b")], length=2, steps=1)
     assert changes(other, texts) == []  # whose template does not ask for the chat template
-    other.tokenizer.add_tokens(["capital"])
-    (told,) = changes(other, texts)
+    split = chatting(CHAT_TEMPLATE)
+    split.tokenizer.add_tokens(["capital"])
+    (told,) = changes(split, texts)
     assert "makes other tokens of the same text" in told
     refusing = chatting("{{ raise_exception('no') }}")
     (told,) = changes(refusing, prefix)
@@ -163,6 +164,8 @@ def test_a_file_that_does_not_say_its_day_is_told_apart_from_one_of_another_temp
     in_zone("Pago_Pago")
     (told,) = changes(chatting(DATE), prefix)
     assert f"it was trained on {day}" in told
+    (told,) = changes(chatting(DATE), dataclasses.replace(prefix, created="some time ago"))
+    assert "makes other tokens of the same text" in told
     kept = dataclasses.replace(prefix, template=dataclasses.replace(CHAT, date=day))
     assert changes(chatting(DATE), kept) == []
 

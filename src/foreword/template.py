@@ -273,8 +273,9 @@ def what_differs(
     rendering: str | None = None,
     created: str | None = None,
 ) -> str | None:
-    """What a template makes of the fixed conversation with this tokenizer beside what it made in training, in
-    words; None if that is the same, or not known.
+    """How what a template makes of the fixed conversation differs from training, in words.
+
+    None if it is the same with this tokenizer, or if it is not known what it was.
 
     Args:
         digest, rendering: of training.
@@ -282,14 +283,13 @@ def what_differs(
     """
     if digest is None or (now := template.rendering_digest(tokenizer)) == digest:
         return None
-    if template.date is None and template.writes_date(tokenizer) and created is not None:
-        for days in (0, -1, 1):  # the time is in UTC, the day was a local one
-            day = datetime.datetime.fromisoformat(created).date() + datetime.timedelta(days)
-            dated = dataclasses.replace(template, date=day.isoformat())
+    if template.date is None and template.writes_date(tokenizer):
+        for day in _days_around(created):
+            dated = dataclasses.replace(template, date=day)
             if dated.rendering_digest(tokenizer) == digest:
                 return (
                     f"its chat template writes today's date, and it was trained on {day}; to keep that, "
-                    f"replace its template by one with date={str(day)!r}"
+                    f"replace its template by one with date={day!r}"
                 )
     if now is None:
         return "its template can't write the conversation by which templates are compared any more"
@@ -305,6 +305,15 @@ def what_differs(
         for text in (written[max(0, place - 30) : place], rendering[place:][:30], written[place:][:30])
     )
     return f"behind {before} its chat template now writes {new}, and wrote {old}"
+
+
+def _days_around(created: str | None) -> list[str]:
+    """The day of a time in UTC, and those beside it, one of which it was elsewhere; none if it is no time."""
+    try:
+        day = datetime.datetime.fromisoformat(created or "").date()
+    except ValueError:
+        return []
+    return [(day + datetime.timedelta(days)).isoformat() for days in (0, -1, 1)]
 
 
 def _added_tokens(tokenizer: Any, argument: Literal["text", "text_target"]) -> SpecialTokens:

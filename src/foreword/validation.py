@@ -127,7 +127,7 @@ def fitting(name: str, value: Any, hint: Any) -> Any:
     elif kind is Callable:
         found, fits = value, callable(value)
     else:
-        found, fits = value, not isinstance(kind, type) or isinstance(value, kind)
+        found, fits = value, kind is Any or not isinstance(kind, type) or isinstance(value, kind)
     if not fits:
         raise _misfit(name, value, hint)
     return found
@@ -145,8 +145,8 @@ def check_whole_text(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"{name} holds {text[error.start]!r} at character {error.start + 1}, which is half of a character, "
-            "or a byte that is not UTF-8; give whole characters"
+            f"{name} holds {text[error.start]!r} at character {error.start + 1}, which is half of a "
+            "character, or a byte that is not UTF-8; give whole characters"
         ) from error
 
 

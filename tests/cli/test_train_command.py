@@ -258,10 +258,12 @@ def test_a_chat_template_that_refuses_is_told_with_the_line(run: Any, tmp_path: 
     assert many.status == 1
     assert [(one["owner"], one["type"]) for one in many.json["failed"]] == [("ann", "TemplateRefuses")]
     assert [path.name for path in Path("out").iterdir()] == ["bob.prefix"]
+    Path("ask.jsonl").write_text("\n" + json.dumps({"messages": [system, user]}))
     asked = run(
-        "generate", "--input", "two.jsonl", "--prefix", "out/bob.prefix", "--base", "strict", "--json"
+        "generate", "--input", "ask.jsonl", "--prefix", "out/bob.prefix", "--base", "strict", "--json"
     )
-    assert asked.json["error"]["type"] == "TemplateRefuses"
+    assert (asked.status, asked.json["error"]["type"]) == (1, "TemplateRefuses")
+    assert asked.json["error"]["message"].startswith("prompt 0 (ask.jsonl, line 2): the base's chat template")
     measured = run("evaluate", "two.jsonl", "--prefix", "out/bob.prefix", "--base", "strict", "--json")
     assert "(two.jsonl, line 2)" in measured.json["error"]["message"]
     file.write_text(file.read_text().replace("}}: {{", "}} - {{"))

@@ -89,6 +89,9 @@ def test_text_that_is_not_utf8_is_placed_to_the_byte(tmp_path):
     ("content", "words"),
     [
         (CONTENTS["jsonl"].encode("utf-16"), "UTF-16"),
+        (CONTENTS["jsonl"].encode("utf-32"), "UTF-32"),
+        (CONTENTS["csv"].encode("utf-16-le"), "0x00"),
+        (CONTENTS["csv"].encode("utf-16-be"), "0x00"),
         (b"\x1f\x8b\x08\x00", "gzip"),
         (b"PK\x03\x04rest", "spreadsheet"),
         (b"PAR1rest", "Parquet"),

@@ -22,6 +22,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file(file: Path) -> None:
+    plain = read(file, {}, {})
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read(file, {}, {}) == plain
+
+
 def test_the_later_source_wins(file: Path) -> None:
     environment = {
         "FOREWORD_SERVE_PORT": "2",

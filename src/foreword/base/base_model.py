@@ -518,7 +518,7 @@ def wraps_targets(model: Any) -> bool:
         shifted_1T = model.prepare_decoder_input_ids_from_labels(labels=labels_1T)
     except ValueError:  # the config names no padding or start token, which such training needs
         return False
-    return shifted_1T.tolist() == [[7, 5, 6]]
+    return torch.equal(shifted_1T, torch.tensor([[7, 5, 6]]))
 
 
 def batches_by_length(encoded: Sequence[EncodedExample], batch_tokens: int) -> Iterator[list[int]]:

@@ -5,6 +5,7 @@ Prompts come from the command line, from a file with one a line, or from standar
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from foreword.cli.options import (
     json_option,
     overwrite_option,
 )
-from foreword.errors import BadExamples, UsageError
+from foreword.errors import BadExamples, TemplateRefuses, UsageError, WindowExceeded
 from foreword.validation import setting
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def generate(
     """Write text after each prompt, each under its own prefix."""
     if stream and (json or compare):
         raise UsageError("--stream prints text as it grows; it excludes --json and --compare")
-    sources, names = _rows(prompts or [], input, prefix or ["none"], compare=compare)
+    sources, names, places = _rows(prompts or [], input, prefix or ["none"], compare=compare)
     if stream and len(sources) > 1:
         raise UsageError(f"--stream shows one text as it grows; there are {len(sources)}")
 
@@ -97,7 +98,8 @@ def generate(
     model = load_base_of(prefixes, base, options, declared)
 
     on_text = (lambda row, text: typer.echo(text, nl=False)) if stream else None
-    texts = generate_texts(model, sources, prefixes, on_text=on_text, **decoding)
+    with _lines_named(places):
+        texts = generate_texts(model, sources, prefixes, on_text=on_text, **decoding)
     without = _without(model, sources, prefixes, decoding) if compare else None
     rows = [
         {
@@ -126,20 +128,32 @@ def generate(
 
 def _rows(
     prompts: Sequence[str], file: Path | None, names: Sequence[str], *, compare: bool
-) -> tuple[list[Source], list[str]]:
-    """A prompt and the name of its prefix for every row."""
-    sources = read_prompts(prompts, file)
+) -> tuple[list[Source], list[str], list[str]]:
+    """A prompt and the name of its prefix for every row; and where each prompt stands, of those of a file."""
+    sources, places = read_prompts(prompts, file)
     if compare and set(names) == {"none"}:
         raise UsageError("--compare shows texts without and with a prefix; give --prefix FILE")
     if len(sources) == 1:
-        return sources * len(names), list(names)
+        return sources * len(names), list(names), places * len(names)
     if len(names) == 1:
-        return sources, list(names) * len(sources)
+        return sources, list(names) * len(sources), places
     if len(names) != len(sources):
         raise UsageError(
             f"{len(names)} prefixes for {len(sources)} prompts; give one for all, or one for each"
         )
-    return sources, list(names)
+    return sources, list(names), places
+
+
+@contextlib.contextmanager
+def _lines_named(places: Sequence[str]) -> Iterator[None]:
+    """Put the line of a prompt that comes from a file behind its number, in errors about it."""
+    try:
+        yield
+    except (TemplateRefuses, UsageError, WindowExceeded) as error:
+        found = re.match(r"prompt (\d+)(.*)", str(error), re.DOTALL)
+        if found is None or not places:
+            raise
+        raise type(error)(f"prompt {found[1]} ({places[int(found[1])]}){found[2]}") from error
 
 
 def _without(
@@ -189,8 +203,8 @@ def _one_line(source: Any, length: int = 70) -> str:
 # -- prompts -------------------------------------------------------------------------------------
 
 
-def read_prompts(given: Sequence[str], file: Path | None) -> list[Source]:
-    """The prompts of a command.
+def read_prompts(given: Sequence[str], file: Path | None) -> tuple[list[Source], list[str]]:
+    """The prompts of a command, and file and line of each of those that stand in one.
 
     Raises:
         UsageError: none at all, or both ways at once.
@@ -201,11 +215,11 @@ def read_prompts(given: Sequence[str], file: Path | None) -> list[Source]:
     if file is None:
         if not given:
             raise UsageError("no prompt: give one in quotes, --input FILE, or --input - for standard input")
-        return list(given)
-    prompts = [_prompt(line) for line in _lines(file) if not line.blank]
-    if not prompts:
+        return list(given), []
+    lines = [line for line in _lines(file) if not line.blank]
+    if not lines:
         raise BadExamples(f"{_name(file)} is empty; expected a prompt a line")
-    return prompts
+    return [_prompt(line) for line in lines], [f"{line.file}, line {line.number}" for line in lines]
 
 
 def _lines(file: Path) -> Iterator[Line]:

@@ -137,6 +137,8 @@ def _template(template: Template) -> str:
     if template.placement == "infix":
         text += " The virtual tokens are an infix: the target sees them, the source does not."
     begin = " The tokenizer's beginning-of-text token comes first." if template.begin else ""
+    if template.date is not None:
+        begin += f" The day that it writes is always {template.date}."
     end = "Nothing" if template.end is None else _quoted(template.end)
     return f"{text}{begin} {end} ends the target."
 

@@ -196,8 +196,7 @@ def of(settings: Mapping[str, Any]) -> Configuration:
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as opened:
-            return tomllib.load(opened)
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors put a mark in front
     except OSError as error:
         raise CannotRead(f"{path} could not be read: {error.strerror}; expected a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from foreword.serving.jobs.queue import find, waits
+from foreword.serving.jobs.queue import claim, find, waits
+from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.template import Template
 from foreword.training.settings import DEFAULT_LEARNING_RATE
 from support.gateways import Gateway, running, tiny_chat_base
@@ -156,6 +159,51 @@ def test_files_of_two_kinds_and_templates_that_cannot_write_them_are_refused(
         client.fine_tuning.jobs.create(model="tiny-llama", training_file=texts, validation_file=chats)
     with pytest.raises(openai.BadRequestError, match="conversations"):
         client.fine_tuning.jobs.create(model="alice/one", training_file=chats)
+
+
+def test_a_job_whose_conversations_the_template_refuses_fails_alone_in_the_templates_words(
+    tmp_path: Path,
+) -> None:
+    base = tiny_chat_base()
+    refusing = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+    )
+    base.tokenizer.chat_template = refusing + base.tokenizer.chat_template
+    with running(tmp_path, base) as gateway:
+        identifiers = {}
+        for owner, roles in (("ann", ("system", "user")), ("bob", ("user",))):
+            turns = [
+                *({"role": role, "content": "a"} for role in roles),
+                {"role": "assistant", "content": "b"},
+            ]
+            client = gateway.client(owner)
+            content = json.dumps({"messages": turns}).encode()
+            file = client.files.create(file=("mine.jsonl", content), purpose="fine-tune").id
+            identifiers[owner] = client.fine_tuning.jobs.create(
+                model="tiny-llama", training_file=file, method=method(steps=1, length=2)
+            ).id
+        database, configuration = gateway.store.database, gateway.server.configuration
+        jobs = claim(database, "worker", 2)
+        assert {job.id for job in jobs} == set(identifiers.values())
+        heartbeat = JobHeartbeat(database, "worker", [job.id for job in jobs], configuration)
+        TrainingRun(configuration, gateway.store, "worker", heartbeat).train(base, jobs)
+        ann = gateway.client("ann").fine_tuning.jobs.retrieve(identifiers["ann"])
+        assert (ann.status, ann.error and ann.error.code) == ("failed", "TemplateRefuses")
+        assert ann.error is not None
+        assert "example 0 ('mine.jsonl', line 1): the base's chat template refuses" in ann.error.message
+        assert "no system messages" in ann.error.message
+        assert gateway.client("bob").fine_tuning.jobs.retrieve(identifiers["bob"]).status == "succeeded"
+
+
+def test_the_day_that_a_chat_template_writes_is_that_of_the_jobs_making(tmp_path: Path) -> None:
+    base = tiny_chat_base()
+    base.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + base.tokenizer.chat_template
+    with running(tmp_path, base) as gateway:
+        client = gateway.client("alice")
+        file = client.files.create(file=("mine.jsonl", CHATS), purpose="fine-tune").id
+        made = Template.from_json(settings(gateway, client, training_file=file)["template"])
+        assert made == made.dated(base.tokenizer)
+        assert made.date is not None
 
 
 def test_a_file_that_a_job_needs_stays(gateway: Gateway, client: openai.OpenAI) -> None:
