@@ -286,3 +286,20 @@ def test_segments_are_the_tokens_of_their_own_and_all_that_their_rows_see() -> N
     text = [[6], [7, 8, 9], [7, 8, 10, 11]]
     assert found.key_index_K.tolist() == [i for v, t in zip(virtual, text, strict=True) for i in (*v, *t)]
     assert (found.most_queries, found.most_keys) == (3, 7)
+
+
+def test_each_device_with_layers_gets_its_tensors_once() -> None:
+    """Rows of a flat batch are gathered where their states are: layers of one model may be on several devices."""
+    layout = pack_rows([(5, 6, 7), (5, 8)], [0, 0])
+    key = torch.zeros(2, 1, 1, 3, 2)
+    prefixes = PrefixBatch({"decoder": StreamBlock(key, key, (2, 3))}, (1, 0))
+    metadata = PassMetadata(prefixes, layout)
+    for device in (torch.device("cpu"), torch.device("meta")):
+        states_1HND = torch.zeros(1, 1, 4, 2, device=device)
+        assert layout.to_rows(states_1HND).device == device
+        assert layout.on(device) is layout.on(torch.device(device))
+        found = metadata.on(device).visible("decoder", 2, 3)
+        assert found.device == device
+        assert metadata.on(device).visible("decoder", 2, 3) is found
+        key_BHPD, _ = metadata.on(device).prefix_rows("decoder", 0, torch.zeros(2, 1, 1, 2, device=device))
+        assert key_BHPD.device == device
