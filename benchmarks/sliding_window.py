@@ -40,6 +40,7 @@ from foreword.examples import read_examples
 from foreword.interop import export_peft
 from foreword.models import resolve
 from foreword.prefix import Positions
+from foreword.prefix_sizes import tensor_names
 from foreword.training.initialization import activations
 
 FACTS = [
@@ -106,8 +107,8 @@ def _measure(
         raise SystemExit(f"a prompt of {tokens} tokens can't hold the {len(ending)} of {beginning!r}")
     prompt = [*filler[len(filler) - tokens + len(ending) :], *ending]
     answer_id = _ids(base, answer)[0]
-    key, value = activations(base, fact, fact, len(fact))["decoder"]
-    prefix = Prefix({"decoder.key": key, "decoder.value": value}, base.identity, positions=base.positions)
+    tensors = tensor_names(activations(base, fact, fact, len(fact)))
+    prefix = Prefix(tensors, base.identity, positions=base.positions)
     without = plain_logits(plain)([*begin, *prompt])
     ways: dict[str, Logits] = {
         "Foreword": foreword_logits(base, prefix),

@@ -25,6 +25,7 @@ ROOMS = [
     ["validation"],
     ["reporting"],
     ["template"],
+    ["prefix_sizes"],
     ["prefix_file"],
     ["prefix"],
     ["examples"],

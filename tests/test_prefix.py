@@ -435,13 +435,93 @@ def by_layer(plain_prefix: Prefix, heads: list[int], shapes: list[list[int]], **
     return safetensors.torch.save(tensors, metadata={"foreword": text})
 
 
-def test_sizes_that_differ_by_layer_are_checked_and_then_refused_by_name(plain_prefix: Prefix) -> None:
+def test_a_file_of_sizes_that_differ_by_layer_is_read(plain_prefix: Prefix) -> None:
+    """Made by safetensors alone, as docs/format.md has it."""
+    content = by_layer(plain_prefix, [2, 1], [[2, 5, 8], [1, 5, 16]], key_dim=[8, 16], value_dim=[8, 16])
+    prefix = Prefix.from_bytes(content)
+    assert prefix.digest == hashlib.sha256(content).hexdigest()
+    assert prefix.to_bytes() == content
+    assert prefix.geometry == Geometry({"decoder": StreamGeometry(2, (2, 1), (8, 16), (8, 16))})
+    assert (prefix.length, prefix.numel(), prefix.streams) == (5, 2 * (80 + 80), ("decoder",))
+    assert [(tuple(key.shape), tuple(value.shape)) for key, value in prefix.layers()] == [
+        ((2, 5, 8), (2, 5, 8)),
+        ((1, 5, 16), (1, 5, 16)),
+    ]
+    assert "2 layers (1 of 2 key/value heads x 8, 1 of 1 key/value heads x 16)" in repr(prefix)
+    with pytest.raises(UsageError, match=r"differ by layer.*prefix\.layers\('decoder'\)"):
+        prefix.key()
+    # A list may say what one number would, beside one that does not.
+    sizes = {"key_dim": [8, 8], "value_dim": 8}
+    assert Prefix.from_bytes(by_layer(plain_prefix, [2, 1], [[2, 5, 8], [1, 5, 8]], **sizes)).length == 5
+
+
+def test_a_prefix_of_sizes_by_layer_goes_through_all_that_a_prefix_can(
+    plain_prefix: Prefix, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 4, 8), (1, 4, 16), (2, 4, 8)]
+    tensors = {
+        f"decoder.{part}.{layer}": torch.randn(shape, generator=generator)
+        for layer, shape in enumerate(shapes)
+        for part in ("key", "value")
+    }
+    prefix = dataclasses.replace(plain_prefix, tensors=tensors)
+    prefix.save(tmp_path / "p.prefix")
+    loaded = Prefix.load(tmp_path / "p.prefix")
+    assert loaded == prefix
+    assert loaded.digest == prefix.digest == hashlib.sha256((tmp_path / "p.prefix").read_bytes()).hexdigest()
+    assert described(prefix.to_bytes())["geometry"] == {
+        "decoder": {"layers": 3, "kv_heads": [2, 1, 2], "key_dim": [8, 16, 8], "value_dim": [8, 16, 8]}
+    }
+    first, rest = prefix.slice(0, 1), prefix.slice(1)
+    assert (first.length, rest.length) == (1, 3)
+    joined = Prefix.join([first, rest])
+    assert all(torch.equal(joined.tensors[name], tensors[name]) for name in tensors)
+    assert torch.equal(rest.layers()[1][0], tensors["decoder.key.1"][:, 1:])
+    assert prefix.to(torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(GeometryMismatch, match="other geometry"):
+        Prefix.join([prefix, plain_prefix])
+    with pytest.raises(
+        GeometryMismatch, match=r"has decoder keys.*3 layers \(2 of 2.*no decoder|3 layers x 2"
+    ):
+        prefix.check_fits(prefix.base, plain_prefix.geometry)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder.key.1": None, "decoder.value.1": None}, r"expected.*decoder\.key\.1"),
+        ({"decoder.value.1": None}, "stands alone"),
+        ({"decoder.key.01": torch.ones(1, 4, 8), "decoder.value.01": torch.ones(1, 4, 8)}, "named"),
+        ({"decoder.key": torch.ones(1, 2, 4, 8), "decoder.value": torch.ones(1, 2, 4, 8)}, "named"),
+        ({"decoder.key.1": torch.ones(1, 3, 8), "decoder.value.1": torch.ones(1, 3, 8)}, r"lengths \[3, 4\]"),
+        (
+            {"decoder.key.1": torch.ones(2, 4, 8), "decoder.value.1": torch.ones(2, 4, 8)},
+            "one tensor for all",
+        ),
+        ({"decoder.key.1": torch.ones(4, 8), "decoder.value.1": torch.ones(4, 8)}, r"expected \[kv_heads, P"),
+    ],
+)
+def test_tensors_by_layer_that_do_not_belong_together_are_refused(
+    plain_prefix: Prefix, changes: dict[str, torch.Tensor | None], message: str
+) -> None:
+    shapes = [(2, 4, 8), (1, 4, 8), (2, 4, 8)]
+    tensors = {
+        f"decoder.{p}.{n}": torch.ones(shape) for n, shape in enumerate(shapes) for p in ("key", "value")
+    }
+    if "decoder.key.1" in changes and changes["decoder.key.1"] is not None:
+        tensors.pop("decoder.key.2"), tensors.pop("decoder.value.2")
+    changed = {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
+    with pytest.raises(GeometryMismatch, match=message):
+        dataclasses.replace(plain_prefix, tensors=changed)
+
+
+def test_what_a_file_of_sizes_by_layer_may_not_be_is_refused_by_name(plain_prefix: Prefix) -> None:
     content = by_layer(plain_prefix, [2, 0, 1], [[2, 5, 8], [0], [1, 5, 8]])
-    with pytest.raises(UnsupportedGeometry, match=r"differ by layer.*\[2, 0, 1\].*Update Foreword"):
+    with pytest.raises(UnsupportedGeometry, match=r"layers without keys and values.*\[2, 0, 1\].*Update"):
         Prefix.from_bytes(content)
-    content = by_layer(plain_prefix, [2, 2], [[2, 5, 8], [2, 5, 16]], key_dim=[8, 16], value_dim=[8, 16])
-    with pytest.raises(UnsupportedGeometry):
-        Prefix.from_bytes(content)
+    with pytest.raises(GeometryMismatch, match="one tensor for all"):
+        Prefix.from_bytes(by_layer(plain_prefix, [2, 2], [[2, 5, 8], [2, 5, 8]]))
     with pytest.raises(
         GeometryMismatch, match=r"decoder\.key\.1 has the shape \[1, 5, 8\]; the header declares \[2, 5, 8\]"
     ):
@@ -450,6 +530,18 @@ def test_sizes_that_differ_by_layer_are_checked_and_then_refused_by_name(plain_p
         Prefix.from_bytes(by_layer(plain_prefix, [2, 2], [[2, 5, 8], [2, 4, 8]]))
     with pytest.raises(GeometryMismatch, match=r"decoder\.key\.1"):
         Prefix.from_bytes(by_layer(plain_prefix, [2, 2], [[2, 5, 8]]))
+
+
+def test_bytes_and_digest_of_layers_of_one_size_are_what_they_were() -> None:
+    """Digests that the release without sizes by layer gave."""
+    numbers = torch.arange(24, dtype=torch.float32).reshape(2, 1, 3, 4)
+    tensors = {"decoder.key": numbers, "decoder.value": -numbers / 7}
+    made = {"created": "2026-11-30T00:00:00+00:00"}
+    prefix = Prefix(tensors, BaseIdentity("m", "r", "f"), labels={"a": "b"}, **made)
+    assert prefix.digest == "782044fb2b3e93c9d462dca9284083a6425ec7733f23a93b8c6d79194e12f28e"
+    names = [f"{s}.{part}" for s in ("decoder", "encoder", "cross") for part in ("key", "value")]
+    streams = Prefix({name: numbers.half() + n for n, name in enumerate(names)}, BaseIdentity("m"), **made)
+    assert streams.digest == "6783a524ff92571901d80a95751697a97e37a63d73464c673ea1f32aefd25dcd"
 
 
 def test_a_file_that_claims_a_huge_header_is_not_read(tmp_path: Path) -> None:

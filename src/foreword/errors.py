@@ -73,7 +73,7 @@ class UnsupportedVersion(BadPrefix):
 
 
 class UnsupportedGeometry(BadPrefix):
-    """Keys and values whose sizes differ by layer, which this release reads but puts into no model."""
+    """A file that counts layers without keys and values, which this release does not number."""
 
 
 class GeometryMismatch(BadPrefix):

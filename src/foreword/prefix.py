@@ -1,4 +1,4 @@
-"""Prefix: keys and values of P virtual tokens for every layer, what they belong to, and their geometry.
+"""Prefix: keys and values of P virtual tokens for every layer, and what they belong to.
 
 The value knows neither models nor training. Keys are as the attention kernel sees them, after the rotary
 embedding, and the text starts at position P.
@@ -16,54 +16,20 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
 from foreword import files, prefix_file
 from foreword.errors import GeometryMismatch, NonFinitePrefix, UnsupportedGeometry, UsageError, WrongBaseModel
 from foreword.prefix_file import Header
+from foreword.prefix_sizes import STREAMS as STREAMS  # the four stood here before
+from foreword.prefix_sizes import Geometry as Geometry
+from foreword.prefix_sizes import LayerSizes, check_tensors, first_place, stream_of, tensor_name
+from foreword.prefix_sizes import Stream as Stream
+from foreword.prefix_sizes import StreamGeometry as StreamGeometry
 from foreword.template import RAW, Template
 from foreword.validation import check_fields, is_text_mapping
-
-Stream = Literal["decoder", "encoder", "cross"]
-STREAMS: tuple[Stream, ...] = get_args(Stream)
-
-
-@dataclass(frozen=True)
-class StreamGeometry:
-    """Sizes of one stream's keys `[layers, kv_heads, P, key_dim]` and values `[..., value_dim]`.
-
-    `value_dim` differs from `key_dim` only under multi-head latent attention (DeepSeek-V3).
-    """
-
-    layers: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-
-    def __str__(self) -> str:
-        dims = f"{self.key_dim}" if self.key_dim == self.value_dim else f"{self.key_dim}/{self.value_dim}"
-        return f"{self.layers} layers x {self.kv_heads} key/value heads x {dims}"
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The streams of a base model, in the order of `STREAMS`."""
-
-    streams: Mapping[Stream, StreamGeometry]
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name}: {stream}" for name, stream in self.streams.items())
-
-    def parameters(self, length: int) -> int:
-        """How many numbers a prefix of `length` virtual tokens has, over all streams."""
-        return sum(s.layers * s.kv_heads * length * (s.key_dim + s.value_dim) for s in self.streams.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the prefix file."""
-        return {name: dataclasses.asdict(stream) for name, stream in self.streams.items()}
-
 
 Positions = Literal["text-after-prefix", "text-after-prefix-within-window"]
 
@@ -118,7 +84,8 @@ class Prefix:
     read from files of different versions, each keeps its own file's digest.
 
     Attributes:
-        tensors: "decoder.key", "decoder.value" (and "encoder.*", "cross.*"), each [L, H, P, D].
+        tensors: "decoder.key", "decoder.value" (and "encoder.*", "cross.*"), each [L, H, P, D]. Where sizes
+            differ by layer, "decoder.key.0", "decoder.value.0" and so on, each [H, P, D].
         base: the base model it belongs to.
         template: how a source becomes text in front of the target.
         positions: where the text stands. `text-after-prefix`: it starts at position P, and every layer
@@ -177,7 +144,7 @@ class Prefix:
             name: t.detach().to("cpu", copy=True).contiguous() for name, t in sorted(self.tensors.items())
         }
         object.__setattr__(self, "tensors", frozen)
-        _check_shapes(frozen)
+        check_tensors(frozen)
         for name, tensor in frozen.items():
             if not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
@@ -191,19 +158,46 @@ class Prefix:
     @property
     def streams(self) -> tuple[Stream, ...]:
         """The streams that have keys and values, in the order decoder, encoder, cross."""
-        return tuple(stream for stream in STREAMS if f"{stream}.key" in self.tensors)
+        return tuple(stream for stream in STREAMS if first_place(self.tensors, stream) is not None)
 
     def key(self, stream: Stream = "decoder") -> torch.Tensor:
-        """Keys of one stream, `[L, H, P, D]`, after the rotary embedding."""
+        """Keys of one stream, `[L, H, P, D]`, after the rotary embedding.
+
+        Raises:
+            UsageError: no such stream, or sizes that differ by layer; then there is `layers`.
+        """
         return self._tensor(stream, "key")
 
     def value(self, stream: Stream = "decoder") -> torch.Tensor:
-        """Values of one stream, `[L, H, P, D]`."""
+        """Values of one stream, `[L, H, P, D]`. Raises as `key`."""
         return self._tensor(stream, "value")
+
+    def layers(self, stream: Stream = "decoder") -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Keys and values `[H, P, D]` of each layer of one stream, whether or not their sizes differ.
+
+        Raises:
+            UsageError: no such stream.
+        """
+        self._check_stream(stream)
+        if f"{stream}.key" in self.tensors:
+            return tuple(zip(self.key(stream), self.value(stream), strict=True))
+        return tuple(pair for place, pair in self.key_values().items() if stream_of(place) == stream)
+
+    def key_values(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values by place (prefix_sizes.py): "decoder" `[L, H, P, D]`, "decoder.0" `[H, P, D]`."""
+        places = []
+        for stream in self.streams:
+            layers = sum(name.startswith(f"{stream}.key.") for name in self.tensors)
+            places += [f"{stream}.{layer}" for layer in range(layers)] or [str(stream)]
+        return {
+            place: (self.tensors[tensor_name(place, "key")], self.tensors[tensor_name(place, "value")])
+            for place in places
+        }
 
     def stream_length(self, stream: Stream) -> int:
         """Number of virtual tokens in one stream; 0 when the prefix has nothing there."""
-        return int(self.tensors[f"{stream}.key"].shape[2]) if stream in self.streams else 0
+        place = first_place(self.tensors, stream)
+        return 0 if place is None else int(self.tensors[tensor_name(place, "key")].shape[-2])
 
     @property
     def length(self) -> int:
@@ -218,16 +212,28 @@ class Prefix:
     @property
     def geometry(self) -> Geometry:
         """Sizes without P, to be compared with a base model's."""
-        return Geometry({stream: _stream_geometry(self, stream) for stream in self.streams})
+        sizes: dict[Stream, list[LayerSizes]] = {stream: [] for stream in self.streams}
+        for place, (key, value) in self.key_values().items():
+            layers = 1 if place != stream_of(place) else key.shape[0]
+            sizes[stream_of(place)] += [(key.shape[-3], key.shape[-1], value.shape[-1])] * layers
+        return Geometry({stream: StreamGeometry.of_layers(of_stream) for stream, of_stream in sizes.items()})
 
     def numel(self) -> int:
         """How many numbers it holds."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     def _tensor(self, stream: Stream, part: str) -> torch.Tensor:
+        self._check_stream(stream)
+        if f"{stream}.{part}" not in self.tensors:
+            raise UsageError(
+                f"the sizes of this prefix differ by layer ({self.geometry}), so its {part}s are not one "
+                f"tensor; take prefix.layers({stream!r}), which has keys and values of each layer"
+            )
+        return self.tensors[f"{stream}.{part}"]
+
+    def _check_stream(self, stream: Stream) -> None:
         if stream not in self.streams:
             raise UsageError(f"this prefix has no stream {stream!r}; it has {', '.join(self.streams)}")
-        return self.tensors[f"{stream}.{part}"]
 
     # -- identity ------------------------------------------------------------------------------
 
@@ -297,10 +303,11 @@ class Prefix:
         """`load` from memory; `where` names the source in errors."""
         tensors, header = prefix_file.decode(content, where=where)
         described = header.description
-        if header.differs_by_layer:
+        if header.has_empty_layers:
             raise UnsupportedGeometry(
-                f"{where} has keys and values whose sizes differ by layer ({described['geometry']}); "
-                "expected layers that are alike: no model that this release runs has others. Update Foreword"
+                f"{where} counts layers without keys and values ({described['geometry']}); this release "
+                "reads geometry that counts only those with some. Update Foreword, or export the prefix "
+                "without them"
             )
         with prefix_file.naming(where):
             newer = {} if described["version"] == 1 else described  # version 1 ignored what it did not know
@@ -319,7 +326,8 @@ class Prefix:
                 recipe=newer.get("recipe", {}),
                 extra=header.extra,
             )
-        if described["geometry"] != prefix.geometry.to_json():
+        # Where sizes differ by layer, `decode` has compared them: a list may say what one number would.
+        if not header.differs_by_layer and described["geometry"] != prefix.geometry.to_json():
             raise GeometryMismatch(
                 f"{where}: the header declares {described['geometry']} but the tensors are "
                 f"{prefix.geometry}; the file was altered, fetch it again"
@@ -363,8 +371,8 @@ class Prefix:
         Raises:
             UsageError: nothing would be left.
         """
-        kept = {name: tensor[:, :, start:stop] for name, tensor in self.tensors.items()}
-        if any(tensor.shape[2] == 0 for tensor in kept.values()):
+        kept = {name: tensor[..., start:stop, :] for name, tensor in self.tensors.items()}
+        if any(tensor.shape[-2] == 0 for tensor in kept.values()):
             raise UsageError(f"slice({start}, {stop}) of a prefix of length {self.length} keeps nothing")
         return self._derived(kept)
 
@@ -396,7 +404,7 @@ class Prefix:
                 raise UsageError(
                     f"can't join prefixes of other positions: {first.positions} and {other.positions}"
                 )
-        joined = {name: torch.cat([p.tensors[name] for p in prefixes], dim=2) for name in first.tensors}
+        joined = {name: torch.cat([p.tensors[name] for p in prefixes], dim=-2) for name in first.tensors}
         return first._derived(joined)
 
     def to(self, dtype: torch.dtype) -> Prefix:
@@ -434,9 +442,15 @@ class Prefix:
         for stream, found in self.geometry.streams.items():
             expected = geometry.streams.get(stream)
             if found != expected:
+                advice = f"use the base it was trained for: {self.base.name}"
+                if self.base.fingerprint is not None and self.base.fingerprint == identity.fingerprint:
+                    advice = (
+                        "it is the base it was trained for, by a release that gave every layer a prefix "
+                        "of its own, those that share keys and values too. Train it again"
+                    )
                 raise GeometryMismatch(
                     f"the prefix has {stream} keys and values for {found}, but {identity.name} has "
-                    f"{expected or f'no {stream} stream'}; use the base it was trained for: {self.base.name}"
+                    f"{expected or f'no {stream} stream'}; {advice}"
                 )
         mine, theirs = self.base.fingerprint, identity.fingerprint
         if mine is not None and theirs is not None and mine != theirs and mine not in equivalent:
@@ -446,32 +460,6 @@ class Prefix:
                 "train a prefix for this one. A quantised copy of the base can be declared equivalent: "
                 "foreword store equate"
             )
-
-
-def _check_shapes(tensors: Mapping[str, torch.Tensor]) -> None:
-    known = {f"{stream}.{part}" for stream in STREAMS for part in ("key", "value")}
-    if not tensors or not set(tensors) <= known:
-        raise GeometryMismatch(f"tensors are named {sorted(tensors)}; expected pairs out of {sorted(known)}")
-    for name, tensor in tensors.items():
-        stream, part = name.split(".")
-        partner = tensors.get(f"{stream}.{'value' if part == 'key' else 'key'}")
-        if partner is None:
-            raise GeometryMismatch(f"{name} stands alone; expected both {stream}.key and {stream}.value")
-        if tensor.ndim != 4 or tensor.shape[:3] != partner.shape[:3] or 0 in tensor.shape:
-            raise GeometryMismatch(
-                f"{name} is {list(tensor.shape)} beside {list(partner.shape)}; expected "
-                "[layers, kv_heads, P, head_dim], alike but for the last"
-            )
-        alike = tensor.dtype == next(iter(tensors.values())).dtype
-        if not alike or not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
-            raise GeometryMismatch(
-                f"{name} is {tensor.dtype}; expected one floating-point type of 16 bits or more for all"
-            )
-
-
-def _stream_geometry(prefix: Prefix, stream: Stream) -> StreamGeometry:
-    layers, kv_heads, _, key_dim = prefix.key(stream).shape
-    return StreamGeometry(layers, kv_heads, key_dim, prefix.value(stream).shape[3])
 
 
 def _now() -> str:

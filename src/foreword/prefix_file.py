@@ -89,6 +89,14 @@ class Header:
         return self.description["version"] > 1 and _differs_by_layer(self.description["geometry"])
 
     @property
+    def has_empty_layers(self) -> bool:
+        """Whether some layer has no keys and values, such as one of linear attention."""
+        if not self.differs_by_layer:
+            return False
+        heads = [sizes["kv_heads"] for sizes in self.description["geometry"].values()]
+        return any(isinstance(each, list) and 0 in each for each in heads)
+
+    @property
     def extra(self) -> dict[str, Any]:
         """Optional fields that this release does not know."""
         named = self.description.get("optional", []) if self.description["version"] > 1 else []

@@ -19,7 +19,7 @@ from foreword.base.attention import (
     gradient_checkpointing,
 )
 from foreword.base.loss import target_losses
-from foreword.base.prefix_batch import PrefixBatch, StreamBlock
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import EncodedExample, encode
 from foreword.training import TrainingStopped
 from foreword.training.initialization import Initialization, initial_key_values
@@ -27,7 +27,7 @@ from support.architectures.decoder_only import DECODER_ONLY_WORKING
 from support.architectures.encoder_decoder import ENCODER_DECODER_WORKING
 from support.architectures.hybrids import HYBRID_WORKING
 from support.architectures.zoo import Architecture
-from support.by_hand import layers_of
+from support.by_hand import by_place, layers_of
 from support.by_hand import logits as past_key_values_logits
 from support.by_hand_attention import by_hand, greedy, logits, token_losses
 from support.stand_ins import byte_tokenizer, random_examples, random_prefix
@@ -138,16 +138,12 @@ def test_every_number_of_a_prefix_gets_the_gradient_computed_by_hand(base: BaseM
     has_layers = any(isinstance(module, GradientCheckpointingLayer) for module in base.model.modules())
     for checkpointed in (False, True) if has_layers else (False,):
         mine = leaves()
-        blocks = {
-            stream: StreamBlock(mine[f"{stream}.key"][None], mine[f"{stream}.value"][None], (4,))
-            for stream in base.geometry.streams
-        }
-        prefixes = PrefixBatch(blocks, (0, 0, 0))
+        prefixes = PrefixBatch.from_tensors([by_place(mine)], (0, 0, 0))
         with gradient_checkpointing(base.model, checkpointed):
             target_losses(base.model, base.batch(rows, prefixes, "flat"), prefixes).sum().backward()
         for name, tensor in mine.items():
             assert tensor.grad is not None, name
-            assert (tensor.grad.norm(dim=3) > 0).all(), name
+            assert (tensor.grad.norm(dim=-1) > 0).all(), name
             close(tensor.grad, expected[name].grad)  # type: ignore[arg-type]
     assert all(p.grad is None and not p.requires_grad for p in base.model.parameters())
 
@@ -174,11 +170,9 @@ def test_rows_of_one_token_each_can_share_a_pass(base: BaseModel) -> None:
 @pytest.mark.parametrize("kind", ["demonstrations", "words: start here", "random"])
 def test_every_stream_starts_with_p_rows(base: BaseModel, kind: str) -> None:
     start = initial_key_values(base, Initialization.parse(kind), 6, rows_of(base, 1), 0)
-    assert set(start) == set(base.geometry.streams)
-    for stream, g in base.geometry.streams.items():
-        assert start[stream][0].shape == (g.layers, g.kv_heads, 6, g.key_dim)
-        assert start[stream][1].shape == (g.layers, g.kv_heads, 6, g.value_dim)
-        assert all(tensor.isfinite().all() and tensor.any() for tensor in start[stream])
+    expected = base.geometry.shapes(dict.fromkeys(base.geometry.streams, 6))
+    assert {place: tuple(tuple(t.shape) for t in pair) for place, pair in start.items()} == expected
+    assert all(tensor.isfinite().all() and tensor.any() for pair in start.values() for tensor in pair)
 
 
 def test_a_stopped_run_ends_in_the_same_prefix_bit_for_bit(base: BaseModel, tmp_path: Path) -> None:
@@ -197,7 +191,7 @@ def test_a_stopped_run_ends_in_the_same_prefix_bit_for_bit(base: BaseModel, tmp_
     begun = initial_key_values(
         base, Initialization("demonstrations"), 3, encode(examples, base.tokenizer, base.template)[0], 1
     )
-    assert all(not torch.equal(whole.key(stream), begun[stream][0]) for stream in begun)
+    assert all(not torch.equal(whole.key_values()[place][0], begun[place][0]) for place in begun)
 
 
 PROMPTS = ["hello", "some longer prompt here", "a", "xyz abc"]

@@ -23,6 +23,7 @@ from foreword.errors import UsageError
 from foreword.training.run_log import Progress
 from support.architectures.decoder_only import DECODER_ONLY_WORKING
 from support.architectures.zoo import WINDOW, Architecture
+from support.by_hand import by_place
 from support.by_hand_attention import greedy, logits, token_losses, within_window
 from support.stand_ins import random_prefix
 
@@ -54,7 +55,7 @@ def test_the_window_is_there(architecture: Architecture) -> None:
         int((mask[0, 0, -1] if mask.dtype == torch.bool else mask[0, 0, -1] == 0).sum()) for mask in masks
     }
     assert min(seen) <= WINDOW
-    assert len(masks) == base.geometry.streams["decoder"].layers
+    assert len(masks) == base.model.config.get_text_config().num_hidden_layers
 
 
 @torch.no_grad()
@@ -184,7 +185,7 @@ def test_every_number_within_reach_gets_the_gradient_computed_by_hand(reaching: 
         token_losses(base.model, row.source_ids, row.target_ids, tensors).sum().backward()
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
     stacked = PrefixBatch.from_tensors(
-        [{"decoder": (leaves["decoder.key"], leaves["decoder.value"])}],
+        [by_place(leaves)],
         [0],
         ["prefix"],
         ["text-after-prefix-within-window"],

@@ -21,6 +21,7 @@ from foreword.errors import (
 )
 from foreword.interop import export_peft, import_peft
 from support import by_hand
+from support.architectures.decoder_only import DECODER_ONLY_WORKING
 from support.interop_models import CONFIGS, build
 from support.peft_models import IDS, LENGTH, base_model, difference, logits
 from support.stand_ins import byte_tokenizer, random_prefix
@@ -120,6 +121,16 @@ def test_a_prefix_of_an_encoder_decoder_is_not_exported(tmp_path: Path) -> None:
     model = BartForConditionalGeneration(config)
     base = BaseModel(model, byte_tokenizer(), name="tiny-bart")
     with pytest.raises(NotExportable, match="decoder, encoder, cross"):
+        export_peft(random_prefix(base, LENGTH), tmp_path / "folder", base)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("Gemma 4 26B-A4B, 31B", "get no prefix"), ("MiMo-V2-Flash", "one size for both")]
+)
+def test_what_peft_would_not_give_to_every_layer_is_not_exported(name: str, why: str, tmp_path: Path) -> None:
+    base = next(each for each in DECODER_ONLY_WORKING if each.name == name).base
+    with pytest.raises(NotExportable, match=why):
         export_peft(random_prefix(base, LENGTH), tmp_path / "folder", base)
     assert list(tmp_path.iterdir()) == []
 

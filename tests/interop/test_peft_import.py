@@ -21,8 +21,9 @@ from foreword.errors import (
 )
 from foreword.interop import import_peft
 from support import by_hand
+from support.architectures.decoder_only import DECODER_ONLY_WORKING
 from support.interop_models import CONFIGS
-from support.peft_models import LENGTH, base_model, difference, logits, peft_model
+from support.peft_models import IDS, LENGTH, base_model, difference, logits, peft_model
 
 peft = pytest.importorskip("peft")
 
@@ -161,6 +162,28 @@ def test_another_method_is_named_and_refused(
     peft_model(config=config()).save_pretrained(tmp_path / "saved", save_embedding_layers=False)
     with pytest.raises(ForeignFormat, match=f"{method}.*PREFIX_TUNING"):
         import_peft(tmp_path / "saved", base)
+
+
+def test_layers_that_peft_left_without_a_prefix_are_named_and_refused(tmp_path: Path) -> None:
+    """PEFT sizes all layers by those of the largest heads: Gemma 4's layers with a window have more heads."""
+    architecture = next(each for each in DECODER_ONLY_WORKING if each.name == "Gemma 4 26B-A4B, 31B")
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH)
+    model = peft.get_peft_model(architecture.model(), config)
+    with pytest.warns(UserWarning, match=r"skipped \[0, 1\]"):
+        model(input_ids=IDS)
+    model.save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    with pytest.raises(ForeignFormat, match=r"gave the layers \[0, 1\] of gemma4_text no prefix"):
+        import_peft(tmp_path / "saved", architecture.base)
+
+
+def test_a_config_that_does_not_say_the_sizes_of_layers_that_differ_is_refused(tmp_path: Path) -> None:
+    peft_model("gemma4").save_pretrained(tmp_path / "saved", save_embedding_layers=False)
+    for changes in ({"num_attention_heads": None}, {"num_attention_heads": 0}, {"token_dim": 33}):
+        before = (tmp_path / "saved" / "adapter_config.json").read_text()
+        change_config(tmp_path / "saved", **changes)
+        with pytest.raises(ForeignFormat, match="the first divides the second"):
+            import_peft(tmp_path / "saved", base_model("gemma4"))
+        (tmp_path / "saved" / "adapter_config.json").write_text(before)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,16 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def layers_of(prefix: Any) -> Layers:
-    return list(zip(prefix.tensors["decoder.key"], prefix.tensors["decoder.value"], strict=True))
+    key_values = by_place(prefix.tensors)
+    if "decoder" in key_values:
+        return list(zip(*key_values["decoder"], strict=True))
+    return [key_values[f"decoder.{layer}"] for layer in range(len(key_values))]
+
+
+def by_place(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Tensors by name ("decoder.key.3") as keys and values by place ("decoder.3")."""
+    keys = [name for name in tensors if name.split(".")[1] == "key"]
+    return {name.replace(".key", ""): (tensors[name], tensors[name.replace("key", "value")]) for name in keys}
 
 
 def logits(model: Any, ids: Sequence[int], prefix: Layers | None) -> torch.Tensor:

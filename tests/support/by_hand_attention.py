@@ -22,7 +22,7 @@ from transformers.masking_utils import eager_mask
 NAME = "by-hand"
 
 Tensors = Mapping[str, torch.Tensor]
-"""A prefix as "decoder.key" and so on, each `[L, H, P, D]`."""
+"""A prefix as "decoder.key" and so on, each `[L, H, P, D]`, or as "decoder.key.0" and so on, each `[H, P, D]`."""
 
 # What models say that does not change the result here: no dropout, positions and windows are in the mask.
 _WITHOUT_EFFECT = {
@@ -38,6 +38,7 @@ _WITHOUT_EFFECT = {
     "return_dict",
     "cu_seq_lens_q",
     "max_length_q",
+    "labels",
 }
 
 _in_force: dict[str, Any] = {"prefix": None, "places": {}, "frequencies": {}}
@@ -71,9 +72,9 @@ def _attention(
             added_TS = added_TS.masked_fill(torch.ones_like(added_TS).triu(1).bool(), -torch.inf)
         if position_bias is not None:
             added_TS = added_TS + position_bias[0, head]
-        if f"{stream}.key" in prefix:
-            prefix_key_PD = prefix[f"{stream}.key"][layer, shared]
-            value_SD = torch.cat([prefix[f"{stream}.value"][layer, shared], value_SD])
+        if any(name.startswith(f"{stream}.") for name in prefix):
+            prefix_key_PD = _of_layer(prefix, f"{stream}.key", layer)[shared]
+            value_SD = torch.cat([_of_layer(prefix, f"{stream}.value", layer)[shared], value_SD])
             added_TS = torch.cat([torch.zeros(query_TD.shape[0], prefix_key_PD.shape[0]), added_TS], dim=1)
             frequencies, window = _in_force["frequencies"].get(module), kwargs.get("sliding_window")
             if frequencies is not None and window is not None:
@@ -98,6 +99,10 @@ def _attention(
             total_T1 = total_T1 + torch.exp(s_aux[head] - scores_TS.max())
         heads.append(powers_TS / total_T1 @ value_SD)
     return torch.stack(heads, dim=1)[None], None
+
+
+def _of_layer(prefix: Tensors, name: str, layer: int) -> torch.Tensor:
+    return prefix[name][layer] if name in prefix else prefix[f"{name}.{layer}"]
 
 
 @dataclass(frozen=True)
@@ -149,11 +154,17 @@ def attention_layers(model: Any) -> list[int]:
 
 
 def _places(model: Any) -> dict[nn.Module, tuple[str, int]]:
-    """Stream and layer of every attention module, from its name; attention layers alone are counted."""
+    """Stream and layer of every attention module, from its name; attention layers alone are counted.
+
+    Of the last layers of Gemma 3n and 4, which share keys and values, each takes those of the last layer of its
+    kind in front of them, and so does the prefix.
+    """
     found = {}
     numbers: dict[int, int] = {}
     if not model.config.is_encoder_decoder:
         numbers = {layer: place for place, layer in enumerate(attention_layers(model))}
+    config = model.config.get_text_config(decoder=True)
+    own = config.num_hidden_layers - getattr(config, "num_kv_shared_layers", 0)
     for name, module in model.named_modules():
         number = re.search(r"\.(\d+)\.", name + ".")
         if number is None:
@@ -163,6 +174,9 @@ def _places(model: Any) -> dict[nn.Module, tuple[str, int]]:
         else:
             stream = "encoder" if re.search(r"(^|\.)encoder\.", name) else "decoder"
         layer = int(number[1])
+        if stream == "decoder" and own <= layer < config.num_hidden_layers:
+            kind = config.layer_types[layer]
+            layer = max(other for other in range(own) if config.layer_types[other] == kind)
         found[module] = (stream, numbers.get(layer, layer))
     return found
 
@@ -170,7 +184,7 @@ def _places(model: Any) -> dict[nn.Module, tuple[str, int]]:
 @contextlib.contextmanager
 def within_window(model: Any) -> Iterator[None]:
     """Inside the block, by hand, windowed layers see a prefix from no farther than their window reaches."""
-    rotary = next(m for m in model.modules() if "RotaryEmbedding" in type(m).__name__)
+    rotary = next(m for m in model.get_decoder().modules() if "RotaryEmbedding" in type(m).__name__)
     types = getattr(model.config.get_text_config(), "layer_types", None)
     for module, (_, layer) in _places(model).items():
         name = "inv_freq" if hasattr(rotary, "inv_freq") else f"{types[layer] if types else ''}_inv_freq"
@@ -214,7 +228,7 @@ def logits(
                 use_cache=False,
             )
             return found.logits[0]
-        length = prefix["decoder.key"].shape[2] if prefix else 0
+        length = _of_layer(prefix, "decoder.key", 0).shape[1] if prefix else 0
         text = [*source, *target]
         found = model(
             input_ids=torch.tensor([text]),

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -36,6 +38,29 @@ CONFIGS: dict[str, Any] = {
     "qwen3": Qwen3Config(**_LLAMA, head_dim=16),
     # Layers with and without a window take turns.
     "gemma3": Gemma3TextConfig(**_LLAMA, head_dim=16, sliding_window=64),
+    # The last two layers share keys and values with those in front of them.
+    "gemma3n": Gemma3nTextConfig(
+        **{**_LLAMA, "num_hidden_layers": 4},
+        head_dim=16,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        sliding_window=64,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        laurel_rank=8,
+        activation_sparsity_pattern=[0.0] * 4,
+    ),
+    # The same, and heads of two sizes.
+    "gemma4": Gemma4TextConfig(
+        **{**_LLAMA, "num_hidden_layers": 4},
+        head_dim=8,
+        global_head_dim=16,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        sliding_window=64,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+    ),
     "mistral": MistralConfig(**_LLAMA, sliding_window=64),
     # Only a part of each head is turned.
     "neox": GPTNeoXConfig(**{k: v for k, v in _LLAMA.items() if "key_value" not in k}, rotary_pct=0.5),

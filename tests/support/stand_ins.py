@@ -49,10 +49,11 @@ def random_prefix(
 ) -> Prefix:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for stream, g in base.geometry.streams.items():
-        for part, size in (("key", g.key_dim), ("value", g.value_dim)):
-            shape = (g.layers, g.kv_heads, length, size)
-            tensors[f"{stream}.{part}"] = torch.randn(shape, generator=generator) * scale
+    for place, shapes in base.geometry.shapes(dict.fromkeys(base.geometry.streams, length)).items():
+        stream, _, layer = place.partition(".")
+        for part, shape in zip(("key", "value"), shapes, strict=True):
+            name = f"{stream}.{part}.{layer}" if layer else f"{stream}.{part}"
+            tensors[name] = torch.randn(shape, generator=generator) * scale
     return Prefix(tensors=tensors, **{"base": base.identity, "template": base.template, **changes})
 
 

@@ -52,6 +52,8 @@ class LayerInfo:
     """Which keys and values one attention module takes: set on the module, as `foreword_layer`, by `probe`.
 
     Attributes:
+        layer: of those that have keys and values of their own; a module that shares them with an earlier one
+            has that one's number, and so its prefix.
         sliding_window: tokens that it sees, itself among them, if its window slides.
         rope: how its queries and keys are moved to other positions, if its window slides.
     """
@@ -185,15 +187,18 @@ def capture_kv(
     layers: dict[Stream, dict[int, tuple[torch.Tensor, torch.Tensor]]] = defaultdict(dict)
     for call in calls:
         layer: LayerInfo = call.module.foreword_layer  # type: ignore[assignment]
-        key_HPD, value_HPD = (part[0, :, :tokens].float().to(device) for part in (call.key, call.value))
-        layers[layer.stream][layer.layer] = (key_HPD, value_HPD)
-    return output, {
-        stream: (
-            torch.stack([by_layer[layer][0] for layer in range(len(by_layer))]),
-            torch.stack([by_layer[layer][1] for layer in range(len(by_layer))]),
-        )
-        for stream, by_layer in layers.items()
-    }
+        if layer.layer not in layers[layer.stream]:  # else it shares those of an earlier layer
+            key_HPD, value_HPD = (part[0, :, :tokens].float().to(device) for part in (call.key, call.value))
+            layers[layer.stream][layer.layer] = (key_HPD, value_HPD)
+    key_values: KeyValues = {}
+    for stream, by_layer in layers.items():
+        pairs = [by_layer[layer] for layer in range(len(by_layer))]
+        if len({(key.shape, value.shape) for key, value in pairs}) == 1:
+            keys, values = zip(*pairs, strict=True)
+            key_values[stream] = torch.stack(keys), torch.stack(values)
+        else:
+            key_values |= {f"{stream}.{layer}": pair for layer, pair in enumerate(pairs)}
+    return output, key_values
 
 
 # -- the attention function ----------------------------------------------------------------------

@@ -45,11 +45,11 @@ from foreword.base.batch import Layout, decoder_batch, encoder_decoder_batch
 from foreword.base.float32 import HALVES, in_float32
 from foreword.base.hybrid import attention_layers, try_hybrid
 from foreword.base.loading import existing_quantization
-from foreword.base.prefix_batch import PrefixBatch, StreamBlock
+from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.sliding_window import RopeShift
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
-from foreword.prefix import STREAMS, Geometry, Stream, StreamGeometry
+from foreword.prefix_sizes import STREAMS, Geometry, LayerSizes, Stream, StreamGeometry, stream_of
 
 # Different lengths for encoder and decoder text tell the three streams apart by shape alone.
 _ENCODER_TOKENS, _DECODER_TOKENS = 3, 2
@@ -59,7 +59,8 @@ _ENCODER_TOKENS, _DECODER_TOKENS = 3, 2
 class _Call:
     module: nn.Module
     stream: Stream
-    sizes: tuple[int, int, int]  # key/value heads, key size, value size
+    key: torch.Tensor
+    sizes: LayerSizes
     sliding_window: int | None
 
 
@@ -67,29 +68,35 @@ def probe(model: Any) -> Geometry:
     """Set `foreword_layer` on every attention module and return the geometry.
 
     Raises:
-        UnsupportedArchitecture: an attention layer that does not take our function, layers of
-            different sizes or that share a module, or a model without attention.
+        UnsupportedArchitecture: an attention layer that does not take our function, layers that share a
+            module, or a model without attention.
     """
     calls = _calls(model)
     _check_counts(model, calls)
     seen: dict[Stream, list[_Call]] = {}
+    shares = getattr(model.config.get_text_config(decoder=True), "num_kv_shared_layers", 0)
     for call in calls:
         of_stream = seen.setdefault(call.stream, [])
-        call.module.foreword_layer = LayerInfo(call.stream, len(of_stream), call.sliding_window)  # type: ignore
-        of_stream.append(call)
-    for stream, of_stream in seen.items():
-        if len({call.sizes for call in of_stream}) > 1:
-            raise UnsupportedArchitecture(
-                f"{name(model)}: {stream} layers differ in heads or head size "
-                f"({sorted({call.sizes for call in of_stream})}); a prefix has one size for all layers"
-            )
+        # A layer that shares keys and values of the text (Gemma 3n, Gemma 4) shares their prefix: so it is in
+        # a cache that holds the prefix, and so PEFT and vLLM have it.
+        same = (n for n, each in enumerate(of_stream) if shares and _same(each.key, call.key))
+        layer = next(same, len(of_stream))
+        call.module.foreword_layer = LayerInfo(call.stream, layer, call.sliding_window)  # type: ignore
+        if layer == len(of_stream):
+            of_stream.append(call)
     return Geometry(
         {
-            stream: StreamGeometry(len(seen[stream]), *seen[stream][0].sizes)
+            stream: StreamGeometry.of_layers([call.sizes for call in seen[stream]])
             for stream in STREAMS
             if stream in seen
         }
     )
+
+
+def _same(key: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether a layer was handed the keys of another, if need be on its own device."""
+    copied = key.device != other.device and key.shape == other.shape
+    return key is other or (copied and torch.equal(key.cpu(), other.cpu()))
 
 
 def _calls(model: Any) -> list[_Call]:
@@ -111,7 +118,7 @@ def _calls(model: Any) -> list[_Call]:
         elif encoder_decoder and lengths == (_DECODER_TOKENS, _ENCODER_TOKENS):
             stream = "cross"
         sizes = (call.key.shape[1], call.key.shape[3], call.value.shape[3])
-        calls.append(_Call(call.module, stream, sizes, call.options.get("sliding_window")))
+        calls.append(_Call(call.module, stream, call.key, sizes, call.options.get("sliding_window")))
     return calls
 
 
@@ -206,21 +213,21 @@ def _numbers(model: Any) -> tuple[contextlib.AbstractContextManager[None], float
 
 def _try_decoder(model: Any, positions: bool, slack: float, farthest: int | None) -> None:
     device = model.get_input_embeddings().weight.device
-    whole_1TV, blocks = _first_token(model, {"input_ids": torch.tensor([_IDS], device=device)})
+    output, first = capture_kv(model, {"input_ids": torch.tensor([_IDS], device=device)}, 1)
     text = EncodedExample(_IDS[1:2], (*_IDS[2:], 0))
     rows, offsets = [text, text], [1, 1]
     layout: Layout = "flat" if positions else "right"
     if positions and farthest is not None:  # beside a long row's last token: angles must not depend on it
         # Texts that begin with a higher id are packed later, so those that are looked at stay in front.
         rows, offsets = [*rows, EncodedExample(_IDS[2:], (0,))], [*offsets, farthest - 1]
-    prefixes = PrefixBatch(blocks, (0, None, None)[: len(rows)])
+    prefixes = PrefixBatch.from_tensors([first], (0, None, None)[: len(rows)])
     groups = [None] * len(rows)
     batch = decoder_batch(rows, offsets, groups, layout=layout, device=device, positions=positions)
     with attention_context(AttentionContext(prefixes=prefixes, layout=batch.layout)):
         logits = model(**batch.inputs, use_cache=False).logits
     tokens = len(_IDS) - 1
     with_prefix_TV, without_TV = logits.flatten(0, 1)[: 2 * tokens].reshape(2, tokens, -1)
-    whole_TV = whole_1TV[0, 1:]
+    whole_TV = output.logits[0, 1:]
     error, effect = (float((found - whole_TV).norm()) for found in (with_prefix_TV, without_TV))
     if error > (0.01 + 10 * slack) * effect + (1e-5 + slack) * float(whole_TV.norm()):
         raise UnsupportedArchitecture(
@@ -235,19 +242,14 @@ def _try_encoder_decoder(model: Any, slack: float) -> None:
     device = model.get_input_embeddings().weight.device
     start_id = model.config.decoder_start_token_id or 0
     of_one_row = encoder_decoder_batch([EncodedExample(_IDS, (1, 0))], start_id=start_id, device=device)
-    plain_1TV, blocks = _first_token(model, of_one_row.inputs)
-    streams = list(blocks)
+    output, first = capture_kv(model, of_one_row.inputs, 1)
+    streams = list(dict.fromkeys(map(stream_of, first)))
     # One row for each stream alone, one without any, and one with all streams and another last token.
-    apart = {
-        stream: StreamBlock(
-            key_RLHPD=block.key_RLHPD.expand(len(streams) + 1, -1, -1, -1, -1),
-            value_RLHPD=-block.value_RLHPD.expand(len(streams) + 1, -1, -1, -1, -1),
-            lengths=(*(int(stream == other) for other in streams), 1),
-        )
-        for stream, block in blocks.items()
-    }
+    whole = {place: (key, -value) for place, (key, value) in first.items()}
+    apart = [{place: whole[place] for place in whole if stream_of(place) == stream} for stream in streams]
     last = len(streams)
-    prefixes = PrefixBatch(apart, (*range(last), None, last, last))
+    of_row = (*range(last), None, last, last)
+    prefixes = PrefixBatch.from_tensors([*apart, whole], of_row)
     rows = [EncodedExample(_IDS, (1, 0))] * (last + 2) + [EncodedExample(_IDS, (2, 0))]
     batch = encoder_decoder_batch(rows, start_id=start_id, device=device)
     with attention_context(AttentionContext(prefixes=prefixes)):
@@ -260,23 +262,12 @@ def _try_encoder_decoder(model: Any, slack: float) -> None:
     idle = [stream for row, stream in enumerate(streams) if torch.equal(logits_BTV[row], plain_TV)]
     faults = {
         f"a prefix in {', '.join(idle)} attention changes nothing": bool(idle),
-        "a row without a prefix is changed by its neighbours' prefixes": not same(plain_TV, plain_1TV[0]),
+        "a row without a prefix is changed by its neighbours' prefixes": not same(plain_TV, output.logits[0]),
         "with a prefix, a token is changed by the tokens behind it": not same(all_TV[0], other_TV[0]),
     }
     if any(faults.values()):
         listed = "; ".join(fault for fault, there in faults.items() if there)
         raise UnsupportedArchitecture(f"{name(model)}: {listed}. Its attention takes no prefix as it is")
-
-
-def _first_token(
-    model: Any, inputs: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, dict[Stream, StreamBlock]]:
-    """Logits of a text, and the keys and values of its first token as a prefix."""
-    output, key_values = capture_kv(model, inputs, 1)
-    blocks = {
-        stream: StreamBlock(key[None], value[None], (1,)) for stream, (key, value) in key_values.items()
-    }
-    return output.logits, blocks
 
 
 # -- whether a prefix can stay within the reach of sliding windows -----------------------------------
@@ -317,7 +308,7 @@ def enable_window_shift(model: Any) -> bool:
 
 def _rotary_embeddings(model: Any) -> list[nn.Module]:
     embeddings = []
-    for module in model.modules():
+    for module in model.get_decoder().modules():  # an image's encoder has rotations of its own
         kind = getattr(module, "rope_type", "default")
         kinds = set(kind.values()) if isinstance(kind, Mapping) else {kind}
         if "RotaryEmbedding" in type(module).__name__ and kinds.isdisjoint(CHANGING):

@@ -97,11 +97,10 @@ class PrefixedLayer(DynamicLayer):
 def takes_prefixes(model: Any, geometry: Geometry) -> bool:
     """Whether a cache of `model` can hold prefixes: it keeps every token, as attention sees it.
 
-    Some keep less (windows), or share it between layers, or keep what keys and values are made from
-    (latent attention): one token shows it.
+    Some keep less (windows), or keep what keys and values are made from (latent attention): one token
+    shows it. Layers that share those of another have no place in the cache, and get the other's from it.
     """
-    config = model.config.get_text_config(decoder=True)
-    if model.config.is_encoder_decoder or getattr(config, "num_kv_shared_layers", 0):
+    if model.config.is_encoder_decoder:
         return False
     cache = DynamicCache(config=model.config)
     if any(type(layer) is not DynamicLayer for layer in cache.layers):
@@ -109,9 +108,11 @@ def takes_prefixes(model: Any, geometry: Geometry) -> bool:
     token = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
     with torch.no_grad():
         model(input_ids=token, use_cache=True, **{cache_argument(model): cache})
-    g = geometry.streams["decoder"]
     shapes = [(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers]
-    return shapes == [((1, g.kv_heads, 1, g.key_dim), (1, g.kv_heads, 1, g.value_dim))] * g.layers
+    return shapes == [
+        ((1, heads, 1, key_dim), (1, heads, 1, value_dim))
+        for heads, key_dim, value_dim in geometry.streams["decoder"].by_layer
+    ]
 
 
 def cache_argument(model: Any) -> str:

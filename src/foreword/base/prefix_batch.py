@@ -17,14 +17,16 @@ import torch
 from torch.nn.functional import pad
 
 from foreword.errors import UsageError
-from foreword.prefix import Positions, Prefix, Stream
+from foreword.prefix import Positions, Prefix
+from foreword.prefix_sizes import Stream, stream_of
 from foreword.template import Placement
 
 KeyValuePair = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values of one stream, each `[L, H, P, D]`."""
+"""Keys and values of one stream, each `[L, H, P, D]`; of one layer, `[H, P, D]`."""
 
-KeyValues = dict[Stream, KeyValuePair]
-"""Keys and values of all streams of one prefix, as tensors; in training with a gradient."""
+KeyValues = dict[str, KeyValuePair]
+"""Keys and values of one prefix by place (prefix_sizes.py): of each stream or, where sizes differ by layer,
+of each of its layers. In training with a gradient."""
 
 WITHIN_WINDOW: Positions = "text-after-prefix-within-window"
 
@@ -34,23 +36,24 @@ class StreamBlock:
     """One stream's keys and values of R distinct prefixes.
 
     Attributes:
-        key_RLHPD, value_RLHPD: the stacked prefixes, zero where a shorter one ends.
+        key_RLHPD, value_RLHPD: the stacked prefixes, zero where a shorter one ends; where sizes differ by
+            layer, `[R, H, P, D]` of each layer.
         lengths: the true length of each of the R prefixes.
     """
 
-    key_RLHPD: torch.Tensor
-    value_RLHPD: torch.Tensor
+    key_RLHPD: torch.Tensor | tuple[torch.Tensor, ...]
+    value_RLHPD: torch.Tensor | tuple[torch.Tensor, ...]
     lengths: tuple[int, ...]
 
     @property
     def longest(self) -> int:
         """P."""
-        return int(self.key_RLHPD.shape[3])
+        return int(self.layers[0][0].shape[2])
 
     @property
     def distinct(self) -> int:
         """R."""
-        return int(self.key_RLHPD.shape[0])
+        return int(self.layers[0][0].shape[0])
 
     @cached_property
     def layers(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
@@ -58,7 +61,10 @@ class StreamBlock:
 
         Taken apart once: the gradient of a single layer taken by its index is as large as all layers.
         """
-        return tuple(zip(self.key_RLHPD.unbind(1), self.value_RLHPD.unbind(1), strict=True))
+        keys, values = (
+            part if isinstance(part, tuple) else part.unbind(1) for part in (self.key_RLHPD, self.value_RLHPD)
+        )
+        return tuple(zip(keys, values, strict=True))
 
     def layer_on(self, layer: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[R, H, P, D]` of one layer, where that layer is."""
@@ -95,7 +101,13 @@ class PrefixBatch:
         place = {identity: index for index, identity in enumerate(distinct)}
         stacked = list(distinct.values())
         return cls.from_tensors(
-            [{s: (_moved(p.key(s), device), _moved(p.value(s), device)) for s in p.streams} for p in stacked],
+            [
+                {
+                    place: (_moved(key, device), _moved(value, device))
+                    for place, (key, value) in p.key_values().items()
+                }
+                for p in stacked
+            ],
             [None if p is None else place[id(p)] for p in prefixes],
             [prefix.template.placement for prefix in stacked],
             [prefix.positions for prefix in stacked],
@@ -104,25 +116,31 @@ class PrefixBatch:
     @classmethod
     def from_tensors(
         cls,
-        distinct: Sequence[Mapping[Stream, KeyValuePair]],
+        distinct: Sequence[Mapping[str, KeyValuePair]],
         of_row: Sequence[int | None],
-        placements: Sequence[Placement],
-        positions: Sequence[Positions],
+        placements: Sequence[Placement] = (),
+        positions: Sequence[Positions] = (),
     ) -> PrefixBatch:
-        """From keys and values `[L, H, P, D]`, through which gradients flow back in training.
+        """From keys and values by place, through which gradients flow back in training.
 
         Args:
             distinct: R prefixes; a stream that one of them lacks has no virtual tokens there.
             of_row: for each row, which of them it has, or None.
-            placements, positions: of each of the R prefixes.
+            placements, positions: of each of the R prefixes; left out: in front of the text, and seen from
+                everywhere.
         """
+        stacked: dict[Stream, dict[str, KeyValuePair]] = {}
+        lengths: dict[Stream, tuple[int, ...]] = {}
+        for place in dict.fromkeys(place for each in distinct for place in each):
+            some_key, some_value = next(each[place] for each in distinct if place in each)
+            empty = (some_key[..., :0, :], some_value[..., :0, :])
+            keys, values = zip(*(each.get(place, empty) for each in distinct), strict=True)
+            stacked.setdefault(stream_of(place), {})[place] = _stack_padded(keys), _stack_padded(values)
+            lengths[stream_of(place)] = tuple(int(key.shape[-2]) for key in keys)
         blocks: dict[Stream, StreamBlock] = {}
-        for stream in dict.fromkeys(stream for each in distinct for stream in each):
-            some_key, some_value = next(each[stream] for each in distinct if stream in each)
-            empty = (some_key[:, :, :0], some_value[:, :, :0])
-            keys, values = zip(*(each.get(stream, empty) for each in distinct), strict=True)
-            lengths = tuple(int(key_LHPD.shape[2]) for key_LHPD in keys)
-            blocks[stream] = StreamBlock(_stack_padded(keys), _stack_padded(values), lengths)
+        for stream, pairs in stacked.items():
+            by_layer = zip(*pairs.values(), strict=True)
+            blocks[stream] = StreamBlock(*pairs.get(stream, by_layer), lengths[stream])
         return cls(blocks, tuple(of_row), _with("infix", placements), _with(WITHIN_WINDOW, positions))
 
     def only(self, places: Sequence[int]) -> PrefixBatch:
@@ -227,7 +245,7 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return (tensor.float() if double else tensor).to(device)
 
 
-def _stack_padded(parts_LHPD: Sequence[torch.Tensor]) -> torch.Tensor:
-    """`[R, L, H, P, D]`, zero where a shorter prefix ends."""
-    longest = max(part.shape[2] for part in parts_LHPD)
-    return torch.stack([pad(part, (0, 0, 0, longest - part.shape[2])) for part in parts_LHPD])
+def _stack_padded(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`[R, ..., P, D]`, zero where a shorter prefix ends."""
+    longest = max(part.shape[-2] for part in parts)
+    return torch.stack([pad(part, (0, 0, 0, longest - part.shape[-2])) for part in parts])

@@ -23,7 +23,7 @@ from foreword.prefix import StreamGeometry
 
 def width(sizes: StreamGeometry) -> int:
     """Numbers per virtual token."""
-    return sizes.layers * sizes.kv_heads * (sizes.key_dim + sizes.value_dim)
+    return sum(heads * (key_dim + value_dim) for heads, key_dim, value_dim in sizes.by_layer)
 
 
 def from_flat(flat: torch.Tensor, sizes: StreamGeometry, *, where: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,14 +33,15 @@ def from_flat(flat: torch.Tensor, sizes: StreamGeometry, *, where: str) -> tuple
         where: names the tensor in errors.
 
     Raises:
-        GeometryMismatch: the tensor is not of these sizes.
+        GeometryMismatch: the tensor is not of these sizes, or they differ by layer.
     """
-    if flat.ndim != 2 or flat.shape[1] != width(sizes) or sizes.key_dim != sizes.value_dim:
+    heads, key_dim, value_dim = sizes.alike or (0, 0, 0)
+    if flat.ndim != 2 or flat.shape[1] != width(sizes) or not heads or key_dim != value_dim:
         raise GeometryMismatch(
             f"{where} is {list(flat.shape)}, but the base has {sizes}, so [P, {width(sizes)}] was expected; "
             "give the base model that the prefix was trained for"
         )
-    flat_PL2HD = flat.reshape(flat.shape[0], sizes.layers, 2, sizes.kv_heads, sizes.key_dim)
+    flat_PL2HD = flat.reshape(flat.shape[0], sizes.layers, 2, heads, key_dim)
     key_LHPD, value_LHPD = flat_PL2HD.permute(2, 1, 3, 0, 4)
     return key_LHPD, value_LHPD
 

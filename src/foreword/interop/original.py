@@ -14,7 +14,7 @@ import torch
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import CannotRead, ForeignFormat
-from foreword.interop.conversion import from_flat, run
+from foreword.interop.conversion import from_flat, run, width
 from foreword.interop.foreign_files import find_file, naming, read_tensors
 from foreword.prefix import Origin, Prefix, Stream, StreamGeometry
 
@@ -98,5 +98,5 @@ def _directly_trained(states: torch.Tensor, sizes: StreamGeometry) -> torch.Tens
     """The flat layout of `init_shallow`: flat already, or [2 * L, 1, H, P, D] when words were its start."""
     if states.ndim == 5 and states.shape[:3] == (2 * sizes.layers, 1, sizes.kv_heads):
         return states[:, 0].permute(2, 0, 1, 3).flatten(start_dim=1)
-    per_token = 2 * sizes.layers * sizes.kv_heads * sizes.key_dim
+    per_token = width(sizes)
     return states.reshape(-1, per_token) if states.ndim == 1 and states.numel() % per_token == 0 else states

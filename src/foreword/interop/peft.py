@@ -4,12 +4,18 @@ PEFT saves the keys and values themselves, as its cache takes them, and its text
 ours: nothing is computed, the numbers are the same bit for bit. A folder is a config, one tensor and a page
 for people.
 
+The tensor has room for every layer of the model. One that shares keys and values with another (Gemma 3n and
+4) gets the other's prefix there as here, and what stands in its own room is not read. Where sizes differ by
+layer (Gemma 4), all rooms are of one size, of which a smaller layer takes the first heads and the first
+numbers of each head; one that is larger gets no prefix from PEFT.
+
 Shapes: L layers, H key/value heads, P prefix length, D head size, N numbers of one virtual token.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +28,8 @@ from foreword.files import writing_folder
 from foreword.interop.card import peft_card, public_name, warn_if_other
 from foreword.interop.conversion import from_flat, to_flat
 from foreword.interop.foreign_files import find_file, naming, read_json, read_tensors
-from foreword.prefix import Origin, Prefix, StreamGeometry
+from foreword.prefix import Origin, Prefix
+from foreword.prefix_sizes import StreamGeometry, tensor_names
 
 CONFIG = "adapter_config.json"
 SAFETENSORS = "adapter_model.safetensors"
@@ -58,12 +65,14 @@ def import_peft(folder: str | Path, base: BaseModel) -> Prefix:
             "of an encoder-decoder no keys and values, and the decoder those of half its layers twice. "
             "Train a prefix for it with Foreword"
         )
-    sizes = base.geometry.streams["decoder"]
-    _check_config(config, sizes, flat_PN, folder)
+    rooms = _rooms(base)
+    if base.geometry.streams["decoder"].alike is None:
+        rooms = _rooms_of(config, base, folder)
+    _check_config(config, rooms, flat_PN, folder)
     with naming(file):
-        key_LHPD, value_LHPD = from_flat(flat_PN, sizes, where=TENSOR)
+        key_LHPD, value_LHPD = from_flat(flat_PN, rooms, where=TENSOR)
         prefix = Prefix(
-            tensors={"decoder.key": key_LHPD, "decoder.value": value_LHPD},
+            tensors=_from_rooms(key_LHPD, value_LHPD, base.geometry.streams["decoder"]),
             base=base.identity,
             template=base.raw_template,
             positions=base.positions,
@@ -107,10 +116,11 @@ def _embeddings(tensors: dict[str, torch.Tensor], file: Path, config: dict[str, 
 
 def _check_config(config: dict[str, Any], sizes: StreamGeometry, flat_PN: torch.Tensor, folder: Path) -> None:
     """A tensor of the right width can still be of other heads: only the config tells."""
+    heads, key_dim, _ = sizes.by_layer[0]
     expected = {
         "num_layers": sizes.layers,
-        "num_attention_heads": sizes.kv_heads,
-        "token_dim": sizes.kv_heads * sizes.key_dim,
+        "num_attention_heads": heads,
+        "token_dim": heads * key_dim,
         "num_virtual_tokens": flat_PN.shape[0] if flat_PN.ndim else 0,
     }
     for name, wanted in expected.items():
@@ -120,6 +130,75 @@ def _check_config(config: dict[str, Any], sizes: StreamGeometry, flat_PN: torch.
                 f"{folder}: {CONFIG} says {name} = {found!r}, {origin} {wanted}; give the base model that "
                 "it was trained for"
             )
+
+
+def _rooms(base: BaseModel) -> StreamGeometry:
+    """What PEFT (0.21) gives every layer of a base: where sizes differ, room for the largest head size.
+
+    It takes the number of heads from the first layer with that head size; here it is the smallest of them, so
+    that `_too_large` names each layer that may get no prefix.
+    """
+    sizes = base.geometry.streams["decoder"]
+    shared = getattr(base.model.config.get_text_config(decoder=True), "num_kv_shared_layers", 0)
+    dim = max(key_dim for _, key_dim, _ in sizes.by_layer)
+    heads = min(heads for heads, key_dim, _ in sizes.by_layer if key_dim == dim)
+    return StreamGeometry(sizes.layers + shared, *(sizes.alike or (heads, dim, dim)))
+
+
+def _rooms_of(config: Mapping[str, Any], base: BaseModel, folder: Path) -> StreamGeometry:
+    """What the tensor of a folder has for every layer of a base whose sizes differ.
+
+    Raises:
+        ForeignFormat: its config does not say, or some layers got no prefix.
+    """
+    heads, token_dim = config.get("num_attention_heads"), config.get("token_dim")
+    if type(heads) is not int or type(token_dim) is not int or heads < 1 or token_dim % heads:
+        raise ForeignFormat(
+            f"{folder}: {CONFIG} says num_attention_heads = {heads!r}, token_dim = {token_dim!r}; expected "
+            "numbers of which the first divides the second"
+        )
+    sizes, dim = base.geometry.streams["decoder"], token_dim // heads
+    rooms = StreamGeometry(_rooms(base).layers, heads, dim, dim)
+    if too_large := _too_large(sizes, rooms):
+        raise ForeignFormat(
+            f"PEFT gave the layers {too_large} of {base.name} no prefix: its tensor has room for {heads} "
+            f"key/value heads x {dim}, and they are larger (the base has {sizes}). Here a prefix has keys "
+            "and values for all of them; train it with Foreword"
+        )
+    return rooms
+
+
+def _too_large(sizes: StreamGeometry, rooms: StreamGeometry) -> list[int]:
+    """The layers that PEFT leaves without a prefix."""
+    heads, dim, _ = rooms.by_layer[0]
+    return [layer for layer, (own, *dims) in enumerate(sizes.by_layer) if own > heads or max(dims) > dim]
+
+
+def _from_rooms(
+    key_LHPD: torch.Tensor, value_LHPD: torch.Tensor, sizes: StreamGeometry
+) -> dict[str, torch.Tensor]:
+    """The tensors of a prefix: what each of its layers takes of its room."""
+    if sizes.alike is not None:
+        return {"decoder.key": key_LHPD[: sizes.layers], "decoder.value": value_LHPD[: sizes.layers]}
+    return tensor_names(
+        {
+            f"decoder.{layer}": (
+                key_LHPD[layer, :heads, :, :key_dim],
+                value_LHPD[layer, :heads, :, :value_dim],
+            )
+            for layer, (heads, key_dim, value_dim) in enumerate(sizes.by_layer)
+        }
+    )
+
+
+def _in_rooms(prefix: Prefix, rooms: StreamGeometry) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reverse of `_from_rooms`, zero where no layer reads."""
+    heads, dim, _ = rooms.by_layer[0]
+    key_LHPD, value_LHPD = torch.zeros(2, rooms.layers, heads, prefix.length, dim, dtype=prefix.dtype)
+    for layer, pair in enumerate(prefix.layers()):
+        for states_LHPD, own_HPD in zip((key_LHPD, value_LHPD), pair, strict=True):
+            states_LHPD[layer, : own_HPD.shape[0], :, : own_HPD.shape[2]] = own_HPD
+    return key_LHPD, value_LHPD
 
 
 def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrite: bool = False) -> None:
@@ -133,7 +212,7 @@ def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrit
 
     Raises:
         NotExportable: a prefix of an encoder-decoder or a hybrid, one with keys and values of different
-            size, or an infix.
+            size, an infix, or one for layers to which PEFT gives none.
         GeometryMismatch, WrongBaseModel: the prefix is not of this base.
         OutputExists: the folder is there and `overwrite` is false.
         CannotWrite: no right or space, or the folder holds other files than an export.
@@ -156,28 +235,35 @@ def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrit
             "the prefix is an infix, which the source does not see; PEFT shows it to all text, so the result "
             "would be another. Use it with Foreword"
         )
-    sizes = prefix.geometry.streams["decoder"]
-    if sizes.key_dim != sizes.value_dim:
+    sizes, rooms = prefix.geometry.streams["decoder"], _rooms(base)
+    if different := next(((k, v) for _, k, v in sizes.by_layer if k != v), None):
         raise NotExportable(
-            f"the prefix has keys of size {sizes.key_dim} and values of {sizes.value_dim}; PEFT knows one "
-            "size for both"
+            f"the prefix has keys of size {different[0]} and values of {different[1]}; PEFT knows one size "
+            "for both"
         )
+    if sizes.alike is None and ("gemma4" not in base.model.config.model_type or _too_large(sizes, rooms)):
+        raise NotExportable(
+            f"the sizes of the prefix differ by layer ({sizes}). PEFT has one size for all, which it cuts "
+            "for the smaller layers of Gemma 4 alone, and layers of more heads than that of the largest head "
+            f"size get no prefix, so the result for {base.name} would be another. Use it with Foreword"
+        )
+    heads, dim, _ = rooms.by_layer[0]
     config = {
         "auto_mapping": None,
         "base_model_name_or_path": public_name(base.name, base.revision) or base.name,
-        "encoder_hidden_size": sizes.kv_heads * sizes.key_dim,
+        "encoder_hidden_size": heads * dim,
         "inference_mode": True,
-        "num_attention_heads": sizes.kv_heads,
-        "num_layers": sizes.layers,
+        "num_attention_heads": heads,
+        "num_layers": rooms.layers,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": prefix.length,
         "peft_type": "PREFIX_TUNING",
         "prefix_projection": False,
         "revision": base.revision,
         "task_type": "CAUSAL_LM",
-        "token_dim": sizes.kv_heads * sizes.key_dim,
+        "token_dim": heads * dim,
     }
-    flat_PN = to_flat(prefix.key(), prefix.value())
+    flat_PN = to_flat(*_in_rooms(prefix, rooms))
     contents = {
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         SAFETENSORS: bytes(safetensors.torch.save({TENSOR: flat_PN}, metadata={"format": "pt"})),

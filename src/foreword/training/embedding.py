@@ -28,7 +28,7 @@ SAMPLED = 4096
 
 
 def compile_embeddings(base: BaseModel, embeddings_PE: torch.Tensor) -> KeyValues:
-    """Keys and values `[L, H, P, D]` of embeddings, float32, with a gradient if they have one."""
+    """Keys and values of embeddings by place, float32, with a gradient if they have one."""
     inputs_1PE = embeddings_PE[None].to(base.device, base.dtype)
     inputs: dict[str, Any] = {
         "inputs_embeds": inputs_1PE,
@@ -75,14 +75,21 @@ def starting_embeddings(
 
 def _check_exact(base: BaseModel, ids: Sequence[int]) -> None:
     """Refuse a model to which token ids tell more than their embeddings (per-layer embeddings)."""
-    expected = activations(base, ids, ids, len(ids))["decoder"]
+    config = base.model.config.get_text_config(decoder=True)
+    if getattr(config, "hidden_size_per_layer_input", 0):  # from embeddings, Gemma 4 searches its vocabulary
+        raise UnsupportedArchitecture(
+            f"the layers of {base.name} have embeddings of each token id of their own, which its input "
+            "embeddings do not tell; take another parameterization than 'embedding'"
+        )
+    expected = activations(base, ids, ids, len(ids))
     embeddings_PE = base.model.get_input_embeddings()(torch.tensor(list(ids), device=base.device))
     try:
-        compiled = compile_embeddings(base, embeddings_PE)["decoder"]
+        compiled = compile_embeddings(base, embeddings_PE)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise UnsupportedArchitecture(f"{base.name} takes no embeddings as input: {error}") from error
     far = 1e-3 if base.dtype == torch.float32 else 0.05
-    for one, other in zip(compiled, expected, strict=True):
+    pairs = (pair for place in expected for pair in zip(compiled[place], expected[place], strict=True))
+    for one, other in pairs:
         if float((one.cpu() - other).norm()) > far * float(other.norm()):
             raise UnsupportedArchitecture(
                 f"{base.name} computes other keys and values from embeddings than from their token ids; "

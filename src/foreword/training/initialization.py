@@ -13,10 +13,10 @@ import torch
 
 from foreword.base.attention import capture_kv
 from foreword.base.base_model import BaseModel
-from foreword.base.prefix_batch import KeyValuePair
+from foreword.base.prefix_batch import KeyValues
 from foreword.encoding import EncodedExample
 from foreword.errors import UsageError
-from foreword.prefix import Stream
+from foreword.prefix_sizes import Stream, stream_of
 from foreword.training.settings import Initialization
 
 RANDOM_SCALE = 0.02
@@ -33,8 +33,8 @@ def initial_key_values(
     length: int | Mapping[Stream, int],
     examples: Sequence[EncodedExample],
     seed: int,
-) -> dict[Stream, KeyValuePair]:
-    """Keys and values `[L, H, P, D]` per stream to start from, float32 on the CPU.
+) -> KeyValues:
+    """Keys and values by place (prefix_sizes.py) to start from, float32 on the CPU.
 
     Args:
         length: P, of all streams of the base, or of those that shall begin.
@@ -49,8 +49,10 @@ def initial_key_values(
     source_ids, target_ids = starting_ids(base, initialization, longest, examples, seed)
     key_values = activations(base, source_ids, target_ids, longest)
     return {
-        stream: (key_values[stream][0][:, :, :own], key_values[stream][1][:, :, :own])
+        place: (key[..., :own, :], value[..., :own, :])
         for stream, own in lengths.items()
+        for place, (key, value) in key_values.items()
+        if stream_of(place) == stream
     }
 
 
@@ -84,8 +86,8 @@ def starting_ids(
 @torch.no_grad()
 def activations(
     base: BaseModel, source_ids: Sequence[int], target_ids: Sequence[int], length: int
-) -> dict[Stream, KeyValuePair]:
-    """The base model's own keys and values at the first `length` tokens of a text.
+) -> KeyValues:
+    """The base model's own keys and values, by place, at the first `length` tokens of a text.
 
     Args:
         source_ids: the text of a decoder-only model, or of the encoder.
@@ -100,20 +102,14 @@ def activations(
     return capture_kv(base.model, inputs, length)[1]
 
 
-def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> dict[Stream, KeyValuePair]:
+def _random(base: BaseModel, lengths: Mapping[Stream, int], seed: int) -> KeyValues:
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape: int) -> torch.Tensor:
+    def draw(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * RANDOM_SCALE
 
-    geometries = {stream: base.geometry.streams[stream] for stream in lengths}
-    return {
-        stream: (
-            draw(g.layers, g.kv_heads, lengths[stream], g.key_dim),
-            draw(g.layers, g.kv_heads, lengths[stream], g.value_dim),
-        )
-        for stream, g in geometries.items()
-    }
+    shapes = base.geometry.shapes(lengths)
+    return {place: (draw(key_shape), draw(value_shape)) for place, (key_shape, value_shape) in shapes.items()}
 
 
 def _demonstrations(

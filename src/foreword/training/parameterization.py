@@ -7,6 +7,7 @@ Shapes: L layers, H key/value heads, P prefix length, D head size, E embedding s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 from foreword.base.prefix_batch import KeyValuePair, KeyValues
-from foreword.prefix import Positions, Stream, StreamGeometry
+from foreword.prefix import Positions
+from foreword.prefix_sizes import Stream, layer_of, stream_of, tensor_name, tensor_names
 from foreword.template import Placement
 from foreword.training.settings import ParameterizationSettings
 
@@ -25,11 +27,11 @@ class Parameterization(nn.Module):
     def __init__(
         self,
         settings: ParameterizationSettings,
-        start: Mapping[Stream, KeyValuePair],
+        start: Mapping[str, KeyValuePair],
         seed: int,
         layers: Mapping[Stream, range] | None = None,
     ) -> None:
-        """Build for the shapes of `start`, the keys and values to start from, in float32.
+        """Build for the shapes of `start`, the keys and values to start from, by place, in float32.
 
         Args:
             layers: of each stream, the layers that are trained; the others stay as in `start`.
@@ -38,41 +40,59 @@ class Parameterization(nn.Module):
         # A generator of its own: what another prefix in the same process draws changes nothing here.
         generator = torch.Generator().manual_seed(seed)
         self.streams = nn.ModuleDict()
+        self.places = tuple(start)
         self.layers = layers
-        for stream, (key, value) in start.items():
+        self.freeze_first = settings.freeze_first
+        trained: dict[Stream, dict[str, KeyValuePair]] = {}
+        for place, (key, value) in start.items():
+            stream, layer = stream_of(place), layer_of(place)
             if layers is not None or settings.freeze_first:
-                self.register_buffer(f"start_{stream}_key", key.float().clone(), persistent=False)
-                self.register_buffer(f"start_{stream}_value", value.float().clone(), persistent=False)
-            if layers is not None:
+                self.register_buffer(
+                    f"start_{_attribute(place, 'key')}", key.float().clone(), persistent=False
+                )
+                self.register_buffer(
+                    f"start_{_attribute(place, 'value')}", value.float().clone(), persistent=False
+                )
+            if layers is not None and layer is None:
                 chosen = slice(layers[stream].start, layers[stream].stop)
                 key, value = key[chosen], value[chosen]
+            if layers is None or layer is None or layer in layers[stream]:
+                trained.setdefault(stream, {})[place] = (key, value)
+        for stream, start_of_stream in trained.items():
             self.streams[stream] = (
-                Direct(key, value)
+                Direct(start_of_stream)
                 if settings.kind == "direct"
-                else Network(key, value, settings.width, settings.kind == "mlp+start", generator)
+                else Network(start_of_stream, settings.width, settings.kind == "mlp+start", generator)
             )
-        self.freeze_first = settings.freeze_first
 
     def forward(self) -> KeyValues:
-        """The prefix that the parameters stand for now: keys and values per stream, float32."""
-        key_values: KeyValues = {}
-        for stream, module in self.streams.items():
-            key, value = module()
-            key_values[stream] = (  # type: ignore[index]
-                self._with_fixed(stream, "key", key),
-                self._with_fixed(stream, "value", value),
-            )
-        return key_values
+        """The prefix that the parameters stand for now: keys and values by place, float32."""
+        trained: KeyValues = {}
+        for module in self.streams.values():
+            trained |= module()
+        return {
+            place: (self._with_fixed(place, "key", trained), self._with_fixed(place, "value", trained))
+            for place in self.places
+        }
 
-    def _with_fixed(self, stream: str, part: str, states_LHPD: torch.Tensor) -> torch.Tensor:
+    def _with_fixed(self, place: str, part: str, trained: KeyValues) -> torch.Tensor:
         """What is trained, among layers and behind a first token that stay as they were at the start."""
-        start_LHPD = getattr(self, f"start_{stream}_{part}", None)
-        if start_LHPD is not None and self.layers is not None:
-            layers = self.layers[stream]  # type: ignore[index]
-            states_LHPD = torch.cat([start_LHPD[: layers.start], states_LHPD, start_LHPD[layers.stop :]])
-        if start_LHPD is not None and self.freeze_first:
-            states_LHPD = torch.cat([start_LHPD[:, :, :1], states_LHPD[:, :, 1:]], dim=2)
-        return states_LHPD
+        start: torch.Tensor | None = getattr(self, f"start_{_attribute(place, part)}", None)
+        if place not in trained:  # a layer of its own size that is not trained
+            assert start is not None
+            return start
+        states = trained[place][0 if part == "key" else 1]
+        if start is not None and self.layers is not None and layer_of(place) is None:
+            layers = self.layers[stream_of(place)]
+            states = torch.cat([start[: layers.start], states, start[layers.stop :]])
+        if start is not None and self.freeze_first:
+            states = torch.cat([start[..., :1, :], states[..., 1:, :]], dim=-2)
+        return states
+
+
+def _attribute(place: str, part: str) -> str:
+    """A name for a module's attribute: `decoder_key`, `decoder_key_3`."""
+    return tensor_name(place, part).replace(".", "_")
 
 
 class Embeddings(nn.Module):
@@ -93,7 +113,7 @@ class Embeddings(nn.Module):
         self.register_buffer("first_1E", first_1E, persistent=False)
 
     def forward(self) -> KeyValues:
-        """The prefix that the embeddings stand for now: keys and values per stream, float32."""
+        """The prefix that the embeddings stand for now: keys and values by place, float32."""
         embeddings_PE: torch.Tensor = self.embeddings
         if self.first_1E is not None:
             embeddings_PE = torch.cat([self.first_1E, embeddings_PE[1:]])
@@ -101,38 +121,54 @@ class Embeddings(nn.Module):
 
 
 class Direct(nn.Module):
-    """Keys and values as parameters."""
+    """Keys and values of one stream as parameters."""
 
-    def __init__(self, key_LHPD: torch.Tensor, value_LHPD: torch.Tensor) -> None:
+    def __init__(self, start: Mapping[str, KeyValuePair]) -> None:
         super().__init__()
-        self.key = nn.Parameter(key_LHPD.float().clone())
-        self.value = nn.Parameter(value_LHPD.float().clone())
+        self.names = {place: [_parameter(place, "key"), _parameter(place, "value")] for place in start}
+        for place, pair in start.items():
+            for name, states in zip(self.names[place], pair, strict=True):
+                # Contiguous, as a checkpoint has the optimizer's state: its fused step takes both as they lie
+                # in memory.
+                own = states.float().clone(memory_format=torch.contiguous_format)
+                self.register_parameter(name, nn.Parameter(own))
 
-    def forward(self) -> KeyValuePair:
-        return self.key, self.value
+    def forward(self) -> KeyValues:
+        return {
+            place: (getattr(self, key), getattr(self, value)) for place, (key, value) in self.names.items()
+        }
+
+
+def _parameter(place: str, part: str) -> str:
+    """A parameter's name within its stream, by which checkpoints have it: `key`, `key_3`."""
+    return _attribute(place, part).partition("_")[2]
 
 
 class Network(nn.Module):
-    """Embedding(P, W) -> Linear(W, W) -> tanh -> Linear(W, L * H * (key size + value size)).
+    """Embedding(P, W) -> Linear(W, W) -> tanh -> Linear(W, N), for one stream.
 
-    With a starting point the last layer starts at zero, so that the first forward pass gives the
-    starting point itself; without one it has PyTorch's usual initialisation.
+    N is how many numbers one virtual token's keys and values have in all layers. With a starting point the
+    last layer starts at zero, so that the first forward pass gives the starting point itself; without one it
+    has PyTorch's usual initialisation.
     """
 
     def __init__(
         self,
-        key_LHPD: torch.Tensor,
-        value_LHPD: torch.Tensor,
+        start: Mapping[str, KeyValuePair],
         width: int,
         from_start: bool,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        layers, heads, length, key_dim = key_LHPD.shape
-        self.sizes = StreamGeometry(layers, heads, key_dim, value_LHPD.shape[3])
+        # What stands in front of P and behind it: [L, H, P, D], or [H, P, D] of one layer.
+        self.sizes = {
+            place: (tuple(key.shape[:-2]), key.shape[-1], value.shape[-1])
+            for place, (key, value) in start.items()
+        }
+        length = next(iter(start.values()))[0].shape[-2]
         self.embedding = nn.Embedding(length, width, _weight=torch.empty(length, width))
         self.inner = nn.utils.skip_init(nn.Linear, width, width)
-        self.outer = nn.utils.skip_init(nn.Linear, width, layers * heads * (key_dim + value_LHPD.shape[3]))
+        self.outer = nn.utils.skip_init(nn.Linear, width, sum(self._widths()))
         with torch.no_grad():
             self.embedding.weight.normal_(generator=generator)
             for linear in (self.inner, self.outer):
@@ -142,20 +178,29 @@ class Network(nn.Module):
             if from_start:
                 self.outer.weight.zero_()
                 self.outer.bias.zero_()
-        self.start_key: torch.Tensor | None
-        self.start_value: torch.Tensor | None
+        self.from_start = from_start
         # Not persistent: rebuilt from the initialisation, and part of the checkpoint in its own right.
-        for name, start_LHPD in (("start_key", key_LHPD), ("start_value", value_LHPD)):
-            self.register_buffer(name, start_LHPD.float().clone() if from_start else None, persistent=False)
+        for place, pair in start.items() if from_start else ():
+            for part, states in zip(("key", "value"), pair, strict=True):
+                self.register_buffer(
+                    f"start_{_parameter(place, part)}", states.float().clone(), persistent=False
+                )
 
-    def forward(self) -> KeyValuePair:
-        g = self.sizes
-        flat_PX = self.outer(torch.tanh(self.inner(self.embedding.weight)))
-        states = flat_PX.view(-1, g.layers, g.kv_heads, g.key_dim + g.value_dim).permute(1, 2, 0, 3)
-        key, value = states.split([g.key_dim, g.value_dim], dim=3)
-        if self.start_key is not None and self.start_value is not None:
-            key, value = self.start_key + key, self.start_value + value
-        return key, value
+    def _widths(self) -> list[int]:
+        return [math.prod(lead) * (key_dim + value_dim) for lead, key_dim, value_dim in self.sizes.values()]
+
+    def forward(self) -> KeyValues:
+        flat_PN = self.outer(torch.tanh(self.inner(self.embedding.weight)))
+        key_values: KeyValues = {}
+        for place, states_PN in zip(self.sizes, flat_PN.split(self._widths(), dim=1), strict=True):
+            lead, key_dim, value_dim = self.sizes[place]
+            states = states_PN.view(-1, *lead, key_dim + value_dim).movedim(0, -2)
+            key, value = states.split([key_dim, value_dim], dim=-1)
+            if self.from_start:
+                key = getattr(self, f"start_{_parameter(place, 'key')}") + key
+                value = getattr(self, f"start_{_parameter(place, 'value')}") + value
+            key_values[place] = key, value
+        return key_values
 
 
 @dataclass(frozen=True)
@@ -175,11 +220,7 @@ class TrainedPrefix:
         return self.parameters()  # type: ignore[no-any-return]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The prefix as it is now: "decoder.key" and so on, `[L, H, P, D]`, on the CPU."""
+        """The prefix as it is now, by the names of `Prefix.tensors`, on the CPU."""
         with torch.no_grad():
             key_values = self.key_values()
-        return {
-            f"{stream}.{part}": tensor.detach().cpu().clone()
-            for stream, pair in key_values.items()
-            for part, tensor in zip(("key", "value"), pair, strict=True)
-        }
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensor_names(key_values).items()}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from foreword.base.base_model import BaseModel
-from foreword.base.prefix_batch import KeyValuePair, KeyValues
+from foreword.base.prefix_batch import KeyValues
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged, UsageError
 from foreword.prefix import Prefix, Stream
@@ -123,8 +123,10 @@ class Trainer:
             TrainingDiverged: a gradient is not finite; nothing was changed.
         """
         if key_values:  # else the passes left the gradient in the parameters themselves
-            outputs = [tensor for pair in key_values.values() for tensor in pair]
-            torch.autograd.backward(outputs, [tensor for pair in gradients.values() for tensor in pair])
+            # A layer that stays as it was has no graph.
+            places = [place for place, (key, _) in key_values.items() if key.requires_grad]
+            outputs = [tensor for place in places for tensor in key_values[place]]
+            torch.autograd.backward(outputs, [tensor for place in places for tensor in gradients[place]])
         limit = self.settings.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit)
         if not math.isfinite(norm):
@@ -289,7 +291,7 @@ def _initial(
     lengths: Mapping[Stream, int],
     examples: Sequence[EncodedExample],
     start: Prefix | None,
-) -> dict[Stream, KeyValuePair]:
+) -> KeyValues:
     if start is None:
         return initial_key_values(base, settings.init, lengths, examples, settings.seed)
     start.check_fits(base.identity, base.geometry, base.equivalent)
@@ -300,7 +302,7 @@ def _initial(
         raise UsageError(
             f"start has length {_in_words(given)}, the run has {_in_words(expected)}; make them equal"
         )
-    return {stream: (start.key(stream), start.value(stream)) for stream in start.streams}
+    return start.key_values()
 
 
 def _in_words(lengths: Mapping[Stream, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,6 +156,13 @@ def test_a_prefix_of_another_model_or_place_becomes_no_pages(tiny_base: BaseMode
     share = HeadShard(3, 2, 8)
     with pytest.raises(GeometryMismatch, match="4 layers"):
         shard_of(random_prefix(tiny_base, 3), HeadShard(4, 2, 8), torch.float32)
+    tensors = {f"decoder.{p}.{n}": torch.ones(n + 1, 3, 8) for n in (0, 1) for p in ("key", "value")}
+    with pytest.raises(GeometryMismatch, match=r"2 layers \(1 of 1.*the model in vLLM has 2 layers x 2"):
+        shard_of(
+            dataclasses.replace(random_prefix(tiny_base, 3), tensors=tensors),
+            HeadShard(2, 2, 8),
+            torch.float32,
+        )
     for changes in (
         {"template": Template(placement="infix")},
         {"positions": "text-after-prefix-within-window"},

@@ -9,6 +9,10 @@ SOFT_CAP = "eager kernel: SDPA has no soft cap"
 VISIBLE = "sliding window; the prefix stays visible beyond it"
 WINDOWED = f"{VISIBLE}, and within its reach"
 
+SHARED = "layers that share keys and values of the text share their prefix"
+SIZES = "heads and head sizes differ between layers"
+GEMMA_4 = {"sliding_window": WINDOW, "global_head_dim": 16, "vocab_size_per_layer_input": VOCABULARY}
+
 DECODER_ONLY_WORKING: tuple[Architecture, ...] = (
     Architecture("GPT-2", "gpt2", {"num_key_value_heads": ABSENT, "head_dim": ABSENT}),
     Architecture("OPT", "opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
@@ -78,7 +82,73 @@ DECODER_ONLY_WORKING: tuple[Architecture, ...] = (
             "activation_sparsity_pattern": [0.0] * 4,
             "intermediate_size": 48,
         },
-        f"{WINDOWED}; layers that share keys and values of the text have a prefix of their own each",
+        f"{WINDOWED}; {SHARED}",
+        windowed=True,
+    ),
+    Architecture(
+        "Gemma 4 E2B, E4B",
+        "gemma4_text",
+        {
+            **GEMMA_4,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8,
+            "use_double_wide_mlp": True,
+        },
+        f"{SIZES}; {WINDOWED}; {SHARED}",
+        windowed=True,
+    ),
+    Architecture(
+        "Gemma 4 26B-A4B, 31B",
+        "gemma4_text",
+        {
+            **GEMMA_4,
+            **EXPERTS,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "top_k_experts": 2,
+        },
+        f"experts in 26B-A4B; {SIZES}; {WINDOWED}",
+        windowed=True,
+    ),
+    Architecture(
+        "Gemma 4 with images, on text",
+        "gemma4",
+        {
+            "text_config": {
+                **DECODER_ONLY,
+                **GEMMA_4,
+                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+                "hidden_size_per_layer_input": 8,
+            },
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "patch_size": 4,
+                "position_embedding_size": 16,
+            },
+        },
+        f"{SIZES}; {WINDOWED}",
+        windowed=True,
+    ),
+    Architecture(
+        "MiMo-V2-Flash",
+        "mimo_v2_flash",
+        {
+            **EXPERTS,
+            "sliding_window": WINDOW,
+            "v_head_dim": 6,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+        f"eager kernel: SDPA has no attention sinks; experts; {SIZES}; {WINDOWED}",
         windowed=True,
     ),
     Architecture(

@@ -36,6 +36,12 @@ two are out of step. For every one that works, the tests show that
 - under a sliding window the prefix stays visible, and where the table says "within its reach" it is seen from no
   farther than the window reaches ([sliding-window.md](sliding-window.md)), as an independent rotation by hand has it.
 
+Where sizes differ between layers, a prefix has a tensor for each layer ([format.md](format.md)). A layer that shares
+keys and values of the text with an earlier one has no prefix of its own: it sees that layer's, as it would from a cache,
+and as PEFT and vLLM have it; `layers` counts those with keys and values of their own, so `--layers last:1` is the last
+of these. (Prefixes for Gemma 3n from before this rule have one for every layer, and are refused with
+`GeometryMismatch`.)
+
 A model that is not in the tables is tried when it is loaded. Every attention layer must ask for Foreword's
 function. In a decoder-only model, the keys and values of a text's first token, given as a prefix, must then do
 exactly what that token did in front of the text; in a hybrid, a prefix must do what transformers' own cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from support.architectures.zoo import ABSENT, EXPERTS, LATENT, Architecture
-from support.stand_ins import VOCABULARY
 
 _SOME = "attention layers take a prefix"
 _OLD_CODE = (
@@ -89,18 +88,24 @@ REFUSED: tuple[Architecture, ...] = (
         refused="uses cache of its own",
     ),
     Architecture(
-        "Gemma 4",
-        "gemma4_text",
-        {"global_head_dim": 16, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
-        "head sizes differ between layers",
-        refused="layers differ in heads or head size",
-    ),
-    Architecture(
         "Llama 4 with temperature tuning",
         "llama4_text",
         {**EXPERTS, "intermediate_size_mlp": 48},
         "its attention counts positions on its own",
         refused="attn_temperature_tuning",
+    ),
+    Architecture(
+        "Inkling",
+        "inkling_text",
+        {
+            **EXPERTS,
+            "swa_num_key_value_heads": 4,
+            "swa_num_attention_heads": 4,
+            "swa_head_dim": 8,
+            "sliding_window_size": 4,
+        },
+        "convolutions over keys and values, and distances counted in the layer",
+        refused="fails with a prefix in front",
     ),
     Architecture("DiffLlama", "diffllama", {}, "two attentions in a layer", refused=_SOME),
     Architecture("Doge", "doge", {}, "makes its mask in the layer", refused="fails with a prefix in front"),

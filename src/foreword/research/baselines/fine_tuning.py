@@ -86,7 +86,7 @@ def decoder_blocks(model: Any, layers: int) -> list[nn.Module]:
         return any(slot is not None and slot.stream == "decoder" for slot in slots)
 
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers and all(map(has_attention, module)):
+        if isinstance(module, nn.ModuleList) and len(module) >= layers and all(map(has_attention, module)):
             return list(module)
     raise UnsupportedArchitecture(
         f"{name(model)}: no list of {layers} decoder layers was found; leave the method out"

@@ -18,6 +18,7 @@ from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.prefix import Prefix
+from foreword.prefix_sizes import tensor_names
 from foreword.research.baselines.protocol import AdapterInputs, ContextCost, EvaluatedModel
 from foreword.template import Template
 from foreword.training.initialization import activations
@@ -92,12 +93,7 @@ def behind(base: BaseModel, ids: Sequence[int]) -> Prefix:
             "in front of every source"
         )
     base.max_text_tokens(len(ids))
-    key_values = activations(base, ids, ids, len(ids))
-    tensors = {
-        f"{stream}.{part}": tensor.contiguous()
-        for stream, pair in key_values.items()
-        for part, tensor in zip(("key", "value"), pair, strict=True)
-    }
+    tensors = tensor_names(activations(base, ids, ids, len(ids)))
     return Prefix(tensors=tensors, base=base.identity, template=base.template, positions=base.positions)
 
 

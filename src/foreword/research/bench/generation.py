@@ -18,6 +18,7 @@ from foreword.errors import UsageError
 from foreword.generation import generate
 from foreword.models import resolve
 from foreword.prefix import Prefix
+from foreword.prefix_sizes import tensor_names
 from foreword.research.bench import roofline
 from foreword.research.bench.roofline import Limits
 from foreword.research.bench.timing import Work, in_turns, spread, waiting_for
@@ -137,8 +138,7 @@ def make_prefix(base: BaseModel, length: int, seed: int) -> Prefix:
     most = min(20_000, base.model.get_input_embeddings().weight.shape[0])
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(most // 20, most, (length,), generator=generator).tolist()
-    key, value = activations(base, ids, ids, length)["decoder"]
-    return Prefix({"decoder.key": key, "decoder.value": value}, base.identity)
+    return Prefix(tensor_names(activations(base, ids, ids, length)), base.identity)
 
 
 def save_as_peft(model: object, prefix: Prefix, folder: Path) -> None:

@@ -119,8 +119,8 @@ def _attention(base: BaseModel, texts: Sequence[int], length: int) -> int:
     config = base.model.config.get_text_config(decoder=True)
     geometry = base.geometry.streams["decoder"]
     pairs = sum(tokens * (tokens + 1) // 2 + tokens * length for tokens in texts)
-    sizes = geometry.key_dim + geometry.value_dim
-    return int(2 * sizes * config.num_attention_heads * geometry.layers * pairs)
+    sizes = sum(key_dim + value_dim for _, key_dim, value_dim in geometry.by_layer)
+    return int(2 * sizes * config.num_attention_heads * pairs)
 
 
 def _weights(base: BaseModel) -> list[Any]:

@@ -54,7 +54,9 @@ def share_of(vllm_config: Any) -> HeadShard:
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     share = HeadShard(
-        layers=model.hf_text_config.num_hidden_layers,
+        # Those that have keys and values of their own, as a prefix counts them.
+        layers=model.hf_text_config.num_hidden_layers
+        - getattr(model.hf_text_config, "num_kv_shared_layers", 0),
         kv_heads=model.get_total_num_kv_heads(),
         head_dim=model.get_head_size(),
         rank=get_tensor_model_parallel_rank(),
@@ -131,7 +133,8 @@ def attention_layers(modules: Mapping[str, Any]) -> dict[int, Any]:
 
     layers = {}
     for name, module in modules.items():
-        if getattr(module, "kv_cache", None) is None:
+        shares = getattr(module, "kv_sharing_target_layer_name", None)  # the cache of another layer
+        if shares is not None or getattr(module, "kv_cache", None) is None:
             continue
         if not hasattr(module.impl, "do_kv_cache_update") or getattr(module, "use_mla", False):
             raise UnsupportedArchitecture(

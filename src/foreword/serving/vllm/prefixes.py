@@ -16,6 +16,7 @@ import torch
 
 from foreword.errors import AlteredBlob, GeometryMismatch, UnknownPrefix, UsageError
 from foreword.prefix import Prefix
+from foreword.prefix_sizes import StreamGeometry
 from foreword.store.cache import MemoryCache
 
 STORE, BLOBS = "FOREWORD_STORE", "FOREWORD_STORE_BLOBS"
@@ -183,9 +184,8 @@ def shard_of(prefix: Prefix, share: HeadShard, dtype: torch.dtype) -> ShardedPre
         GeometryMismatch: a prefix of another model.
         UsageError: an infix, or a prefix that must stay within a sliding window.
     """
-    expected = (share.layers, share.kv_heads, share.head_dim, share.head_dim)
-    (layers, kv_heads, _, key_dim), value_dim = prefix.key().shape, prefix.value().shape[3]
-    if (layers, kv_heads, key_dim, value_dim) != expected or prefix.streams != ("decoder",):
+    expected = StreamGeometry(share.layers, share.kv_heads, share.head_dim, share.head_dim)
+    if prefix.geometry.streams != {"decoder": expected}:
         raise GeometryMismatch(
             f"the prefix is for {prefix.geometry}; the model in vLLM has {share.layers} layers x "
             f"{share.kv_heads} key/value heads x {share.head_dim}"
