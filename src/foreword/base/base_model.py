@@ -309,6 +309,7 @@ class BaseModel:
         Raises:
             UsageError: another number of prefixes than rows.
             GeometryMismatch, WrongBaseModel: a prefix of another base.
+            NonFinitePrefix: one with numbers beyond the range of the base's data type.
         """
         if prefixes is None or isinstance(prefixes, Prefix):
             listed: list[Prefix | None] = [prefixes] * rows
@@ -317,7 +318,7 @@ class BaseModel:
         if len(listed) != rows:
             raise UsageError(f"{len(listed)} prefixes for {rows} rows; give one for all, or one per row")
         for prefix in {id(p): p for p in listed if p is not None}.values():
-            prefix.check_fits(self.identity, self.geometry)
+            prefix.check_fits(self.identity, self.geometry, self.dtype)
             self.check_placement(prefix.template)
             if prefix.positions == WITHIN_WINDOW != self.positions:
                 raise UsageError(

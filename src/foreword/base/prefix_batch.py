@@ -132,13 +132,16 @@ class PrefixBatch:
         return tuple(none if i is None else None if i in self.infixes else i for i in self.of_row)
 
     def rows(self, stream: Stream, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `[B, H, P, D]` of one layer in a stream that has a block.
+        """Keys and values `[B, H, P, D]` of one layer in a stream that has a block; zeros for rows without.
+
+        A row without a prefix sees none of it, but what is multiplied by nothing must be a number all the
+        same: not infinite or NaN as another row's keys could be.
 
         `like` has B rows, or a multiple of B where beam search repeats every row that many times, and
         gives device and dtype: layers of one model can live on different devices.
         """
         block = self.blocks[stream]
-        places = [index or 0 for index in self._repeated(like.shape[0])]  # rows without see none of it
+        places = self._repeated(like.shape[0])
         key_RHPD, value_RHPD = (part.to(like.device, like.dtype) for part in block.layers[layer])
         return _gather(key_RHPD, places), _gather(value_RHPD, places)
 
@@ -195,13 +198,17 @@ def _with(rule: str, rules: Sequence[str]) -> frozenset[int]:
     return frozenset(index for index, each in enumerate(rules) if each == rule)
 
 
-def _gather(states_RHPD: torch.Tensor, places: list[int]) -> torch.Tensor:
-    """`[B, H, P, D]`: for each row the prefix it points at, without a copy where that can be."""
-    if states_RHPD.shape[0] == 1:
+def _gather(states_RHPD: torch.Tensor, places: Sequence[int | None]) -> torch.Tensor:
+    """`[B, H, P, D]`: for each row the prefix it points at or zeros, without a copy where that can be."""
+    distinct = states_RHPD.shape[0]
+    if None in places:
+        states_RHPD = torch.cat([states_RHPD, torch.zeros_like(states_RHPD[:1])])
+    elif distinct == 1:
         return states_RHPD.expand(len(places), -1, -1, -1)
-    if places == list(range(states_RHPD.shape[0])):
+    elif list(places) == list(range(distinct)):
         return states_RHPD
-    return states_RHPD.index_select(0, torch.tensor(places, device=states_RHPD.device))
+    index_B = torch.tensor([distinct if i is None else i for i in places], device=states_RHPD.device)
+    return states_RHPD.index_select(0, index_B)
 
 
 def _stack_padded(parts_LHPD: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -173,11 +173,15 @@ def make_prefix(
     labels: dict[str, str] | None = None,
     licence: str | None = None,
 ) -> Prefix:
-    """What a run ends in, as a prefix that says how it was made."""
+    """What a run ends in, as a prefix that says how it was made.
+
+    Raises:
+        NonFinitePrefix: numbers that are none in the base's data type.
+    """
     best, settings = trainer.result(), trainer.settings
     layers = settings.layers
     initial = str(settings.init) if start is None else f"prefix {start.digest[:12]}"
-    return Prefix(
+    prefix = Prefix(
         tensors=best.tensors,
         base=base.identity,
         template=template,
@@ -195,6 +199,8 @@ def make_prefix(
         labels=labels or {},
         template_digest=template.rendering_digest(base.tokenizer),
     )
+    prefix.check_dtype(base.dtype)
+    return prefix
 
 
 def choose_template(base: BaseModel, settings: TrainingSettings, template: Template | None) -> Template:

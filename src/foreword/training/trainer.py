@@ -266,7 +266,7 @@ def _initial(
 ) -> dict[Stream, KeyValuePair]:
     if start is None:
         return initial_key_values(base, settings.init, lengths, examples, settings.seed)
-    start.check_fits(base.identity, base.geometry)
+    start.check_fits(base.identity, base.geometry, base.dtype)
     given = {stream: start.stream_length(stream) for stream in start.streams}
     by_base = settings.streams is not None or isinstance(settings.length, Mapping)
     expected = lengths if by_base else settings.lengths(start.geometry)

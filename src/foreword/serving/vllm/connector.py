@@ -180,6 +180,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
     def _read(self, digest: str) -> ShardedPrefix:
         prefix = self._source.get(digest)
         check_base(prefix, self._weights)
+        prefix.check_dtype(self._dtype)
         return shard_of(prefix, self._share, self._dtype)
 
     def _write(self, forward_context: Any, load: plan.Load, shard: ShardedPrefix) -> None:
