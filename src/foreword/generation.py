@@ -135,6 +135,7 @@ def _row(
     ids = template.source_ids(base.tokenizer, source)
     if not ids:
         raise UsageError(f"prompt {place} is empty; give at least one token of text")
+    base.check_ids(ids, f"prompt {place}")
     length = 0 if prefix is None else prefix.length
     if (limit := base.max_text_tokens(length)) is not None:
         used = 0 if base.is_encoder_decoder else len(ids)
@@ -178,7 +179,7 @@ def _generate_batch(
     """
     prefixes = PrefixBatch.stack([row.prefix for row in rows], base.device)
     pad_id = base.tokenizer.pad_token_id
-    pad_id = min(rows[0].end_ids, default=0) if pad_id is None else pad_id
+    pad_id = min(rows[0].end_ids, default=0) if pad_id is None or pad_id >= base.vocabulary else pad_id
     inputs: dict[str, Any] = {**_padded(base, rows, prefixes, pad_id)}
     start = 1 if base.is_encoder_decoder else inputs["input_ids"].shape[1]
     if base.cache_takes_prefixes:

@@ -17,6 +17,7 @@ from foreword.base.compatibility import check_prefix_effect, enable_window_shift
 from foreword.base.loading import (
     Quantization,
     check,
+    check_vocabulary,
     choose_device,
     choose_dtype,
     choose_kernel,
@@ -26,6 +27,7 @@ from foreword.base.loading import (
     prepare_quantized,
     tensors_of,
     use_kernel,
+    vocabulary,
 )
 from foreword.base.loss import detect_linear_head, target_losses
 from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
@@ -74,7 +76,9 @@ class BaseModel:
 
         Raises:
             UnsupportedArchitecture: its attention does not take a prefix.
+            UsageError: a tokenizer of a larger vocabulary than the model has embeddings for.
         """
+        check_vocabulary(model, tokenizer, name)
         self.model = model.eval().requires_grad_(False)
         self.quantization = existing_quantization(model.config)
         prepare_quantized(self.model)
@@ -236,6 +240,28 @@ class BaseModel:
         return frozenset(i for i in (*listed, self.tokenizer.eos_token_id) if i is not None)
 
     @cached_property
+    def vocabulary(self) -> int:
+        """Token ids that the model has embeddings for, V; a tokenizer can have more added tokens."""
+        return vocabulary(self.model)
+
+    def check_ids(self, ids: Sequence[int], what: str) -> None:
+        """Refuse token ids that the model has no embedding for, which a tokenizer with added tokens can make.
+
+        Args:
+            what: whose they are, for the message.
+
+        Raises:
+            UsageError: names the first such token.
+        """
+        if max(ids, default=0) >= self.vocabulary:
+            bad = next(i for i in ids if i >= self.vocabulary)
+            token = self.tokenizer.convert_ids_to_tokens(bad) if bad < len(self.tokenizer) else None
+            raise UsageError(
+                f"{what} has the token {bad}{f' ({token})' if token else ''}, but {self.name} has embeddings "
+                f"for {self.vocabulary} tokens, 0 to {self.vocabulary - 1}; leave that token out of the text"
+            )
+
+    @cached_property
     def start_id(self) -> int:
         """The token that an encoder-decoder's decoder begins with."""
         settings = self.model.generation_config
@@ -341,7 +367,10 @@ class BaseModel:
 
     def batch(self, rows: Sequence[EncodedExample], prefixes: PrefixBatch | None, layout: Layout) -> Batch:
         """The tensors of one forward pass for `rows` under `prefixes`."""
+        for row in rows:
+            self.check_ids((*row.source_ids, *row.target_ids), "a text")
         pad_id = self.tokenizer.pad_token_id or 0
+        pad_id = pad_id if pad_id < self.vocabulary else 0  # seen by nobody
         if self.is_encoder_decoder:
             return encoder_decoder_batch(rows, start_id=self.start_id, device=self.device, pad_id=pad_id)
         offsets = prefixes.lengths("decoder") if prefixes is not None else (0,) * len(rows)
@@ -386,6 +415,7 @@ class BaseModel:
         for number, (example, prefix) in enumerate(zip(examples, listed, strict=True)):
             chosen = prefix.template if prefix is not None else (template or self.template)
             row, _ = encode_example(example, self.tokenizer, chosen)
+            self.check_ids((*row.source_ids, *row.target_ids), f"example {number}")
             self.check_window(row, 0 if prefix is None else prefix.length, number)
             encoded.append(row)
         losses: list[torch.Tensor | None] = [None] * len(encoded)

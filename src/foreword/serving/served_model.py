@@ -6,7 +6,7 @@ The server, its training process and the start of a vLLM open them in the same w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class ServedModel:
         identity, geometry: what a prefix must have been made for.
         template: of training, where a job does not say.
         text_limit: tokens that fit behind a prefix of a length; None for no limit.
+        check_ids: raises UsageError for token ids that the base has no embedding for.
         check: raises GeometryMismatch, WrongBaseModel or UsageError for a prefix that does not fit.
     """
 
@@ -62,6 +63,7 @@ class ServedModel:
     template: Template
     end_ids: frozenset[int]
     text_limit: Callable[[int], int | None]
+    check_ids: Callable[[Sequence[int], str], None]
     check: Callable[[Prefix], object]
 
     @property
@@ -98,5 +100,6 @@ def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
         template=base.template,
         end_ids=base.end_ids,
         text_limit=base.max_text_tokens,
+        check_ids=base.check_ids,
         check=lambda prefix: base.per_row(prefix, 1),
     )

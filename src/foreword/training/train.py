@@ -231,6 +231,7 @@ def encode_both(
     Raises:
         BadExamples: there are no training examples.
         WindowExceeded: the prefix leaves no room for text.
+        UsageError: a token that the base has no embedding for.
     """
     if not examples:
         raise BadExamples("there are no training examples; give at least one")
@@ -239,6 +240,9 @@ def encode_both(
     apart = base.is_encoder_decoder
     encoded, cut = encode(examples, base.tokenizer, template, limit, apart=apart)
     encoded_dev, dev_cut = encode(dev, base.tokenizer, template, limit, apart=apart)
+    for what, rows in (("training example", encoded), ("dev example", encoded_dev)):
+        for number, row in enumerate(rows):
+            base.check_ids((*row.source_ids, *row.target_ids), f"{what} {number}")
     for what, truncation in (("training", cut), ("dev", dev_cut)):
         if truncation:
             note = f"{what} examples: {truncation}"

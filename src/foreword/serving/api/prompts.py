@@ -76,6 +76,7 @@ def prompt_ids(
 
     Raises:
         Refused: empty, too long, no token of this model, or nothing that its template can write.
+        UsageError: a token that the model has no embedding for.
     """
     served, chat = server.served, isinstance(body, ChatBody)
     param = "messages" if chat else "prompt"
@@ -103,6 +104,7 @@ def prompt_ids(
             ) from error
     if not ids:
         raise Refused(400, "the prompt is empty; give at least one token of text", param=param)
+    served.check_ids(ids, "the prompt")
     length = 0 if prefix is None else prefix.length
     limit = served.text_limit(length)
     if limit is not None and len(ids) >= limit:
