@@ -146,6 +146,7 @@ def _row(
         raise UsageError(f"prompt {place} is empty; give at least one token of text")
     marked = prefix.template if prefix is not None else template  # of targets: what is around them
     start_ids = tuple(marked.start_ids(base.tokenizer, base.start_id)) if base.is_encoder_decoder else ()
+    base.check_ids([*ids, *start_ids], f"prompt {place}")
     length = 0 if prefix is None else prefix.length
     if (limit := base.max_text_tokens(length)) is not None:
         used = len(start_ids) - 1 if base.is_encoder_decoder else len(ids)
@@ -191,7 +192,7 @@ def _generate_batch(
     """
     prefixes = PrefixBatch.stack([row.prefix for row in rows], base.device)
     pad_id = base.tokenizer.pad_token_id
-    pad_id = min(rows[0].end_ids, default=0) if pad_id is None else pad_id
+    pad_id = min(rows[0].end_ids, default=0) if pad_id is None or pad_id >= base.vocabulary else pad_id
     inputs: dict[str, Any] = {**_padded(base, rows, prefixes, pad_id)}
     start = len(rows[0].start_ids) if base.is_encoder_decoder else inputs["input_ids"].shape[1]
     if start > 1 and base.is_encoder_decoder:

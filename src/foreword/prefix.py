@@ -427,17 +427,23 @@ class Prefix:
     # -- against a base model ------------------------------------------------------------------
 
     def check_fits(
-        self, identity: BaseIdentity, geometry: Geometry, equivalent: Collection[str] = ()
+        self,
+        identity: BaseIdentity,
+        geometry: Geometry,
+        equivalent: Collection[str] = (),
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Refuse a base model that this prefix was not made for.
 
         Args:
             equivalent: fingerprints of other bases whose prefixes run on this one, as somebody has declared;
                 see `BaseModel.equivalent`.
+            dtype: what the base computes in, where that is known.
 
         Raises:
             GeometryMismatch: other layers, heads or head sizes, or a stream the base does not have.
             WrongBaseModel: same sizes but other weights.
+            NonFinitePrefix: see `check_dtype`.
         """
         for stream, found in self.geometry.streams.items():
             expected = geometry.streams.get(stream)
@@ -460,6 +466,28 @@ class Prefix:
                 "train a prefix for this one. A quantised copy of the base can be declared equivalent: "
                 "foreword store equate"
             )
+        if dtype is not None:
+            self.check_dtype(dtype)
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Refuse a type of too small a range for the keys and values, such as float16 for what float32 holds.
+
+        Raises:
+            NonFinitePrefix: a number that would be infinite in it.
+        """
+        if not self._largest.to(dtype).isfinite():
+            named, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+            raise NonFinitePrefix(
+                f"the prefix has numbers up to {float(self._largest):.3g}, which are infinite in {named} "
+                f"(up to {most:.3g}), the data type of the base model; load the base in float32 or "
+                "bfloat16, or train with a lower learning rate"
+            )
+
+    @functools.cached_property
+    def _largest(self) -> torch.Tensor:
+        """Of all keys and values, without the sign."""
+        ends = [end for tensor in self.tensors.values() for end in torch.aminmax(tensor)]
+        return torch.stack(ends).abs().max()
 
 
 def _now() -> str:

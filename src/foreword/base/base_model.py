@@ -18,6 +18,7 @@ from foreword.base.hybrid import attention_layers, pads_left
 from foreword.base.loading import (
     Quantization,
     check,
+    check_vocabulary,
     choose_device,
     choose_dtype,
     choose_kernel,
@@ -27,6 +28,7 @@ from foreword.base.loading import (
     prepare_quantized,
     tensors_of,
     use_kernel,
+    vocabulary,
 )
 from foreword.base.loss import detect_linear_head, target_losses
 from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
@@ -85,7 +87,9 @@ class BaseModel:
 
         Raises:
             UnsupportedArchitecture: its attention does not take a prefix.
+            UsageError: a tokenizer of a larger vocabulary than the model has embeddings for.
         """
+        check_vocabulary(model, tokenizer, name)
         self.model = model.eval().requires_grad_(False)
         self.quantization = existing_quantization(model.config)
         prepare_quantized(self.model)
@@ -268,6 +272,28 @@ class BaseModel:
         return frozenset(i for i in (*listed, self.tokenizer.eos_token_id) if i is not None)
 
     @cached_property
+    def vocabulary(self) -> int:
+        """Token ids that the model has embeddings for, V; a tokenizer can have more added tokens."""
+        return vocabulary(self.model)
+
+    def check_ids(self, ids: Sequence[int], what: str) -> None:
+        """Refuse token ids that the model has no embedding for, which a tokenizer with added tokens can make.
+
+        Args:
+            what: whose they are, for the message.
+
+        Raises:
+            UsageError: names the first such token.
+        """
+        if max(ids, default=0) >= self.vocabulary:
+            bad = next(i for i in ids if i >= self.vocabulary)
+            token = self.tokenizer.convert_ids_to_tokens(bad) if bad < len(self.tokenizer) else None
+            raise UsageError(
+                f"{what} has the token {bad}{f' ({token})' if token else ''}, but {self.name} has embeddings "
+                f"for {self.vocabulary} tokens, 0 to {self.vocabulary - 1}; leave that token out of the text"
+            )
+
+    @cached_property
     def start_id(self) -> int:
         """The token that an encoder-decoder's decoder begins with."""
         settings = self.model.generation_config
@@ -365,6 +391,7 @@ class BaseModel:
         Raises:
             UsageError: another number of prefixes than rows.
             GeometryMismatch, WrongBaseModel: a prefix of another base.
+            NonFinitePrefix: one with numbers beyond the range of the base's data type.
         """
         if prefixes is None or isinstance(prefixes, Prefix):
             listed: list[Prefix | None] = [prefixes] * rows
@@ -373,7 +400,7 @@ class BaseModel:
         if len(listed) != rows:
             raise UsageError(f"{len(listed)} prefixes for {rows} rows; give one for all, or one per row")
         for prefix in {id(p): p for p in listed if p is not None}.values():
-            prefix.check_fits(self.identity, self.geometry, self.equivalent)
+            prefix.check_fits(self.identity, self.geometry, self.equivalent, self.dtype)
             self.check_placement(prefix.template)
             self._compare_template(prefix)
             if prefix.positions == WITHIN_WINDOW != self.positions:
@@ -419,7 +446,10 @@ class BaseModel:
 
     def batch(self, rows: Sequence[EncodedExample], prefixes: PrefixBatch | None, layout: Layout) -> Batch:
         """The tensors of one forward pass for `rows` under `prefixes`."""
+        for row in rows:
+            self.check_ids((*row.source_ids, *row.target_ids), "a text")
         pad_id = self.tokenizer.pad_token_id or 0
+        pad_id = pad_id if pad_id < self.vocabulary else 0  # seen by nobody
         if self.is_encoder_decoder:
             return encoder_decoder_batch(rows, start_id=self.start_id, device=self.device, pad_id=pad_id)
         offsets = prefixes.lengths("decoder") if prefixes is not None else (0,) * len(rows)
@@ -495,6 +525,7 @@ class BaseModel:
         chosen = prefix.template if prefix is not None else (template or self.template)
         with naming(number, example):
             row, _ = encode_example(example, self.tokenizer, chosen)
+        self.check_ids((*row.source_ids, *row.target_ids), name_of(number, example))
         length = 0 if prefix is None else prefix.length
         limit = self.max_text_tokens(length)
         longest = max(len(row.source_ids), len(row.target_ids)) if self.is_encoder_decoder else row.tokens

@@ -104,6 +104,33 @@ def _computes_bfloat16(device: str) -> bool:
     return bool(answers) and all(answers)
 
 
+def vocabulary(model: Any) -> int:
+    """Rows of the input embedding, V."""
+    embedding = model.get_input_embeddings()
+    return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
+
+
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that makes ids of ordinary text for which the model has no embedding.
+
+    Added tokens beyond it are common (Gemma 3 has one for images, which its text models lack) and do no harm
+    until a text has one of them: `BaseModel.check_ids`.
+
+    Raises:
+        UsageError: says both numbers.
+    """
+    rows = vocabulary(model)
+    if len(tokenizer) <= rows:
+        return
+    beyond = {i for i in tokenizer.get_vocab().values() if i >= rows} - set(tokenizer.added_tokens_decoder)
+    if beyond:
+        raise UsageError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens, the model embeddings for {rows}: "
+            f"{len(beyond)} ordinary tokens have none. Take the tokenizer that the model was trained with, "
+            "or resize the model's embeddings (resize_token_embeddings) and save it"
+        )
+
+
 Quantization = Literal["int8", "nf4"]
 
 DEVICES = ("cuda", "cpu", "balanced")

@@ -162,7 +162,10 @@ class PrefixBatch:
     def rows(
         self, stream: Stream, layer: int, like: torch.Tensor, index_B: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `[B, H, P, D]` of one layer in a stream that has a block.
+        """Keys and values `[B, H, P, D]` of one layer in a stream that has a block; zeros for rows without.
+
+        A row without a prefix sees none of it, but what is multiplied by nothing must be a number all the
+        same: not infinite or NaN as another row's keys could be.
 
         Args:
             like: has B rows, or a multiple of B where beam search repeats every row that many times, and
@@ -175,16 +178,22 @@ class PrefixBatch:
         if not behind:
             key, value = key.to(like.dtype), value.to(like.dtype)
         if index_B is not None:
+            if None in self.of_row:
+                key, value = (torch.cat([part, torch.zeros_like(part[:1])]) for part in (key, value))
             key, value = key.index_select(0, index_B), value.index_select(0, index_B)
         elif key.shape[0] == 1:
             key, value = (part.expand(like.shape[0], -1, -1, -1) for part in (key, value))
         return (key.to(like.dtype), value.to(like.dtype)) if behind else (key, value)
 
     def row_places(self, rows: int) -> list[int] | None:
-        """Which of the R prefixes each of B rows (or a multiple) has; None: R is 1, or they are in order."""
-        places = [index or 0 for index in self._repeated(rows)]  # rows without see none of it
+        """Which of the R prefixes each of B rows (or a multiple) has, R for none of them.
+
+        None: the one that there is, or they are in order.
+        """
         distinct = max(block.distinct for block in self.blocks.values())
-        return None if distinct == 1 or places == list(range(distinct)) else places
+        places = [distinct if index is None else index for index in self._repeated(rows)]
+        alone = distinct == 1 and None not in self.of_row
+        return None if alone or places == list(range(distinct)) else places
 
     def visible(
         self, stream: Stream, rows: int, queries: int, target_starts: Sequence[int] = ()

@@ -66,6 +66,7 @@ def import_adapters(folder: str | Path, base: BaseModel) -> Prefix:
                 parameterization=f"imported from adapters ({described.get('version', 'any version')})"
             ),
         )
+    prefix.check_dtype(base.dtype)
     warn_if_other(described.get("model_name"), base)
     return prefix
 

@@ -50,12 +50,14 @@ def import_prefix_tuning(path: str | Path, base: BaseModel) -> Prefix:
         for stream in base.geometry.streams:
             key_LHPD, value_LHPD = _stream(saved, stream, base)
             tensors |= {f"{stream}.key": key_LHPD, f"{stream}.value": value_LHPD}
-        return Prefix(
+        prefix = Prefix(
             tensors=tensors,
             base=base.identity,
             template=base.raw_template,
             origin=Origin(parameterization="imported from XiangLi1999/PrefixTuning"),
         )
+        prefix.check_dtype(base.dtype)
+        return prefix
 
 
 def _check_names(saved: Mapping[str, torch.Tensor]) -> None:

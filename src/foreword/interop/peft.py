@@ -78,6 +78,7 @@ def import_peft(folder: str | Path, base: BaseModel) -> Prefix:
             positions=base.positions,
             origin=Origin(parameterization=f"imported from PEFT ({config['peft_type']})"),
         )
+    prefix.check_dtype(base.dtype)
     warn_if_other(config.get("base_model_name_or_path"), base)
     return prefix
 
@@ -218,7 +219,7 @@ def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrit
         CannotWrite: no right or space, or the folder holds other files than an export.
     """
     folder = Path(folder)
-    prefix.check_fits(base.identity, base.geometry, base.equivalent)
+    prefix.check_fits(base.identity, base.geometry, base.equivalent, base.dtype)
     if prefix.streams != ("decoder",) or base.is_encoder_decoder:
         raise NotExportable(
             f"the prefix has the streams {', '.join(prefix.streams)} of an encoder-decoder ({base.name}); "

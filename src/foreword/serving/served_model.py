@@ -6,7 +6,7 @@ The server, its training process and the start of a vLLM open them in the same w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class ServedModel:
         raw_template: of text as it is.
         text_limit: tokens that fit behind a prefix of a length; None for no limit.
         equivalent: fingerprints of other bases whose prefixes run on this one, too.
+        check_ids: raises UsageError for token ids that the base has no embedding for.
         check: raises GeometryMismatch, WrongBaseModel or UsageError for a prefix that does not fit.
     """
 
@@ -69,6 +70,7 @@ class ServedModel:
     raw_template: Template
     end_ids: frozenset[int]
     text_limit: Callable[[int], int | None]
+    check_ids: Callable[[Sequence[int], str], None]
     check: Callable[[Prefix], object]
     equivalent: frozenset[str] = frozenset()
 
@@ -107,6 +109,7 @@ def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
         raw_template=base.raw_template,
         end_ids=base.end_ids,
         text_limit=base.max_text_tokens,
+        check_ids=base.check_ids,
         check=lambda prefix: base.per_row(prefix, 1),
         equivalent=base.equivalent,
     )

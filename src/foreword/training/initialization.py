@@ -80,6 +80,7 @@ def starting_ids(
         source_ids, target_ids = repeated, repeated
     if base.is_encoder_decoder:  # so does its decoder
         target_ids = [base.start_id, *target_ids][:length]
+    base.check_ids([*source_ids, *target_ids], "what training starts from")
     return source_ids, target_ids
 
 

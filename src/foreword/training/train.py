@@ -178,11 +178,15 @@ def make_prefix(
     labels: dict[str, str] | None = None,
     licence: str | None = None,
 ) -> Prefix:
-    """What a run ends in, as a prefix that says how it was made."""
+    """What a run ends in, as a prefix that says how it was made.
+
+    Raises:
+        NonFinitePrefix: numbers that are none in the base's data type.
+    """
     best, settings = trainer.result(), trainer.settings
     layers = settings.layers
     initial = str(settings.init) if start is None else f"prefix {start.digest[:12]}"
-    return Prefix(
+    prefix = Prefix(
         tensors=best.tensors,
         base=base.identity,
         template=template,
@@ -201,6 +205,8 @@ def make_prefix(
         template_digest=template.rendering_digest(base.tokenizer),
         template_rendering=template.rendering(base.tokenizer),
     )
+    prefix.check_dtype(base.dtype)
+    return prefix
 
 
 def check_folder(checkpoint_dir: object, checkpoint_every: int | None) -> None:
@@ -255,6 +261,7 @@ def encode_both(
     Raises:
         BadExamples: there are no training examples.
         WindowExceeded: the prefix leaves no room for text.
+        UsageError: a token that the base has no embedding for.
     """
     if not examples:
         raise BadExamples("there are no training examples; give at least one")
@@ -263,6 +270,9 @@ def encode_both(
     apart = base.is_encoder_decoder
     encoded, cut = encode(examples, base.tokenizer, template, limit, apart=apart)
     encoded_dev, dev_cut = encode(dev, base.tokenizer, template, limit, apart=apart)
+    for what, rows in (("training example", encoded), ("dev example", encoded_dev)):
+        for number, row in enumerate(rows):
+            base.check_ids((*row.source_ids, *row.target_ids), f"{what} {number}")
     for what, truncation in (("training", cut), ("dev", dev_cut)):
         if truncation:
             note = f"{what} examples: {truncation}"

@@ -81,6 +81,7 @@ def prompt_ids(
 
     Raises:
         Refused: empty, too long, no token of this model, or nothing that its template can write.
+        UsageError: a token that the model has no embedding for.
     """
     served, chat = server.served, isinstance(body, ChatBody)
     param = "messages" if chat else "prompt"
@@ -106,6 +107,7 @@ def prompt_ids(
             raise Refused(400, str(error), param=param) from error
     if not ids:
         raise Refused(400, "the prompt is empty; give at least one token of text", param=param)
+    served.check_ids(ids, "the prompt")
     length = 0 if prefix is None else prefix.length
     limit = served.text_limit(length)
     if limit is not None and len(ids) >= limit:

@@ -109,10 +109,11 @@ def check_row(base: BaseModel, row: Row, *, max_positions: int | None = None, wh
 
     Raises:
         GeometryMismatch, WrongBaseModel: a prefix of another base.
-        UsageError: a prefix that does not stand in front of the text.
+        UsageError: a prefix that does not stand in front of the text, or a token without an embedding.
         WindowExceeded: the prompt leaves no room for a token.
     """
     base.per_row(row.prefix, rows=1)
+    base.check_ids(row.prompt_ids, "the prompt")
     if row.prefix is not None and row.prefix.template.placement == "infix":
         raise UsageError(
             "the prefix is an infix, which stands behind the source; engines put a prefix in front. "

@@ -188,6 +188,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
         prefix = self._source.get(digest)
         declared = self._source.equivalents(self._weights)
         check_base(prefix, self._weights, {*declared, self._former})
+        prefix.check_dtype(self._dtype)
         return shard_of(prefix, self._share, self._dtype)
 
     def _write(self, forward_context: Any, load: plan.Load, shard: ShardedPrefix) -> None:
