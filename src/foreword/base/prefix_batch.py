@@ -139,8 +139,8 @@ class PrefixBatch:
             lengths[stream_of(place)] = tuple(int(key.shape[-2]) for key in keys)
         blocks: dict[Stream, StreamBlock] = {}
         for stream, pairs in stacked.items():
-            by_layer = zip(*pairs.values(), strict=True)
-            blocks[stream] = StreamBlock(*pairs.get(stream, by_layer), lengths[stream])
+            key, value = pairs[stream] if stream in pairs else zip(*pairs.values(), strict=True)
+            blocks[stream] = StreamBlock(key, value, lengths[stream])
         return cls(blocks, tuple(of_row), _with("infix", placements), _with(WITHIN_WINDOW, positions))
 
     def only(self, places: Sequence[int]) -> PrefixBatch:
