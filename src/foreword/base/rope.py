@@ -26,11 +26,11 @@ from foreword.errors import UsageError
 LONG, DYNAMIC = "longrope", "dynamic"
 
 
-def rope_settings(config: Any) -> Mapping[str | None, Mapping[str, Any]]:
+def rope_settings(config: Any) -> dict[str | None, dict[str, Any]]:
     """The decoder's rotary embeddings: by kind of layer, or one for all by None."""
     found = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    by_layer: dict[str | None, Mapping[str, Any]] = {
-        kind: each for kind, each in found.items() if isinstance(each, Mapping)
+    by_layer: dict[str | None, dict[str, Any]] = {
+        kind: each for kind, each in found.items() if isinstance(each, dict)
     }
     return by_layer or ({None: found} if found else {})
 
