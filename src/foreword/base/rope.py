@@ -16,7 +16,6 @@ when a model is tried beside a token at its last position (`compatibility.check_
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
