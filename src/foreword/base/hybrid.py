@@ -69,10 +69,12 @@ def try_hybrid(model: Any, name: str, *, positions: bool) -> None:
     """
     device = model.get_input_embeddings().weight.device
     whole_ids = (*_PREFIX_IDS, *_TEXT_IDS)
-    own_cache, key_LHPD, value_LHPD = _cache_of(model, name)
-    length = key_LHPD.shape[2]
-    block = StreamBlock(key_LHPD[None].to(device), value_LHPD[None].to(device), (length,))
-    prefixes = PrefixBatch({"decoder": block}, (0, None, None))
+    own_cache, kept = _cache_of(model, name)
+    key_1LHPD, value_1LHPD = (
+        torch.stack([part.to(device) for part in parts], dim=1) for parts in zip(*kept, strict=True)
+    )
+    length = len(_PREFIX_IDS)
+    prefixes = PrefixBatch({"decoder": StreamBlock(key_1LHPD, value_1LHPD, (length,))}, (0, None, None))
     rows = [EncodedExample(ids[:1], (*ids[1:], 0)) for ids in (_TEXT_IDS, whole_ids, _TEXT_IDS)]
     batch = decoder_batch(
         rows, (length, 0, 0), (None,) * 3, layout="right", device=device, positions=positions
@@ -83,8 +85,8 @@ def try_hybrid(model: Any, name: str, *, positions: bool) -> None:
     plain_TV = model(input_ids=torch.tensor([whole_ids], device=device), use_cache=False).logits[0]
     next_TV = _go_on(model, own_cache, _TEXT_IDS[:1], length, positions=positions)
     seeded = DynamicCache(config=model.config)
-    for number, layer in enumerate(attention_layers(model.config) or ()):
-        seeded.update(key_LHPD[number][None], value_LHPD[number][None], layer)
+    for layer, (key_1HPD, value_1HPD) in zip(attention_layers(model.config) or (), kept, strict=True):
+        seeded.update(key_1HPD, value_1HPD, layer)
     seeded_TV = _go_on(model, seeded, _TEXT_IDS, length, positions=positions)
     # In 16 bits two ways to compute one thing differ visibly, and a router may choose another expert.
     share, floor = (0.01, FAR) if plain_TV.dtype in (torch.float32, torch.float64) else (0.5, 0.05)
@@ -111,8 +113,8 @@ def _far(found_TV: torch.Tensor, expected_TV: torch.Tensor) -> float:
     return float((found_TV - expected_TV).norm() / expected_TV.norm())
 
 
-def _cache_of(model: Any, name: str) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-    """The model's own cache behind a text of P tokens, and its keys and values `[L, H, P, D]`.
+def _cache_of(model: Any, name: str) -> tuple[DynamicCache, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The model's own cache behind a text of P tokens, and its L keys and values, each `[1, H, P, D]`.
 
     Raises:
         UnsupportedArchitecture: the cache does not keep them as attention sees them.
@@ -128,11 +130,7 @@ def _cache_of(model: Any, name: str) -> tuple[DynamicCache, torch.Tensor, torch.
             f"{name}: its cache does not keep keys and values as attention sees them (latent attention), so "
             "there is nothing to compare a prefix with"
         )
-    keys_LHPD, values_LHPD = (
-        torch.cat([part.to(layers[0].keys.device) for part in parts])
-        for parts in ([layer.keys for layer in layers], [layer.values for layer in layers])
-    )
-    return cache, keys_LHPD, values_LHPD
+    return cache, [(layer.keys, layer.values) for layer in layers]
 
 
 def _go_on(
