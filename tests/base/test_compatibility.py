@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,16 @@ def test_a_decoder_that_is_not_causal_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("model_type", ["llama", "mixtral", "gemma2", "gpt_oss", "bart", "t5"])
 def test_sixteen_bits_are_no_reason_to_refuse(model_type: str, dtype: torch.dtype) -> None:
     BaseModel(BY_TYPE[model_type].model().to(dtype), byte_tokenizer(), name="half")
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "mixtral", "gemma3_text", "deepseek_v3", "gpt_oss", "cohere2", "bart"]
+)
+def test_sizes_are_the_same_without_weights(name: str) -> None:
+    base = BY_TYPE[name].base
+    with torch.device("meta"):
+        model = type(base.model)._from_config(copy.deepcopy(base.model.config), dtype=torch.bfloat16)
+    found = BaseModel(model, base.tokenizer, name="without weights")
+    assert found.geometry == base.geometry
+    assert found.positions == base.positions
+    assert (found.max_positions, found.takes_positions) == (base.max_positions, base.takes_positions)

@@ -93,6 +93,9 @@ def _calls(model: Any) -> list[_Call]:
     if encoder_decoder:
         encoder_ids = torch.zeros(1, _ENCODER_TOKENS, dtype=torch.long, device=device)
         inputs = {"input_ids": encoder_ids, "decoder_input_ids": decoder_ids}
+    # Without a mask transformers looks into the tokens for the ends of packed texts, and on the meta device
+    # there are none.
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.no_grad():
         _, recorded = capture_attention(model, inputs)
     calls = []
@@ -267,10 +270,7 @@ def enable_window_shift(model: Any) -> bool:
 
     False for a model without such layers, and for one whose positions can't be moved.
     """
-    if model.config.is_encoder_decoder:  # there the text does not stand behind the prefix
-        return False
-    no_layer = LayerInfo("decoder", 0)
-    windowed = [m for m in model.modules() if getattr(m, "foreword_layer", no_layer).sliding_window]
+    windowed = sliding_windows(model)
     if not windowed:
         return False
     window = max(module.foreword_layer.sliding_window for module in windowed)
@@ -286,6 +286,14 @@ def enable_window_shift(model: Any) -> bool:
                 module.foreword_layer = dataclasses.replace(module.foreword_layer, rope=shift)
             return True
     return False
+
+
+def sliding_windows(model: Any) -> list[Any]:
+    """The attention modules of a probed decoder-only model whose window slides."""
+    if model.config.is_encoder_decoder:
+        return []
+    no_layer = LayerInfo("decoder", 0)
+    return [m for m in model.modules() if getattr(m, "foreword_layer", no_layer).sliding_window]
 
 
 def _rotary_embeddings(model: Any) -> list[nn.Module]:

@@ -24,19 +24,25 @@ def open_store(configuration: Configuration) -> PrefixStore:
     return PrefixStore(configuration.store, blobs=configuration.blobs, checkpoints=configuration.checkpoints)
 
 
-def open_base(configuration: Configuration) -> BaseModel:
-    """The base model. Raises as `BaseModel.load`."""
+def open_base(configuration: Configuration, *, weights: bool = True) -> BaseModel:
+    """The base model; without weights, what a gateway needs of it. Raises as `BaseModel.load`."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+    def notify(line: str) -> None:
+        logs.event("base model", note=line)
+
+    if not weights:
+        return BaseModel.without_weights(configuration.base, notify=notify)
     return BaseModel.load(
         configuration.base,
         device=configuration.device,
         dtype=configuration.dtype,
         attention=configuration.attention,
         quantization=configuration.quantization,
-        notify=lambda line: logs.event("base model", note=line),
+        notify=notify,
     )
 
 

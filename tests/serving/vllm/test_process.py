@@ -75,9 +75,9 @@ def test_an_engine_is_ready_while_its_vllm_answers(tiny_base: BaseModel) -> None
 
 def test_the_line_holds_all_that_a_vllm_needs_but_no_secret() -> None:
     configuration = of({"engine": "vllm", "store": "postgresql://u:pass@db/f", "blobs": "s3://b/f"})
-    line = launch.shell_line(configuration, "/models/base one", "float32")
+    line = launch.shell_line(configuration, "/models/base one")
     assert "'/models/base one'" in line
-    assert all(part in line for part in ("vllm serve", "PrefixConnector", "Door", "--dtype float32"))
+    assert all(part in line for part in ("vllm serve", "PrefixConnector", "Door", "--dtype auto"))
     assert "FOREWORD_STORE=postgresql://u:pass@db/f" in line
     assert ticket.SECRET not in line
     alone = {"PATH": "/usr/bin:/bin", ticket.SECRET: ""}  # no key can be made here
