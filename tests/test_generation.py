@@ -124,7 +124,7 @@ def test_rows_that_have_ended_leave_the_batch_and_change_no_other(
     tiny_base: BaseModel, mixed: list[Prefix | None], temperature: float, fewest: int
 ) -> None:
     prompts, prefixes = [*PROMPTS, *PROMPTS], [*mixed, *mixed[::-1]]
-    options = {"temperature": temperature, "seed": 3, "max_new_tokens": 40, "min_new_tokens": fewest}
+    options = {"temperature": temperature, "seed": 0, "max_new_tokens": 40, "min_new_tokens": fewest}
     whole = generate(tiny_base, prompts, prefixes, **options)
     stop = [whole[0][20:22], whole[1][4:6], whole[2][12:14]]
     rows = []

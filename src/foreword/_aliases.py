@@ -249,7 +249,7 @@ RENAMED = {
         "chosen_piece": "research.experiments.results.chosen_key",
     },
     "sampling": {
-        "NoiseOfTheRow": "GumbelNoise",
+        "NoiseOfTheRow": "SampledRows",
         "StopOfTheRow": "StopStrings",
         "TextOfTheRow": "TextStreamer",
     },

@@ -24,14 +24,16 @@ from foreword.base.prepacked_linear import is_prepared, prepacked_weights, prepa
 from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from foreword.sampling import (
+    GREEDY_BELOW,
     Decoding,
     EndedRows,
-    GumbelNoise,
+    RowSampling,
+    SampledRows,
     StopStrings,
     TextStreamer,
     banned_token_ids,
     first_stop,
-    sampling_warpers,
+    row_seed,
 )
 from foreword.template import Source, Template
 from foreword.validation import checks_arguments
@@ -201,11 +203,9 @@ def _generate_batch(
         text_tokens = start + rows[0].max_new_tokens
         inputs[cache_argument(base.model)] = prefixed_cache(base.geometry, prefixes, text_tokens)
     apart = base.cache_takes_prefixes and decoding.beams == 1 and on_text is None
-    processors = LogitsProcessorList()
-    noise = GumbelNoise(decoding.seed, [row.place for row in rows])
-    if decoding.temperature > 0:
-        processors.extend(sampling_warpers(decoding.temperature, decoding.top_k, decoding.top_p))
-        processors.append(noise)
+    settings = (decoding.temperature, decoding.top_p, decoding.top_k)
+    sampled = SampledRows([RowSampling(*settings, row_seed(decoding.seed, row.place)) for row in rows], start)
+    processors = LogitsProcessorList([sampled] if decoding.temperature >= GREEDY_BELOW else [])
     streamer = None
     if on_text is not None:
         streamer = TextStreamer(
@@ -250,7 +250,7 @@ def _generate_batch(
         if not staying:
             return written
         running = [running[place] for place in staying]
-        noise.keep(staying)
+        sampled.keep(staying)
         prefixes = prefixes.only(staying) if prefixes is not None else None
         inputs = _of_rows(inputs, ids_BT, staying)
 

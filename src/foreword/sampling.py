@@ -1,6 +1,7 @@
 """How tokens are chosen, and how they become text: what each row needs to be generated for itself.
 
-Shapes: B rows of the batch (times beams), V vocabulary.
+Shapes: B rows of the batch (times beams), R of them that are sampled, N of those with top_p, K candidates,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,13 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import (
-    LogitsProcessor,
-    StoppingCriteria,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from foreword.errors import UsageError
@@ -26,6 +21,13 @@ from foreword.validation import check_fields, check_whole_text
 
 UNFINISHED = "\ufffd"
 """What a tokenizer writes for bytes that are no whole character, or not yet."""
+
+GREEDY_BELOW = 1e-5
+"""Temperature below which the likeliest token is taken: logits over less would leave float32."""
+
+SEEDS = 2**63
+GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio, odd: its multiples modulo 2^64 (and 2^63) are all different."""
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 """How vocabularies with byte fallback (Llama 2, Mistral, Gemma, Phi-3) name the token of one byte."""
@@ -86,37 +88,130 @@ class Decoding:
                 check_whole_text(name, text)
 
 
-def sampling_warpers(temperature: float, top_k: int, top_p: float) -> list[LogitsProcessor]:
-    """transformers' own warpers, in its order."""
-    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)]
-    if top_k:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p < 1:
-        warpers.append(TopPLogitsWarper(top_p))
-    return warpers
+@dataclass(frozen=True)
+class RowSampling:
+    """How one row's tokens are chosen: see `Decoding`. `seed` is the row's own: see `row_seed`."""
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
 
 
-class GumbelNoise(LogitsProcessor):
-    """Gumbel noise from a generator of the row's own, so that the greedy choice is a sample.
+def row_seed(seed: int, place: int) -> int:
+    """The seed of the row at a place of a call or request; no two places of one have the same."""
+    return (seed + place * GOLDEN) % SEEDS
 
-    argmax(logits + Gumbel noise) is distributed as softmax(logits) (Gumbel-max trick). Drawing for
-    the batch as a whole, as multinomial does, would make a row depend on its neighbours.
+
+class TokenSampler:
+    """Chooses the next token of every row in one pass, on the logits' device, which nothing leaves.
+
+    A row's choice is a function of its logits, its settings, its seed and the number of the token alone.
     """
 
-    def __init__(self, seed: int, places: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(hash((seed, place)) % 2**63) for place in places]
+    def __init__(self, rows: Sequence[RowSampling], device: torch.device) -> None:
+        """`rows`: the settings of all B rows, in their order."""
+        places = [place for place, row in enumerate(rows) if row.temperature >= GREEDY_BELOW]
+        drawn = [rows[place] for place in places]
+        # All settings of rows that are drawn: what the loops over tokens need is on the device already.
+        self._drawn = len(drawn)
+        self._places_R = None if len(drawn) == len(rows) else torch.tensor(places, device=device)
+        self._seeds_R = torch.tensor([_signed(row.seed) for row in drawn], device=device)
+        self._temperature_R1 = torch.tensor([[row.temperature] for row in drawn], device=device)
+        self._most = max((row.top_k for row in drawn), default=0)
+        last = [[row.top_k - 1 if row.top_k else -1] for row in drawn]
+        self._last_R1 = torch.tensor(last, device=device)
+        nucleus = [place for place, row in enumerate(drawn) if row.top_p < 1]
+        self._nucleus_N = torch.tensor(nucleus, device=device) if nucleus else None
+        self._beyond_N1 = torch.tensor([[1 - drawn[place].top_p] for place in nucleus], device=device)
+
+    def choose(self, logits_BV: torch.Tensor, steps_B: torch.Tensor) -> torch.Tensor:
+        """The rows' next tokens `[B]`, from float32 logits; `steps_B` are the tokens that each has so far."""
+        chosen_B = logits_BV.argmax(-1)
+        if not self._drawn:
+            return chosen_B
+        if self._places_R is None:
+            return self.noisy(logits_BV, steps_B).argmax(-1)
+        drawn_R = self.noisy(logits_BV[self._places_R], steps_B[self._places_R]).argmax(-1)
+        return chosen_B.index_copy(0, self._places_R, drawn_R)
+
+    def noisy(self, logits_RV: torch.Tensor, steps_R: torch.Tensor) -> torch.Tensor:
+        """Scores of which the largest is a sample: argmax(scores + Gumbel noise) follows softmax(scores).
+
+        Of the R rows that are drawn. Drawing for the batch as a whole, as multinomial does, would make a
+        row depend on its neighbours.
+        """
+        return self.warped(logits_RV) - exponential_noise(self._seeds_R, steps_R, logits_RV.shape[-1]).log()
+
+    def warped(self, logits_RV: torch.Tensor) -> torch.Tensor:
+        """Logits by temperature, top-k and top-p in the order and with the ties of transformers' warpers."""
+        scores_RV = logits_RV / self._temperature_R1
+        if self._most:
+            best_RK = scores_RV.topk(min(self._most, scores_RV.shape[-1])).values
+            last_R1 = self._last_R1.clamp(max=best_RK.shape[-1] - 1)
+            worst_R1 = best_RK.gather(1, last_R1.clamp(min=0)).masked_fill(last_R1 < 0, -torch.inf)
+            scores_RV = scores_RV.masked_fill(scores_RV < worst_R1, -torch.inf)
+        if self._nucleus_N is None:
+            return scores_RV
+        ascending_NV, order_NV = scores_RV[self._nucleus_N].sort(-1)
+        removed_NV = ascending_NV.softmax(-1).cumsum(-1) <= self._beyond_N1
+        removed_NV[:, -1] = False  # the likeliest stays
+        kept_NV = ascending_NV.masked_fill(removed_NV, -torch.inf)
+        nucleus_NV = torch.empty_like(kept_NV).scatter_(1, order_NV, kept_NV)
+        return scores_RV.index_copy(0, self._nucleus_N, nucleus_NV)
+
+
+def exponential_noise(seeds_B: torch.Tensor, steps_B: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Draws of the standard exponential distribution, `[B, V]` in float32: each a function of its row's seed,
+    its row's step and its place in the vocabulary alone.
+
+    A counter-based generator (SplitMix64: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+    generators"), so that no state has to be kept for a row and all are computed at once, with integers: the
+    same bits on every device and in every batch.
+    """
+    keys_B = _mixed(_mixed(seeds_B) + steps_B)
+    places_V = torch.arange(1, vocabulary + 1, device=seeds_B.device) * _signed(GOLDEN)
+    bits_BV = _mixed(keys_B[:, None] + places_V)
+    # 53 bits, never 0. float32 is fine near 0, where the draws are that become the largest Gumbel noise.
+    uniform_BV = (_shifted(bits_BV, 11) | 1).to(torch.float32).mul_(2.0**-53)
+    return torch.log1p(-uniform_BV).neg_()
+
+
+def _mixed(bits: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output function of every element; int64, whose products wrap like unsigned ones."""
+    bits = (bits ^ _shifted(bits, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+    bits = (bits ^ _shifted(bits, 27)).mul_(_signed(0x94D049BB133111EB))
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: torch.Tensor, by: int) -> torch.Tensor:
+    """Shifted right with zeros coming in: torch's own shift brings copies of the sign."""
+    return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
+
+
+def _signed(bits: int) -> int:
+    """The int64 that has the lowest 64 bits of a whole number."""
+    return (bits + 2**63) % 2**64 - 2**63
+
+
+class SampledRows(LogitsProcessor):
+    """Scores of which transformers' greedy choice is each row's own sample."""
+
+    def __init__(self, rows: Sequence[RowSampling], start: int) -> None:
+        """`start`: tokens of a row in front of its first new one."""
+        self._rows = list(rows)
+        self._start = start
+        self._sampler: TokenSampler | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        vocabulary = scores.shape[-1]
-        noise_BV = torch.stack(
-            [torch.rand(vocabulary, generator=g, dtype=torch.float64) for g in self._generators]
-        )
-        gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(min=torch.finfo(torch.float64).tiny)))
-        return scores + gumbel_BV.float().to(scores.device)  # cast here: MPS has no float64
+        if self._sampler is None:
+            self._sampler = TokenSampler(self._rows, scores.device)
+        step_1 = torch.full((1,), input_ids.shape[1] - self._start, device=scores.device)
+        return self._sampler.noisy(scores, step_1)
 
     def keep(self, places: Sequence[int]) -> None:
         """Of the rows of the batch, these go on."""
-        self._generators = [self._generators[place] for place in places]
+        self._rows, self._sampler = [self._rows[place] for place in places], None
 
 
 class StopStrings(StoppingCriteria):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,25 @@ def test_depth_is_no_reason_to_refuse_in_sixteen_bits(model_type: str, more: dic
     """As deep as models that people run, where rounding adds up, and with as small weights."""
     half = Architecture("deep", model_type, {**DEEP, **more}).model().to(torch.bfloat16)
     BaseModel(half, byte_tokenizer(), name="deep")
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "mixtral", "gemma3_text", "deepseek_v3", "gpt_oss", "cohere2", "bart"]
+)
+def test_sizes_are_the_same_without_weights(name: str) -> None:
+    base = BY_TYPE[name].base
+    with torch.device("meta"):
+        model = type(base.model)._from_config(copy.deepcopy(base.model.config), dtype=torch.bfloat16)
+    found = BaseModel(model, base.tokenizer, name="without weights")
+    assert found.geometry == base.geometry
+    assert found.positions == base.positions
+    assert (found.max_positions, found.takes_positions) == (base.max_positions, base.takes_positions)
+
+
+def test_what_no_trial_shows_is_refused_without_weights_too() -> None:
+    config = copy.deepcopy(BY_TYPE["llama4_text"].base.model.config)
+    config.attn_temperature_tuning = True
+    with torch.device("meta"):
+        model = type(BY_TYPE["llama4_text"].base.model)._from_config(config, dtype=torch.bfloat16)
+    with pytest.raises(UnsupportedArchitecture, match="attn_temperature_tuning"):
+        BaseModel(model, byte_tokenizer(), name="without weights")

@@ -45,7 +45,8 @@ def gateway(folder: Path, model_folder: Path) -> Iterator[ServedProcess]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CPU.items():
             patch.setenv(name, value)
-        more = ("--engine", "vllm", "--no-training", "--set", f"engine_arguments={ARGUMENTS}")
+        more = ("--engine", "vllm", "--no-training", "--dtype", "float32")
+        more += ("--set", f"engine_arguments={ARGUMENTS}")
         with served(folder, model_folder, *more) as process:
             yield process
 

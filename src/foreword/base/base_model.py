@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
 from foreword.base.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
-from foreword.base.compatibility import check_prefix_effect, enable_window_shift, probe
+from foreword.base.compatibility import (
+    check_config,
+    check_prefix_effect,
+    enable_window_shift,
+    probe,
+    sliding_windows,
+)
 from foreword.base.hybrid import attention_layers, pads_left
 from foreword.base.loading import (
     Quantization,
@@ -92,8 +104,6 @@ class BaseModel:
         check_vocabulary(model, tokenizer, name)
         self.model = model.eval().requires_grad_(False)
         self.quantization = existing_quantization(model.config)
-        prepare_quantized(self.model)
-        enable_prepacking(self.model)
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
@@ -101,10 +111,17 @@ class BaseModel:
         self.long_context = long_context
         if model.config._attn_implementation not in IMPLEMENTATIONS.values():
             use_kernel(model, choose_kernel(model.config, type(model)))
+        has_weights = not any(parameter.is_meta for parameter in model.parameters())
+        if has_weights:
+            prepare_quantized(self.model)
+            enable_prepacking(self.model)
         self.geometry = probe(model)
-        detect_linear_head(model)
-        check_prefix_effect(model, positions=self.takes_positions, farthest=self.max_positions)
-        self.positions: Positions = WITHIN_WINDOW if enable_window_shift(model) else "text-after-prefix"
+        check_config(model)
+        if has_weights:  # else there is nothing to try, and whoever has them does
+            detect_linear_head(model)
+            check_prefix_effect(model, positions=self.takes_positions, farthest=self.max_positions)
+        windowed = enable_window_shift(model) if has_weights else bool(sliding_windows(model))
+        self.positions: Positions = WITHIN_WINDOW if windowed else "text-after-prefix"
         if self.is_encoder_decoder:
             self.template = encoder_decoder_template(tokenizer, wraps=wraps_targets(model))
             self.raw_template = self.template
@@ -187,6 +204,50 @@ class BaseModel:
             ) from error
         if "device_map" not in options:
             model = model.to(place)
+        tokenizer = AutoTokenizer.from_pretrained(resolved.path)
+        return cls(
+            model,
+            tokenizer,
+            name=resolved.name,
+            revision=resolved.revision,
+            folder=resolved.path,
+            long_context=long_context,
+        )
+
+    @classmethod
+    def without_weights(
+        cls,
+        name: str | Path,
+        *,
+        long_context: bool = False,
+        notify: Callable[[str], None] | None = None,
+    ) -> BaseModel:
+        """A base model's tokenizer, sizes and fingerprint, for a process whose engine holds the weights.
+
+        The model stands on the meta device, where nothing is computed: no memory is taken, and its files are
+        read for the fingerprint alone. That prefixes have the right effect is not tried.
+
+        Args:
+            long_context, notify: as for `load`.
+
+        Raises:
+            As `load`.
+        """
+        from foreword.models import resolve
+
+        resolved = resolve(str(name), notify=notify or (lambda line: None))
+        config = AutoConfig.from_pretrained(resolved.path)
+        if long_context:
+            take_long_factors(config)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        kernel = choose_kernel(config, model_class(auto, config))
+        with torch.device("meta"):
+            # bfloat16 is what products of experts are known for there; nothing else depends on it.
+            model = auto.from_config(
+                config, attn_implementation=IMPLEMENTATIONS[kernel], dtype=torch.bfloat16
+            )
+        if (Path(resolved.path) / "generation_config.json").is_file():  # tokens that end a text
+            model.generation_config = GenerationConfig.from_pretrained(resolved.path)
         tokenizer = AutoTokenizer.from_pretrained(resolved.path)
         return cls(
             model,

@@ -107,6 +107,9 @@ def _calls(model: Any) -> list[_Call]:
     if encoder_decoder:
         encoder_ids = torch.zeros(1, _ENCODER_TOKENS, dtype=torch.long, device=device)
         inputs = {"input_ids": encoder_ids, "decoder_input_ids": decoder_ids}
+    # Without a mask transformers looks into the tokens for the ends of packed texts, and on the meta device
+    # there are none.
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with torch.no_grad():
         _, recorded = capture_attention(model, inputs)
     calls = []
@@ -173,6 +176,18 @@ _UNSHOWN = {
 }
 
 
+def check_config(model: Any) -> None:
+    """Refuse settings with which a model does something that no short trial can show.
+
+    Raises:
+        UnsupportedArchitecture: names the setting.
+    """
+    config = model.config.get_text_config(decoder=True)
+    for field, reason in _UNSHOWN.items():
+        if getattr(config, field, None):
+            raise UnsupportedArchitecture(f"{name(model)} has {field} on: {reason}")
+
+
 def check_prefix_effect(model: Any, *, positions: bool, farthest: int | None = None) -> None:
     """Try a prefix of one token on a probed model.
 
@@ -183,10 +198,6 @@ def check_prefix_effect(model: Any, *, positions: bool, farthest: int | None = N
     Raises:
         UnsupportedArchitecture: the result is not what attention alone would give.
     """
-    config = model.config.get_text_config(decoder=True)
-    for field, reason in _UNSHOWN.items():
-        if getattr(config, field, None):
-            raise UnsupportedArchitecture(f"{name(model)} has {field} on: {reason}")
     numbers, slack = _numbers(model)
     with torch.no_grad(), numbers:
         try:
@@ -282,11 +293,7 @@ def enable_window_shift(model: Any) -> bool:
 
     False for a model without such layers, and for one whose positions can't be moved.
     """
-    if model.config.is_encoder_decoder:  # there the text does not stand behind the prefix
-        return False
-    no_layer = LayerInfo("decoder", 0)
-    windowed = [m for m in model.modules() if getattr(m, "foreword_layer", no_layer).sliding_window]
-    embeddings = _rotary_embeddings(model)
+    windowed, embeddings = sliding_windows(model), _rotary_embeddings(model)
     if not windowed or not embeddings:
         return False
     window = max(module.foreword_layer.sliding_window for module in windowed)
@@ -304,6 +311,14 @@ def enable_window_shift(model: Any) -> bool:
                 module.foreword_layer = dataclasses.replace(module.foreword_layer, rope=shift)
             return True
     return False
+
+
+def sliding_windows(model: Any) -> list[Any]:
+    """The attention modules of a probed decoder-only model whose window slides."""
+    if model.config.is_encoder_decoder:
+        return []
+    no_layer = LayerInfo("decoder", 0)
+    return [m for m in model.modules() if getattr(m, "foreword_layer", no_layer).sliding_window]
 
 
 def _rotary_embeddings(model: Any) -> list[nn.Module]:

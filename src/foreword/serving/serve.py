@@ -51,7 +51,8 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
     with listening, open_store(configuration) as store:
         if configuration.training:
             store.job_folder()  # says now, not at the first job, that there is no place for checkpoints
-        base = open_base(configuration, store)
+        # vLLM has the weights, and jobs are trained in a process that loads its own.
+        base = open_base(configuration, store, weights=configuration.engine != "vllm")
         engine = make_engine(configuration, base)
         server = ServerState(configuration, store, served_of(base, configuration.name), engine, Metrics())
         supervisor = Supervisor(configuration, store.database) if configuration.training else None

@@ -24,8 +24,13 @@ def open_store(configuration: Configuration) -> PrefixStore:
     return PrefixStore(configuration.store, blobs=configuration.blobs, checkpoints=configuration.checkpoints)
 
 
-def open_base(configuration: Configuration, store: PrefixStore | None = None) -> BaseModel:
+def open_base(
+    configuration: Configuration, store: PrefixStore | None = None, *, weights: bool = True
+) -> BaseModel:
     """The base model, with what `store` declares about it now (`BaseModel.equivalent`).
+
+    Args:
+        weights: without, what a gateway needs of it.
 
     Raises as `BaseModel.load`.
     """
@@ -33,15 +38,24 @@ def open_base(configuration: Configuration, store: PrefixStore | None = None) ->
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    base = BaseModel.load(
-        configuration.base,
-        device=configuration.device,
-        dtype=configuration.dtype,
-        attention=configuration.attention,
-        quantization=configuration.quantization,
-        long_context=configuration.long_context,
-        notify=lambda line: logs.event("base model", note=line),
-    )
+
+    def notify(line: str) -> None:
+        logs.event("base model", note=line)
+
+    if weights:
+        base = BaseModel.load(
+            configuration.base,
+            device=configuration.device,
+            dtype=configuration.dtype,
+            attention=configuration.attention,
+            quantization=configuration.quantization,
+            long_context=configuration.long_context,
+            notify=notify,
+        )
+    else:
+        base = BaseModel.without_weights(
+            configuration.base, long_context=configuration.long_context, notify=notify
+        )
     if store is not None:
         base.equivalent |= store.equivalents(base.fingerprint)
     return base

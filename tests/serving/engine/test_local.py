@@ -6,11 +6,15 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from foreword import BaseModel, Prefix, Template
+from foreword import BaseModel, Prefix, Template, generate
+from foreword.base import attention
+from foreword.base.attention import attend_one_query
 from foreword.errors import (
     EngineStopped,
     GeometryMismatch,
@@ -19,6 +23,7 @@ from foreword.errors import (
     UsageError,
     WindowExceeded,
 )
+from foreword.sampling import row_seed
 from foreword.serving.engine.continuous_batch import ContinuousBatch, RunningRow
 from foreword.serving.engine.local import LocalEngine
 from foreword.serving.engine.protocol import Row, Sampling, Token
@@ -158,6 +163,25 @@ def test_samples_depend_on_the_rows_own_seed_alone(tiny_base: BaseModel, mixed: 
     assert [run(tiny_base, [one])[0] for one in drawn] == together
     again = row(tiny_base, drawn[0].owner, drawn[0].prefix, temperature=1.3, top_p=0.9, seed=99)
     assert run(tiny_base, [again])[0] != together[0]
+
+
+def test_the_same_seed_gives_the_same_text_as_generate(tiny_base: BaseModel, mixed: list[Row]) -> None:
+    """Of a request's texts, each at its place."""
+    drawn = [
+        row(tiny_base, prompt, r.prefix, temperature=1.3, top_p=0.9, seed=row_seed(7, place))
+        for place, (prompt, r) in enumerate(zip(PROMPTS, mixed, strict=True))
+    ]
+    texts = [
+        tiny_base.tokenizer.decode([token.token_id for token in tokens], skip_special_tokens=True)
+        for tokens in run(tiny_base, drawn)
+    ]
+    prefixes = [r.prefix for r in mixed]
+    settings = {"temperature": 1.3, "top_p": 0.9, "seed": 7, "max_new_tokens": 12}
+    expected = [
+        generate(tiny_base, PROMPTS, prefix, raw=True, **settings)[n] for n, prefix in enumerate(prefixes)
+    ]
+    assert texts == expected
+    assert all(map(len, texts))
 
 
 def test_samples_follow_the_models_distribution(tiny_base: BaseModel) -> None:
@@ -337,14 +361,14 @@ def test_a_row_without_numbers_fails_alone(tiny_base: BaseModel) -> None:
 def test_a_row_that_fails_between_two_tokens_leaves_the_others_alone(
     tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choose = RunningRow.choose
+    take = RunningRow.take
 
-    def fails_at_the_third(self: RunningRow, logits_V: torch.Tensor) -> Token:
+    def fails_at_the_third(self: RunningRow, *answer: Any) -> Token:
         if self.row.owner == "bob" and self.made == 2:
             raise RuntimeError("no probability")
-        return choose(self, logits_V)
+        return take(self, *answer)
 
-    monkeypatch.setattr(RunningRow, "choose", fails_at_the_third)
+    monkeypatch.setattr(RunningRow, "take", fails_at_the_third)
     asked = [
         row(tiny_base, prompt, owner=owner) for prompt, owner in (("ab", "a"), ("cd", "bob"), ("ef", "e"))
     ]
@@ -363,23 +387,121 @@ def test_a_row_that_fails_between_two_tokens_leaves_the_others_alone(
     assert counted == len(found[0]) + 2 + len(found[2])  # where bob got an error he got no token
 
 
-def test_the_logits_of_a_step_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model in bfloat16: the rows choose from parts of one tensor in float32, not from copies each."""
-    base = BaseModel(tiny_llama().to(torch.bfloat16), byte_tokenizer(), name="half")
-    choose, seen = RunningRow.choose, []
+class Waits(TorchDispatchMode):
+    """Notes operations for which a host waits until a GPU is done."""
 
-    def noted(self: RunningRow, logits_V: torch.Tensor) -> Token:
-        seen.append(logits_V)
-        return choose(self, logits_V)
+    NAMES = (
+        "aten._local_scalar_dense",
+        "aten.nonzero",
+        "aten.is_nonzero",
+        "aten.equal",
+        "aten.masked_select",
+    )
 
-    monkeypatch.setattr(RunningRow, "choose", noted)
-    batch = ContinuousBatch(base)
-    for prompt in ("ab", "cd", "ef"):
-        batch.prefill(RunningRow(row(base, prompt), max_new_tokens=12))
-    assert len(batch.rows) == 3
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        indexed = name.startswith(("aten.index.", "aten.index_put"))
+        boolean = indexed and any(one is not None and one.dtype == torch.bool for one in args[1])
+        if boolean or name.startswith(self.NAMES):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing_but_its_tokens(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy and sampled rows, with log-probabilities and a shortest length; rows join and leave."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.0, "top_p": 0.8, "seed": 3},
+        {"logprobs": 2, "min_tokens": 2, "max_tokens": 4},
+        {"temperature": 0.5, "max_tokens": 3},
+    ]
+    came_back: list[str] = []
+    for name in ("tolist", "cpu"):
+        original = getattr(torch.Tensor, name)
+
+        def noted(tensor: torch.Tensor, name: str = name, original: Any = original) -> Any:
+            came_back.append(name)
+            return original(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, noted)
+    batch = ContinuousBatch(tiny_base)
+    asked = [
+        row(tiny_base, "ab" * number + "c", random_prefix(tiny_base, 2 * number + 1), **kind)
+        for number, kind in enumerate(kinds)
+    ]
+    with Waits() as waits:
+        for one in asked:
+            batch.prefill(RunningRow(one, max_new_tokens=one.sampling.max_tokens))
+        came_back.clear()
+        of_steps = []
+        for _ in range(5):
+            batch.step()
+            of_steps.append(tuple(came_back))
+            came_back.clear()
+    assert waits.seen == []
+    # With log-probabilities the answer comes as one tensor, which is taken apart when it is here.
+    assert of_steps == [("cpu", *["tolist"] * 3)] * 3 + [("tolist",)] * 2
+
+
+def test_rows_that_come_and_go_copy_no_other_row(tiny_base: BaseModel) -> None:
+    batch = ContinuousBatch(tiny_base)
+    rows = [RunningRow(row(tiny_base, "ab" * (n + 1)), max_new_tokens=50) for n in range(4)]
+    for one in rows[:3]:
+        batch.prefill(one)
+    batch.prefill(rows[3])
+    (first, *_) = batch._cache.layers
+    before = [buffer.data_ptr() for buffer in first.buffers]
+    batch.keep([rows[0], rows[3]])
+    assert batch.rows == [rows[0], rows[3]]
+    batch.prefill(RunningRow(row(tiny_base, "xyz"), max_new_tokens=50))
     batch.step()
-    assert {(logits_V.dtype, logits_V.device.type) for logits_V in seen} == {(torch.float32, "cpu")}
-    assert len({logits_V.untyped_storage().data_ptr() for logits_V in seen[-3:]}) == 1
+    assert [buffer.data_ptr() for buffer in batch._cache.layers[0].buffers] == before
+
+
+def test_what_a_row_without_numbers_leaves_behind_reaches_no_row_in_its_place(tiny_base: BaseModel) -> None:
+    batch = ContinuousBatch(tiny_base)
+    long, short = row(tiny_base, "a" * 30), row(tiny_base, "b")
+    first, second = (RunningRow(one, max_new_tokens=40) for one in (long, short))
+    batch.prefill(first)
+    batch.prefill(second)
+    for layer in batch._cache.layers:
+        for buffer in layer.buffers:
+            buffer[0] = torch.nan
+    batch.keep([second])  # comes into the place of the other
+    other = RunningRow(row(tiny_base, "c" * 20), max_new_tokens=40)
+    batch.prefill(other)  # more columns than the row in front of it
+    ids = [second.last]
+    for _ in range(5):
+        batch.step()
+        ids.append(second.last)
+    assert ids == by_hand(tiny_base, short)[:6]
+
+
+def test_decoding_stays_within_the_fast_attention(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows with and without a prefix: grouped keys are not repeated for each query head."""
+    counted = []
+
+    def noted(*given: Any) -> torch.Tensor:
+        counted.append(given[1].shape)
+        return attend_one_query(*given)
+
+    monkeypatch.setattr(attention, "attend_one_query", noted)
+    for prefixes in ((None, None), (random_prefix(tiny_base, 3), None)):
+        batch = ContinuousBatch(tiny_base)
+        for prefix in prefixes:
+            batch.prefill(RunningRow(row(tiny_base, "ab", prefix), max_new_tokens=9))
+        counted.clear()
+        batch.step()
+        length = max(one.position for one in batch.rows)
+        assert counted == [(2, 2, length, 8)] * 3
 
 
 def test_a_temperature_next_to_nothing_takes_the_likeliest(tiny_base: BaseModel) -> None:

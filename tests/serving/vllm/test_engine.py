@@ -6,11 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from fastapi import FastAPI
+from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 from foreword import BaseModel
 from foreword.errors import (
@@ -20,10 +22,13 @@ from foreword.errors import (
     WindowExceeded,
     WrongBaseModel,
 )
+from foreword.serving import serve
+from foreword.serving.api.state import ServerState
 from foreword.serving.config import of
 from foreword.serving.engine.protocol import Row, Sampling, Token
 from foreword.serving.serve import make_engine
-from foreword.serving.vllm import door, ticket
+from foreword.serving.served_model import ServedModel, served_of
+from foreword.serving.vllm import door, launch, ticket
 from foreword.serving.vllm import engine as answer
 from foreword.serving.vllm.checks import check_base
 from foreword.serving.vllm.engine import VllmEngine
@@ -272,3 +277,78 @@ def test_a_configuration_with_a_vllm_that_is_not_there_says_what_to_start(
     configuration = of({"engine": "vllm", "engine_url": "http://127.0.0.1:9", "base": str(folder)})
     with pytest.raises(EngineStopped, match="start one with:\n.*vllm.* --kv-transfer-config"):
         make_engine(configuration, tiny_base)
+
+
+def started_without_vllm(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[ServedModel, VllmEngine, list[str], list[BaseModel]]:
+    """What `serve` makes of the base and the engine, with the command of the vLLM that would be started."""
+    commands: list[list[str]] = []
+    bases: list[BaseModel] = []
+
+    class Started:
+        url = "http://127.0.0.1:9"
+
+        def __init__(self, command: list[str], *more: Any) -> None:
+            commands.append(command)
+
+        def wait(self, seconds: float) -> None: ...
+
+        def close(self) -> None: ...
+
+    def served_model(base: BaseModel, name: str | None) -> ServedModel:
+        bases.append(base)
+        return served_of(base, name)
+
+    monkeypatch.setattr(launch, "VllmProcess", Started)
+    monkeypatch.setattr(launch, "program", lambda model: ["vllm", "serve", model])
+    monkeypatch.setattr(launch, "_max_positions_of", lambda url, secret: 128)
+    monkeypatch.setattr(serve, "served_of", served_model)
+    states: list[ServerState] = []
+    monkeypatch.setattr(serve, "make_app", lambda state: states.append(state) or FastAPI())
+    monkeypatch.setattr(serve, "_Runner", lambda *given: SimpleNamespace(run=lambda sockets: None))
+    given = {"engine": "vllm", "base": str(folder), "port": 0, "keys": False, "training": False, **settings}
+    serve.serve(of({**given, "store": str(folder.parent / "store")}), announce=lambda url, name: None)
+    (state,) = states
+    asyncio.run(state.engine.close())
+    return state.served, state.engine, commands[0], bases  # type: ignore[return-value]
+
+
+def test_the_gateway_of_a_vllm_holds_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows of the base what it knows when it has them."""
+    folder = save_tiny(tmp_path / "model")
+    GenerationConfig(eos_token_id=[0, 7]).save_pretrained(folder)
+    loaded = BaseModel.load(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseModel, "load", lambda *given, **more: pytest.fail("weights are loaded"))
+        served, engine, command, (base,) = started_without_vllm(folder, patch)
+    assert all(tensor.is_meta for tensor in (*base.model.parameters(), *base.model.buffers()))
+    assert served.identity == loaded.identity
+    assert served.geometry == loaded.geometry
+    assert served.end_ids == loaded.end_ids == {0, 7}
+    assert served.template == loaded.template
+    assert served.text_limit(10) == loaded.max_text_tokens(10)
+    served.check(random_prefix(loaded, 3))
+    other = BaseModel(tiny_llama(seed=1), byte_tokenizer(), name="other")
+    with pytest.raises(WrongBaseModel):
+        served.check(random_prefix(other, 3))
+    row = Row((5, 6), random_prefix(loaded, 3), "alice", Sampling(4), served.end_ids)
+    assert engine.body(row, 4)["stop_token_ids"] == [0, 7]
+    assert command[command.index("--dtype") + 1] == "auto"  # of vLLM's device, not of the gateway's
+
+
+def test_the_data_type_that_is_set_is_vllms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny(tmp_path / "model")
+    _, _, command, _ = started_without_vllm(folder, monkeypatch, dtype="bfloat16")
+    assert command[command.index("--dtype") + 1] == "bfloat16"
+
+
+def test_a_gateway_refuses_windows_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, sliding_window=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(UnsupportedArchitecture, match="layers all see the whole text"):
+        started_without_vllm(tmp_path / "model", monkeypatch)

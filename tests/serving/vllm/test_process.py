@@ -82,7 +82,7 @@ def test_the_line_holds_all_that_a_vllm_needs_but_no_secret(tiny_base: BaseModel
     line = launch.shell_line(configuration, "/models/base one", tiny_base)
     assert "--max-model-len" not in line
     assert "'/models/base one'" in line
-    assert all(part in line for part in ("vllm serve", "PrefixConnector", "Door", "--dtype float32"))
+    assert all(part in line for part in ("vllm serve", "PrefixConnector", "Door", "--dtype auto"))
     assert "FOREWORD_STORE=postgresql://u:pass@db/f" in line
     assert ticket.SECRET not in line
     alone = {"PATH": "/usr/bin:/bin", ticket.SECRET: ""}  # no key can be made here

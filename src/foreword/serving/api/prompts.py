@@ -15,6 +15,7 @@ from foreword.errors import (
     WrongBaseModel,
 )
 from foreword.prefix import Prefix
+from foreword.sampling import SEEDS, row_seed
 from foreword.serving.api.state import ServerState
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, unknown_model
@@ -25,9 +26,6 @@ from foreword.template import Source
 
 SMALLEST_TOP_P = 1e-6
 """What a `top_p` of 0 means: the likeliest token alone."""
-SEEDS = 2**63
-SEED_STEP = 0x9E3779B97F4A7C15
-"""Odd, so that no two texts of one request get the same seed (2^64 divided by the golden ratio)."""
 
 
 def find_prefix(server: ServerState, view: PrefixStore, name: str) -> Prefix | None:
@@ -167,7 +165,7 @@ def make_rows(
                 max_tokens=max_tokens,
                 temperature=temperature,
                 top_p=top_p,
-                seed=(seed + index * SEED_STEP) % SEEDS,
+                seed=row_seed(seed, index),
                 logprobs=logprobs,
                 min_tokens=min_tokens,
             ),

@@ -41,8 +41,8 @@ BLOCK_SIZE = 32
 def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngine:
     """An engine on the vLLM that `engine_url` names, or on one that is started here and ends with the engine.
 
-    The base's weights are vLLM's to hold from then on: here they are let go, since the gateway needs the
-    tokenizer, sizes and fingerprint alone.
+    The gateway needs the base's tokenizer, sizes and fingerprint alone; the weights are vLLM's to hold. What
+    they are computed in is the configuration's to say, for vLLM's device: "auto" leaves it to vLLM.
 
     Raises:
         UsageError: no secret for a vLLM that runs already, a vLLM without what the line says, or no `vllm`
@@ -60,7 +60,7 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
         else:
             secret = os.environ.get(ticket.SECRET) or secrets.token_hex(32)
             port, more = free_port(), [*length_arguments(base), *more_arguments(configuration)]
-            options = arguments(host="127.0.0.1", port=port, dtype=dtype_of(base), more=more)
+            options = arguments(host="127.0.0.1", port=port, dtype=configuration.dtype, more=more)
             command = [*program(_model(configuration)), *options]
             process = VllmProcess(command, environment(configuration, secret), port)
             started.callback(process.close)
@@ -71,10 +71,7 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
         poller = HealthPoller(url)
         started.callback(poller.close)
         close = started.pop_all().close
-    engine = VllmEngine(base, url, secret, max_positions=most, is_up=poller.is_up, on_close=close)
-    _ = base.identity  # the fingerprint is read while there are weights
-    base.model.to("meta")
-    return engine
+    return VllmEngine(base, url, secret, max_positions=most, is_up=poller.is_up, on_close=close)
 
 
 def vllm_line(configuration: Configuration) -> str:
@@ -82,7 +79,7 @@ def vllm_line(configuration: Configuration) -> str:
 
     Raises as `BaseModel.load`, and UnsupportedArchitecture as `VllmEngine`.
     """
-    base = open_base(configuration)
+    base = open_base(configuration, weights=False)
     check_base(base)
     return shell_line(configuration, _model(configuration), base)
 
@@ -187,11 +184,6 @@ def _absolute(place: str) -> str:
     return place if "://" in place else str(Path(place).absolute())
 
 
-def dtype_of(base: BaseModel) -> str:
-    """The base's data type as vLLM spells it: both engines compute in the same."""
-    return str(base.dtype).removeprefix("torch.")
-
-
 def shell_line(configuration: Configuration, model: str, base: BaseModel) -> str:
     """A shell line for a vLLM that one starts oneself; the secret stays in the environment."""
     settings = environment(configuration, "-" * ticket.SHORTEST_SECRET)
@@ -205,5 +197,5 @@ def shell_line(configuration: Configuration, model: str, base: BaseModel) -> str
         start = program(model)
     except UsageError:  # it may be elsewhere
         start = ["vllm", "serve", model]
-    command = [*start, *arguments(host="127.0.0.1", port=8001, dtype=dtype_of(base), more=more)]
+    command = [*start, *arguments(host="127.0.0.1", port=8001, dtype=configuration.dtype, more=more)]
     return " ".join([begin, *words, f'VLLM_API_KEY="{key}"', *map(shlex.quote, command)])
