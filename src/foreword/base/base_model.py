@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    GenerationConfig,
-)
+from transformers import AutoTokenizer
 
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
 from foreword.base.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
@@ -34,20 +28,21 @@ from foreword.base.loading import (
     choose_device,
     choose_dtype,
     choose_kernel,
+    empty_model,
     existing_quantization,
-    loading_options,
-    model_class,
+    load_model,
     prepare_quantized,
     tensors_of,
     use_kernel,
     vocabulary,
+    wraps_targets,
 )
 from foreword.base.loss import detect_linear_head, target_losses
 from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
 from foreword.base.prepacked_linear import enable_prepacking
-from foreword.base.rope import long_fingerprint, short_positions, take_long_factors
+from foreword.base.rope import long_fingerprint, short_positions
 from foreword.encoding import EncodedExample, encode_example, name_of, naming
-from foreword.errors import TemplateChanged, UnsupportedArchitecture, UsageError, WindowExceeded
+from foreword.errors import TemplateChanged, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors, former_fingerprint
 from foreword.prefix import BaseIdentity, Positions, Prefix
@@ -171,48 +166,15 @@ class BaseModel:
         if quantization is not None:
             check(quantization, place)
         resolved = resolve(str(name), notify=notify or (lambda line: None))
-        config = AutoConfig.from_pretrained(resolved.path)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        options = {"device_map": "balanced"} if place == "balanced" else {}
-        options |= loading_options(quantization, config, place, numbers)
-        if long_context:
-            take_long_factors(config)
-            options["config"] = config
-        kernel = choose_kernel(config, model_class(auto, config)) if attention == "auto" else attention
-        try:
-            model = auto.from_pretrained(
-                resolved.path,
-                attn_implementation=IMPLEMENTATIONS[kernel],
-                dtype=numbers,
-                use_safetensors=True,
-                **options,
-            )
-        except (ValueError, KeyError) as error:  # a KeyError from models that choose classes by that name
-            ours = IMPLEMENTATIONS[kernel] in str(error) or "attn" in str(error)
-            if not ours and "Unrecognized configuration" not in str(error):
-                raise
-            raise UnsupportedArchitecture(
-                f"{name} (model type {config.model_type}) does not take Foreword's attention: {error}"
-            ) from error
-        except ImportError as error:
-            if (found := existing_quantization(config)) is None:
-                raise
-            raise UsageError(
-                f"the files of {name} are quantised ({found}), and what reads them is not installed: "
-                f"{error}. Install it, or take the plain weights; vLLM serves such files, too "
-                "(docs/quantization.md)"
-            ) from error
-        if "device_map" not in options:
-            model = model.to(place)
-        tokenizer = AutoTokenizer.from_pretrained(resolved.path)
-        return cls(
-            model,
-            tokenizer,
-            name=resolved.name,
-            revision=resolved.revision,
-            folder=resolved.path,
+        model = load_model(
+            resolved.path,
+            place,
+            numbers,
+            attention=attention,
+            quantization=quantization,
             long_context=long_context,
         )
+        return cls._of_files(model, resolved, long_context)
 
     @classmethod
     def without_weights(
@@ -236,22 +198,13 @@ class BaseModel:
         from foreword.models import resolve
 
         resolved = resolve(str(name), notify=notify or (lambda line: None))
-        config = AutoConfig.from_pretrained(resolved.path)
-        if long_context:
-            take_long_factors(config)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        kernel = choose_kernel(config, model_class(auto, config))
-        with torch.device("meta"):
-            # bfloat16 is what products of experts are known for there; nothing else depends on it.
-            model = auto.from_config(
-                config, attn_implementation=IMPLEMENTATIONS[kernel], dtype=torch.bfloat16
-            )
-        if (Path(resolved.path) / "generation_config.json").is_file():  # tokens that end a text
-            model.generation_config = GenerationConfig.from_pretrained(resolved.path)
-        tokenizer = AutoTokenizer.from_pretrained(resolved.path)
+        return cls._of_files(empty_model(resolved.path, long_context=long_context), resolved, long_context)
+
+    @classmethod
+    def _of_files(cls, model: Any, resolved: Any, long_context: bool) -> BaseModel:
         return cls(
             model,
-            tokenizer,
+            AutoTokenizer.from_pretrained(resolved.path),
             name=resolved.name,
             revision=resolved.revision,
             folder=resolved.path,
@@ -596,21 +549,6 @@ class BaseModel:
                 f"{length} in {self.name}{self.window_note}. Shorten it"
             )
         return row
-
-
-def wraps_targets(model: Any) -> bool:
-    """Whether an encoder-decoder's training in transformers moves a target's last token to its front.
-
-    mBART's kind does: the last token is that of the language, which the decoder begins with.
-    """
-    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        return False
-    labels_1T = torch.tensor([[5, 6, 7]])
-    try:
-        shifted_1T = model.prepare_decoder_input_ids_from_labels(labels=labels_1T)
-    except ValueError:  # the config names no padding or start token, which such training needs
-        return False
-    return torch.equal(shifted_1T, torch.tensor([[7, 5, 6]]))
 
 
 def batches_by_length(encoded: Sequence[EncodedExample], batch_tokens: int) -> Iterator[list[int]]:

@@ -11,14 +11,94 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
 from transformers.utils import is_bitsandbytes_available
 
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
+from foreword.base.rope import take_long_factors
 from foreword.errors import UnsupportedArchitecture, UsageError
+
+Quantization = Literal["int8", "nf4"]
+
+
+def load_model(
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    *,
+    attention: Kernel | Literal["auto"] = "auto",
+    quantization: Quantization | None = None,
+    long_context: bool = False,
+) -> Any:
+    """The transformers model in a folder, its attention through Foreword's function; see `BaseModel.load`.
+
+    Args:
+        device, dtype: as `choose_device` and `choose_dtype` have them.
+
+    Raises:
+        UsageError: files of a quantisation whose library is not installed; see `loading_options` and
+            `take_long_factors`, too.
+        UnsupportedArchitecture: it does not take Foreword's attention.
+    """
+    config, auto = _config_of(folder, long_context)
+    options = {"device_map": "balanced"} if device == "balanced" else {}
+    options |= loading_options(quantization, config, device, dtype)
+    kernel = choose_kernel(config, model_class(auto, config)) if attention == "auto" else attention
+    try:
+        model = auto.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation=IMPLEMENTATIONS[kernel],
+            dtype=dtype,
+            use_safetensors=True,
+            **options,
+        )
+    except (ValueError, KeyError) as error:  # a KeyError from models that choose classes by that name
+        ours = IMPLEMENTATIONS[kernel] in str(error) or "attn" in str(error)
+        if not ours and "Unrecognized configuration" not in str(error):
+            raise
+        raise UnsupportedArchitecture(
+            f"{folder.name} (model type {config.model_type}) does not take Foreword's attention: {error}"
+        ) from error
+    except ImportError as error:
+        if (found := existing_quantization(config)) is None:
+            raise
+        raise UsageError(
+            f"the files of {folder.name} are quantised ({found}), and what reads them is not installed: "
+            f"{error}. Install it, or take the plain weights; vLLM serves such files, too "
+            "(docs/quantization.md)"
+        ) from error
+    return model if "device_map" in options else model.to(device)
+
+
+def empty_model(folder: Path, *, long_context: bool = False) -> Any:
+    """The model in a folder without its weights, on the meta device. Raises as `load_model`."""
+    config, auto = _config_of(folder, long_context)
+    kernel = choose_kernel(config, model_class(auto, config))
+    with torch.device("meta"):
+        # bfloat16 is what products of experts are known for there; nothing else depends on it.
+        model = auto.from_config(config, attn_implementation=IMPLEMENTATIONS[kernel], dtype=torch.bfloat16)
+    if (folder / "generation_config.json").is_file():  # tokens that end a text
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _config_of(folder: Path, long_context: bool) -> tuple[Any, Any]:
+    """A folder's configuration, and transformers' automatic class for its kind of model."""
+    config = AutoConfig.from_pretrained(folder)
+    if long_context:
+        take_long_factors(config)
+    return config, AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def choose_kernel(config: Any, model_class: Any) -> Kernel:
@@ -110,6 +190,21 @@ def vocabulary(model: Any) -> int:
     return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
 
 
+def wraps_targets(model: Any) -> bool:
+    """Whether an encoder-decoder's training in transformers moves a target's last token to its front.
+
+    mBART's kind does: the last token is that of the language, which the decoder begins with.
+    """
+    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return False
+    labels_1T = torch.tensor([[5, 6, 7]])
+    try:
+        shifted_1T = model.prepare_decoder_input_ids_from_labels(labels=labels_1T)
+    except ValueError:  # the config names no padding or start token, which such training needs
+        return False
+    return torch.equal(shifted_1T, torch.tensor([[7, 5, 6]]))
+
+
 def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
     """Refuse a tokenizer that makes ids of ordinary text for which the model has no embedding.
 
@@ -130,8 +225,6 @@ def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
             "or resize the model's embeddings (resize_token_embeddings) and save it"
         )
 
-
-Quantization = Literal["int8", "nf4"]
 
 DEVICES = ("cuda", "cpu", "balanced")
 """Where quantised layers are taken to work; `balanced` is several CUDA devices."""
