@@ -1,7 +1,7 @@
 """This checkout against another one, on the same work in turns: whether a change made it slower.
 
-    git worktree add /tmp/before HEAD~1
-    python -m benchmarks.against --checkout /tmp/before
+    git worktree add ../before HEAD~1
+    python -m benchmarks.against --checkout ../before
 
 Each checkout works in a process of its own, with one thread, on the same examples and prompts; while one
 works the other waits. A round is one piece of each work in both, and who begins changes from round to round.
