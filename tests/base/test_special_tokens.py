@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from foreword import BaseModel, Example, Prefix, Template, generate, train
 from foreword.errors import UsageError
 from foreword.interop import import_peft
 from foreword.serving.served_model import served_of
+from foreword.training import Progress, TrainingStopped
 from support.interop_models import build
 from support.peft_models import LENGTH, peft_model
 from support.stand_ins import byte_tokenizer
@@ -178,3 +181,21 @@ def test_a_first_token_that_is_no_bos_is_added_as_well() -> None:
     assert base.template.source_ids(tokenizer, "a") == tokenizer("a\n")["input_ids"]
     with pytest.raises(UsageError, match="no token 'eng_Latn' to put around a text"):
         Template(style="raw", source_tokens=(("eng_Latn",), ())).source_ids(tokenizer, "a")
+
+
+def test_a_run_of_a_release_without_special_tokens_goes_on_without_them(tmp_path: Path) -> None:
+    base = translator_base("t5")
+    former = Template(style="raw", end=base.tokenizer.eos_token)
+    run: dict[str, Any] = {"steps": 4, "length": 2, "batch_size": 2, "learning_rate": 0.01}
+    whole = train(base, ROWS, template=former, **run)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2 and progress.note is None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingStopped):
+        train(base, ROWS, template=former, checkpoint_dir=tmp_path, on_progress=stop, **run)
+    resumed = train(base, ROWS, checkpoint_dir=tmp_path, **run)
+    assert resumed.template == former
+    assert torch.equal(resumed.key(), whole.key())
+    assert train(base, ROWS, **run).template == base.template != former

@@ -136,7 +136,7 @@ def _done_before(
 ) -> set[str]:
     """Owners whose prefixes are there from the same run; nobody's run may have been another one."""
     from foreword.training.checkpoint import list_checkpoints, read
-    from foreword.training.train import choose_template, dated, describe
+    from foreword.training.train import choose_template, describe, resumed_template
 
     settings = request.settings
     chosen = choose_template(base, settings, request.template(base.template))
@@ -147,7 +147,7 @@ def _done_before(
         folder = goal.checkpoints(owner)
         if not (checkpoints := list_checkpoints(folder)):
             continue
-        template = dated(base, chosen, folder)
+        template = resumed_template(base, chosen, folder)
         run = describe(base, settings, template, examples, dev.get(owner, ()), request.start)
         try:
             read(checkpoints[-1], run)

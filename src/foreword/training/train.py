@@ -130,7 +130,7 @@ def train(
     check_folder(checkpoint_dir, checkpoint_every)
     report = on_progress or (lambda progress: None)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    chosen = dated(base, choose_template(base, settings, template), folder)
+    chosen = resumed_template(base, choose_template(base, settings, template), folder)
     encoded = encode_both(base, chosen, settings, examples, dev, report)
     trainer = build_trainer(base, settings, *encoded, start=start, placement=chosen.placement)
     description = describe(base, settings, chosen, examples, dev, start)
@@ -235,14 +235,21 @@ def choose_template(base: BaseModel, settings: TrainingSettings, template: Templ
     return chosen
 
 
-def dated(base: BaseModel, template: Template, folder: Path | None) -> Template:
-    """The template with the day that its chat template writes, where it writes one.
+def resumed_template(base: BaseModel, template: Template, folder: Path | None) -> Template:
+    """The template of the run in `folder` that is gone on with, or of one that begins today.
 
-    That is today; of a run in `folder` that is gone on with, the day on which it began.
+    A template that writes the date keeps the day on which the run began. A run of an earlier release, which
+    gave an encoder-decoder's texts no special tokens, goes on without those that are the base's default now.
     """
     earlier = None if folder is None else checkpoint.newest_run(folder)
-    if template.date is None and earlier is not None and template.writes_date(base.tokenizer):
-        return dataclasses.replace(template, date=earlier["template"].get("date"))
+    if earlier is None:
+        return template.dated(base.tokenizer)
+    former, ours = earlier["template"], base.template
+    by_default = (template.source_tokens, template.target_tokens) == (ours.source_tokens, ours.target_tokens)
+    if by_default and former.keys().isdisjoint({"source_tokens", "target_tokens"}):
+        template = dataclasses.replace(template, source_tokens=None, target_tokens=None, start=None)
+    if template.date is None and template.writes_date(base.tokenizer):
+        return dataclasses.replace(template, date=former.get("date"))
     return template.dated(base.tokenizer)
 
 

@@ -34,10 +34,10 @@ from foreword.training.train import (
     TrainingStopped,
     check_folder,
     choose_template,
-    dated,
     describe,
     encode_both,
     make_prefix,
+    resumed_template,
     stop_on_interrupt,
 )
 from foreword.training.trainer import Trainer, build_trainer
@@ -199,7 +199,7 @@ class _OwnersRun:
     def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
         base, settings, dev = self.base, self.settings, self.dev.get(owner, ())
         folder = None if self.folder_of is None else self.folder_of(owner)
-        template = self.templates[owner] = dated(base, self.template, folder)
+        template = self.templates[owner] = resumed_template(base, self.template, folder)
         try:
             encoded = encode_both(base, template, settings, examples, dev, self.report, owner=owner)
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
