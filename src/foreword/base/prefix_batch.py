@@ -126,8 +126,9 @@ class PrefixBatch:
             lengths[stream_of(place)] = tuple(int(key.shape[-2]) for key in keys)
         blocks: dict[Stream, StreamBlock] = {}
         for stream, pairs in stacked.items():
-            by_layer = zip(*pairs.values(), strict=True)
-            blocks[stream] = StreamBlock(*pairs.get(stream, by_layer), lengths[stream])
+            by_layer = tuple(zip(*pairs.values(), strict=True))
+            key_RLHPD, value_RLHPD = pairs.get(stream, by_layer)
+            blocks[stream] = StreamBlock(key_RLHPD, value_RLHPD, lengths[stream])
         return cls(blocks, tuple(of_row), _with("infix", placements), _with(WITHIN_WINDOW, positions))
 
     def only(self, places: Sequence[int]) -> PrefixBatch:
