@@ -22,7 +22,6 @@ Shapes: B rows, T text tokens, H key/value heads, D head size, V vocabulary, L l
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import sys
@@ -42,9 +41,8 @@ from foreword.base.attention import (
     capture_kv,
 )
 from foreword.base.batch import Layout, decoder_batch, encoder_decoder_batch
-from foreword.base.float32 import HALVES, in_float32
+from foreword.base.float32 import in_float32, trial_numbers
 from foreword.base.hybrid import attention_layers, try_hybrid
-from foreword.base.loading import existing_quantization
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.sliding_window import RopeShift
 from foreword.encoding import EncodedExample
@@ -198,28 +196,19 @@ def check_prefix_effect(model: Any, *, positions: bool, farthest: int | None = N
     Raises:
         UnsupportedArchitecture: the result is not what attention alone would give.
     """
-    numbers, slack = _numbers(model)
+    numbers, slack = trial_numbers(model)
     with torch.no_grad(), numbers:
         try:
             if model.config.is_encoder_decoder:
                 _try_encoder_decoder(model, slack)
             elif attention_layers(model.config) is not None:
-                try_hybrid(model, name(model), positions=positions)
+                try_hybrid(model, name(model), slack, positions=positions)
             else:
                 _try_decoder(model, positions, slack, farthest)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise UnsupportedArchitecture(f"{name(model)} fails with a prefix in front: {error}") from error
-
-
-def _numbers(model: Any) -> tuple[contextlib.AbstractContextManager[None], float]:
-    """What trials are computed in, and which share of a result they overlook as rounded.
-
-    Float32, and none; but kernels of quantised weights other than bitsandbytes' may take nothing but 16 bits.
-    """
-    foreign = existing_quantization(model.config) not in (None, "int8", "nf4", "fp4")
-    return (contextlib.nullcontext(), 0.05) if foreign and model.dtype in HALVES else (in_float32(), 0.0)
 
 
 def _try_decoder(model: Any, positions: bool, slack: float, farthest: int | None) -> None:
@@ -240,7 +229,7 @@ def _try_decoder(model: Any, positions: bool, slack: float, farthest: int | None
     with_prefix_TV, without_TV = logits.flatten(0, 1)[: 2 * tokens].reshape(2, tokens, -1)
     whole_TV = output.logits[0, 1:]
     error, effect = (float((found - whole_TV).norm()) for found in (with_prefix_TV, without_TV))
-    if error > (0.01 + 10 * slack) * effect + (1e-5 + slack) * float(whole_TV.norm()):
+    if not error <= (0.01 + 10 * slack) * effect + (1e-5 + slack) * float(whole_TV.norm()):  # nor NaN
         raise UnsupportedArchitecture(
             f"{name(model)}: a prefix does not do what the tokens it was taken from do (difference "
             f"{error:.2g}, effect of the tokens {effect:.2g}). Something beside attention carries the text, "
@@ -298,7 +287,7 @@ def enable_window_shift(model: Any) -> bool:
         return False
     window = max(module.foreword_layer.sliding_window for module in windowed)
     at_start, further = (_states(model, first) for first in (0, 2 * window))
-    _, slack = _numbers(model)
+    _, slack = trial_numbers(model)
     if not at_start:
         return False
     for rotary in embeddings:
@@ -365,7 +354,7 @@ def _states(model: Any, first: int) -> dict[nn.Module, torch.Tensor]:
         "attention_mask": torch.ones(1, 2, dtype=torch.long, device=device),
         "position_ids": torch.arange(first, first + 2, device=device)[None],
     }
-    with torch.no_grad(), _numbers(model)[0]:
+    with torch.no_grad(), trial_numbers(model)[0]:
         _, calls = capture_attention(model, inputs)
     return {
         call.module: torch.cat([call.query, call.key], dim=1)

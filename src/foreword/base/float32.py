@@ -23,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from foreword.base.loading import existing_quantization
+
 HALVES = (torch.float16, torch.bfloat16)
 
 PART = 1 << 20
@@ -32,6 +34,15 @@ aten = torch.ops.aten
 
 _READING = (aten.embedding.default, aten.index.Tensor, aten.index_select.default, aten.gather.default)
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d)
+
+
+def trial_numbers(model: Any) -> tuple[contextlib.AbstractContextManager[None], float]:
+    """What trials of a model are computed in, and which share of a result they overlook as rounded.
+
+    Float32, and none; but kernels of quantised weights other than bitsandbytes' may take nothing but 16 bits.
+    """
+    foreign = existing_quantization(model.config) not in (None, "int8", "nf4", "fp4")
+    return (contextlib.nullcontext(), 0.05) if foreign and model.dtype in HALVES else (in_float32(), 0.0)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 
 from foreword.base.attention import AttentionCall, AttentionContext, attention_context
 from foreword.base.batch import decoder_batch, pad_rows
+from foreword.base.float32 import trial_numbers
 from foreword.base.kv_cache import cache_argument
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import EncodedExample
@@ -52,7 +53,7 @@ def attention_layers(config: Any) -> tuple[int, ...] | None:
     return tuple(number for number, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin))
 
 
-def try_hybrid(model: Any, name: str, *, positions: bool) -> None:
+def try_hybrid(model: Any, name: str, slack: float, *, positions: bool) -> None:
     """Compare a prefix of two tokens with transformers' own cache, on a probed hybrid.
 
     The cache is given the same keys and values in its attention layers and no state, and the text stands at
@@ -62,6 +63,7 @@ def try_hybrid(model: Any, name: str, *, positions: bool) -> None:
 
     Args:
         name: of the model, for messages.
+        slack: see `trial_numbers`, in force here.
         positions: whether the model takes `position_ids`.
 
     Raises:
@@ -88,8 +90,7 @@ def try_hybrid(model: Any, name: str, *, positions: bool) -> None:
     for layer, (key_1HPD, value_1HPD) in zip(attention_layers(model.config) or (), kept, strict=True):
         seeded.update(key_1HPD, value_1HPD, layer)
     seeded_TV = _go_on(model, seeded, _TEXT_IDS, length, positions=positions)
-    # In 16 bits two ways to compute one thing differ visibly, and a router may choose another expert.
-    share, floor = (0.01, FAR) if plain_TV.dtype in (torch.float32, torch.float64) else (0.5, 0.05)
+    share, floor = 0.01 + 10 * slack, FAR + slack
     effect = _far(without_TV, seeded_TV)
     error, leak = _far(with_TV, seeded_TV), _far(logits_BTV[1], plain_TV)
     moved = _far(next_TV, plain_TV[length : length + 1])
@@ -160,6 +161,8 @@ def pads_left(model: Any, *, positions: bool) -> bool:
     inputs = {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
     if positions:
         inputs["position_ids"] = steps_BT.clamp(min=0)
-    padded_TV = model(**inputs, use_cache=False).logits[0, PADDING:]
-    alone_TV = model(input_ids=torch.tensor([_TEXT_IDS], device=device), use_cache=False).logits[0]
-    return _far(padded_TV, alone_TV) <= (FAR if padded_TV.dtype in (torch.float32, torch.float64) else 0.01)
+    numbers, slack = trial_numbers(model)
+    with numbers:
+        padded_TV = model(**inputs, use_cache=False).logits[0, PADDING:]
+        alone_TV = model(input_ids=torch.tensor([_TEXT_IDS], device=device), use_cache=False).logits[0]
+    return _far(padded_TV, alone_TV) <= FAR + slack

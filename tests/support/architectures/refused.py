@@ -105,7 +105,7 @@ REFUSED: tuple[Architecture, ...] = (
             "sliding_window_size": 4,
         },
         "convolutions over keys and values, and distances counted in the layer",
-        refused="fails with a prefix in front",
+        refused="does not do what transformers' cache does",
     ),
     Architecture("DiffLlama", "diffllama", {}, "two attentions in a layer", refused=_SOME),
     Architecture("Doge", "doge", {}, "makes its mask in the layer", refused="fails with a prefix in front"),
