@@ -15,11 +15,44 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from foreword.encoding import EncodedExample
+
+
+def take(states: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`states[index_B]` in `dtype` (None: its own), with the gradients of repeated entries summed in float32.
+
+    In 16 bits torch's own sum rounds after every term: of hundreds of rows that share a token, the last ones
+    would be lost.
+    """
+    dtype = dtype or states.dtype
+    if dtype.itemsize > 2 or not states.requires_grad:
+        return _taken(states, index_B, dtype)
+    taken: torch.Tensor = _Take.apply(states, index_B, dtype)
+    return taken
+
+
+def _taken(states: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    cast = states.to(dtype)
+    return cast.expand(len(index_B), *cast.shape[1:]) if len(cast) == 1 else cast.index_select(0, index_B)
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        ctx.save_for_backward(index_B)
+        ctx.shape, ctx.dtype = states.shape, states.dtype
+        return _taken(states, index_B, dtype)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (index_B,), wide = ctx.saved_tensors, gradients[0].float()
+        return wide.new_zeros(ctx.shape).index_add_(0, index_B, wide).to(ctx.dtype), None, None
 
 
 @dataclass(frozen=True)
@@ -78,7 +111,7 @@ class PackedLayout:
     def to_rows(self, states_1HND: torch.Tensor) -> torch.Tensor:
         """`[1, H, N, D]` to `[B, H, T, D]`."""
         _, heads, _, size = states_1HND.shape
-        gathered = states_1HND[0].transpose(0, 1).index_select(0, self._flat_index_BT)
+        gathered = take(states_1HND[0].transpose(0, 1), self._flat_index_BT)
         return gathered.view(self.rows, self.longest, heads, size).transpose(1, 2)
 
     def to_flat(self, states_BTHD: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, log_softmax
 
 from foreword.base.attention import AttentionContext, attention_context
-from foreword.base.batch import Batch
+from foreword.base.batch import Batch, take
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import PrepackedLinear
 
@@ -126,12 +126,16 @@ def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> tor
     with attention_context(context):
         if head is not None:
             hidden_BTI = model.base_model(**batch.inputs, use_cache=False)[0]
-            hidden_MI = hidden_BTI.flatten(0, 1).index_select(0, batch.logit_index_M)
+            hidden_MI = take(hidden_BTI.flatten(0, 1), batch.logit_index_M)
             return head_losses(head, hidden_MI, batch.target_M)
         if batch.layout is not None and keeps_logits(model):
-            logits_MV = model(**batch.inputs, use_cache=False, logits_to_keep=batch.logit_index_M).logits[0]
+            # Of each place once, though it may predict targets of several rows.
+            kept_K, place_M = batch.logit_index_M.unique(return_inverse=True)
+            logits_KV = model(**batch.inputs, use_cache=False, logits_to_keep=kept_K).logits[0]
+            logits_MV = take(logits_KV, place_M)
         else:
-            logits_MV = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.logit_index_M]
+            logits_BTV = model(**batch.inputs, use_cache=False).logits
+            logits_MV = take(logits_BTV.flatten(0, 1), batch.logit_index_M)
     return cross_entropy(logits_MV.float(), batch.target_M, reduction="none")
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch.nn.functional import pad
 
+from foreword.base.batch import take
 from foreword.errors import UsageError
 from foreword.prefix import Positions, Prefix, Stream
 from foreword.template import Placement
@@ -142,8 +143,11 @@ class PrefixBatch:
         """
         block = self.blocks[stream]
         places = self._repeated(like.shape[0])
-        key_RHPD, value_RHPD = (part.to(like.device, like.dtype) for part in block.layers[layer])
-        return _gather(key_RHPD, places), _gather(value_RHPD, places)
+        # Cast last: gradients of rows that have one prefix are summed before they are rounded, if ever.
+        key_BHPD, value_BHPD = (
+            _gather(part.to(like.device), places, like.dtype) for part in block.layers[layer]
+        )
+        return key_BHPD, value_BHPD
 
     def visible(
         self, stream: Stream, rows: int, queries: int, device: torch.device, target_starts: Sequence[int] = ()
@@ -198,17 +202,15 @@ def _with(rule: str, rules: Sequence[str]) -> frozenset[int]:
     return frozenset(index for index, each in enumerate(rules) if each == rule)
 
 
-def _gather(states_RHPD: torch.Tensor, places: Sequence[int | None]) -> torch.Tensor:
+def _gather(states_RHPD: torch.Tensor, places: Sequence[int | None], dtype: torch.dtype) -> torch.Tensor:
     """`[B, H, P, D]`: for each row the prefix it points at or zeros, without a copy where that can be."""
     distinct = states_RHPD.shape[0]
     if None in places:
         states_RHPD = torch.cat([states_RHPD, torch.zeros_like(states_RHPD[:1])])
-    elif distinct == 1:
-        return states_RHPD.expand(len(places), -1, -1, -1)
     elif list(places) == list(range(distinct)):
-        return states_RHPD
+        return states_RHPD.to(dtype)
     index_B = torch.tensor([distinct if i is None else i for i in places], device=states_RHPD.device)
-    return states_RHPD.index_select(0, index_B)
+    return take(states_RHPD, index_B, dtype)
 
 
 def _stack_padded(parts_LHPD: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -16,7 +16,6 @@ when a model is tried beside a token at its last position (`compatibility.check_
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -29,7 +28,9 @@ LONG, DYNAMIC = "longrope", "dynamic"
 def rope_settings(config: Any) -> dict[str | None, dict[str, Any]]:
     """The decoder's rotary embeddings: by kind of layer, or one for all by None."""
     found = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    by_layer = {kind: each for kind, each in found.items() if isinstance(each, Mapping)}
+    by_layer: dict[str | None, dict[str, Any]] = {
+        kind: each for kind, each in found.items() if isinstance(each, dict)
+    }
     return by_layer or ({None: found} if found else {})
 
 
