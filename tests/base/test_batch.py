@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from foreword import BaseModel, Example, train
-from foreword.base.batch import pack_rows
+from foreword.base.batch import pack_rows, take
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import EncodedExample
 from foreword.errors import ForewordDeprecation
+from support.architectures.decoder_only import DECODER_ONLY_WORKING
 from support.by_hand import layers_of, token_losses
-from support.stand_ins import random_prefix
+from support.stand_ins import byte_tokenizer, random_prefix
 
 ALIKE = [
     Example("a source that repeats: ", "one target"),
@@ -97,3 +98,52 @@ def test_by_source_is_still_taken_and_changes_nothing(tiny_base: BaseModel) -> N
         warnings.simplefilter("ignore", ForewordDeprecation)
         found = train(tiny_base, examples, **options, by_source=True)
     assert torch.equal(found.key(), expected.key())
+
+
+def test_what_is_taken_many_times_has_its_gradients_summed_in_float32() -> None:
+    states = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    index = torch.tensor([0] * 1000 + [1])
+    gradient = torch.ones(1001, 3, dtype=torch.bfloat16)
+    take(states, index).backward(gradient)
+    assert states.grad is not None
+    assert states.grad.tolist() == [[1000.0] * 3, [1.0] * 3]
+    leaf = torch.ones(1, 3, requires_grad=True)
+    take(leaf, torch.zeros(1001, dtype=torch.long), torch.bfloat16).backward(gradient)
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [[1001.0] * 3]  # 1000 in bfloat16
+
+
+def gradient_of_prefixes(base: BaseModel, rows: list[EncodedExample], of_row: list[int]) -> torch.Tensor:
+    """Of the summed losses, by the keys and values of float32 prefixes, flattened."""
+    blocks = [random_prefix(base, 3, seed=seed, scale=0.3).tensors for seed in range(1 + max(of_row))]
+    key, value = (
+        torch.stack([block[f"decoder.{part}"] for block in blocks]).requires_grad_()
+        for part in ("key", "value")
+    )
+    prefixes = PrefixBatch({"decoder": StreamBlock(key, value, (3,) * len(blocks))}, tuple(of_row))
+    target_losses(base.model, base.batch(rows, prefixes, "flat"), prefixes).sum().backward()
+    assert key.grad is not None
+    assert value.grad is not None
+    assert key.grad.dtype == torch.float32
+    return torch.cat([key.grad.flatten(), value.grad.flatten()])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "granite"])
+def test_shared_tokens_of_many_rows_lose_no_gradient_in_bfloat16(model_type: str) -> None:
+    """Of 1000 rows with one beginning no more is lost than rounding does to a few; granite scales its logits."""
+    architecture = next(each for each in DECODER_ONLY_WORKING if each.model_type == model_type)
+    half, whole = (
+        BaseModel(architecture.model().to(torch.bfloat16), byte_tokenizer(), name="t") for _ in range(2)
+    )
+    whole.model.float()
+    source = tuple(half.tokenizer("a source: ")["input_ids"])
+
+    def error(count: int) -> float:
+        rows = [EncodedExample(source, (5 + n % 90, 7)) for n in range(count)]
+        of_row = [n % 2 for n in range(count)]
+        found, expected = (gradient_of_prefixes(base, rows, of_row) for base in (half, whole))
+        if count > 2:  # several rows have one prefix: their gradients are summed before anything is rounded
+            assert not torch.equal(found, found.bfloat16().float())
+        return float((found - expected).norm() / expected.norm())
+
+    assert error(1000) < 3 * max(error(2), error(4))

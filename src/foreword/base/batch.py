@@ -15,11 +15,44 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from foreword.encoding import EncodedExample
+
+
+def take(states: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`states[index_B]` in `dtype` (None: its own), with the gradients of repeated entries summed in float32.
+
+    In 16 bits torch's own sum rounds after every term: of hundreds of rows that share a token, the last ones
+    would be lost.
+    """
+    dtype = dtype or states.dtype
+    if dtype.itemsize > 2 or not states.requires_grad:
+        return _taken(states, index_B, dtype)
+    taken: torch.Tensor = _Take.apply(states, index_B, dtype)
+    return taken
+
+
+def _taken(states: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    cast = states.to(dtype)
+    return cast.expand(len(index_B), *cast.shape[1:]) if len(cast) == 1 else cast.index_select(0, index_B)
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        ctx.save_for_backward(index_B)
+        ctx.shape, ctx.dtype = states.shape, states.dtype
+        return _taken(states, index_B, dtype)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (index_B,), wide = ctx.saved_tensors, gradients[0].float()
+        return wide.new_zeros(ctx.shape).index_add_(0, index_B, wide).to(ctx.dtype), None, None
 
 
 @dataclass(frozen=True)
@@ -87,8 +120,7 @@ class PackedLayout:
     def to_rows(self, states_1HND: torch.Tensor) -> torch.Tensor:
         """`[1, H, N, D]` to `[B, H, T, D]`."""
         _, heads, _, size = states_1HND.shape
-        index = self.on(states_1HND.device).flat_index
-        gathered = states_1HND[0].transpose(0, 1).index_select(0, index)
+        gathered = take(states_1HND[0].transpose(0, 1), self.on(states_1HND.device).flat_index)
         return gathered.view(self.rows, self.longest, heads, size).transpose(1, 2)
 
     def to_flat(self, states_BTHD: torch.Tensor) -> torch.Tensor:
@@ -171,6 +203,7 @@ class Batch:
         layout: how a flat batch divides into rows; None for padded rows.
         logit_index_M: index of the logits that predict each target token, in the flattened `[B * T]`
             (or `[N]`) sequence; ordered by row, then by position in the target.
+        logit_places_K: the distinct ones of these, ascending: rows that share tokens share them, too.
         target_M: the target tokens' ids.
         targets: number of target tokens of each row.
         target_starts: place in each row (as attention sees rows) of the last source token, which predicts
@@ -181,6 +214,7 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     layout: PackedLayout | None
     logit_index_M: torch.Tensor
+    logit_places_K: torch.Tensor
     target_M: torch.Tensor
     targets: tuple[int, ...]
     target_starts: tuple[int, ...] = ()
@@ -245,6 +279,7 @@ def decoder_batch(
         inputs=inputs,
         layout=flat,
         logit_index_M=_moved(torch.tensor(predicting), device),
+        logit_places_K=_moved(torch.tensor(sorted(set(predicting))), device),
         target_M=_moved(torch.tensor([i for row in rows for i in row.target_ids]), device),
         targets=tuple(len(row.target_ids) for row in rows),
         target_starts=tuple(gap + len(row.source_ids) - 1 for gap, row in zip(gaps, rows, strict=True)),
@@ -275,6 +310,7 @@ def encoder_decoder_batch(
         },
         layout=None,
         logit_index_M=_moved(torch.tensor(predicting), device),
+        logit_places_K=_moved(torch.tensor(sorted(set(predicting))), device),
         target_M=_moved(torch.tensor([i for row in rows for i in row.target_ids]), device),
         targets=tuple(len(row.target_ids) for row in rows),
     )

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, log_softmax
 
 from foreword.base.attention import AttentionContext, attention_context
-from foreword.base.batch import Batch
+from foreword.base.batch import Batch, take
 from foreword.base.device_memory import logits_at_once
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import PrepackedLinear
@@ -144,17 +144,21 @@ def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> tor
     with attention_context(context):
         if head is not None:
             hidden_BTI = model.base_model(**batch.inputs, use_cache=False)[0]
-            hidden_MI = hidden_BTI.flatten(0, 1).index_select(0, batch.logit_index_M.to(hidden_BTI.device))
+            hidden_MI = take(hidden_BTI.flatten(0, 1), batch.logit_index_M.to(hidden_BTI.device))
             where = head.weight.device
             return head_losses(head, hidden_MI.to(where), batch.target_M.to(where))
         if batch.layout is not None and keeps_logits(model):
-            places_M: torch.Tensor | list[int] = batch.logit_index_M
+            # Of each place once, though it may predict targets of several rows.
+            kept_K: torch.Tensor | list[int] = batch.logit_places_K
             if len(getattr(model, "hf_device_map", ())) > 1:
                 # accelerate would move a tensor to the first device, and the states are on the last.
-                places_M = batch.logit_index_M.tolist()
-            logits_MV = model(**batch.inputs, use_cache=False, logits_to_keep=places_M).logits[0]
+                kept_K = batch.logit_places_K.tolist()
+            logits_KV = model(**batch.inputs, use_cache=False, logits_to_keep=kept_K).logits[0]
+            place_M = torch.searchsorted(batch.logit_places_K, batch.logit_index_M)
+            logits_MV = take(logits_KV, place_M.to(logits_KV.device))
         else:
-            logits_MV = model(**batch.inputs, use_cache=False).logits.flatten(0, 1)[batch.logit_index_M]
+            logits_BTV = model(**batch.inputs, use_cache=False).logits
+            logits_MV = take(logits_BTV.flatten(0, 1), batch.logit_index_M.to(logits_BTV.device))
     return cross_entropy(logits_MV.float(), batch.target_M.to(logits_MV.device), reduction="none")
 
 
