@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from foreword import BaseModel, train
 from foreword.base import prefix_batch
@@ -15,7 +17,7 @@ from foreword.base.loading import choose_dtype
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import EncodedExample, encode
 from foreword.errors import UsageError
-from foreword.sampling import GumbelNoise
+from foreword.sampling import RowSampling, TokenSampler
 from foreword.training.loop import mean_loss
 from foreword.training.objective import RowLosses
 from foreword.training.settings import make_settings
@@ -109,19 +111,25 @@ def test_a_dev_loss_is_summed_without_float64_on_the_device(tiny_base: BaseModel
     assert mean_loss(tiny_base, trained, rows, Losses()) == pytest.approx(0.1)
 
 
-def test_noise_of_sampling_gets_to_a_device_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cast before it is moved, not on the way."""
-    moved: list[torch.dtype] = []
-    to = torch.Tensor.to
+class Made(TorchDispatchMode):
+    """Notes the types of all tensors that are made."""
 
-    def noted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        moved.append(tensor.dtype)
-        return to(tensor, *args, **kwargs)
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
 
-    noise = GumbelNoise(3, [0, 1])
-    monkeypatch.setattr(torch.Tensor, "to", noted)
-    noise(torch.zeros(2, 1), torch.zeros(2, 5))
-    assert moved == [torch.float32]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, lambda tensor: self.dtypes.add(tensor.dtype), made)
+        return made
+
+
+def test_sampling_makes_nothing_in_float64_which_mps_has_not() -> None:
+    with Made() as made:
+        sampler = TokenSampler([RowSampling(1.0, top_p=0.9, top_k=3), RowSampling(0.0)], torch.device("cpu"))
+        sampler.choose(torch.zeros(2, 5), torch.zeros(2, dtype=torch.long))
+    assert torch.float32 in made.dtypes
+    assert torch.float64 not in made.dtypes
 
 
 def test_a_prefix_in_float64_is_cast_before_it_gets_to_mps(
@@ -149,7 +157,9 @@ def test_gradients_of_rows_that_share_a_prefix_are_summed_in_float32(distinct: i
         ["text-after-prefix"] * distinct,
     )
     like = torch.zeros(len(rows), 1, 1, 1, dtype=torch.bfloat16)
-    key_BHPD, _ = prefixes.rows("decoder", 0, like=like)
+    places = prefixes.row_places(len(rows))
+    index_B = None if places is None else torch.tensor(places)
+    key_BHPD, _ = prefixes.rows("decoder", 0, like, index_B)
     assert key_BHPD.dtype == torch.bfloat16
     gradient = torch.full_like(key_BHPD, 2**-9)
     gradient[0] = 1
