@@ -106,6 +106,8 @@ def test_every_parameterization_learns_and_starts_where_it_should(kind: str, gem
 
     options = {**QUICK, "steps": 30, "batch_size": 4, "learning_rate": 0.03}
     options |= {"parameterization": kind} if kind == "direct" else {"parameterization": kind, "width": 8}
+    if kind == "mlp":  # it has no starting point
+        del options["init"]
     prefix = train(gemma_4, TASK, **options, on_progress=note)
     assert prefix.geometry == gemma_4.geometry
     assert losses[-1] < 0.9 * losses[0]

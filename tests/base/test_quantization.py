@@ -58,7 +58,7 @@ def test_settings_are_those_of_the_name() -> None:
 @pytest.mark.parametrize(
     ("name", "device", "said"),
     [
-        ("nf3", "cpu", "'nf3'; expected int8 or nf4"),
+        ("nf3", "cpu", "'nf3'; expected int8, nf4 or None"),
         ("nf4", "mps", "the device is mps"),
         ("nf4", torch.device("mps", 0), "the device is mps:0"),
         ("int8", "cuda:1", "pip install 'foreword[quantization]'"),

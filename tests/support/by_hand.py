@@ -32,7 +32,9 @@ def logits(model: Any, ids: Sequence[int], prefix: Layers | None) -> torch.Tenso
 
     In a hybrid the cache has the prefix in its attention layers, and no state.
     """
-    layers = attention_layers(model)
+    config = model.config.get_text_config(decoder=True)
+    own = config.num_hidden_layers - getattr(config, "num_kv_shared_layers", 0)
+    layers = [layer for layer in attention_layers(model) if layer < own]
     cache, length = DynamicCache(config=model.config if is_hybrid(model) else None), 0
     for layer, (key, value) in zip(layers, prefix or [], strict=prefix is not None):
         cache.update(key[None].to(model.dtype), value[None].to(model.dtype), layer)

@@ -24,6 +24,7 @@ from foreword.base.hybrid import attention_layers, pads_left
 from foreword.base.loading import (
     Quantization,
     check,
+    check_present,
     check_vocabulary,
     choose_device,
     choose_dtype,
@@ -162,9 +163,10 @@ class BaseModel:
         from foreword.models import resolve  # not needed for models that are loaded already
 
         place = choose_device(device)
-        numbers = choose_dtype(dtype, place)
         if quantization is not None:
             check(quantization, place)
+        check_present(place)
+        numbers = choose_dtype(dtype, place)
         resolved = resolve(str(name), notify=notify or (lambda line: None))
         model = load_model(
             resolved.path,

@@ -153,6 +153,26 @@ def choose_device(device: str | torch.device) -> str | torch.device:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_present(device: str | torch.device) -> None:
+    """Refuse a device that torch does not have here.
+
+    Raises:
+        UsageError: no such name, or none of its kind.
+    """
+    try:
+        kind = "cuda" if device == "balanced" else torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(
+            f"device is {device!r}; expected auto, cpu, cuda, cuda:1, mps or balanced"
+        ) from error
+    absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if absent.get(kind, False):
+        raise UsageError(
+            f"device is {device}, but torch {torch.__version__} sees no such device here; take cpu, or install "
+            "a build of torch for it"
+        )
+
+
 def choose_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:
     """The data type that was asked for; for "auto" bfloat16 on GPUs that compute it, else float32.
 

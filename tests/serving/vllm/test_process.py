@@ -20,6 +20,7 @@ from transformers import AutoConfig
 
 from foreword import BaseModel
 from foreword.errors import UnsupportedArchitecture, UsageError
+from foreword.models.fingerprint import fingerprint
 from foreword.serving.config import of
 from foreword.serving.served_model import open_base
 from foreword.serving.vllm import launch, ticket
@@ -141,7 +142,7 @@ def test_a_vllm_takes_the_factors_of_longrope_that_the_base_has(tmp_path: Path) 
             launch._check_factors(configuration, base, 32 if long else 64)
         hf_config = AutoConfig.from_pretrained(folder)
         model_config = SimpleNamespace(model=str(folder), hf_config=hf_config, max_model_len=most)
-        assert weights_of(SimpleNamespace(model_config=model_config)) == base.fingerprint
+        assert weights_of(SimpleNamespace(model_config=model_config), fingerprint) == base.fingerprint
 
 
 def test_dynamic_rotary_embeddings_are_the_local_engine_s(tiny_base: BaseModel) -> None:
