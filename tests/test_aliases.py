@@ -111,7 +111,7 @@ def test_every_new_name_is_there(path: str) -> None:
 @pytest.mark.parametrize(
     ("package", "name", "home"),
     [
-        ("base", "batches_by_length", "base.base_model"),
+        ("base", "batches_by_length", "base.batch"),
         ("serving.engine", "Sampling", "serving.engine.protocol"),
         ("serving.engine", "Engine", "serving.engine.protocol"),
         ("serving.jobs", "create_job", "serving.api.fine_tuning"),

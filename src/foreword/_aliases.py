@@ -203,7 +203,7 @@ _PACKAGES = ("baselines", "bench", "experiments")
 RENAMED = {
     "base": {
         "PrefixesArgument": "base.base_model.PrefixesArgument",
-        "batches_by_length": "base.base_model.batches_by_length",
+        "batches_by_length": "base.batch.batches_by_length",
     },
     "base.attention": {
         "Attending": "AttentionContext",

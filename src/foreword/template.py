@@ -266,56 +266,6 @@ def encoder_decoder_template(tokenizer: Any, *, wraps: bool = False) -> Template
     )
 
 
-def what_differs(
-    template: Template,
-    tokenizer: Any,
-    digest: str | None,
-    rendering: str | None = None,
-    created: str | None = None,
-) -> str | None:
-    """How what a template makes of the fixed conversation differs from training, in words.
-
-    None if it is the same with this tokenizer, or if it is not known what it was.
-
-    Args:
-        digest, rendering: of training.
-        created: time of training, ISO 8601.
-    """
-    if digest is None or (now := template.rendering_digest(tokenizer)) == digest:
-        return None
-    if template.date is None and template.writes_date(tokenizer):
-        for day in _days_around(created):
-            dated = dataclasses.replace(template, date=day)
-            if dated.rendering_digest(tokenizer) == digest:
-                return (
-                    f"its chat template writes today's date, and it was trained on {day}; to keep that, "
-                    f"replace its template by one with date={day!r}"
-                )
-    if now is None:
-        return "its template can't write the conversation by which templates are compared any more"
-    written = template.rendering(tokenizer)
-    if rendering is None or written is None or rendering == written:
-        return "its template makes other tokens of the same text"
-    place = next(
-        (i for i, (old, new) in enumerate(zip(rendering, written, strict=False)) if old != new),
-        min(len(rendering), len(written)),
-    )
-    before, old, new = (
-        repr(text)
-        for text in (written[max(0, place - 30) : place], rendering[place:][:30], written[place:][:30])
-    )
-    return f"behind {before} its chat template now writes {new}, and wrote {old}"
-
-
-def _days_around(created: str | None) -> list[str]:
-    """The day of a time in UTC, and those beside it, one of which it was elsewhere; none if it is no time."""
-    try:
-        day = datetime.datetime.fromisoformat(created or "").date()
-    except ValueError:
-        return []
-    return [(day + datetime.timedelta(days)).isoformat() for days in (0, -1, 1)]
-
-
 def _added_tokens(tokenizer: Any, argument: Literal["text", "text_target"]) -> SpecialTokens:
     """The special tokens that the tokenizer puts in front of a source (or target) and behind it."""
     text: dict[str, Any] = {argument: "a"}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import AutoTokenizer
 
 from foreword.base.attention import IMPLEMENTATIONS, Kernel
-from foreword.base.batch import Batch, Layout, decoder_batch, encoder_decoder_batch
+from foreword.base.batch import Batch, Layout, batches_by_length, decoder_batch, encoder_decoder_batch
 from foreword.base.compatibility import (
     check_config,
     check_prefix_effect,
@@ -43,7 +43,7 @@ from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
 from foreword.base.prepacked_linear import enable_prepacking
 from foreword.base.rope import long_fingerprint, short_positions
 from foreword.encoding import EncodedExample, encode_example, name_of, naming
-from foreword.errors import TemplateChanged, UsageError, WindowExceeded
+from foreword.errors import UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.models.fingerprint import fingerprint, fingerprint_of_tensors, former_fingerprint
 from foreword.prefix import BaseIdentity, Positions, Prefix
@@ -52,9 +52,11 @@ from foreword.template import (
     default_template,
     encoder_decoder_template,
     raw_template,
-    what_differs,
 )
-from foreword.validation import checks_arguments, deprecated, warn
+from foreword.validation import checks_arguments, deprecated
+
+if TYPE_CHECKING:
+    from foreword.base.template_changes import TemplateChanges
 
 PrefixesArgument = Prefix | Sequence[Prefix | None] | None
 
@@ -107,7 +109,9 @@ class BaseModel:
         self.long_context = long_context
         if model.config._attn_implementation not in IMPLEMENTATIONS.values():
             use_kernel(model, choose_kernel(model.config, type(model)))
-        has_weights = not any(parameter.is_meta for parameter in model.parameters())
+        # Layers that accelerate has offloaded are on the meta device between passes, and have weights.
+        empty = all(parameter.is_meta for parameter in model.parameters())
+        has_weights = not empty or hasattr(model, "_hf_hook")
         if has_weights:
             prepare_quantized(self.model)
             enable_prepacking(self.model)
@@ -123,8 +127,6 @@ class BaseModel:
             self.raw_template = self.template
         else:
             self.template, self.raw_template = default_template(tokenizer), raw_template(tokenizer)
-        self._differences: dict[tuple[Template, str], str | None] = {}
-        self._warned: set[str] = set()
 
     @classmethod
     @checks_arguments
@@ -355,6 +357,12 @@ class BaseModel:
         return not self.is_hybrid or pads_left(self.model, positions=self.takes_positions)
 
     @cached_property
+    def _template_changes(self) -> TemplateChanges:
+        from foreword.base.template_changes import TemplateChanges  # needed where prefixes run alone
+
+        return TemplateChanges(self.tokenizer)
+
+    @cached_property
     def cache_takes_prefixes(self) -> bool:
         """Whether prefixes can be in the cache while generating; it is a question of speed only."""
         from foreword.base.kv_cache import takes_prefixes  # needed by generation alone
@@ -418,35 +426,14 @@ class BaseModel:
         for prefix in {id(p): p for p in listed if p is not None}.values():
             prefix.check_fits(self.identity, self.geometry, self.equivalent, self.dtype)
             self.check_placement(prefix.template)
-            self._compare_template(prefix)
+            if prefix.template_digest is not None:
+                self._template_changes.warn(prefix, self.name)
             if prefix.positions == WITHIN_WINDOW != self.positions:
                 raise UsageError(
                     f"the prefix has positions {WITHIN_WINDOW}, but {self.name} has no layers with a sliding "
                     "window whose positions can be moved; train a prefix for it, or take the base it is for"
                 )
         return listed
-
-    def _compare_template(self, prefix: Prefix) -> None:
-        """Warn, once for each prefix, if its template makes other tokens here than it made in training."""
-        if prefix.template_digest is None:
-            return
-        known = (prefix.template, prefix.template_digest)
-        if known not in self._differences:
-            self._differences[known] = what_differs(
-                prefix.template,
-                self.tokenizer,
-                prefix.template_digest,
-                prefix.template_rendering,
-                prefix.created,
-            )
-        if (difference := self._differences[known]) is not None and prefix.digest not in self._warned:
-            self._warned.add(prefix.digest)
-            warn(
-                f"the prefix {prefix.digest[:12]} sees other tokens with {self.name} than it was trained on: "
-                f"{difference}. Load the base with the tokenizer and chat template of the training, or train "
-                "the prefix again",
-                TemplateChanged,
-            )
 
     def check_placement(self, template: Template) -> None:
         """Refuse an infix for a model that reads the source apart from the target.
@@ -551,17 +538,3 @@ class BaseModel:
                 f"{length} in {self.name}{self.window_note}. Shorten it"
             )
         return row
-
-
-def batches_by_length(encoded: Sequence[EncodedExample], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of rows of like length, each of at most `batch_tokens` (or one row)."""
-    order = sorted(range(len(encoded)), key=lambda i: encoded[i].tokens)
-    batch: list[int] = []
-    for index in order:
-        # Padded layouts cost the longest row times the rows; in this order that is the last one.
-        if batch and encoded[index].tokens * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -314,3 +314,17 @@ def encoder_decoder_batch(
         target_M=_moved(torch.tensor([i for row in rows for i in row.target_ids]), device),
         targets=tuple(len(row.target_ids) for row in rows),
     )
+
+
+def batches_by_length(encoded: Sequence[EncodedExample], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of rows of like length, each of at most `batch_tokens` (or one row)."""
+    order = sorted(range(len(encoded)), key=lambda i: encoded[i].tokens)
+    batch: list[int] = []
+    for index in order:
+        # Padded layouts cost the longest row times the rows; in this order that is the last one.
+        if batch and encoded[index].tokens * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

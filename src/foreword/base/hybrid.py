@@ -23,7 +23,6 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 from foreword.base.attention import AttentionCall, AttentionContext, attention_context
 from foreword.base.batch import decoder_batch, pad_rows
 from foreword.base.float32 import trial_numbers
-from foreword.base.kv_cache import cache_argument
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
@@ -138,6 +137,8 @@ def _go_on(
     model: Any, cache: DynamicCache, ids: tuple[int, ...], held: int, *, positions: bool
 ) -> torch.Tensor:
     """Logits `[T, V]` of a text behind a cache that holds so many columns."""
+    from foreword.base.kv_cache import cache_argument  # needed for hybrids alone
+
     device = model.get_input_embeddings().weight.device
     inputs: dict[str, Any] = {
         "input_ids": torch.tensor([ids], device=device),

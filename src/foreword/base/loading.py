@@ -168,8 +168,8 @@ def check_present(device: str | torch.device) -> None:
     absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
     if absent.get(kind, False):
         raise UsageError(
-            f"device is {device}, but torch {torch.__version__} sees no such device here; take cpu, or install "
-            "a build of torch for it"
+            f"device is {device}, but torch {torch.__version__} sees no such device here; take cpu, or "
+            "install a build of torch for it"
         )
 
 

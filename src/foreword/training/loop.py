@@ -9,17 +9,19 @@ Shapes: M loss terms of all rows of a pass.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
-from foreword.base.base_model import BaseModel, batches_by_length
+from foreword.base.base_model import BaseModel
+from foreword.base.batch import batches_by_length
 from foreword.base.device_memory import tokens_at_once
-from foreword.base.gradient_checkpointing import gradient_checkpointing
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample
 from foreword.errors import TrainingDiverged
@@ -145,7 +147,12 @@ def train_step(
         for index, trainer in enumerate(trainers)
     ]
     sums = [0.0] * len(trainers)
-    with gradient_checkpointing(base.model, any(each.settings.gradient_checkpointing for each in trainers)):
+    checkpointing: AbstractContextManager[None] = contextlib.nullcontext()
+    if any(each.settings.gradient_checkpointing for each in trainers):
+        from foreword.base.gradient_checkpointing import gradient_checkpointing  # few runs need it
+
+        checkpointing = gradient_checkpointing(base.model)
+    with checkpointing:
         for part in _parts(trainers, rows, max_batch_tokens, isolated):
             for index, summed in _backward(base, trainers, objective, part, leaves, divisors).items():
                 sums[index] += summed

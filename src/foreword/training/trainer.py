@@ -21,7 +21,6 @@ from foreword.errors import TrainingDiverged, UsageError
 from foreword.prefix import Prefix, Stream
 from foreword.template import Placement
 from foreword.training.batch_sampler import BatchSampler
-from foreword.training.embedding import compile_embeddings, starting_embeddings
 from foreword.training.initialization import initial_key_values
 from foreword.training.objective import Trainable
 from foreword.training.parameterization import Embeddings, Parameterization, TrainedPrefix
@@ -281,6 +280,8 @@ def _embeddings(
             "parameterization is 'embedding', and a prefix to start from has no embeddings, only keys and "
             "values; take direct or mlp+start, or an init"
         )
+    from foreword.training.embedding import compile_embeddings, starting_embeddings  # for this alone
+
     initial_PE = starting_embeddings(base, settings.init, length, examples, settings.seed)
     return Embeddings(settings.parameterization, initial_PE, functools.partial(compile_embeddings, base))
 
