@@ -12,12 +12,8 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from foreword import BaseModel, Prefix, generate, train
-from foreword.base.attention import (
-    IMPLEMENTATIONS,
-    AttentionContext,
-    attention_context,
-    gradient_checkpointing,
-)
+from foreword.base.attention import IMPLEMENTATIONS, AttentionContext, attention_context
+from foreword.base.gradient_checkpointing import gradient_checkpointing
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import EncodedExample, encode
