@@ -23,36 +23,30 @@ from torch.autograd.function import once_differentiable
 from foreword.encoding import EncodedExample
 
 
-def take(states: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """`states[index_B]` in `dtype` (None: its own), with the gradients of repeated entries summed in float32.
+def take(states: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
+    """`states[index_B]`, with the gradients of repeated entries summed in float32.
 
     In 16 bits torch's own sum rounds after every term: of hundreds of rows that share a token, the last ones
     would be lost.
     """
-    dtype = dtype or states.dtype
-    if dtype.itemsize > 2 or not states.requires_grad:
-        return _taken(states, index_B, dtype)
-    taken: torch.Tensor = _Take.apply(states, index_B, dtype)
+    if states.dtype.itemsize > 2 or not states.requires_grad:
+        return states.index_select(0, index_B)
+    taken: torch.Tensor = _Take.apply(states, index_B)
     return taken
-
-
-def _taken(states: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    cast = states.to(dtype)
-    return cast.expand(len(index_B), *cast.shape[1:]) if len(cast) == 1 else cast.index_select(0, index_B)
 
 
 class _Take(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, index_B: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def forward(ctx: Any, states: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(index_B)
         ctx.shape, ctx.dtype = states.shape, states.dtype
-        return _taken(states, index_B, dtype)
+        return states.index_select(0, index_B)
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         (index_B,), wide = ctx.saved_tensors, gradients[0].float()
-        return wide.new_zeros(ctx.shape).index_add_(0, index_B, wide).to(ctx.dtype), None, None
+        return wide.new_zeros(ctx.shape).index_add_(0, index_B, wide).to(ctx.dtype), None
 
 
 @dataclass(frozen=True)
@@ -106,9 +100,9 @@ class PackedLayout:
             padded = [[*row, *(row[:1] * (self.longest - len(row)))] for row in self.tokens]
             places = [row * self.longest + place for row, place in self.token_positions]
             self._indices[device] = PackedIndices(
-                valid_BT=_moved(torch.arange(self.longest)[None, :] < lengths_B[:, None], device),
-                flat_index=_moved(torch.tensor(padded).flatten(), device),
-                row_index_N=_moved(torch.tensor(places), device),
+                valid_BT=to_device(torch.arange(self.longest)[None, :] < lengths_B[:, None], device),
+                flat_index=to_device(torch.tensor(padded).flatten(), device),
+                row_index_N=to_device(torch.tensor(places), device),
             )
         return self._indices[device]
 
@@ -183,11 +177,12 @@ def pad_rows(
     for row, (text, gap) in enumerate(zip(texts, gaps, strict=True)):
         ids_BT[row, gap : gap + len(text)] = torch.tensor(text)
     mask_BT = (steps_BT >= 0) & (steps_BT < lengths_B[:, None])
-    return _moved(ids_BT, device), _moved(mask_BT, device), _moved(steps_BT, device)
+    return to_device(ids_BT, device), to_device(mask_BT, device), to_device(steps_BT, device)
 
 
-def _moved(made_on_host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """In one copy, for which nobody waits: CUDA has read ordinary memory when the call returns."""
+def to_device(made_on_host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device, in one copy for which nobody waits."""
+    # CUDA has read ordinary memory, which is not pinned, when the call returns.
     return made_on_host.to(device, non_blocking=True)
 
 
@@ -252,15 +247,15 @@ def decoder_batch(
         # Positions count within a row, behind its prefix: where the token stands among the N says nothing.
         positions_N = [offsets[row] + place for row, place in flat.token_positions]
         inputs = {
-            "input_ids": _moved(torch.tensor([ids]), device),
+            "input_ids": to_device(torch.tensor([ids]), device),
             "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
-            "position_ids": _moved(torch.tensor([positions_N]), device),
+            "position_ids": to_device(torch.tensor([positions_N]), device),
         }
     else:
         starts = [index * longest + gap for index, gap in enumerate(gaps)]
         tokens_of = [range(start, start + len(text)) for start, text in zip(starts, texts, strict=True)]
         ids_BT, mask_BT, steps_BT = pad_rows(texts, left=layout == "left", pad_id=pad_id, device=device)
-        offsets_B = _moved(torch.tensor(list(offsets)), device)
+        offsets_B = to_device(torch.tensor(list(offsets)), device)
         inputs = {
             "input_ids": ids_BT,
             "attention_mask": mask_BT.long(),
@@ -278,9 +273,9 @@ def decoder_batch(
     return Batch(
         inputs=inputs,
         layout=flat,
-        logit_index_M=_moved(torch.tensor(predicting), device),
-        logit_places_K=_moved(torch.tensor(sorted(set(predicting))), device),
-        target_M=_moved(torch.tensor([i for row in rows for i in row.target_ids]), device),
+        logit_index_M=to_device(torch.tensor(predicting), device),
+        logit_places_K=to_device(torch.tensor(sorted(set(predicting))), device),
+        target_M=to_device(torch.tensor([i for row in rows for i in row.target_ids]), device),
         targets=tuple(len(row.target_ids) for row in rows),
         target_starts=tuple(gap + len(row.source_ids) - 1 for gap, row in zip(gaps, rows, strict=True)),
         last_positions=tuple(offset + len(text) - 1 for offset, text in zip(offsets, texts, strict=True)),
@@ -309,9 +304,9 @@ def encoder_decoder_batch(
             "decoder_attention_mask": target_mask_BT.long(),
         },
         layout=None,
-        logit_index_M=_moved(torch.tensor(predicting), device),
-        logit_places_K=_moved(torch.tensor(sorted(set(predicting))), device),
-        target_M=_moved(torch.tensor([i for row in rows for i in row.target_ids]), device),
+        logit_index_M=to_device(torch.tensor(predicting), device),
+        logit_places_K=to_device(torch.tensor(sorted(set(predicting))), device),
+        target_M=to_device(torch.tensor([i for row in rows for i in row.target_ids]), device),
         targets=tuple(len(row.target_ids) for row in rows),
     )
 

@@ -44,6 +44,7 @@ from foreword.base.batch import Layout, decoder_batch, encoder_decoder_batch
 from foreword.base.float32 import in_float32, trial_numbers
 from foreword.base.hybrid import attention_layers, try_hybrid
 from foreword.base.prefix_batch import PrefixBatch
+from foreword.base.rope import CHANGING
 from foreword.base.sliding_window import RopeShift
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture
@@ -271,10 +272,6 @@ def _try_encoder_decoder(model: Any, slack: float) -> None:
 
 
 # -- whether a prefix can stay within the reach of sliding windows -----------------------------------
-
-
-CHANGING = ("dynamic", "longrope")
-"""Rotary embeddings whose angles depend on the length of the text: a position is not one angle."""
 
 
 def enable_window_shift(model: Any) -> bool:

@@ -141,12 +141,7 @@ def choose_device(device: str | torch.device) -> str | torch.device:
         UsageError: a name that is none.
     """
     if device != "auto":
-        try:
-            torch.device("cuda" if device == "balanced" else device)
-        except RuntimeError as error:
-            raise UsageError(
-                f"device is {device!r}; expected auto, cpu, cuda, cuda:1, mps or balanced"
-            ) from error
+        _kind(device)
         return device
     if torch.cuda.is_available():
         return "cuda"
@@ -157,20 +152,23 @@ def check_present(device: str | torch.device) -> None:
     """Refuse a device that torch does not have here.
 
     Raises:
-        UsageError: no such name, or none of its kind.
+        UsageError: says which.
     """
-    try:
-        kind = "cuda" if device == "balanced" else torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(
-            f"device is {device!r}; expected auto, cpu, cuda, cuda:1, mps or balanced"
-        ) from error
     absent = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
-    if absent.get(kind, False):
+    if absent.get(_kind(device), False):
         raise UsageError(
             f"device is {device}, but torch {torch.__version__} sees no such device here; take cpu, or "
             "install a build of torch for it"
         )
+
+
+def _kind(device: str | torch.device) -> str:
+    try:
+        return "cuda" if device == "balanced" else torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(
+            f"device is {device!r}; expected auto, cpu, cuda, cuda:1, mps or balanced"
+        ) from error
 
 
 def choose_dtype(dtype: str | torch.dtype, device: str | torch.device) -> torch.dtype:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers.masking_utils import causal_mask_function
 
-from foreword.base.batch import PackedLayout
+from foreword.base.batch import PackedLayout, to_device
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.prefix import Stream
 
@@ -135,10 +135,6 @@ class DeviceMetadata:
             self._made[name] = make()
         return self._made[name]
 
-    def _moved(self, made_on_host: torch.Tensor) -> torch.Tensor:
-        # Not blocking: CUDA has read ordinary memory when the call returns, and waits for nothing else.
-        return made_on_host.to(self._device, non_blocking=True)
-
     def prepare(self, rows: int, queries: int, *, causal: bool) -> None:
         """Make what layers will look up for `[rows, queries]` tokens.
 
@@ -160,7 +156,9 @@ class DeviceMetadata:
         assert prefixes is not None
         return self._once(  # type: ignore[no-any-return]
             ("visible", stream, rows, queries),
-            lambda: self._moved(prefixes.visible(stream, rows, queries, self._pass.target_starts)),
+            lambda: to_device(
+                prefixes.visible(stream, rows, queries, self._pass.target_starts), self._device
+            ),
         )
 
     def prefix_rows(
@@ -185,7 +183,7 @@ class DeviceMetadata:
 
         def make() -> torch.Tensor | None:
             places = prefixes.row_places(rows)
-            return None if places is None else self._moved(torch.tensor(places))
+            return None if places is None else to_device(torch.tensor(places), self._device)
 
         return self._once(("rows", rows), make)  # type: ignore[no-any-return]
 
@@ -194,7 +192,8 @@ class DeviceMetadata:
         prefixes, layout = self._pass.prefixes, self._pass.layout
         assert prefixes is not None
         farthest_B = self._once(
-            ("farthest", window, rows), lambda: self._moved(torch.tensor(prefixes.reach(window, rows)))
+            ("farthest", window, rows),
+            lambda: to_device(torch.tensor(prefixes.reach(window, rows)), self._device),
         )
         positions_BT = position_ids if layout is None else layout.of_rows(position_ids[0])
         beyond_BT: torch.Tensor = (positions_BT - farthest_B[:, None]).clamp(min=0)
@@ -222,9 +221,9 @@ class DeviceMetadata:
             torch.tensor([0, *sizes]).cumsum(0).to(torch.int32) for sizes in (queries_G, keys_G)
         )
         return Segments(
-            self._moved(torch.cat(keys)),
-            self._moved(query_ends),
-            self._moved(key_ends),
+            to_device(torch.cat(keys), self._device),
+            to_device(query_ends, self._device),
+            to_device(key_ends, self._device),
             max(queries_G),
             max(keys_G),
         )

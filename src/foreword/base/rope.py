@@ -23,6 +23,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from foreword.errors import UsageError
 
 LONG, DYNAMIC = "longrope", "dynamic"
+CHANGING = (DYNAMIC, LONG)
+"""Rotary embeddings whose angles depend on the length of the text: a position is not one angle."""
 
 
 def rope_settings(config: Any) -> dict[str | None, dict[str, Any]]:
@@ -36,7 +38,7 @@ def rope_settings(config: Any) -> dict[str | None, dict[str, Any]]:
 
 def is_dynamic(config: Any) -> bool:
     """Whether angles change with the length beyond the positions of training."""
-    return any(DYNAMIC in str(each.get("rope_type")) for each in rope_settings(config).values())
+    return any(each.get("rope_type") == DYNAMIC for each in rope_settings(config).values())
 
 
 def short_positions(config: Any) -> int | None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from foreword.base.base_model import BaseModel
-from foreword.base.compatibility import CHANGING, rotation
+from foreword.base.compatibility import rotation
+from foreword.base.rope import CHANGING
 from foreword.base.sliding_window import RopeShift
 from foreword.errors import ForeignFormat, GeometryMismatch
 from foreword.prefix import StreamGeometry

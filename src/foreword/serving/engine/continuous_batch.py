@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 
 from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.base_model import BaseModel
+from foreword.base.batch import to_device
 from foreword.base.kv_cache import RowCache, cache_argument, prefixed_cache
 from foreword.base.loss import keeps_logits
 from foreword.base.prefix_batch import PrefixBatch
@@ -232,6 +233,5 @@ def choose_tokens(
 
 
 def _sent(numbers: Any, device: torch.device) -> torch.Tensor:
-    """Whole numbers on the device; on the way to a GPU nobody waits for them."""
-    tensor = torch.tensor(numbers, dtype=torch.long, pin_memory=device.type == "cuda")
-    return tensor.to(device, non_blocking=True)
+    """Whole numbers on the device."""
+    return to_device(torch.tensor(numbers, dtype=torch.long), device)
