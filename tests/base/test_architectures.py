@@ -35,7 +35,7 @@ from support.architectures.noise import Noise, distances, measure_noise
 from support.architectures.zoo import Architecture
 from support.by_hand import by_place, layers_of
 from support.by_hand import logits as past_key_values_logits
-from support.by_hand_attention import by_hand, greedy, logits, token_losses
+from support.by_hand_attention import by_hand, logits, token_losses
 from support.stand_ins import byte_tokenizer, random_examples, random_prefix
 
 WORKING = DECODER_ONLY_WORKING + HYBRID_WORKING + ENCODER_DECODER_WORKING
@@ -194,6 +194,13 @@ def test_every_stream_starts_with_p_rows(base: BaseModel, kind: str) -> None:
     assert all(tensor.isfinite().all() and tensor.any() for pair in start.values() for tensor in pair)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run draws its losses when it ends: most of the time of a short one."""
+    monkeypatch.setattr("foreword.training.run_log.draw", lambda *args, **options: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_stopped_run_ends_in_the_same_prefix_bit_for_bit(base: BaseModel, tmp_path: Path) -> None:
     check_resumption(base, tmp_path)
 
@@ -220,14 +227,17 @@ def check_resumption(base: BaseModel, folder: Path) -> None:
 PROMPTS = ["hello", "some longer prompt here", "a", "xyz abc"]
 
 
+@torch.no_grad()
 def test_greedy_tokens_equal_those_computed_by_hand(base: BaseModel) -> None:
+    """Each is the likeliest behind those in front of it; what ends a text early is an end."""
     prefixes = mixed_prefixes(base)
     found = generate(base, PROMPTS, prefixes, max_new_tokens=NEW)
     for prompt, prefix, text in zip(PROMPTS, prefixes, found, strict=True):
-        ids = base.template.source_ids(base.tokenizer, prompt)
+        source, tokens = base.template.source_ids(base.tokenizer, prompt), base.tokenizer(text)["input_ids"]
         tensors = None if prefix is None else prefix.tensors
-        expected = greedy(base.model, ids, tensors, NEW, base.end_ids)
-        assert text == base.tokenizer.decode(expected, skip_special_tokens=True)
+        likeliest = logits(base.model, source, tokens, tensors).argmax(dim=-1).tolist()
+        assert likeliest[: len(tokens)] == tokens
+        assert len(tokens) == NEW or likeliest[-1] in base.end_ids
 
 
 def test_beams_are_independent_of_neighbours(base: BaseModel) -> None:
@@ -368,6 +378,7 @@ def test_greedy_tokens_in_bfloat16_are_the_likeliest_but_for_noise(
 RESUMED = [a for a in WORKING if a.model_type in ("llama", "gemma3n_text", "gpt_oss", "lfm2", "t5")]
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("architecture", RESUMED, ids=str, scope="module")
 def test_a_stopped_run_in_bfloat16_ends_in_the_same_prefix_bit_for_bit(
     architecture: Architecture, tmp_path: Path

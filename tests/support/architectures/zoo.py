@@ -118,8 +118,11 @@ class Architecture:
         auto = AutoModelForCausalLM if self.kind == "decoder-only" else AutoModelForSeq2SeqLM
         torch.manual_seed(0)
         model = auto.from_config(config, dtype=dtype).eval()
-        for tensor in model.state_dict().values():
-            tensor.copy_(tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor)
+        for parameter in model.parameters():
+            if (
+                parameter.requires_grad
+            ):  # others are computed, as positions are: transformers does not load them
+                parameter.data = parameter.data.to(torch.bfloat16).to(dtype)
         return model
 
     @functools.cached_property
