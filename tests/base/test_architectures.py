@@ -360,7 +360,10 @@ def test_gradients_in_bfloat16_are_off_by_the_noise_of_the_model(
 def test_greedy_tokens_in_bfloat16_are_the_likeliest_but_for_noise(
     base: BaseModel, half: BaseModel, noise: Noise
 ) -> None:
-    """In float32, each is as likely as the likeliest, but for what logits that are so far off can change."""
+    """In float32, each is as likely as the likeliest, but for what logits that are so far off can change.
+
+    One in a row may not be: a router's choice can turn there.
+    """
     prefixes = loud_prefixes(half)
     texts = generate(half, PROMPTS, prefixes, max_new_tokens=NEW)
     rows = []
@@ -372,7 +375,7 @@ def test_greedy_tokens_in_bfloat16_are_the_likeliest_but_for_noise(
         chosen_T = logits_TV.gather(1, torch.tensor(row.target_ids)[:, None])[:, 0]
         # Two logits of a vector that is off by d are off by no more than the root of 2 times d, taken together.
         allowed_T = 2**0.5 * TIMES * noise.logits * logits_TV.norm(dim=1)
-        assert ((logits_TV.max(dim=1).values - chosen_T) / allowed_T).median() <= 1
+        assert (logits_TV.max(dim=1).values - chosen_T > allowed_T).sum() <= 1
 
 
 RESUMED = [a for a in WORKING if a.model_type in ("llama", "gemma3n_text", "gpt_oss", "lfm2", "t5")]
