@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -109,19 +110,36 @@ class Architecture:
     changed: bool = False
     kind: Literal["decoder-only", "encoder-decoder"] = "decoder-only"
 
-    def model(self) -> Any:
-        """A new model, the same at every call."""
+    def model(self, dtype: torch.dtype = torch.float32) -> Any:
+        """A new model, the same at every call; its weights are numbers that bfloat16 has."""
         common = DECODER_ONLY if self.kind == "decoder-only" else ENCODER_DECODER
         chosen = {name: value for name, value in {**common, **self.settings}.items() if value is not ABSENT}
         config = AutoConfig.for_model(self.model_type, **chosen)
         auto = AutoModelForCausalLM if self.kind == "decoder-only" else AutoModelForSeq2SeqLM
         torch.manual_seed(0)
-        return auto.from_config(config).eval()
+        model = auto.from_config(config, dtype=dtype).eval()
+        for parameter in model.parameters():
+            if (
+                parameter.requires_grad
+            ):  # others are computed, as positions are: transformers does not load them
+                parameter.data = parameter.data.to(torch.bfloat16).to(dtype)
+        return model
 
     @functools.cached_property
     def base(self) -> BaseModel:
         """Shared by all tests: nothing may change it."""
         return BaseModel(self.model(), byte_tokenizer(), name=self.model_type)
+
+    @functools.cached_property
+    def half(self) -> BaseModel:
+        """The same weights in bfloat16, as transformers loads them: some stay in float32."""
+        model = self.model(torch.bfloat16)
+        model.load_state_dict(self.base.model.state_dict())
+        kept = tuple(model._keep_in_fp32_modules_strict or ())
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+            if any(each in name for each in kept):
+                tensor.data = tensor.data.float()
+        return BaseModel(model, byte_tokenizer(), name=self.model_type)
 
     def __str__(self) -> str:
         return self.model_type
