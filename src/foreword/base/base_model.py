@@ -185,6 +185,7 @@ class BaseModel:
         cls,
         name: str | Path,
         *,
+        dtype: str | torch.dtype = "auto",
         long_context: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> BaseModel:
@@ -194,6 +195,8 @@ class BaseModel:
         read for the fingerprint alone. That prefixes have the right effect is not tried.
 
         Args:
+            dtype: what the engine computes in, so that prefixes beyond its range are refused here; "auto",
+                where that is not known, takes bfloat16.
             long_context, notify: as for `load`.
 
         Raises:
@@ -201,8 +204,11 @@ class BaseModel:
         """
         from foreword.models import resolve
 
+        numbers = torch.bfloat16 if dtype == "auto" else choose_dtype(dtype, "meta")
         resolved = resolve(str(name), notify=notify or (lambda line: None))
-        return cls._of_files(empty_model(resolved.path, long_context=long_context), resolved, long_context)
+        base = cls._of_files(empty_model(resolved.path, long_context=long_context), resolved, long_context)
+        base.model.to(numbers)
+        return base
 
     @classmethod
     def _of_files(cls, model: Any, resolved: Any, long_context: bool) -> BaseModel:

@@ -53,7 +53,10 @@ def open_base(
         )
     else:
         base = BaseModel.without_weights(
-            configuration.base, long_context=configuration.long_context, notify=notify
+            configuration.base,
+            dtype=configuration.dtype,
+            long_context=configuration.long_context,
+            notify=notify,
         )
     if store is not None:
         base.equivalent |= store.equivalents(base.fingerprint)
