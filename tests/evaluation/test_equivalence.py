@@ -226,6 +226,28 @@ def test_the_command_measures_declares_and_lists(
     assert run(*ask).status == 1
 
 
+def test_with_long_factors_the_bases_that_have_them_are_declared(
+    run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """The short factors of the same files are two other bases, which nobody has measured."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 32}
+    rope = {"rope_type": "longrope", "rope_theta": 100.0, **factors}
+    folders = [
+        save_tiny(tmp_path / name, rope_parameters=rope, initializer_range=width)
+        for name, width in (("one", 0.2), ("two", 0.2001))
+    ]
+    long = [BaseModel.load(folder, long_context=True).fingerprint for folder in folders]
+    for measure in (("--data", "dev.jsonl", "--tolerance", "9"), ("--loss-difference", "0.01")):
+        made = run("store", "equate", *folders, *measure, "--long-context", "--json").json
+        assert [made["trained"], made["other"]] == long
+        with PrefixStore(tmp_path / "store") as store:
+            assert store.equivalents(long[1]) == {long[0]}
+            assert store.equivalents(BaseModel.load(folders[1]).fingerprint) == frozenset()
+        assert run("store", "equate", *folders, "--remove", "--long-context").status == 0
+    plain = save_tiny(tmp_path / "plain-factors")
+    assert run("store", "equate", plain, "cd" * 32, "--loss-difference", "0", "--long-context").status == 2
+
+
 def test_a_difference_from_elsewhere_needs_no_weights_in_memory(
     run: Callable[..., Outcome], plain: Path, bases: tuple[BaseModel, BaseModel]
 ) -> None:

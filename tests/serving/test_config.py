@@ -70,6 +70,8 @@ def test_a_configuration_survives_the_way_to_the_trainer(file: Path) -> None:
         ({"keys": False, "host": "example.org"}, "without keys"),
         ({"keys": False, "host": "::"}, "without keys"),
         ({"engine": "tgi"}, "engine is 'tgi'; expected local or vllm"),
+        ({"dtype": "float16"}, "dtype is float16, and training is on"),
+        ({"dtype": "float16", "engine": "vllm"}, "dtype is float16, and training is on"),
         ({"trainer_threads": "0"}, "trainer_threads is 0; expected a positive number, or none"),
         ({"base": None, "keys": "perhaps"}, "keys is 'perhaps'; expected true or false"),
     ],
@@ -77,6 +79,10 @@ def test_a_configuration_survives_the_way_to_the_trainer(file: Path) -> None:
 def test_mistakes_are_named(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         read(None, {}, settings)
+
+
+def test_a_server_without_training_may_have_float16() -> None:
+    assert of({"dtype": "float16", "training": False}).dtype == "float16"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])

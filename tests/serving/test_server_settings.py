@@ -22,6 +22,7 @@ from foreword.validation import Setting, setting, settings_of
 DOCS = Path(__file__).parents[2] / "docs"
 TABLES = ("limits", "key_limits")
 OTHERS: dict[str, Any] = {
+    "dtype": "bfloat16",  # float16 goes without training alone
     "engine": "vllm",
     "owner": "alice",
     "engine_url": "http://127.0.0.1:1",

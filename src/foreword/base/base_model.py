@@ -185,6 +185,7 @@ class BaseModel:
         cls,
         name: str | Path,
         *,
+        dtype: str | torch.dtype = "auto",
         long_context: bool = False,
         notify: Callable[[str], None] | None = None,
     ) -> BaseModel:
@@ -194,6 +195,8 @@ class BaseModel:
         read for the fingerprint alone. That prefixes have the right effect is not tried.
 
         Args:
+            dtype: what the engine computes in, so that prefixes beyond its range are refused here; "auto",
+                where that is not known, takes bfloat16.
             long_context, notify: as for `load`.
 
         Raises:
@@ -201,8 +204,11 @@ class BaseModel:
         """
         from foreword.models import resolve
 
+        numbers = torch.bfloat16 if dtype == "auto" else choose_dtype(dtype, "meta")
         resolved = resolve(str(name), notify=notify or (lambda line: None))
-        return cls._of_files(empty_model(resolved.path, long_context=long_context), resolved, long_context)
+        base = cls._of_files(empty_model(resolved.path, long_context=long_context), resolved, long_context)
+        base.model.to(numbers)
+        return base
 
     @classmethod
     def _of_files(cls, model: Any, resolved: Any, long_context: bool) -> BaseModel:
@@ -242,6 +248,11 @@ class BaseModel:
     def identity(self) -> BaseIdentity:
         """What a prefix file says about its base."""
         return BaseIdentity(self.name, self.revision, self.fingerprint)
+
+    @property
+    def shown_name(self) -> str:
+        """The name for messages, which other people may read: of a folder's path the last part."""
+        return BaseIdentity(self.name).shown_name
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -307,8 +318,9 @@ class BaseModel:
             bad = next(i for i in ids if i >= self.vocabulary)
             token = self.tokenizer.convert_ids_to_tokens(bad) if bad < len(self.tokenizer) else None
             raise UsageError(
-                f"{what} has the token {bad}{f' ({token})' if token else ''}, but {self.name} has embeddings "
-                f"for {self.vocabulary} tokens, 0 to {self.vocabulary - 1}; leave that token out of the text"
+                f"{what} has the token {bad}{f' ({token})' if token else ''}, but {self.shown_name} has "
+                f"embeddings for {self.vocabulary} tokens, 0 to {self.vocabulary - 1}; leave that token "
+                "out of the text"
             )
 
     @cached_property
@@ -321,9 +333,9 @@ class BaseModel:
         if self.template.start is not None:
             return self.template.start_ids(self.tokenizer, 0)[0]
         raise UsageError(
-            f"{self.name} does not say which token its decoder begins with; set decoder_start_token_id in "
-            "its config.json (for models of several languages, the token of the language to write; "
-            "docs/encoder-decoder.md)"
+            f"{self.shown_name} does not say which token its decoder begins with; set "
+            "decoder_start_token_id in its config.json (for models of several languages, the token of "
+            "the language to write; docs/encoder-decoder.md)"
         )
 
     @cached_property
@@ -383,7 +395,7 @@ class BaseModel:
         if positions - used < 2:
             raise WindowExceeded(
                 f"a prefix of length {length} leaves no room for text in the {positions} positions of "
-                f"{self.name}{self.window_note}; take a length below {positions - 1}"
+                f"{self.shown_name}{self.window_note}; take a length below {positions - 1}"
             )
         return positions - used
 
@@ -427,11 +439,12 @@ class BaseModel:
             prefix.check_fits(self.identity, self.geometry, self.equivalent, self.dtype)
             self.check_placement(prefix.template)
             if prefix.template_digest is not None:
-                self._template_changes.warn(prefix, self.name)
+                self._template_changes.warn(prefix, self.shown_name)
             if prefix.positions == WITHIN_WINDOW != self.positions:
                 raise UsageError(
-                    f"the prefix has positions {WITHIN_WINDOW}, but {self.name} has no layers with a sliding "
-                    "window whose positions can be moved; train a prefix for it, or take the base it is for"
+                    f"the prefix has positions {WITHIN_WINDOW}, but {self.shown_name} has no layers with a "
+                    "sliding window whose positions can be moved; train a prefix for it, or take "
+                    "the base it is for"
                 )
         return listed
 
@@ -443,8 +456,9 @@ class BaseModel:
         """
         if template.placement == "infix" and self.is_encoder_decoder:
             raise UsageError(
-                f"placement is infix, but {self.name} is an encoder-decoder: its source and target are no "
-                "one text to stand in. Take the prefix; streams=('decoder', 'cross') leaves the source alone"
+                f"placement is infix, but {self.shown_name} is an encoder-decoder: its source and target "
+                "are no one text to stand in. Take the prefix; streams=('decoder', 'cross') leaves "
+                "the source alone"
             )
 
     def batch(self, rows: Sequence[EncodedExample], prefixes: PrefixBatch | None, layout: Layout) -> Batch:
@@ -535,6 +549,6 @@ class BaseModel:
         if limit is not None and longest > limit:
             raise WindowExceeded(
                 f"{name_of(number, example)} has {longest} tokens; {limit} fit behind a prefix of length "
-                f"{length} in {self.name}{self.window_note}. Shorten it"
+                f"{length} in {self.shown_name}{self.window_note}. Shorten it"
             )
         return row

@@ -82,11 +82,11 @@ def load_model(
 
 
 def empty_model(folder: Path, *, long_context: bool = False) -> Any:
-    """The model in a folder without its weights, on the meta device. Raises as `load_model`."""
+    """The model in a folder without its weights, on the meta device, in bfloat16. Raises as `load_model`."""
     config, auto = _config_of(folder, long_context)
     kernel = choose_kernel(config, model_class(auto, config))
     with torch.device("meta"):
-        # bfloat16 is what products of experts are known for there; nothing else depends on it.
+        # bfloat16 is what products of experts are known for there; whoever wants another type converts it.
         model = auto.from_config(config, attn_implementation=IMPLEMENTATIONS[kernel], dtype=torch.bfloat16)
     if (folder / "generation_config.json").is_file():  # tokens that end a text
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -73,7 +73,7 @@ def equate(
         raise UsageError("--prefix says what to measure with; give --data FILE, too")
     if not (tolerance >= 0 and math.isfinite(tolerance)):
         raise UsageError(f"--tolerance is {tolerance}; expected a number of nats, 0 or more")
-    pair = _fingerprint(trained), _fingerprint(other)
+    pair = tuple(_fingerprint(base, long_context=options.long_context) for base in (trained, other))
     with store.opened(create=not remove) as opened:
         if remove:
             opened.withdraw_equivalent(*pair)
@@ -86,7 +86,7 @@ def equate(
         else:
             check_pair(*pair)  # before minutes of measuring
             prefixes = _prefixes(opened, prefix or ())
-            difference, facts = _measured(trained, other, data, prefixes, options, quiet=store.json)
+            pair, difference, facts = _measured(trained, other, data, prefixes, options, quiet=store.json)
         if not abs(difference) <= tolerance:
             raise WrongBaseModel(
                 f"the loss differs by {difference:+.4f} nats per target token, more than {tolerance}; train "
@@ -120,14 +120,25 @@ def _row(one: Equivalence) -> tuple[str, ...]:
     return (*names, f"{one.loss_difference:+.4f}", one.declared_by, one.declared[:19])
 
 
-def _fingerprint(base: str) -> str:
-    """Of a base by name, without its being loaded; a fingerprint is taken as it is. Raises as `resolve`."""
+def _fingerprint(base: str, *, long_context: bool) -> str:
+    """Of a base by name, without its being loaded; a fingerprint is taken as it is.
+
+    Raises as `resolve`, and UsageError: `long_context` for a model without LongRoPE.
+    """
     if re.fullmatch(r"[0-9a-f]{64}", base):
         return base
     from foreword.models import resolve
     from foreword.models.fingerprint import fingerprint
 
-    return fingerprint(resolve(base, notify=lambda line: typer.echo(line, err=True)).path)
+    folder = resolve(base, notify=lambda line: typer.echo(line, err=True)).path
+    if not long_context:
+        return fingerprint(folder)
+    from transformers import AutoConfig
+
+    from foreword.base.rope import long_fingerprint, take_long_factors
+
+    take_long_factors(AutoConfig.from_pretrained(folder))  # refuses a model that has none
+    return long_fingerprint(fingerprint(folder))
 
 
 def _prefixes(store: PrefixStore, names: Sequence[str]) -> list[Prefix]:
@@ -138,8 +149,8 @@ def _prefixes(store: PrefixStore, names: Sequence[str]) -> list[Prefix]:
 
 def _measured(
     trained: str, other: str, data: Path, prefixes: list[Prefix], options: ModelOptions, *, quiet: bool
-) -> tuple[float, dict[str, Any]]:
-    """The loss difference, and what was measured."""
+) -> tuple[tuple[str, str], float, dict[str, Any]]:
+    """The fingerprints of what was loaded, the loss difference, and what was measured."""
     from foreword.cli.loading import load_base
     from foreword.evaluation.equivalence import facts_of, loss_difference, losses_of
     from foreword.examples import read_examples
@@ -169,4 +180,4 @@ def _measured(
             for row in facts["losses"]
         ]
         output.table(("prefix", trained, other, "difference"), rows)
-    return difference, facts
+    return (first.fingerprint, second.fingerprint), difference, facts

@@ -133,6 +133,11 @@ class Configuration(ModelOptions):
                 f"quantization is {self.quantization!r}, which is the local engine's; take engine local, or "
                 "leave it out: vLLM has its own (engine_arguments)"
             )
+        if self.training and self.dtype == "float16":  # else every job would fail (trainer.check_dtype)
+            raise UsageError(
+                "dtype is float16, and training is on: no prefix is trained through a model in float16. Take "
+                "auto, bfloat16 or float32, or turn training off: another server on the store can train"
+            )
         if self.engine_url is not None and not self.engine_url.startswith(("http://", "https://")):
             raise UsageError(
                 f"engine_url is {self.engine_url!r}; expected a URL such as http://127.0.0.1:8001"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from foreword.base.base_model import BaseModel
@@ -54,7 +53,10 @@ def open_base(
         )
     else:
         base = BaseModel.without_weights(
-            configuration.base, long_context=configuration.long_context, notify=notify
+            configuration.base,
+            dtype=configuration.dtype,
+            long_context=configuration.long_context,
+            notify=notify,
         )
     if store is not None:
         base.equivalent |= store.equivalents(base.fingerprint)
@@ -115,7 +117,7 @@ class ServedModel:
 def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
     """A base model in this process; a folder's path is nobody's business, and no name for a model."""
     return ServedModel(
-        name=name or (Path(base.name).name if Path(base.name).is_dir() else base.name),
+        name=name or base.shown_name,
         identity=base.identity,
         geometry=base.geometry,
         tokenizer=base.tokenizer,

@@ -55,8 +55,8 @@ def starting_embeddings(
     """
     if base.is_encoder_decoder:
         raise UsageError(
-            f"parameterization is 'embedding', but {base.name} is an encoder-decoder: one text can't give "
-            "encoder, decoder and cross-attention their keys and values; take direct or mlp+start"
+            f"parameterization is 'embedding', but {base.shown_name} is an encoder-decoder: one text can't "
+            "give encoder, decoder and cross-attention their keys and values; take direct or mlp+start"
         )
     start_PE: torch.Tensor
     table = base.model.get_input_embeddings()
@@ -78,7 +78,7 @@ def _check_exact(base: BaseModel, ids: Sequence[int]) -> None:
     config = base.model.config.get_text_config(decoder=True)
     if getattr(config, "hidden_size_per_layer_input", 0):  # from embeddings, Gemma 4 searches its vocabulary
         raise UnsupportedArchitecture(
-            f"the layers of {base.name} have embeddings of each token id of their own, which its input "
+            f"the layers of {base.shown_name} have embeddings of each token id of their own, which its input "
             "embeddings do not tell; take another parameterization than 'embedding'"
         )
     expected = activations(base, ids, ids, len(ids))
@@ -86,12 +86,12 @@ def _check_exact(base: BaseModel, ids: Sequence[int]) -> None:
     try:
         compiled = compile_embeddings(base, embeddings_PE)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise UnsupportedArchitecture(f"{base.name} takes no embeddings as input: {error}") from error
+        raise UnsupportedArchitecture(f"{base.shown_name} takes no embeddings as input: {error}") from error
     far = 1e-3 if base.dtype == torch.float32 else 0.05
     pairs = (pair for place in expected for pair in zip(compiled[place], expected[place], strict=True))
     for one, other in pairs:
         if float((one.cpu() - other).norm()) > far * float(other.norm()):
             raise UnsupportedArchitecture(
-                f"{base.name} computes other keys and values from embeddings than from their token ids; "
-                "take another parameterization than 'embedding'"
+                f"{base.shown_name} computes other keys and values from embeddings than from their token "
+                "ids; take another parameterization than 'embedding'"
             )

@@ -216,9 +216,9 @@ def check_dtype(base: BaseModel) -> None:
     """
     if base.dtype == torch.float16:
         raise UsageError(
-            f"{base.name} is in float16, whose gradients vanish or overflow without loss scaling, which "
-            "Foreword does not do; load it with dtype bfloat16 or float32 to train. Such a prefix runs on "
-            "the model in float16, too"
+            f"{base.shown_name} is in float16, whose gradients vanish or overflow without loss scaling, "
+            "which Foreword does not do; load it with dtype bfloat16 or float32 to train. Such a prefix "
+            "runs on the model in float16, too"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 from foreword import BaseModel
 from foreword.errors import (
     EngineStopped,
+    NonFinitePrefix,
     UnsupportedArchitecture,
     UsageError,
     WindowExceeded,
@@ -341,6 +343,20 @@ def test_the_data_type_that_is_set_is_vllms(tmp_path: Path, monkeypatch: pytest.
     folder = save_tiny(tmp_path / "model")
     _, _, command, _ = started_without_vllm(folder, monkeypatch, dtype="bfloat16")
     assert command[command.index("--dtype") + 1] == "bfloat16"
+
+
+def test_numbers_beyond_the_data_type_that_is_set_are_refused_by_the_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At upload, not by vLLM at each request."""
+    folder = save_tiny(tmp_path / "model")
+    for dtype, refused in (("float16", True), ("bfloat16", False), ("auto", False)):
+        with monkeypatch.context() as patch:
+            served, _, _, (base,) = started_without_vllm(folder, patch, dtype=dtype)
+        assert base.dtype == (torch.float16 if refused else torch.bfloat16)
+        large = random_prefix(base, 3, scale=1e6)
+        with pytest.raises(NonFinitePrefix, match="infinite in float16") if refused else nullcontext():
+            served.check(large)
 
 
 def test_a_gateway_refuses_windows_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,8 +313,12 @@ def settings_of(**given: Any) -> tuple[Any, Any]:
         ({"policy": "recompute"}, UsageError, "kv_load_failure_policy is 'recompute'"),
         ({"pipeline_parallel_size": 2}, UsageError, "pipeline_parallel_size is 2"),
         ({"speculative": object()}, UsageError, "speculative"),
-        ({"specs": [SlidingWindowSpec()]}, UnsupportedArchitecture, "the last 64 tokens only"),
-        ({"specs": [FullAttentionSpec()] * 2}, UnsupportedArchitecture, "2 groups"),
+        (
+            {"specs": [SlidingWindowSpec()]},
+            UnsupportedArchitecture,
+            "the last 64 tokens only.*`foreword generate` runs",
+        ),
+        ({"specs": [FullAttentionSpec()] * 2}, UnsupportedArchitecture, "2 groups.*`foreword generate` runs"),
     ],
 )
 def test_settings_that_would_give_wrong_text_are_refused(

@@ -66,10 +66,15 @@ does with the same keys and values; in an encoder-decoder, each stream must chan
 nothing in front of a token. The trial is computed in float32 whatever the weights are kept in, so that rounding
 to 16 bits hides nothing. Whatever fails is refused with `UnsupportedArchitecture` before any work. What a few
 tokens can't show, such as a change of behaviour thousands of tokens in, the trial can't see.
+
+The tests of architectures pass on transformers 5.19.0, which `constraints.txt` takes, and passed on 5.24.0; on 5.16.0,
+which has no Kimi Linear, only those of hybrids and of the trial (`test_hybrids.py`, `test_compatibility.py`) were run.
 """
 
 HYBRIDS = """Layers with a state of the text (state-space, linear attention, convolutions) stand beside attention, or in
 its place. A prefix has keys and values for the attention layers alone: [hybrids.md](hybrids.md).
+
+The vLLM engine refuses all of them: vLLM takes a prefix for text that the layers beside attention have read.
 """
 
 VLLM = """

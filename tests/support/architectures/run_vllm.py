@@ -97,7 +97,7 @@ def enlarged(architecture: Architecture) -> tuple[Architecture, bool]:
         settings["head_dim"] = LARGER["head_dim"]
     known = AutoConfig.for_model(architecture.model_type)
     for name in ("head_dim", "num_key_value_heads"):  # vLLM believes them where the architecture has none
-        if not hasattr(known, name):
+        if name not in {*dir(known), *known.attribute_map}:  # to read it is an error where layers differ
             settings[name] = ABSENT
     settings |= PUBLISHED.get(architecture.model_type, {})
     for name in (

@@ -126,7 +126,7 @@ def check_row(base: BaseModel, row: Row, *, max_positions: int | None = None, wh
     max_new_tokens = min(row.sampling.max_tokens, limit - len(row.prompt_ids))
     if max_new_tokens < 1:
         raise WindowExceeded(
-            f"the prompt has {len(row.prompt_ids)} tokens; {limit} fit in {base.name}{where}"
+            f"the prompt has {len(row.prompt_ids)} tokens; {limit} fit in {base.shown_name}{where}"
             f"{base.window_note}, new tokens among them. Shorten it"
         )
     return max_new_tokens

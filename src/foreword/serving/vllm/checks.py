@@ -38,13 +38,13 @@ def check_settings(vllm_config: Any, kv_cache_config: Any) -> None:
         if window is not None and window < limit:
             raise UnsupportedArchitecture(
                 f"the model has layers that see the last {window} tokens only and would lose sight of a "
-                f"prefix; set --max-model-len to at most {window}, or use the local engine"
+                f"prefix; set --max-model-len to at most {window}. `foreword generate` runs this one"
             )
     kinds = {type(group.kv_cache_spec).__name__ for group in groups}
     if len(groups) != 1 or kinds != {"FullAttentionSpec"}:
         raise UnsupportedArchitecture(
             f"the model's cache has {len(groups)} groups of {', '.join(sorted(kinds))}; prefixes need one of "
-            "full attention. Use the local engine"
+            "full attention. `foreword generate` runs this one"
         )
 
 
