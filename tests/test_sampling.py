@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -12,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from foreword.sampling import RowSampling, TokenSampler, exponential_noise, row_seed
+from foreword.sampling import EndedRows, RowSampling, TokenSampler, exponential_noise, row_seed
 
 CPU = torch.device("cpu")
 MASK = 2**64 - 1
@@ -112,3 +115,21 @@ def test_a_row_has_other_randomness_at_every_step_and_place() -> None:
     assert len(set(steps.tolist())) > 40
     for shift in range(3):
         assert int((steps[shift:] == place[: 200 - shift]).sum()) < 20
+
+
+def test_end_ids_are_copied_to_the_device_once() -> None:
+    """Each copy makes the host wait for the device; without a GPU, the meta device stands for one."""
+    ended = EndedRows(frozenset({0, 3}), None)
+    ids_BT = torch.zeros(2, 5, dtype=torch.long, device="meta")
+    copies = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            copies.append(func is torch.ops.aten._to_copy.default)
+            return func(*args, **(kwargs or {}))
+
+    with Copies():
+        ended(ids_BT, None)
+        first = sum(copies)
+        ended(ids_BT, None)
+    assert first == sum(copies) == 1

@@ -166,8 +166,9 @@ def exponential_noise(seeds_B: torch.Tensor, steps_B: torch.Tensor, vocabulary: 
     its row's step and its place in the vocabulary alone.
 
     A counter-based generator (SplitMix64: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
-    generators"), so that no state has to be kept for a row and all are computed at once, with integers: the
-    same bits on every device and in every batch.
+    generators"), so that no state has to be kept for a row and all are computed at once. The random bits are
+    the same on every device and in every batch; their logarithm, in float32, can differ in its last place
+    between devices.
     """
     keys_B = _mixed(_mixed(seeds_B) + steps_B)
     places_V = torch.arange(1, vocabulary + 1, device=seeds_B.device) * _signed(GOLDEN)
@@ -240,7 +241,8 @@ class EndedRows(StoppingCriteria):
         self._ended_B = torch.zeros(0, dtype=torch.bool)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        ended_B = torch.isin(input_ids[:, -1], self._end_ids.to(input_ids.device))
+        self._end_ids = self._end_ids.to(input_ids.device)  # copied at the first token alone
+        ended_B = torch.isin(input_ids[:, -1], self._end_ids)
         if self._stop is not None:
             ended_B |= self._stop(input_ids, scores, **kwargs)
         if len(self._ended_B):

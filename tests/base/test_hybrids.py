@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from foreword import BaseModel, Prefix, generate
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import EncodedExample
-from foreword.errors import NotExportable, UnsupportedArchitecture
-from foreword.interop import export_peft
+from foreword.errors import ForeignFormat, NotExportable, UnsupportedArchitecture
+from foreword.interop import export_peft, import_peft
 from foreword.research.baselines.prompting import behind
 from foreword.serving.engine.local import LocalEngine
 from foreword.serving.vllm.engine import check_base
@@ -66,15 +67,21 @@ def test_rows_never_share_a_sequence(base: BaseModel) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_next", "granitemoehybrid", "lfm2"])
-def test_a_row_is_the_same_beside_one_a_hundred_times_its_length(model_type: str) -> None:
+def test_a_row_beside_rows_of_ten_a_hundred_and_a_thousand_times_its_length(model_type: str) -> None:
     """Longer than the chunks in which states are computed."""
     base = BY_TYPE[model_type].base
-    rows = [EncodedExample((5, 6), (7, 8)), EncodedExample((5, 6), (7, 8, 9) * 100)]
-    prefixes = PrefixBatch.stack([random_prefix(base, 3), None], base.device)
+    text = (7, 8, 9, 10, 6)
+    rows = [EncodedExample((5,), (7,)), *(EncodedExample((5,), text * n + text[:4]) for n in (3, 39, 399))]
+    assert [len(row.source_ids) + len(row.target_ids) for row in rows] == [2, 20, 200, 2000]
+    prefix = random_prefix(base, 3)
+    prefixes = PrefixBatch.stack([prefix, None, prefix, None], base.device)
     with torch.no_grad():
-        found = target_losses(base.model, base.batch(rows, prefixes, "flat"), prefixes)[:2]
-        alone = token_losses(base.model, (5, 6), (7, 8), random_prefix(base, 3).tensors)
-    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+        found = target_losses(base.model, base.batch(rows, prefixes, "flat"), prefixes)
+        for row, mine, tensors in zip(
+            rows, found.split([1, 19, 199, 1999]), (prefix.tensors, None), strict=False
+        ):
+            alone = token_losses(base.model, row.source_ids, row.target_ids, tensors)
+            torch.testing.assert_close(mine, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_one_length_share_a_batch_where_padding_makes_a_state() -> None:
@@ -96,17 +103,20 @@ def test_rows_of_one_length_share_a_batch_where_padding_makes_a_state() -> None:
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
 
 
-@torch.no_grad()
-def test_the_text_moves_the_states_and_the_prefix_does_not(base: BaseModel) -> None:
-    """What the first layer, a convolution, makes of the text is the same bit for bit behind any prefix."""
-    made: list[torch.Tensor] = []
-    handle = base.model.model.layers[0].register_forward_hook(lambda module, given, out: made.append(out))
-    try:
-        for prefix in (None, random_prefix(base, 4)):
-            base.token_losses(random_examples(1), prefix)
-    finally:
-        handle.remove()
-    assert torch.equal(made[0], made[1])
+def test_a_prefix_moves_states_through_attention_alone() -> None:
+    """Where attention hands nothing on to the layers behind it, a prefix changes nothing at all."""
+    base = BaseModel(lfm2(bias=True), byte_tokenizer(), name="closed")
+    prefix, examples = random_prefix(base, 4), random_examples(2)
+
+    def same() -> bool:
+        pairs = zip(base.token_losses(examples, prefix), base.token_losses(examples), strict=True)
+        texts = [generate(base, PROMPTS, each, max_new_tokens=6) for each in (prefix, None)]
+        return all(torch.equal(one, other) for one, other in pairs) and texts[0] == texts[1]
+
+    assert not same()
+    for layer in base.model.model.layers[1::2]:
+        nn.init.zeros_(layer.self_attn.out_proj.weight)
+    assert same()
 
 
 def refuse(model: Any, match: str) -> None:
@@ -121,6 +131,15 @@ def test_a_hybrid_that_counts_positions_on_its_own_is_refused() -> None:
         hidden, torch.arange(hidden.shape[1])[None]
     )
     refuse(model, "text behind its own cache is not what it is in one pass")
+
+
+def test_a_hybrid_whose_angles_depend_on_the_farthest_row_is_refused() -> None:
+    model = lfm2()
+    rotary = model.model.rotary_emb.forward
+    model.model.rotary_emb.forward = lambda hidden, position_ids: rotary(
+        hidden, position_ids * (3 if position_ids.max() > 50 else 1)
+    )
+    refuse(model, "is changed by what is beside it")
 
 
 def test_a_hybrid_whose_state_runs_on_into_the_next_row_is_refused() -> None:
@@ -180,6 +199,11 @@ def test_a_texts_own_keys_and_values_do_not_stand_for_it(base: BaseModel) -> Non
 def test_what_takes_no_hybrid_says_so(base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(NotExportable, match="is a hybrid"):
         export_peft(random_prefix(base, 3), tmp_path / "peft", base)
+    flat_PN = torch.ones(3, 2 * 4 * 2 * 8)
+    save_file({"prompt_embeddings": flat_PN}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING", "num_layers": 4}')
+    with pytest.raises(ForeignFormat, match="which is a hybrid: PEFT puts keys and values into every layer"):
+        import_peft(tmp_path, base)
     with pytest.raises(UnsupportedArchitecture, match="can't be served by vLLM .* it is a hybrid"):
         check_base(base)
     with pytest.raises(UnsupportedArchitecture, match="can't be served by the local engine"):

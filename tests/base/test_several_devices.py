@@ -15,6 +15,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, Mistral
 
 from foreword import BaseModel, Prefix, generate, train
 from foreword.base.loss import plain_head
+from foreword.serving.engine.continuous_batch import ContinuousBatch, RunningRow
+from foreword.serving.engine.protocol import Row, Sampling, Token
 from support.pretend_devices import FIRST, SECOND, pretended_devices, spread
 from support.stand_ins import VOCABULARY, byte_tokenizer, random_examples, random_prefix, tiny_llama
 
@@ -85,6 +87,35 @@ def test_a_model_on_two_devices_does_what_it_does_on_one(model: Any) -> None:
     for name, tensor in expected.tensors.items():
         torch.testing.assert_close(found.tensors[name], tensor, rtol=1e-3, atol=1e-4)
     assert found.origin.dev_loss == pytest.approx(expected.origin.dev_loss, rel=1e-4)
+
+
+def tokens_of_continuous_batch(base: BaseModel) -> list[list[int]]:
+    """What the local engine's batch writes for rows of several lengths, with prefixes and without, two sampled."""
+    batch = ContinuousBatch(base)
+    asked = (("abc", 3, 0.0), ("de fgh", 0, 1.0), ("x", 5, 1.0))
+    written: dict[RunningRow, list[int]] = {}
+    for prompt, length, temperature in asked:
+        ids = tuple(base.template.source_ids(base.tokenizer, prompt))
+        prefix = random_prefix(base, length) if length else None
+        row = RunningRow(
+            Row(ids, prefix, "alice", Sampling(6, temperature=temperature, seed=1), frozenset()), 6
+        )
+        written[row] = [batch.prefill(row).token_id]
+    while rows := list(batch.rows):
+        for row, token in zip(rows, batch.step(), strict=True):
+            assert isinstance(token, Token)
+            written[row].append(token.token_id)
+    return list(written.values())
+
+
+def test_the_local_engine_writes_on_two_devices_what_it_does_on_one() -> None:
+    expected = tokens_of_continuous_batch(base_of(llama()))
+    assert [len(each) for each in expected] == [6, 6, 6]
+    with pretended_devices():
+        spread(here := llama(), PLACES)
+        base = base_of(here)
+        assert base.cache_takes_prefixes
+        assert tokens_of_continuous_batch(base) == expected
 
 
 def test_losses_from_a_head_elsewhere_come_in_parts(devices: None) -> None:

@@ -25,7 +25,7 @@ from foreword.errors import (
 )
 from foreword.interop import import_adapters
 from foreword.prefix import Prefix
-from support.stand_ins import byte_tokenizer
+from support.stand_ins import LETTERS, byte_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 DECODERS = ["llama", "llama-yarn", "mistral"]
@@ -35,7 +35,7 @@ ENCODER_DECODERS = ["bart", "bart-ejected", "bart-decoder-only"]
 def base_model(name: str, **changes: Any) -> BaseModel:
     kind = AutoModelForSeq2SeqLM if name in (*ENCODER_DECODERS, "t5") else AutoModelForCausalLM
     model = kind.from_pretrained(FIXTURES / name / "base", attn_implementation="eager", **changes)
-    return BaseModel(model, byte_tokenizer(), name=name)
+    return BaseModel(model, byte_tokenizer(LETTERS), name=name)
 
 
 def logits(base: BaseModel, prefix: Prefix | None, expected: dict[str, torch.Tensor]) -> torch.Tensor:

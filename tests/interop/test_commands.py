@@ -15,7 +15,7 @@ from foreword.cli import exports, imports
 from foreword.errors import GeometryMismatch, NonFinitePrefix, OutputExists
 from support.interop_models import build
 from support.original_checkpoints import PrefixTuning, save
-from support.stand_ins import byte_tokenizer, random_prefix
+from support.stand_ins import LETTERS, byte_tokenizer, random_prefix
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -68,7 +68,7 @@ def test_a_folder_of_adapters_becomes_a_prefix_file(tmp_path: Path, monkeypatch:
     base.mkdir()
     for file in (FIXTURES / "llama" / "base").iterdir():
         (base / file.name).write_bytes(file.read_bytes())
-    byte_tokenizer().save_pretrained(base)
+    byte_tokenizer(LETTERS).save_pretrained(base)
     done = run(
         imports.app, "adapters", FIXTURES / "llama" / "prefix", "--base", base, "--out", tmp_path / "p"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import string
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -11,14 +12,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from foreword import BaseModel, Example, Prefix
 
 END = "<end>"
+PRINTABLE = "".join(map(chr, range(32, 127))) + "\n"
 VOCABULARY = 97
+"""Tokens of the tokenizer with one for each of `PRINTABLE`."""
+LETTERS = " ." + string.ascii_lowercase
+"""For models of 29 embeddings: those that other libraries' results were recorded with."""
 
 
-def byte_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """One token per printable ASCII character, newline, and an end token: every token is readable."""
-    printable = "".join(map(chr, range(32, 127))) + "\n"
+def byte_tokenizer(characters: str = PRINTABLE, **special: str) -> PreTrainedTokenizerFast:
+    """One token per character and an end token: every token is readable."""
     pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    alphabet = list(pre_tokenizer.pre_tokenize_str(printable)[0][0])
+    alphabet = list(pre_tokenizer.pre_tokenize_str(characters)[0][0])
     vocabulary = {END: 0, **{letter: index + 1 for index, letter in enumerate(alphabet)}}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizer

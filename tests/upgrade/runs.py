@@ -10,8 +10,9 @@ from typing import Any
 
 from foreword.parameterization import ParameterizationSettings
 
-from foreword import BaseModel, Prefix, train, train_many
-from upgrade.surface import FIXTURES, examples
+from foreword import BaseModel, Prefix, PrefixStore, train, train_many
+from foreword.errors import OutdatedCatalogue
+from upgrade.surface import FIXTURES, all_commands, examples
 
 COMMON: dict[str, Any] = {"length": 4, "steps": 20, "batch_size": 4, "seed": 3, "checkpoint_every": 4}
 
@@ -108,3 +109,19 @@ def call(words: list[str]) -> int:
     finally:
         sys.argv = before
     return 0
+
+
+def migrate(opening: Callable[[], PrefixStore], place: list[str]) -> None:
+    """As the message tells its reader to, where the store is not of today's revision."""
+    try:
+        opening().close()
+    except OutdatedCatalogue as error:
+        if "foreword store migrate" not in str(error):
+            raise
+        words = place[:2] if "--blobs" in place and not takes_blobs() else place
+        assert call(["store", "migrate", *words]) == 0
+
+
+def takes_blobs() -> bool:
+    options = all_commands()["store migrate"].params
+    return any("--blobs" in option.opts for option in options)

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from foreword import PrefixStore
-from upgrade import surface
+from upgrade import runs, surface
 
 FOLDER = surface.FIXTURES / "jobs"
 EXPECTED = surface.recorded("jobs/expected.json")
@@ -45,6 +45,8 @@ HYPERPARAMETERS = {
 def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Path]]:
     folder = tmp_path_factory.mktemp("killed")
     shutil.copytree(FOLDER / "store", folder / "store")
+    store = str(folder / "store")
+    runs.migrate(lambda: PrefixStore(store, create=False), ["--store", store])
     (folder / "tiny-llama").symlink_to(saved / "tiny-llama")
     settings = {"trainer_threads": 1, "jobs_together": 1, "lease_seconds": 1, "idle_seconds": 5}
     words = [
@@ -145,11 +147,13 @@ def test_a_hyperparameter_is_taken_and_shown(server: tuple[httpx.Client, Path], 
     client, _ = server
     done = client.get(f"/fine_tuning/jobs/{EXPECTED['jobs']['done']}").json()
     given = {name: HYPERPARAMETERS[name]}
-    body = {
+    body: dict[str, Any] = {
         "model": "tiny-llama",
         "training_file": done["training_file"],
         "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
     }
+    if name == "patience":  # with dev losses to be patient about
+        body["validation_file"] = done["training_file"]
     made = client.post("/fine_tuning/jobs", json=body)
     assert made.status_code == 200, made.text
     job = made.json()

@@ -6,14 +6,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foreword import Prefix, PrefixStore
-from foreword.errors import NotAllowed, OutdatedCatalogue, UnknownKey, UnknownPrefix
+from foreword.errors import NotAllowed, UnknownKey, UnknownPrefix
 from upgrade import runs, surface
 
 FOLDER = surface.FIXTURES / "stores"
@@ -38,7 +38,7 @@ def postgres() -> Iterator[str]:
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_a_store_in_a_folder_holds_what_it_held(here: Path, revision: str) -> None:
     shutil.copytree(FOLDER / revision, here / "store")
-    migrate(lambda: PrefixStore("store"), ["--store", "store"])
+    runs.migrate(lambda: PrefixStore("store"), ["--store", "store"])
     with PrefixStore("store", create=False) as store:
         check(store, surface.recorded(f"stores/{revision}/expected.json"))
 
@@ -54,25 +54,9 @@ def test_a_store_in_postgresql_holds_what_it_held(here: Path, postgres: str, rev
         connection.execute((FOLDER / revision / "postgresql.sql").read_text())  # type: ignore[call-overload]
     shutil.copytree(FOLDER / revision / "blobs", here / "blobs")
     url = postgres.format(name)
-    migrate(lambda: PrefixStore(url, blobs="blobs"), ["--store", url, "--blobs", "blobs"])
+    runs.migrate(lambda: PrefixStore(url, blobs="blobs"), ["--store", url, "--blobs", "blobs"])
     with PrefixStore(url, blobs="blobs", create=False, checkpoints="checkpoints") as store:
         check(store, surface.recorded(f"stores/{revision}/expected.json"))
-
-
-def migrate(opening: Callable[[], PrefixStore], place: list[str]) -> None:
-    """As the message tells its reader to, where the store is not of today's revision."""
-    try:
-        opening().close()
-    except OutdatedCatalogue as error:
-        if "foreword store migrate" not in str(error):
-            raise
-        words = place[:2] if "--blobs" in place and not takes_blobs() else place
-        assert runs.call(["store", "migrate", *words]) == 0
-
-
-def takes_blobs() -> bool:
-    options = surface.all_commands()["store migrate"].params
-    return any("--blobs" in option.opts for option in options)
 
 
 def check(store: PrefixStore, expected: dict[str, Any]) -> None:

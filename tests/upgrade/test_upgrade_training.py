@@ -62,6 +62,11 @@ def test_a_command_goes_on_where_it_was_killed(
     here: Path, check_result: Any, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     shutil.copytree(surface.FIXTURES / "commands" / name, here, dirs_exist_ok=True)
+    if (here / "store").exists():
+        assert runs.call(COMMANDS["lines"][name]) != 0
+        assert "foreword store migrate" in capsys.readouterr().err
+        runs.migrate(lambda: PrefixStore("store", create=False), ["--store", "store"])
+        capsys.readouterr()
     kept = {path: path.read_bytes() for path in here.rglob("*.prefix") if path.is_file()}
     assert runs.call(COMMANDS["lines"][name]) == 0, capsys.readouterr().err
     told = capsys.readouterr().err

@@ -203,7 +203,7 @@ def check_prefix_effect(model: Any, *, positions: bool, farthest: int | None = N
             if model.config.is_encoder_decoder:
                 _try_encoder_decoder(model, slack)
             elif attention_layers(model.config) is not None:
-                try_hybrid(model, name(model), slack, positions=positions)
+                try_hybrid(model, name(model), slack, positions=positions, farthest=farthest)
             else:
                 _try_decoder(model, positions, slack, farthest)
         except torch.OutOfMemoryError:

@@ -52,18 +52,20 @@ def attention_layers(config: Any) -> tuple[int, ...] | None:
     return tuple(number for number, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin))
 
 
-def try_hybrid(model: Any, name: str, slack: float, *, positions: bool) -> None:
+def try_hybrid(model: Any, name: str, slack: float, *, positions: bool, farthest: int | None) -> None:
     """Compare a prefix of two tokens with transformers' own cache, on a probed hybrid.
 
     The cache is given the same keys and values in its attention layers and no state, and the text stands at
     positions from P: with a prefix, our attention must compute the same. A row beside it, longer and without
-    a prefix, must stay what the model computes of it alone. Whether positions are obeyed is seen where the
+    a prefix, must stay what the model computes of it alone, and so must both with one at the model's last
+    position beside them. Whether positions are obeyed is seen where the
     model goes on from its own cache, states and all: it must compute what it computes of the whole text.
 
     Args:
         name: of the model, for messages.
         slack: see `trial_numbers`, in force here.
         positions: whether the model takes `position_ids`.
+        farthest: positions that it has for prefix and text; None: unlimited.
 
     Raises:
         UnsupportedArchitecture: one of these is not so.
@@ -75,11 +77,14 @@ def try_hybrid(model: Any, name: str, slack: float, *, positions: bool) -> None:
         torch.stack([part.to(device) for part in parts], dim=1) for parts in zip(*kept, strict=True)
     )
     length = len(_PREFIX_IDS)
-    prefixes = PrefixBatch({"decoder": StreamBlock(key_1LHPD, value_1LHPD, (length,))}, (0, None, None))
     rows = [EncodedExample(ids[:1], (*ids[1:], 0)) for ids in (_TEXT_IDS, whole_ids, _TEXT_IDS)]
-    batch = decoder_batch(
-        rows, (length, 0, 0), (None,) * 3, layout="right", device=device, positions=positions
-    )
+    offsets = [length, 0, 0]
+    if positions and farthest is not None:  # a row at the last position: angles must not depend on it
+        rows, offsets = [*rows, EncodedExample(_TEXT_IDS[:1], (0,))], [*offsets, farthest - 1]
+    of_rows = (0, *(None,) * (len(rows) - 1))
+    prefixes = PrefixBatch({"decoder": StreamBlock(key_1LHPD, value_1LHPD, (length,))}, of_rows)
+    groups = [None] * len(rows)
+    batch = decoder_batch(rows, offsets, groups, layout="right", device=device, positions=positions)
     with attention_context(AttentionContext(prefixes=prefixes)):
         logits_BTV = model(**batch.inputs, use_cache=False).logits
     with_TV, without_TV = (logits_BTV[row, : len(_TEXT_IDS)] for row in (0, 2))
@@ -103,8 +108,8 @@ def try_hybrid(model: Any, name: str, slack: float, *, positions: bool) -> None:
     if not all(right.values()):
         listed = "; ".join(fault for fault, absent in right.items() if not absent)
         raise UnsupportedArchitecture(
-            f"{name}: {listed}. The model counts positions or makes masks on its own, or its states are not "
-            "each row's own"
+            f"{name}: {listed}. The model counts positions or makes masks on its own, or its states, or the "
+            "angles of its queries and keys, are not each row's own"
         )
 
 

@@ -48,7 +48,8 @@ def import_peft(folder: str | Path, base: BaseModel) -> Prefix:
         base: the model it was trained for. PEFT keeps no fingerprint, so this is taken at its word.
 
     Raises:
-        ForeignFormat: another method than prefix tuning or cartridge, or other tensors than those.
+        ForeignFormat: another method than prefix tuning or cartridge, or other tensors than those; a base
+            that is an encoder-decoder or a hybrid.
         UnsafePickle: `adapter_model.bin` holds more than tensors.
         GeometryMismatch: made for a base of other sizes.
         NonFinitePrefix: NaN or infinity in it.
@@ -64,6 +65,12 @@ def import_peft(folder: str | Path, base: BaseModel) -> Prefix:
             f"{folder} can't be imported for {base.name}: PEFT gives the encoder and the cross-attention "
             "of an encoder-decoder no keys and values, and the decoder those of half its layers twice. "
             "Train a prefix for it with Foreword"
+        )
+    if base.is_hybrid:
+        raise ForeignFormat(
+            f"{folder} can't be imported for {base.name}, which is a hybrid: PEFT puts keys and values into "
+            "every layer from the first on, and a prefix here has those of its attention layers alone. Train "
+            "a prefix for it with Foreword"
         )
     rooms = _rooms(base)
     if base.geometry.streams["decoder"].alike is None:

@@ -101,7 +101,9 @@ class Configuration(ModelOptions):
     )
     training: bool = _training(True, help="Train the jobs; without, other servers on the store do")
     jobs_together: int = _training(8, ge=1, help="Most jobs in one training run")
-    isolated: bool = _training(False, help="Train each job in passes of its own, bit for bit as if alone")
+    isolated: bool = _training(
+        False, help="Train each job in passes of its own, on a CPU bit for bit as if alone"
+    )
     turn_seconds: float = _training(600.0, gt=0, help="Time after which a run yields to jobs that wait")
     lease_seconds: float = _training(30.0, gt=0, help="A training process silent for so long loses its jobs")
     idle_seconds: float = _training(60.0, gt=0, help="The training process ends after so long without a job")

@@ -130,7 +130,7 @@ def train_step(
     Args:
         max_batch_tokens: most tokens of one pass of the model; more are divided into several. None: only a
             trainer's own gradient accumulation divides.
-        isolated: passes of its own for every trainer: it computes bit for bit what it would alone.
+        isolated: passes of its own for every trainer: on a CPU it computes bit for bit what it would alone.
 
     Returns:
         For each trainer its report; or an error if its loss is not finite, and then it is left as it

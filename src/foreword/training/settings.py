@@ -412,7 +412,8 @@ class OwnersSettings:
         help="Maximum tokens of one forward pass over all owners' rows; memory depends on it",
     )
     isolated: bool = of_owners(
-        False, help="Separate passes for each owner: slower; bit for bit what each gets when trained alone"
+        False,
+        help="Separate passes for each owner: slower; on a CPU bit for bit what each gets when trained alone",
     )
 
     def __post_init__(self) -> None:

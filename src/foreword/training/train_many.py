@@ -82,9 +82,9 @@ def train_many(
         options: fields of `TrainingSettings`, as for `train`; the same for all owners. Steps that are not
             given follow each owner's number of examples. And those of `OwnersSettings`:
             `concurrent_owners`, `max_batch_tokens`, and `isolated`, which gives every owner passes of their
-            own: slower, and bit for bit what `train` computes (with `max_batch_tokens`, which then divides
-            each owner's passes: the same whoever the others are, and `train`'s to the last bits). Otherwise
-            owners share passes, and results agree to the last bits of float32 arithmetic.
+            own: slower, and on a CPU bit for bit what `train` computes (with `max_batch_tokens`, which then
+            divides each owner's passes: the same whoever the others are, and `train`'s to the last bits).
+            Otherwise owners share passes, and results agree to the last bits of float32 arithmetic.
 
     Returns:
         A prefix per owner, those handed to `into` left out.

@@ -15,7 +15,7 @@ from foreword.encoding import EncodedExample
 from foreword.research.baselines.bottleneck_adapter import bottleneck_adapter, equal_width
 from foreword.research.baselines.registry import METHODS
 from support.baselines_settings import setting_of
-from support.stand_ins import byte_tokenizer
+from support.stand_ins import LETTERS, byte_tokenizer
 
 FIXTURE = Path(__file__).parent / "fixtures" / "bottleneck_adapter.safetensors"
 
@@ -39,7 +39,7 @@ def base(recorded: dict[str, torch.Tensor]) -> BaseModel:
     )
     model = LlamaForCausalLM(config)
     model.load_state_dict(beginning(recorded, "base."))
-    return BaseModel(model.eval(), byte_tokenizer(), name="recorded-llama")
+    return BaseModel(model.eval(), byte_tokenizer(LETTERS), name="recorded-llama")
 
 
 def beginning(tensors: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
