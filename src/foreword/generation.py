@@ -257,7 +257,7 @@ def _generate_batch(
 
 def _settings(base: BaseModel, row: _Row, decoding: Decoding, pad_id: int) -> GenerationConfig:
     """Of transformers' `generate`, for rows like `row`; without lengths, which change as rows leave."""
-    suppressed, sequences = banned_token_ids(base.tokenizer, decoding.banned)
+    suppressed, sequences = banned_token_ids(base.tokenizer, decoding.banned, base.vocabulary)
     declared = base.model.generation_config  # of it, only what the model is never meant to say
     suppressed = [*suppressed, *(declared.suppress_tokens or ())]
     sequences = [*sequences, *(declared.bad_words_ids or ())]

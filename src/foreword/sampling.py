@@ -404,22 +404,25 @@ class TextStreamer(BaseStreamer):
         self._ended[row] = final or self._texts[row].stopped
 
 
-def banned_token_ids(tokenizer: Any, banned: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+def banned_token_ids(
+    tokenizer: Any, banned: Sequence[str], vocabulary: int
+) -> tuple[list[int], list[list[int]]]:
     """Tokens never to be chosen, and sequences never to be completed, so that no text of `banned` appears.
 
     Covers every single token that contains a banned text, and the tokenizer's own spellings of it over
-    several tokens, with and without a space in front.
+    several tokens, with and without a space in front. Added tokens from `vocabulary` on have no embedding and
+    are never chosen: they need no ban.
     """
     if not banned:
         return [], []
     texts = _texts_of_tokens(tokenizer)
-    single = [token for token, text in enumerate(texts) if any(word in text for word in banned)]
+    single = [n for n, text in enumerate(texts[:vocabulary]) if any(word in text for word in banned)]
     spelt = [
         tokenizer(variant, add_special_tokens=False)["input_ids"]
         for word in banned
         for variant in (word, " " + word)
     ]
-    return single, [ids for ids in spelt if len(ids) > 1]
+    return single, [ids for ids in spelt if len(ids) > 1 and max(ids) < vocabulary]
 
 
 def _texts_of_tokens(tokenizer: Any) -> list[str]:

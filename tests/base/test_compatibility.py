@@ -15,12 +15,14 @@ from foreword.encoding import encode_example
 from foreword.errors import UnsupportedArchitecture
 from support.architectures.decoder_only import DECODER_ONLY_WORKING
 from support.architectures.encoder_decoder import ENCODER_DECODER_WORKING
+from support.architectures.hybrids import HYBRID_WORKING
 from support.architectures.refused import REFUSED
 from support.architectures.zoo import EXPERTS, Architecture
 from support.by_hand_attention import token_losses
 from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
-BY_TYPE = {each.model_type: each for each in DECODER_ONLY_WORKING + ENCODER_DECODER_WORKING}
+WORKING = DECODER_ONLY_WORKING + HYBRID_WORKING + ENCODER_DECODER_WORKING
+BY_TYPE = {each.model_type: each for each in WORKING}
 
 
 CHANGED = [each for each in REFUSED if each.changed]
@@ -159,7 +161,11 @@ def test_depth_is_no_reason_to_refuse_in_sixteen_bits(model_type: str, more: dic
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "llama", "mixtral", "gemma3_text", "deepseek_v3", "gpt_oss", "cohere2", "bart"]
+    "name",
+    [
+        *("gpt2", "llama", "mixtral", "gemma3_text", "deepseek_v3", "gpt_oss", "cohere2", "bart"),
+        *("gemma4_text", "qwen3_next", "granitemoehybrid", "lfm2"),
+    ],
 )
 def test_sizes_are_the_same_without_weights(name: str) -> None:
     base = BY_TYPE[name].base

@@ -109,3 +109,12 @@ def test_padding_with_such_a_token_is_padding_all_the_same(base: BaseModel) -> N
         ]
     prompts = ["a", "long prompt"]
     assert generate(padded, prompts, max_new_tokens=4) == generate(base, prompts, max_new_tokens=4)
+
+
+def test_a_banned_text_may_be_an_added_token_without_an_embedding(base: BaseModel) -> None:
+    """It can't be chosen, so nothing is to be banned; other texts beside it still are."""
+    (whole,) = generate(base, ["see"], max_new_tokens=4)
+    options = {"temperature": 0.0, "max_new_tokens": 4}
+    assert generate(base, ["see"], banned=[IMAGE, "<im"], **options) == [whole]
+    expected = generate(base, ["see"], banned=[whole[0]], **options)
+    assert generate(base, ["see"], banned=[IMAGE, whole[0]], **options) == expected != [whole]

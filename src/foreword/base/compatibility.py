@@ -101,7 +101,9 @@ def _same(key: torch.Tensor, other: torch.Tensor) -> bool:
 def _calls(model: Any) -> list[_Call]:
     encoder_decoder = model.config.is_encoder_decoder
     device = model.get_input_embeddings().weight.device
-    decoder_ids = torch.zeros(1, _DECODER_TOKENS, dtype=torch.long, device=device)
+    # Of more than one token, a hybrid looks into the mask for padding, and on the meta device it can't.
+    tokens = _DECODER_TOKENS if attention_layers(model.config) is None else 1
+    decoder_ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
     inputs = {"input_ids": decoder_ids}
     if encoder_decoder:
         encoder_ids = torch.zeros(1, _ENCODER_TOKENS, dtype=torch.long, device=device)

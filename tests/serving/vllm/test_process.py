@@ -28,6 +28,8 @@ from foreword.serving.vllm.checks import weights_of
 from foreword.serving.vllm.engine import VllmEngine, check_base
 from foreword.serving.vllm.prefixes import STORE
 from foreword.serving.vllm.process import HealthPoller, answers
+from support.architectures.hybrids import CONVOLUTION
+from support.architectures.zoo import Architecture
 from support.saved_bases import save_tiny
 from support.stand_ins import byte_tokenizer, tiny_llama
 
@@ -150,6 +152,14 @@ def test_dynamic_rotary_embeddings_are_the_local_engine_s(tiny_base: BaseModel) 
     base = BaseModel(tiny_llama(rope_parameters=rope), byte_tokenizer(), name="dynamic")
     check_base(tiny_base)
     with pytest.raises(UnsupportedArchitecture, match="dynamic rotary embeddings"):
+        check_base(base)
+
+
+def test_a_hybrid_is_refused_by_name_from_its_files(tmp_path: Path) -> None:
+    Architecture("LFM2", "lfm2", CONVOLUTION).model().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    base = open_base(of({"engine": "vllm", "base": str(tmp_path), "dtype": "float32"}))
+    with pytest.raises(UnsupportedArchitecture, match="it is a hybrid"):
         check_base(base)
 
 
