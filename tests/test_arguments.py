@@ -58,6 +58,9 @@ def test_numbers_of_numpy_train_and_are_written(tiny_base: BaseModel, tmp_path: 
         ({"temperature": float("nan")}, "temperature is nan; expected 0"),
         ({"temperature": 1, "top_k": 4.0}, "top_k is 4.0; expected a whole number"),
         ({"temperature": 1, "seed": 1.5}, "seed is 1.5; expected a whole number"),
+        ({"seed": 2**65}, r"seed is 36893488147419103232; expected -9,223,\d+,\d+,.* to 18,446,744,\S+,615"),
+        ({"temperature": 10**400}, "temperature is a number of more than 80 digits; expected a number that"),
+        ({"temperature": Fraction(10**400)}, "temperature is of type Fraction; expected a number"),
         ({"top_p": [0.9]}, r"top_p is \[0.9\]; expected a number"),
         ({"beams": 2.0}, "beams is 2.0; expected a whole number"),
         ({"length_penalty": "1"}, "length_penalty is '1'; expected a number"),
@@ -95,6 +98,9 @@ def test_what_generate_cannot_mean(tiny_base: BaseModel, options: dict[str, Any]
         ({"on_progress": "print"}, "on_progress is 'print'"),
         ({"learning_rate": True}, "learning_rate is True; expected a number"),
         ({"seed": "0"}, "seed is '0'; expected a whole number"),
+        ({"seed": 2**65}, r"seed is 36893488147419103232; expected -9,223,\d+,\d+,.* to 18,446,744,\S+,615"),
+        ({"seed": -(10**5000)}, "seed is a number of more than 80 digits; expected -9,223"),
+        ({"learning_rate": 10**400}, "learning_rate is a number of more than 80 digits; expected a number"),
         ({"epochs": "2", "steps": None}, "epochs is '2'; expected a number"),
         ({"init": 5}, "init is 5; expected Initialization"),
         ({"parameterization": 5}, "parameterization is 5; expected"),
@@ -107,6 +113,13 @@ def test_what_generate_cannot_mean(tiny_base: BaseModel, options: dict[str, Any]
 def test_what_train_cannot_mean(tiny_base: BaseModel, options: dict[str, Any], found: str) -> None:
     with pytest.raises(UsageError, match=found):
         train(**{"base": tiny_base, "examples": TASK, **QUICK, **options})
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_every_seed_of_the_generators_is_taken(tiny_base: BaseModel, seed: int) -> None:
+    for init in ("random", "demonstrations"):
+        train(tiny_base, TASK, **QUICK, seed=seed, init=init, parameterization="mlp+start")
+    generate(tiny_base, ["ab"], temperature=1, seed=seed, max_new_tokens=2)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from foreword.errors import UsageError
-from foreword.validation import check_fields, check_whole_text
+from foreword.validation import LARGEST_SEED, SMALLEST_SEED, Setting, check_fields, check_whole_text
 
 UNFINISHED = "\ufffd"
 """What a tokenizer writes for bytes that are no whole character, or not yet."""
@@ -81,6 +81,7 @@ class Decoding:
             raise UsageError(f"top_k is {self.top_k}, beams is {self.beams}; expected 0 or more, 1 or more")
         if self.beams > 1 and self.temperature > 0:
             raise UsageError("beams and temperature exclude each other; set one of them")
+        Setting("", "seed", type=int, ge=SMALLEST_SEED, le=LARGEST_SEED).check(self.seed)
         if "" in self.stop or "" in self.banned:
             raise UsageError("stop and banned texts must not be empty")
         for name in ("stop", "banned"):

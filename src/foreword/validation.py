@@ -104,7 +104,7 @@ def fitting(name: str, value: Any, hint: Any) -> Any:
     kind = origin or hint
     if kind in (int, float, bool):
         plain = plain_number(value)
-        found = float(plain) if kind is float and type(plain) is int else plain
+        found = _as_float(name, plain) if kind is float and type(plain) is int else plain
         fits = type(found) is kind or (isinstance(found, kind) and not isinstance(found, bool))
     elif kind is Literal:
         found, fits = value, isinstance(value, str) and value in parts
@@ -157,14 +157,30 @@ def plain_number(value: Any) -> Any:
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # such as a fraction's
+            return value
     return bool(value) if type(value).__name__ in ("bool", "bool_") else value
 
 
+def _as_float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UsageError(f"{name} is {_shown(value)}; expected a number that a float can hold") from error
+
+
 def _misfit(name: str, value: Any, hint: Any) -> UsageError:
+    return UsageError(f"{name} is {_shown(value)}; expected {_words(hint)}")
+
+
+def _shown(value: Any) -> str:
+    """`value` for a message: itself where it is short."""
+    if isinstance(value, int) and abs(value) >= 10**80:  # Python refuses to write those of 4,300 digits
+        return "a number of more than 80 digits"
     shown = repr(value)
-    shown = shown if len(shown) <= 80 else f"of type {type(value).__name__}"
-    return UsageError(f"{name} is {shown}; expected {_words(hint)}")
+    return shown if len(shown) <= 80 else f"of type {type(value).__name__}"
 
 
 def _is_literal(hint: Any) -> bool:
@@ -207,6 +223,9 @@ def is_text_mapping(value: object) -> bool:
 
 
 # -- settings ------------------------------------------------------------------------------------
+
+SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
+"""Seeds that torch's generators take (`torch.Generator.manual_seed`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,6 +319,8 @@ class Setting:
         ):
             if kind in kinds and (not isinstance(value, number) or isinstance(value, bool)):
                 raise UsageError(f"{name} is {value!r}; expected {words}")
+        if float in kinds:
+            _as_float(name, value)
         if (bool in kinds or kinds == (str,)) and not isinstance(value, kinds):
             raise UsageError(f"{name} is {value!r}; expected {'text' if str in kinds else 'true or false'}")
         if any(dataclasses.is_dataclass(kind) for kind in kinds):
@@ -312,14 +333,15 @@ class Setting:
             and (self.lt is None or value < self.lt)
         )
         if not inside:
-            raise UsageError(f"{name} is {value}; expected {self.range}")
+            raise UsageError(f"{name} is {_shown(value)}; expected {self.range}")
 
     @property
     def range(self) -> str | None:
         """Its bounds in words; None without any."""
         whole = int in self.alternatives
         if self.ge is not None and self.le is not None:
-            return f"{self.ge:g} to {self.le:g}"
+            # Of many digits, "g" would say others.
+            return " to ".join(f"{end:,}" if abs(end) > 2**53 else f"{end:g}" for end in (self.ge, self.le))
         if (whole and self.ge == 1) or self.gt == 0:
             lower = "a positive number"
         elif self.ge is not None:

@@ -221,6 +221,7 @@ def test_texts_are_written_as_json_lines_and_nothing_is_replaced_unasked(run: An
         (("a", "--prefix", "p.prefix", "--temperature", -1), 2, "temperature is -1"),
         (("a", "--prefix", "p.prefix", "--beams", 2, "--temperature", 1), 2, "exclude each other"),
         (("a", "--prefix", "p.prefix", "--batch-size", 0), 2, "batch_size is 0"),
+        (("a", "--prefix", "p.prefix", "--seed", 2**65), 2, "seed is 36893488147419103232; expected"),
         (("caf\udce9", "--prefix", "p.prefix"), 2, "prompt 0: the source holds '\\udce9' at character 4"),
         (("a", "--stop", "\udce9", "--prefix", "p.prefix"), 2, "stop holds '\\udce9' at character 1"),
     ],

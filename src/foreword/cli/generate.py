@@ -28,7 +28,7 @@ from foreword.cli.options import (
     overwrite_option,
 )
 from foreword.errors import BadExamples, TemplateRefuses, UsageError, WindowExceeded
-from foreword.validation import setting
+from foreword.validation import LARGEST_SEED, SMALLEST_SEED, setting
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
@@ -54,7 +54,7 @@ class SamplingOptions(TextOptions):
         1.0, section=TEXT, help="Nucleus sampling: keep the most likely tokens up to this total probability"
     )
     top_k: int = setting(0, section=TEXT, help="Sample among the N most likely tokens; 0: all")
-    seed: int = setting(0, section=TEXT, help="Seed of sampling")
+    seed: int = setting(0, section=TEXT, ge=SMALLEST_SEED, le=LARGEST_SEED, help="Seed of sampling")
 
 
 def generate(

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, get_a
 from foreword.errors import UsageError
 from foreword.template import Placement
 from foreword.validation import (
+    LARGEST_SEED,
+    SMALLEST_SEED,
     check_settings,
     current_names,
     fitting,
@@ -222,7 +224,7 @@ class TrainingSettings:
         default_text="by parameterization, see docs/defaults.md",
         help="Peak learning rate of AdamW",
     )
-    seed: int = of_training(0, help="Seed of initialisation and order")
+    seed: int = of_training(0, ge=SMALLEST_SEED, le=LARGEST_SEED, help="Seed of initialisation and order")
     warmup: float = of_training(
         0.05, ge=0, help="Steps over which the learning rate rises, or below 1 a share of all steps"
     )

@@ -86,7 +86,7 @@ def personalization(
     ),
     batch_size: int | None = option_of(TrainingSettings, "batch_size"),
     learning_rate: float | None = option_of(TrainingSettings, "learning_rate"),
-    seed: int = option_of(TrainingSettings, "seed", 0),
+    seed: int = option_of(TrainingSettings, "seed", 0, ge=None, le=None),  # the recipe has the range
     quick: bool = setting(
         False,
         section=RUN,

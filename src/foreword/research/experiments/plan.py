@@ -69,7 +69,7 @@ class Plan:
             raise UsageError("no methods; give at least one that is tried at every size")
         if not self.sizes:
             raise UsageError("no sizes; give at least one number of training examples")
-        self.training({}, 0)
+        self.training({}, self.seed)
 
     def training(self, choice: Choice, seed: int) -> TrainingSettings:
         """Settings of one training."""
