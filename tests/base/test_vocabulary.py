@@ -52,8 +52,9 @@ def test_an_added_token_without_an_embedding_is_refused_in_an_example(
     base: BaseModel, prefix: Prefix, example: Example
 ) -> None:
     good = Example("see", "a")
-    with pytest.raises(UsageError, match=f"training example 1 {SAID}"):
-        train(base, [good, example], length=2, steps=1)
+    read = dataclasses.replace(example, place="f.jsonl, line 2")
+    with pytest.raises(UsageError, match=rf"training example 1 \(f.jsonl, line 2\) {SAID}"):
+        train(base, [good, read], length=2, steps=1)
     with pytest.raises(UsageError, match=f"dev example 0 {SAID}"):
         train(base, [good], dev=[example], length=2, steps=1)
     with pytest.raises(UsageError, match=f"example 1 {SAID}"):

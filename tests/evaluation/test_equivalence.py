@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from foreword import BaseModel, Prefix, PrefixStore, generate
+from foreword import BaseModel, Prefix, PrefixStore, generate, train
+from foreword.base import base_model
 from foreword.base.loading import settings_of
 from foreword.errors import GeometryMismatch, UsageError, WrongBaseModel
 from foreword.evaluation.equivalence import facts_of, loss_difference, losses_of
+from foreword.interop.peft import export_peft
 from foreword.models.fingerprint import fingerprint_of_tensors
 from foreword.prefix import BaseIdentity
 from foreword.serving.config import of
@@ -153,6 +155,22 @@ def test_the_value_of_earlier_releases_still_counts(plain: Path, tmp_path: Path)
     (folder / "consolidated.safetensors").unlink()
     with pytest.raises(WrongBaseModel):
         BaseModel.load(folder).token_losses(EXAMPLES[:1], old)
+
+
+def test_a_second_copy_is_read_for_prefixes_of_other_fingerprints_alone(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(base_model, "former_fingerprint", lambda folder: read.append(folder))
+    base = BaseModel.load(plain)
+    own = random_prefix(base, 3)
+    base.token_losses(EXAMPLES[:1], own)
+    train(base, EXAMPLES, length=3, steps=1, start=own)
+    export_peft(own, tmp_path / "peft", base)
+    assert read == []
+    with pytest.raises(WrongBaseModel):
+        base.check_fits(dataclasses.replace(own, base=BaseIdentity("m", None, "ab" * 32)))
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

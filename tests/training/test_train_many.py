@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from foreword import BaseModel, Example, Prefix, train, train_many
-from foreword.errors import BadExamples, OwnersFailed, UsageError
+from foreword.errors import BadExamples, NonFinitePrefix, OwnersFailed, UsageError
 from foreword.training import Progress, TrainingStopped
 from foreword.training.trainer import Trainer
 from support.stand_ins import random_examples, random_prefix
@@ -181,6 +181,28 @@ def test_a_diverging_owner_leaves_and_the_others_go_on(
         train_many(tiny_base, OWNERS, **OPTIONS)
     assert set(caught.value.prefixes) == {"alice", "eve"}
     assert close(caught.value.prefixes["alice"], train(tiny_base, OWNERS["alice"], **OPTIONS))
+
+
+def test_an_owner_whose_numbers_overflow_in_the_last_step_leaves_the_others_theirs(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loss is computed behind the last step, so that nothing diverges: the prefix is what is refused."""
+    update = Trainer.update
+
+    def overflowing(self: Trainer, compiled: Any, gradients: Any) -> float:
+        norm = update(self, compiled, gradients)
+        if self.owner == "bob" and self.step == self.steps:
+            with torch.no_grad():
+                next(iter(self.trained.parameters.parameters())).fill_(float("inf"))
+        return norm
+
+    monkeypatch.setattr(Trainer, "update", overflowing)
+    failed: dict[str, Exception] = {}
+    with pytest.raises(OwnersFailed, match="bob: ") as caught:
+        train_many(tiny_base, OWNERS, **{**OPTIONS, "steps": 2}, on_failure=failed.__setitem__)
+    assert isinstance(caught.value.errors["bob"], NonFinitePrefix)
+    assert failed == caught.value.errors
+    assert set(caught.value.prefixes) == {"alice", "eve"}
 
 
 def test_a_shared_start_is_where_every_owner_begins(tiny_base: BaseModel) -> None:

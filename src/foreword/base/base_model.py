@@ -436,7 +436,7 @@ class BaseModel:
         if len(listed) != rows:
             raise UsageError(f"{len(listed)} prefixes for {rows} rows; give one for all, or one per row")
         for prefix in {id(p): p for p in listed if p is not None}.values():
-            prefix.check_fits(self.identity, self.geometry, self.equivalent, self.dtype)
+            self.check_fits(prefix)
             self.check_placement(prefix.template)
             if prefix.template_digest is not None:
                 self._template_changes.warn(prefix, self.shown_name)
@@ -447,6 +447,15 @@ class BaseModel:
                     "the base it is for"
                 )
         return listed
+
+    def check_fits(self, prefix: Prefix) -> None:
+        """Refuse a prefix of another base, or one that this one's data type can't hold.
+
+        Raises as `Prefix.check_fits`.
+        """
+        own = prefix.base.fingerprint in (None, self.fingerprint)
+        # Of a folder with a second copy of its weights, `equivalent` reads all files: only where it counts.
+        prefix.check_fits(self.identity, self.geometry, () if own else self.equivalent, self.dtype)
 
     def check_placement(self, template: Template) -> None:
         """Refuse an infix for a model that reads the source apart from the target.

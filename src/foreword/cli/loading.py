@@ -65,9 +65,9 @@ def load_base_of(
     """
     if base is not None:
         loaded = load_base(base, options)
-        known = {None, loaded.fingerprint, *loaded.equivalent}
-        foreign = any(prefix is not None and prefix.base.fingerprint not in known for prefix in prefixes)
-        if foreign and declared.place is not None:
+        others = {prefix.base.fingerprint for prefix in prefixes if prefix is not None}
+        others -= {None, loaded.fingerprint}
+        if others and declared.place is not None and not others <= loaded.equivalent:
             from foreword.store import PrefixStore
 
             with PrefixStore(declared.place, blobs=declared.blobs, create=False) as store:

@@ -226,7 +226,7 @@ def export_peft(prefix: Prefix, folder: str | Path, base: BaseModel, *, overwrit
         CannotWrite: no right or space, or the folder holds other files than an export.
     """
     folder = Path(folder)
-    prefix.check_fits(base.identity, base.geometry, base.equivalent, base.dtype)
+    base.check_fits(prefix)
     if prefix.streams != ("decoder",) or base.is_encoder_decoder:
         raise NotExportable(
             f"the prefix has the streams {', '.join(prefix.streams)} of an encoder-decoder ({base.name}); "

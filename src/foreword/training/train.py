@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, Unpack
 
 from foreword.base.base_model import BaseModel
-from foreword.encoding import EncodedExample, encode
+from foreword.encoding import EncodedExample, encode, name_of
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
 from foreword.examples import Example, digest
 from foreword.prefix import Origin, Prefix
@@ -277,9 +277,9 @@ def encode_both(
     apart = base.is_encoder_decoder
     encoded, cut = encode(examples, base.tokenizer, template, limit, apart=apart)
     encoded_dev, dev_cut = encode(dev, base.tokenizer, template, limit, apart=apart)
-    for what, rows in (("training example", encoded), ("dev example", encoded_dev)):
-        for number, row in enumerate(rows):
-            base.check_ids((*row.source_ids, *row.target_ids), f"{what} {number}")
+    for what, given, rows in (("training", examples, encoded), ("dev", dev, encoded_dev)):
+        for number, (example, row) in enumerate(zip(given, rows, strict=True)):
+            base.check_ids((*row.source_ids, *row.target_ids), f"{what} {name_of(number, example)}")
     for what, truncation in (("training", cut), ("dev", dev_cut)):
         if truncation:
             note = f"{what} examples: {truncation}"

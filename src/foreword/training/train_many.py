@@ -20,6 +20,7 @@ from foreword.errors import (
     BadExamples,
     DamagedCheckpoint,
     ForewordError,
+    NonFinitePrefix,
     OwnersFailed,
     UsageError,
     WindowExceeded,
@@ -91,8 +92,8 @@ def train_many(
 
     Raises:
         OwnersFailed: some owners had no examples, or some that can't be cut to fit, that have nothing in
-            front of the target or that the chat template refuses, or diverged, or have no whole checkpoint
-            to go on from; it holds the other owners' prefixes.
+            front of the target or that the chat template refuses, or diverged, or ended in numbers beyond the
+            base's data type, or have no whole checkpoint to go on from; it holds the other owners' prefixes.
         UsageError, WindowExceeded, CheckpointMismatch, TrainingStopped: as for `train`.
     """
     owners, training_options = owners_settings(options)
@@ -227,7 +228,10 @@ class _OwnersRun:
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
         run_log.finish(f"{quote(owner, safe=' @')}: {self.base.name}")
         template = self.templates.pop(owner)
-        prefix = make_prefix(self.base, trainer, template, run_log.data_digest, start=self.start)
+        try:
+            prefix = make_prefix(self.base, trainer, template, run_log.data_digest, start=self.start)
+        except NonFinitePrefix as error:
+            return self._fail(owner, error)
         if self.into is not None:
             self.into(owner, prefix)
         else:
@@ -241,6 +245,7 @@ class _OwnersRun:
 
     def _fail(self, owner: str, error: ForewordError) -> None:
         self.errors[owner] = error
+        self.templates.pop(owner, None)
         self.report_failure(owner, error)
 
     def stopped(self) -> TrainingStopped:

@@ -295,7 +295,7 @@ def _initial(
 ) -> KeyValues:
     if start is None:
         return initial_key_values(base, settings.init, lengths, examples, settings.seed)
-    start.check_fits(base.identity, base.geometry, base.equivalent, base.dtype)
+    base.check_fits(start)
     given = {stream: start.stream_length(stream) for stream in start.streams}
     by_base = settings.streams is not None or isinstance(settings.length, Mapping)
     expected = lengths if by_base else settings.lengths(start.geometry)
