@@ -53,6 +53,10 @@ class WindowExceeded(ForewordError):
     """Prefix plus text do not fit into the positions the base model has."""
 
 
+class NotFinite(ForewordError):
+    """The base model computes NaN or infinity, behind some prefix or alone; nothing is made of that."""
+
+
 # -- prefixes ----------------------------------------------------------------------------------
 
 
@@ -247,10 +251,6 @@ class MetricUnavailable(ForewordError):
 
 
 # -- serving -------------------------------------------------------------------------------------
-
-
-class NotFinite(ForewordError):
-    """The base model, behind some prefix, gave numbers that are none; no text is made of them."""
 
 
 class EngineStopped(ForewordError):

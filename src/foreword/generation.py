@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.base_model import BaseModel, PrefixesArgument
 from foreword.base.batch import pad_rows
 from foreword.base.kv_cache import cache_argument, prefixed_cache
+from foreword.base.loss import not_finite
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import is_prepared, prepacked_weights, prepacking_pays
 from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
@@ -27,6 +29,7 @@ from foreword.sampling import (
     GREEDY_BELOW,
     Decoding,
     EndedRows,
+    FiniteRows,
     RowSampling,
     SampledRows,
     StopStrings,
@@ -94,6 +97,7 @@ def generate(
         UsageError: an option out of range or of another type, or another number of prefixes than prompts.
         TemplateRefuses: a chat template that can't write a prompt's messages.
         WindowExceeded: a prompt that leaves no room for a new token.
+        NotFinite: a row's logits are NaN or infinite; what was streamed before was right.
         GeometryMismatch, WrongBaseModel: a prefix of another base.
     """
     decoding = Decoding(
@@ -205,22 +209,26 @@ def _generate_batch(
     apart = base.cache_takes_prefixes and decoding.beams == 1 and on_text is None
     settings = (decoding.temperature, decoding.top_p, decoding.top_k)
     sampled = SampledRows([RowSampling(*settings, row_seed(decoding.seed, row.place)) for row in rows], start)
-    processors = LogitsProcessorList([sampled] if decoding.temperature >= GREEDY_BELOW else [])
-    streamer = None
-    if on_text is not None:
-        streamer = TextStreamer(
-            base.tokenizer,
-            [row.place for row in rows],
-            rows[0].end_ids,
-            decoding.stop,
-            on_text,
-        )
+    drawn = [sampled] if decoding.temperature >= GREEDY_BELOW else []
     stop = StopStrings(base.tokenizer, decoding.stop, start) if decoding.stop else None
     config = _settings(base, rows[0], decoding, pad_id)
     written: list[list[int]] = [[] for _ in rows]
     running, made = list(range(len(rows))), 0
     while True:
-        ending = EndedRows(rows[0].end_ids, stop)
+        ending = EndedRows(rows[0].end_ids, stop, early=apart)
+        criteria = [ending] if decoding.beams == 1 else [stop] if stop else []
+        finite = FiniteRows(ending)
+        check = partial(_check_finite, finite, [rows[place] for place in running], decoding.beams)
+        streamer = None
+        if on_text is not None:
+            streamer = TextStreamer(
+                base.tokenizer,
+                [row.place for row in rows],
+                rows[0].end_ids,
+                decoding.stop,
+                on_text,
+                check,
+            )
         # The last token of the prompt predicts the first new one, and is the last of its pass.
         last = (-1,) * len(running)
         read = [len(rows[place].ids) + made for place in running]
@@ -239,10 +247,11 @@ def _generate_batch(
             ids_BT = _own_settings(base.model).generate(
                 **inputs,
                 generation_config=config,
-                logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList([ending] if apart else [stop] if stop else []),
+                logits_processor=LogitsProcessorList([finite, *drawn]),
+                stopping_criteria=StoppingCriteriaList(criteria),
                 streamer=streamer,
             )
+        check()
         for row, ids in zip(running, ids_BT.tolist(), strict=True):
             written[row] = ids[start:]
         made = ids_BT.shape[1] - start
@@ -253,6 +262,12 @@ def _generate_batch(
         sampled.keep(staying)
         prefixes = prefixes.only(staying) if prefixes is not None else None
         inputs = _of_rows(inputs, ids_BT, staying)
+
+
+def _check_finite(finite: FiniteRows, rows: Sequence[_Row], beams: int) -> None:
+    if bad := finite.bad():
+        row = min((rows[place // beams] for place in bad), key=lambda row: row.place)
+        raise not_finite(f"prompt {row.place}", "logits", prefixed=row.prefix is not None)
 
 
 def _settings(base: BaseModel, row: _Row, decoding: Decoding, pad_id: int) -> GenerationConfig:

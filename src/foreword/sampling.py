@@ -236,25 +236,51 @@ class StopStrings(StoppingCriteria):
 class EndedRows(StoppingCriteria):
     """Ends rows, and the call of `generate` as soon as half of its rows have ended; not for beams."""
 
-    def __init__(self, end_ids: frozenset[int], stop: StopStrings | None) -> None:
+    def __init__(self, end_ids: frozenset[int], stop: StopStrings | None, *, early: bool = True) -> None:
+        """`early`: whether the call ends before the last row does."""
         self._end_ids = torch.tensor(sorted(end_ids), dtype=torch.long)
         self._stop = stop
-        self._ended_B = torch.zeros(0, dtype=torch.bool)
+        self._early = early
+        self.ended_B: torch.Tensor | None = None  # before the first token: none
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         self._end_ids = self._end_ids.to(input_ids.device)  # copied at the first token alone
         ended_B = torch.isin(input_ids[:, -1], self._end_ids)
         if self._stop is not None:
             ended_B |= self._stop(input_ids, scores, **kwargs)
-        if len(self._ended_B):
-            ended_B |= self._ended_B
-        self._ended_B = ended_B
-        return ended_B | (2 * ended_B.sum() >= len(ended_B))
+        if self.ended_B is not None:
+            ended_B |= self.ended_B
+        self.ended_B = ended_B
+        return ended_B | (2 * ended_B.sum() >= len(ended_B)) if self._early else ended_B
 
     def staying(self, rows: int) -> list[int]:
         """Places of the rows that have not ended, of `rows`."""
-        ended = self._ended_B.tolist()
+        ended = [False] * rows if self.ended_B is None else self.ended_B.tolist()
         return [place for place in range(rows) if not ended[place]]
+
+
+class FiniteRows(LogitsProcessor):
+    """Notes the rows of which some token was to be chosen by logits that are no numbers.
+
+    On the logits' device, which nothing leaves before `bad` is asked.
+    """
+
+    def __init__(self, ending: EndedRows) -> None:
+        """`ending`: what follows the text of a row that it has ended does not count."""
+        self._ending = ending
+        self._bad_B: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # The largest of any NaN is NaN. Where every token is banned, it is minus infinity.
+        bad_B = ~(scores.amax(-1) < torch.inf)
+        if self._ending.ended_B is not None:
+            bad_B &= ~self._ending.ended_B
+        self._bad_B = bad_B if self._bad_B is None else self._bad_B | bad_B
+        return scores
+
+    def bad(self) -> list[int]:
+        """Places of such rows in the batch (times beams)."""
+        return [] if self._bad_B is None else self._bad_B.nonzero().flatten().tolist()
 
 
 class Detokenizer:
@@ -372,8 +398,11 @@ class TextStreamer(BaseStreamer):
         end_ids: frozenset[int],
         stop: Sequence[str],
         on_text: Callable[[int, str], None],
+        check: Callable[[], None],
     ) -> None:
+        """`check`: called before tokens are looked at; raises where they mean nothing."""
         self._places = places
+        self._check = check
         self._end_ids = end_ids
         self._on_text = on_text
         self._began = False
@@ -388,6 +417,7 @@ class TextStreamer(BaseStreamer):
         if not self._began:
             self._began = True
             return
+        self._check()
         for row, token in enumerate(value.flatten().tolist()):
             ends = token in self._end_ids
             self._send(row, None if ends else token, final=ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from foreword.base.kv_cache import prefixed_cache
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import encode
-from foreword.errors import NonFinitePrefix, UsageError
+from foreword.errors import NonFinitePrefix, NotFinite, UsageError
+from foreword.evaluation import evaluate, token_loss
 from foreword.interop.original import import_prefix_tuning
+from foreword.sampling import EndedRows, FiniteRows
 from foreword.training.trainer import Trainer
 from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
@@ -110,3 +113,66 @@ def test_a_row_without_a_prefix_meets_zeros_not_its_neighbour_s_numbers() -> Non
         key, value = cache.layers[0].update(states, states)
         assert not key[0].any()
         assert not value[0].any()
+
+
+@pytest.fixture
+def overflowing(tiny_base: BaseModel) -> Prefix:
+    """Finite itself; the layers behind it compute NaN."""
+    prefix = random_prefix(tiny_base, 3)
+    tensors = {n: torch.full_like(t, 3e38) if n.endswith("value") else t for n, t in prefix.tensors.items()}
+    return dataclasses.replace(prefix, tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 1.0},
+        {"beams": 2},
+        {"stop": ["zz"], "batch_size": 1},
+        {"on_text": lambda row, piece: pytest.fail("text was made of NaN")},
+    ],
+)
+def test_no_text_is_made_of_numbers_that_are_none(
+    tiny_base: BaseModel, overflowing: Prefix, options: dict[str, Any]
+) -> None:
+    """Named by the prompt's number, though the shorter one stands first in their batch."""
+    prefixes = [random_prefix(tiny_base, 2), overflowing]
+    with pytest.raises(NotFinite, match=r"^prompt 1: logits behind its prefix are NaN or infinite"):
+        generate(tiny_base, ["abc", "ab"], prefixes, max_new_tokens=4, **options)
+
+
+def test_numbers_that_are_none_behind_the_end_of_a_text_do_not_count() -> None:
+    """A row that has ended goes on reading padding beside others, and its text is right."""
+    ending = EndedRows(frozenset({7}), None, early=False)
+    finite = FiniteRows(ending)
+    ids_BT = torch.tensor([[5], [5], [5]])
+    finite(ids_BT, torch.zeros(3, 9))
+    assert ending(torch.tensor([[5, 7], [5, 6], [5, 6]]), None).tolist() == [True, False, False]
+    numbers_BV = torch.zeros(3, 9)
+    numbers_BV[0, 2], numbers_BV[2] = torch.nan, -torch.inf  # of the last row every token is banned
+    finite(ids_BT, numbers_BV)
+    assert finite.bad() == []
+    numbers_BV[1, 2] = torch.inf
+    finite(ids_BT, numbers_BV)
+    finite(ids_BT, torch.zeros(3, 9))
+    assert finite.bad() == [1]
+
+
+def test_no_loss_is_a_number_that_is_none(tiny_base: BaseModel, overflowing: Prefix) -> None:
+    examples = [Example("abc", "de"), Example("a", "d")]
+    for layout in ("flat", "right", "left"):
+        with pytest.raises(NotFinite, match=r"^example 1: losses behind its prefix are NaN or infinite"):
+            tiny_base.token_losses(examples, [None, overflowing], layout=layout)
+    for text in (False, True):
+        with pytest.raises(NotFinite, match="losses behind its prefix"):
+            evaluate(tiny_base, examples, overflowing, text=text, max_new_tokens=2)
+
+
+def test_evaluation_names_an_example_by_its_number_in_the_data() -> None:
+    """Though losses are computed in the order of length."""
+    base = BaseModel(tiny_llama(), byte_tokenizer(), name="tiny")
+    with torch.no_grad():  # one token alone is none
+        base.model.get_input_embeddings().weight[base.tokenizer("Z")["input_ids"][0]] = torch.nan
+    with pytest.raises(NotFinite, match=r"^example 1: losses of the base model are NaN or infinite"):
+        token_loss(base, [Example("a longer one", "de"), Example("Zb", "d"), Example("a", "d")])

@@ -38,7 +38,7 @@ from foreword.base.loading import (
     vocabulary,
     wraps_targets,
 )
-from foreword.base.loss import detect_linear_head, target_losses
+from foreword.base.loss import detect_linear_head, not_finite, target_losses
 from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
 from foreword.base.prepacked_linear import enable_prepacking
 from foreword.base.rope import long_fingerprint, short_positions
@@ -501,6 +501,7 @@ class BaseModel:
         template: Template | None = None,
         layout: Layout = "flat",
         batch_tokens: int = 2048,
+        numbers: Sequence[int] | None = None,
     ) -> list[torch.Tensor]:
         """The loss of each target token, one 1-D float32 tensor per example, in nats.
 
@@ -512,19 +513,24 @@ class BaseModel:
             layout: how rows share a forward pass; the losses are the same for all three. What would let a
                 hybrid's states run from row to row, or begin in padding, is padded on the right instead.
             batch_tokens: at most this many tokens at once; only memory depends on it.
+            numbers: of the examples, by which errors name them (default: from 0).
 
         Raises:
             UsageError, GeometryMismatch, WrongBaseModel: see `per_row`.
             TemplateRefuses: a chat template that can't write an example.
             WindowExceeded: an example that does not fit: nothing is cut here.
+            NotFinite: a loss that is NaN or infinite.
         """
         if batch_tokens < 1:
             raise UsageError(f"batch_tokens is {batch_tokens}; expected at least 1")
         examples = list(examples)
         listed = self.per_row(prefixes, len(examples))
+        called = range(len(examples)) if numbers is None else list(numbers)
+        if len(called) != len(examples):
+            raise UsageError(f"{len(called)} numbers for {len(examples)} examples; give one per example")
         encoded = [
             self.encode_checked(example, prefix, template, number)
-            for number, (example, prefix) in enumerate(zip(examples, listed, strict=True))
+            for number, example, prefix in zip(called, examples, listed, strict=True)
         ]
         losses: list[torch.Tensor | None] = [None] * len(encoded)
         with torch.no_grad():
@@ -533,6 +539,9 @@ class BaseModel:
                 batch = self.batch([encoded[i] for i in indices], row_prefixes, layout)
                 losses_M = target_losses(self.model, batch, row_prefixes).cpu()
                 for index, row_losses in zip(indices, losses_M.split(batch.targets), strict=True):
+                    if not row_losses.isfinite().all():
+                        what = name_of(called[index], examples[index])
+                        raise not_finite(what, "losses", prefixed=listed[index] is not None)
                     losses[index] = row_losses
         return [row for row in losses if row is not None]
 

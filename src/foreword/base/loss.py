@@ -24,6 +24,7 @@ from foreword.base.batch import Batch, take
 from foreword.base.device_memory import logits_at_once
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import PrepackedLinear
+from foreword.errors import NotFinite
 
 PART = 1 << 23
 """Logits at once (32 MB in float32): enough rows to keep a CPU's matrix product busy. On a GPU see
@@ -165,3 +166,13 @@ def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> tor
 def keeps_logits(model: Any) -> bool:
     """Whether the forward pass takes the places at which logits are wanted."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def not_finite(what: str, found: str, *, prefixed: bool) -> NotFinite:
+    """The error for a row, named by `what`, whose losses or logits (`found`) are no numbers."""
+    if not prefixed:
+        return NotFinite(f"{what}: {found} of the base model are NaN or infinite; load it in float32")
+    return NotFinite(
+        f"{what}: {found} behind its prefix are NaN or infinite. Train the prefix again with a lower "
+        "learning rate, or load the base in float32 if it is in 16 bits"
+    )

@@ -53,6 +53,7 @@ def token_loss(
     Raises:
         BadExamples: no examples, or one that the chat template refuses (`TemplateRefuses`).
         WindowExceeded: an example that does not fit behind the prefix; nothing is cut here.
+        NotFinite: a loss that is NaN or infinite.
         GeometryMismatch, WrongBaseModel: a prefix of another base.
     """
     if not examples:
@@ -61,10 +62,12 @@ def token_loss(
         base.encode_checked(example, prefix, template, number)
     total, tokens = 0.0, 0
     # Of like length together, so that a part computes little padding on models that need it.
-    order = sorted(examples, key=lambda example: len(str(example.source)) + len(example.target))
+    characters = [len(str(example.source)) + len(example.target) for example in examples]
+    order = sorted(range(len(examples)), key=characters.__getitem__)
     for start in range(0, len(order), EXAMPLES_BETWEEN_REPORTS):
         part = order[start : start + EXAMPLES_BETWEEN_REPORTS]
-        for losses in base.token_losses(part, prefix, template=template):
+        chosen = [examples[number] for number in part]
+        for losses in base.token_losses(chosen, prefix, template=template, numbers=part):
             total += float(losses.double().sum())
             tokens += losses.numel()
         if on_progress is not None:
@@ -134,6 +137,7 @@ def evaluate(
         UsageError: a decoding option out of range, or unknown metrics.
         MetricUnavailable: what a metric needs is not there.
         WindowExceeded: an example that does not fit behind the prefix; nothing is cut here.
+        NotFinite: losses or logits that are NaN or infinite.
         GeometryMismatch, WrongBaseModel: a prefix of another base.
     """
 
