@@ -127,6 +127,7 @@ def test_every_seed_of_the_generators_is_taken(tiny_base: BaseModel, seed: int) 
     [
         ({"by_owner": 5}, "by_owner is 5"),
         ({"by_owner": {"ann": 5}}, r"by_owner\['ann'\] is 5; expected several of: Example"),
+        ({"by_owner": TASK}, r"by_owner\[0\] is .*; expected a tuple of text and several of: Example"),
         ({"by_owner": {5: TASK}}, "a key of by_owner is 5; expected text"),
         ({"dev": TASK}, "dev is of type list; expected a mapping"),
         ({"concurrent_owners": 2.5}, "concurrent_owners is 2.5"),
@@ -205,6 +206,20 @@ def test_what_a_store_cannot_mean(tmp_path: Path, plain_prefix: Prefix) -> None:
     with pytest.raises(UsageError, match="memory_bytes is '1G'; expected a whole number"):
         PrefixStore(tmp_path / "other", memory_bytes="1G")  # type: ignore[arg-type]
     assert not (tmp_path / "other").exists()
+
+
+def test_what_a_prefix_cannot_be_saved_to_or_read_from(tmp_path: Path, plain_prefix: Prefix) -> None:
+    calls: list[tuple[Any, str]] = [
+        (lambda: plain_prefix.save(3), "path is 3; expected text or PathLike"),  # type: ignore[arg-type]
+        (lambda: plain_prefix.save(tmp_path / "a", overwrite="no"), "overwrite is 'no'"),  # type: ignore[arg-type]
+        (lambda: Prefix.load(None), "path is None; expected text or PathLike"),  # type: ignore[arg-type]
+        (lambda: Prefix.from_bytes("text"), "content is 'text'; expected bytes"),  # type: ignore[arg-type]
+    ]
+    for call, found in calls:
+        with pytest.raises(UsageError, match=found):
+            call()
+    plain_prefix.save(str(tmp_path / "b"))
+    assert Prefix.load(tmp_path / "b") == plain_prefix
 
 
 def test_plain_data_that_is_no_plain_data_is_named(tiny_base: BaseModel) -> None:

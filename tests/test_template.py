@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -153,6 +154,37 @@ def test_another_chat_template_is_warned_of_once_with_what_differs() -> None:
     assert "can't write the conversation by which templates are compared any more" in told
 
 
+SYSTEM_FIRST = "{% if messages[0]['role'] == 'system' %}[S]{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("trained", "loaded", "found"),
+    [
+        (CHAT_TEMPLATE, SYSTEM_FIRST + CHAT_TEMPLATE, r"a: \n' its .* now writes '[S]s: Answer"),
+        (
+            CHAT_TEMPLATE,
+            CHAT_TEMPLATE + SYSTEM_FIRST,
+            "a: ' its chat template now writes '[S]', and wrote ''",
+        ),
+        (CHAT_TEMPLATE, STRICT + CHAT_TEMPLATE, r"now writes '', and wrote '\ns: Answer in one sentence"),
+        (CHAT_TEMPLATE, "x" + CHAT_TEMPLATE, "at the beginning its chat template now writes 'xu: What"),
+        (SYSTEM_FIRST + CHAT_TEMPLATE, SYSTEM_FIRST + CHAT_TEMPLATE, None),
+        (STRICT + CHAT_TEMPLATE, STRICT + CHAT_TEMPLATE, None),
+    ],
+)
+def test_a_chat_template_that_changes_only_where_a_system_message_stands_is_warned_of(
+    trained: str, loaded: str, found: str | None
+) -> None:
+    prefix = train(chatting(trained), [GOOD], **QUICK)
+    told = changes(chatting(loaded), prefix)
+    assert len(told) == (found is not None)
+    for message in told:
+        assert re.search(re.escape(found or "").replace(r"\.\*", ".*"), message)
+    # Files of earlier releases have the digest alone, which stays as it was.
+    older = dataclasses.replace(prefix, template_rendering=None)
+    assert len(changes(chatting(loaded), older)) == (found is not None and "beginning" in found)
+
+
 def test_a_file_that_does_not_say_its_day_is_told_apart_from_one_of_another_template(
     in_zone: Callable[[str], str],
 ) -> None:
@@ -179,7 +211,7 @@ def test_older_readers_may_ignore_the_rendering_and_it_is_bounded() -> None:
     assert header["optional"] == ["template_rendering"]
     assert header["template_rendering"].startswith("u: What is the capital of France?\n")
     long = chatting("{{ 'x' * 100000 }}" + CHAT_TEMPLATE)
-    assert len(CHAT.rendering(long.tokenizer) or "") == 2000
+    assert CHAT.rendering(long.tokenizer) == "\n".join(["x" * 1000] * 2)
     with pytest.raises(UsageError, match=r"template_rendering has 2,049 characters; expected 2,048"):
         dataclasses.replace(prefix, template_rendering="x" * 2049).to_bytes()
 

@@ -30,7 +30,7 @@ from foreword.prefix_sizes import LayerSizes, check_tensors, first_place, stream
 from foreword.prefix_sizes import Stream as Stream
 from foreword.prefix_sizes import StreamGeometry as StreamGeometry
 from foreword.template import RAW, Template
-from foreword.validation import check_fields, is_text_mapping
+from foreword.validation import check_fields, checks_arguments, is_text_mapping
 
 Positions = Literal["text-after-prefix", "text-after-prefix-within-window"]
 
@@ -286,27 +286,31 @@ class Prefix:
             prefix_file.check_writable(content)
         return content
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+    @checks_arguments
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the prefix file: whole, or not at all.
 
         Raises:
-            UsageError: more labels, text or report than the format holds.
+            UsageError: more labels, text or report than the format holds, or no path.
             OutputExists: the file is there and `overwrite` is false.
             CannotWrite: no right, no space, no such folder.
         """
         files.write_bytes(Path(path), self.to_bytes(), overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | Path) -> Prefix:
+    @checks_arguments
+    def load(cls, path: str | os.PathLike[str]) -> Prefix:
         """Read a prefix file and check all that can be checked without its base model.
 
         Raises:
+            UsageError: no path.
             CannotRead, NotAPrefixFile, TruncatedPrefix, UnsupportedVersion, UnsupportedGeometry,
             GeometryMismatch, NonFinitePrefix: each says what was found, what was expected and what to do.
         """
         return cls.from_bytes(prefix_file.read(Path(path)), where=str(path))
 
     @classmethod
+    @checks_arguments
     def from_bytes(cls, content: bytes, *, where: str = "the prefix") -> Prefix:
         """`load` from memory; `where` names the source in errors."""
         tensors, header = prefix_file.decode(content, where=where)

@@ -7,6 +7,7 @@ of the target are the same whether the target is known (training) or not (genera
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -80,7 +81,7 @@ class Template:
         """
         _check_source(source)
         if self.style == "chat":
-            return self._chat_ids(tokenizer, source)
+            return [int(i) for i in self._apply_chat_template(tokenizer, source, tokenize=True)]
         if not isinstance(source, str):
             raise UsageError(f"a source of chat messages needs the template style 'chat', not {self.style!r}")
         text = source + self.separator if self.style == "separator" else source
@@ -152,17 +153,20 @@ class Template:
         return hashlib.sha256(json.dumps(ids, separators=(",", ":")).encode()).hexdigest()
 
     def rendering(self, tokenizer: Any) -> str | None:
-        """The beginning of the text that the chat template makes of the fixed conversation, or None.
+        """What the chat template writes for the fixed conversation, then, after a line feed, for the same
+        with a system message, where it takes one: the beginning of each. None where it refuses the first.
 
         Other styles have none: their text is the template's own.
         """
         if self.style != "chat":
             return None
         try:
-            text: str = tokenizer.decode(self.source_ids(tokenizer, self._fixed_source))
+            texts = [self._apply_chat_template(tokenizer, _CONVERSATION, tokenize=False)]
         except (UsageError, TemplateRefuses):
             return None
-        return text[:LONGEST_RENDERING]
+        with contextlib.suppress(TemplateRefuses):
+            texts.append(self._apply_chat_template(tokenizer, (_SYSTEM, *_CONVERSATION), tokenize=False))
+        return "\n".join(text[:LONGEST_RENDERING] for text in texts)
 
     @property
     def _fixed_source(self) -> Source:
@@ -188,7 +192,8 @@ class Template:
             raise UsageError(f"template has unknown fields {sorted(unknown)}; expected {sorted(known)}")
         return cls(**data)
 
-    def _chat_ids(self, tokenizer: Any, source: Source) -> list[int]:
+    def _apply_chat_template(self, tokenizer: Any, source: Source, *, tokenize: bool) -> Any:
+        """What the chat template makes of a source: text, or its token ids."""
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(
                 "the template style is 'chat' but this tokenizer has no chat template; use 'separator' or "
@@ -203,8 +208,8 @@ class Template:
         if self.date is not None:  # a variable of the rendering hides the function of the same name
             given["strftime_now"] = datetime.datetime.fromisoformat(self.date).strftime
         try:
-            ids = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **given
+            return tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=tokenize, return_dict=False, **given
             )
         except Exception as error:  # it is a program of its own, and may fail with any error
             roles = ", ".join(message["role"] for message in messages[:4])
@@ -213,7 +218,6 @@ class Template:
                 f"the base's chat template refuses the messages ({roles}{more}): "
                 f"{str(error) or type(error).__name__}"
             ) from error
-        return [int(i) for i in ids]
 
 
 RAW = Template(style="raw")
@@ -221,14 +225,15 @@ RAW = Template(style="raw")
 _LATER = ("source_tokens", "target_tokens", "start", "date")
 """Fields that are left out where they say nothing: files from before they were there keep their digest."""
 
-LONGEST_RENDERING = 2000
-"""Characters of a rendering that are kept to tell what differs."""
+LONGEST_RENDERING = 1000
+"""Characters of each of two texts that are kept to tell what differs."""
 
 _CONVERSATION: tuple[Message, ...] = (
     {"role": "user", "content": "What is the capital of France?"},
     {"role": "assistant", "content": "The capital of France is Paris."},
     {"role": "user", "content": "How many people live there?"},
 )
+_SYSTEM: Message = {"role": "system", "content": "Answer in one sentence."}
 
 
 def default_template(tokenizer: Any, **changes: Any) -> Template:

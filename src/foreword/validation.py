@@ -206,6 +206,8 @@ def _words(hint: Any) -> str:
         return _any_of(list(dict.fromkeys(flat)))
     if _is_literal(hint):
         return _any_of(parts)
+    if origin is tuple and parts and parts[-1] is not ...:
+        return f"a tuple of {' and '.join(map(_words, parts))}"
     if origin in (Sequence, Iterable, Collection, list, tuple):
         return f"several of: {_words(parts[0])}" if parts else "several"
     if origin in (Mapping, dict) or hint in (Mapping, dict):

@@ -21,7 +21,7 @@ class TemplateChanges:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._differences: dict[tuple[Template, str], str | None] = {}
+        self._differences: dict[tuple[Template, str, str | None], str | None] = {}
         self._warned: set[str] = set()
 
     def warn(self, prefix: Prefix, name: str) -> None:
@@ -32,7 +32,7 @@ class TemplateChanges:
         """
         if prefix.template_digest is None:
             return
-        known = (prefix.template, prefix.template_digest)
+        known = (prefix.template, prefix.template_digest, prefix.template_rendering)
         if known not in self._differences:
             self._differences[known] = what_differs(
                 prefix.template,
@@ -66,9 +66,13 @@ def what_differs(
         digest, rendering: of training.
         created: time of training, ISO 8601.
     """
-    if digest is None or (now := template.rendering_digest(tokenizer)) == digest:
+    if digest is None:
         return None
-    if template.date is None and template.writes_date(tokenizer):
+    now, written = template.rendering_digest(tokenizer), template.rendering(tokenizer)
+    # The conversation of the digest has no system message; the rendering has one in its second part.
+    if now == digest and (rendering is None or written is None or rendering == written):
+        return None
+    if now != digest and template.date is None and template.writes_date(tokenizer):
         for day in _days_around(created):
             dated = dataclasses.replace(template, date=day)
             if dated.rendering_digest(tokenizer) == digest:
@@ -78,18 +82,15 @@ def what_differs(
                 )
     if now is None:
         return "its template can't write the conversation by which templates are compared any more"
-    written = template.rendering(tokenizer)
     if rendering is None or written is None or rendering == written:
         return "its template makes other tokens of the same text"
     place = next(
         (i for i, (old, new) in enumerate(zip(rendering, written, strict=False)) if old != new),
         min(len(rendering), len(written)),
     )
-    before, old, new = (
-        repr(text)
-        for text in (written[max(0, place - 30) : place], rendering[place:][:30], written[place:][:30])
-    )
-    return f"behind {before} its chat template now writes {new}, and wrote {old}"
+    before, old, new = written[max(0, place - 30) : place], rendering[place:][:30], written[place:][:30]
+    where = f"behind {before!r}" if before else "at the beginning"
+    return f"{where} its chat template now writes {new!r}, and wrote {old!r}"
 
 
 def _days_around(created: str | None) -> list[str]:

@@ -94,8 +94,8 @@ def lines_of(stream: BinaryIO, name: str) -> Iterator[Line]:
             content = content.removeprefix(codecs.BOM_UTF8)
         if not begun and content.count(0) * 4 >= len(content) > 0:
             raise BadExamples(
-                f"{name}, line {number}: every other byte is 0x00 or nearly so, as in UTF-16 without a "
-                "byte-order mark; save the file as UTF-8"
+                f"{name}, line {number}: byte 0x00 at position {content.index(0) + 1}, as in UTF-16 without "
+                "a byte-order mark; save the file as UTF-8, without zero bytes"
             )
         begun = begun or not content.isspace()
         yield Line(name, number, _decode(name, number, content))
