@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from foreword import BaseModel, Prefix, Template, generate
+from foreword.cli.generate import read_prompts
+from foreword.errors import BadExamples
 from foreword.sampling import Decoding
 from support.saved_bases import save_tiny
 from support.stand_ins import random_prefix
@@ -190,6 +192,34 @@ def test_prompts_are_read_alike_however_they_are_written(
         assert (done.status, done.json["error"]["type"]) == (1, "BadExamples")
         assert found in done.json["error"]["message"]
         assert done.json["error"]["message"].startswith("asked" if given == "file" else "standard input")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('[{"source": "ab"}]', r"a JSON list; expected text, or an object .* one a line \(jq"),
+        (
+            '[{"role": "user", "content": "ab"}]',
+            r"a JSON list of messages; .* write {\"messages\": \[...\]} around",
+        ),
+        ("[]", "a JSON list; expected text"),
+        ('"ab"', "text in the quotes of JSON; expected text, or an object .* write it without them"),
+        ("[ab] cd", None),
+        ('["ab", ', None),
+        ('"ab" cd', None),
+        ("12", None),
+    ],
+)
+def test_a_prompt_that_is_json_of_another_kind_is_no_text(
+    tmp_path: Path, line: str, found: str | None
+) -> None:
+    file = tmp_path / "prompts"
+    file.write_text(f"{json.dumps({'source': line})}\n{line}\n")
+    if found is None:
+        assert read_prompts((), file)[0] == [line, line]
+    else:
+        with pytest.raises(BadExamples, match=f"line 2: found {found}"):
+            read_prompts((), file)
 
 
 def test_texts_are_written_as_json_lines_and_nothing_is_replaced_unasked(run: Any, two: Any) -> None:

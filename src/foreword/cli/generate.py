@@ -236,10 +236,22 @@ def _name(file: Path) -> str:
 
 
 def _prompt(line: Line) -> Source:
-    from foreword.examples.jsonl import object_or_none, parse_object
+    from foreword.examples.jsonl import json_or_none, parse_object
 
+    value = json_or_none(line.text)
+    if isinstance(value, str | list):
+        if isinstance(value, str):
+            found, advice = "text in the quotes of JSON", "write it without them"
+        elif value and all(_is_message(item) for item in value):
+            found, advice = "a JSON list of messages", 'write {"messages": [...]} around it'
+        else:
+            found, advice = "a JSON list", "write its items one a line (jq -c '.[]')"
+        raise line.fault(
+            f"found {found}; expected text, or an object with source (text) or messages (a list of role and "
+            f"content): {advice}. If the prompt is the line as it stands, make it the source of an object"
+        )
     # A text may begin with a brace; an object's first key, or its end, follows it at once.
-    if not re.match(r"\s*\{\s*([\"}]|$)", line.text) and object_or_none(line.text) is None:
+    if not isinstance(value, dict) and not re.match(r"\s*\{\s*([\"}]|$)", line.text):
         return line.text
     record = parse_object(line)
     source = record.get("source", record.get("messages"))

@@ -53,12 +53,17 @@ def parse_object(line: Line) -> dict[str, Any]:
     return value
 
 
-def object_or_none(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is; None for everything else, which the reader in charge reports."""
+def json_or_none(text: str) -> Any:
+    """What `text` is as JSON; None for everything else, which the reader in charge reports."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def object_or_none(text: str) -> dict[str, Any] | None:
+    """As `json_or_none`, of objects alone."""
+    value = json_or_none(text)
     return value if isinstance(value, dict) else None
 
 
