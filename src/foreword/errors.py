@@ -11,7 +11,17 @@ from typing import Any
 
 
 class ForewordError(Exception):
-    """Base of all errors below."""
+    """Base of all errors below.
+
+    Attributes:
+        found: the message without the advice.
+        remedy: where the command line and HTTP have an advice of their own, what they look it up under.
+    """
+
+    def __init__(self, *given: object, advice: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(*given if advice is None else (f"{given[0]}; {advice}",))
+        self.found = str(given[0]) if given else ""
+        self.remedy = remedy
 
 
 class ForewordWarning(UserWarning):

@@ -474,9 +474,10 @@ class Prefix:
         if mine is not None and theirs is not None and mine != theirs and mine not in equivalent:
             raise WrongBaseModel(
                 f"the prefix was trained for {self.base.shown_name} with weights {mine[:12]}, but the loaded "
-                f"base {identity.shown_name} has weights {theirs[:12]}; load the base it was trained for, or "
-                "train a prefix for this one. A quantised copy of the base can be declared equivalent: "
-                "foreword store equate"
+                f"base {identity.shown_name} has weights {theirs[:12]}",
+                advice="load the base it was trained for, or train a prefix for this one. A quantised copy "
+                "of the base can be declared equivalent: PrefixStore.declare_equivalent",
+                remedy="other weights",
             )
         if dtype is not None:
             self.check_dtype(dtype)

@@ -119,6 +119,7 @@ def test_a_failed_run_leaves_the_old_prefix_as_it_was(
         (("data.jsonl", "--steps", 1, "--epochs", 1), 2, "not both"),
         (("data.jsonl", "--init", "zeros"), 2, "expected random"),
         (("data.jsonl", "--seed", 2**65), 2, "seed is 36893488147419103232; expected -9,223"),
+        (("data.jsonl", "--patience", "2"), 2, "give --dev, or leave --patience out"),
         (("data.jsonl", "--system", "x", "--separator", "y"), 2, "needs --template separator"),
         (("data.jsonl", "--no-such-option"), 2, "--no-such-option"),
         ((), 2, "DATA"),

@@ -231,6 +231,7 @@ def test_the_command_measures_declares_and_lists(
     assert "Nothing was declared" in strict.json["error"]["message"]
     refused = run(*ask)
     assert (refused.status, refused.json["error"]["type"]) == (1, "WrongBaseModel")
+    assert "declared equivalent: foreword store equate" in refused.json["error"]["message"]
     made = run(*measured, "--tolerance", "9", "--json").json
     expected = by_hand(bases[1], prefix) - by_hand(bases[0], prefix)
     assert made["loss_difference"] == pytest.approx(expected, abs=1e-5)
@@ -241,6 +242,7 @@ def test_the_command_measures_declares_and_lists(
     assert "ana" in run("store", "equivalences").stdout
     assert run(*ask).json["outputs"][0]["prefix"] == "one.prefix"
     assert run(*pair, "--remove", "--json").json["removed"] is True
+    assert "`foreword store equivalences` lists" in run(*pair, "--remove").stderr
     assert run(*ask).status == 1
 
 

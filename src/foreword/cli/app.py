@@ -45,6 +45,14 @@ A command is the function of its name in the module of its name, or that module'
 MODULES = {"import": "imports", "export": "exports"}
 """Where the name of a command is none that Python takes for a module."""
 
+ADVICE = {
+    "other weights": "load the base it was trained for, or train a prefix for this one. A quantised copy of "
+    "the base can be declared equivalent: foreword store equate",
+    "not declared": "`foreword store equivalences` lists what is declared",
+    "no dev examples": "give --dev, or leave --patience out",
+}
+"""What to do on the command line, by `ForewordError.remedy`."""
+
 
 # -- commands and their help ---------------------------------------------------------------------
 
@@ -184,7 +192,9 @@ def status_of(work: Callable[[], Any], arguments: Sequence[str]) -> int:
             advice = f"; if it has another name, say so with {options}" if options else ""
             return _failed(arguments, type(error).__name__, f"{error.found}{advice}", FAILED)
         except ForewordError as error:
-            return _failed(arguments, type(error).__name__, str(error), _status(error))
+            ours = ADVICE.get(error.remedy or "")
+            message = f"{error.found}; {ours}" if ours else str(error)
+            return _failed(arguments, type(error).__name__, message, _status(error))
         except Interrupted as error:
             return _interrupted(arguments, error.interrupt)
         except typer.Abort:

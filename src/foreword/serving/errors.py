@@ -49,6 +49,14 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
 )
 """The first class that fits decides; anything else is a fault of ours, or of the disk: 500."""
 
+ADVICE = {
+    "other weights": "take a prefix that was trained for this server's base, or train one here",
+    "no dev examples": "give validation_file, or leave hyperparameters.patience out",
+    "two starts": "leave hyperparameters.init out, or train from the base model",
+    "no start": "take another hyperparameters.parameterization, such as direct, or train from the base model",
+}
+"""What to do over HTTP, by `ForewordError.remedy`."""
+
 
 class Refused(Exception):
     """A request that is answered with an error.
@@ -94,6 +102,8 @@ def refused(error: errors.ForewordError) -> Refused:
             message = str(error) if status < 500 else _OWN_FAULTS.get(code, _FAULT)
             if isinstance(error, errors.UnknownField):  # whose advice is an argument in Python
                 message = f"{error.found}; expected {' and '.join(error.parts)}, rename what holds it"
+            elif advice := ADVICE.get(error.remedy or ""):
+                message = f"{error.found}; {advice}"
             return Refused(
                 status, message, code=code, headers={"retry-after": "5"} if status == 503 else None
             )

@@ -83,8 +83,9 @@ def withdraw(connection: Connection, caller: Caller, trained: str, other: str) -
     gone = connection.execute(delete(equivalence).filter_by(trained=trained, other=other))
     if gone.rowcount == 0:
         raise UsageError(
-            f"nothing declares that prefixes of {trained[:12]} run on {other[:12]}; "
-            "`foreword store equivalences` lists what is declared"
+            f"nothing declares that prefixes of {trained[:12]} run on {other[:12]}",
+            advice="store.equivalences() has what is declared",
+            remedy="not declared",
         )
     access.note(connection, caller, "withdraw equivalence", None, f"{trained} {other}")
 

@@ -298,16 +298,21 @@ class TrainingSettings:
         """
         if self.patience is not None and not dev:
             raise UsageError(
-                f"patience is {self.patience}, but there are no dev examples whose loss could end the run; "
-                "give dev examples, or leave patience out"
+                f"patience is {self.patience}, but there are no dev examples whose loss could end the run",
+                advice="give dev examples, or leave patience out",
+                remedy="no dev examples",
             )
         if start and self.init != DEFAULT_INIT:
             raise UsageError(
-                f"init is {self.init}, and a prefix to start from is given, too; give one of them"
+                f"init is {self.init}, and a prefix to start from is given, too",
+                advice="give one of them",
+                remedy="two starts",
             )
         if start and self.parameterization.kind == "mlp":
             raise UsageError(
-                "a prefix to start from is given, but 'mlp' has no starting point; take mlp+start or direct"
+                "a prefix to start from is given, but 'mlp' has no starting point",
+                advice="take mlp+start or direct",
+                remedy="no start",
             )
 
     @classmethod

@@ -104,6 +104,21 @@ def test_a_job_can_start_from_a_version_of_a_prefix(
 
 
 @pytest.mark.parametrize(
+    ("model", "given", "said"),
+    [
+        ("tiny-llama", {"patience": 2}, "give validation_file, or leave hyperparameters.patience out"),
+        ("alice/one", {"init": "random"}, "leave hyperparameters.init out, or train from the base model"),
+        ("alice/one", {"parameterization": "mlp"}, "take another hyperparameters.parameterization"),
+    ],
+)
+def test_what_does_not_go_together_is_said_in_the_fields_of_the_request(
+    client: openai.OpenAI, texts: str, model: str, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.fine_tuning.jobs.create(model=model, training_file=texts, method=method(**given))
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"method": method(n_epochs=0)}, "hyperparameters"),

@@ -18,7 +18,7 @@ from foreword.prefix import Prefix
 from foreword.sampling import SEEDS, row_seed
 from foreword.serving.api.state import ServerState
 from foreword.serving.engine.protocol import Row, Sampling
-from foreword.serving.errors import Refused, unknown_model
+from foreword.serving.errors import Refused, refused, unknown_model
 from foreword.serving.requests import ChatBody, Sampled
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
@@ -45,7 +45,7 @@ def find_prefix(server: ServerState, view: PrefixStore, name: str) -> Prefix | N
     try:
         server.served.check(prefix)
     except (GeometryMismatch, WrongBaseModel) as error:
-        raise Refused(400, str(error), code="wrong_base_model", param="model") from error
+        raise Refused(400, refused(error).message, code="wrong_base_model", param="model") from error
     return prefix
 
 

@@ -185,6 +185,7 @@ def test_a_stored_prefix_of_another_base_is_not_listed_and_refused(
     error(http.get("/v1/models/alice/foreign"), 404)
     found = error(http.post(CHAT, json={"model": "alice/foreign", "messages": HELLO}), 400)
     assert found["code"] == "wrong_base_model"
+    assert "trained for this server's base" in found["message"]  # no command, no call in Python
     # Where the two bases are declared equivalent, it is listed like any other.
     served = gateway.server.served
     gateway.server.served = dataclasses.replace(served, equivalent=frozenset({other.fingerprint}))
