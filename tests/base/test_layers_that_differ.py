@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3nTextConfig, Gemma4TextConfig
+from transformers import AutoModelForCausalLM, DynamicCache, Gemma3nTextConfig, Gemma4TextConfig
 
 from foreword import BaseModel, Example, Prefix, PrefixStore, generate, train
 from foreword.errors import GeometryMismatch, UnsupportedArchitecture
@@ -75,7 +75,9 @@ def test_losses_and_tokens_are_those_of_a_prefix_in_the_cache_of_transformers(
 
 def test_layers_that_share_get_the_prefix_from_a_cache_that_holds_it() -> None:
     base = gemma_3n(layer_types=["full_attention"] * 4)
-    assert base.cache_takes_prefixes
+    # Newer releases than 5.19 have places in the cache for layers that share, too; ours is not taken there.
+    places = len(DynamicCache(config=base.model.config).layers)
+    assert base.cache_takes_prefixes == (places == base.geometry.streams["decoder"].layers)
     prefixes = [random_prefix(base, 5), None, random_prefix(base, 2, seed=1)]
     prompts = ["some prompt", "another", "a"]
     for prompt, prefix, text in zip(
