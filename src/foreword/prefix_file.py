@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,6 +46,7 @@ MAX_LABEL_NAME, MAX_LABEL_TEXT, MAX_LICENCE, MAX_RENDERING = 64, 1024, 1024, 204
 MAX_REPORT_BYTES, MAX_RECIPE_BYTES = 8 * 1024, 16 * 1024  # as JSON
 MAX_DEPTH, MAX_LAYERS = 16, 4096
 MAX_HEADER_BYTES_OF_VERSION_1 = 1024 * 1024  # version 1 had no limit, so that no writer kept one
+MAX_MESSAGE = 1000  # characters of an error: what it quotes of a file may be as long as the header
 
 _REQUIRED = ("base", "geometry", "template", "origin", "created", "licence", "labels")
 OPTIONAL = ("template_digest", "template_rendering", "report", "recipe")
@@ -240,10 +241,11 @@ def decode(content: bytes, *, where: str) -> tuple[dict[str, torch.Tensor], Head
         NotAPrefixFile, TruncatedPrefix, UnsupportedVersion, GeometryMismatch: as `read_header`.
     """
     header = read_header(content, where=where)
-    try:
-        return safetensors.torch.load(content), header
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise NotAPrefixFile(f"{where} is damaged: {error}; fetch it again") from error
+    with shortening():
+        try:
+            return safetensors.torch.load(content), header
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise NotAPrefixFile(f"{where} is damaged: {error}; fetch it again") from error
 
 
 def read_header(content: bytes, *, where: str, file_bytes: int | None = None) -> Header:
@@ -259,7 +261,11 @@ def read_header(content: bytes, *, where: str, file_bytes: int | None = None) ->
         UnsupportedVersion: a version, position rule or field that this release does not read.
         GeometryMismatch: the description and the list of tensors contradict each other.
     """
-    size = len(content) if file_bytes is None else file_bytes
+    with shortening():
+        return _read_header(content, where, len(content) if file_bytes is None else file_bytes)
+
+
+def _read_header(content: bytes, where: str, size: int) -> Header:
     start = _bounded_start(content, where, size)
     parsed = _parse(start[8:], where, "the header")
     metadata = parsed.pop("__metadata__", None)
@@ -296,6 +302,32 @@ def naming(where: str) -> Iterator[None]:
         raise type(error)(f"{where}: {error}") from error
     except (TypeError, KeyError, AttributeError, ForewordError) as error:
         raise NotAPrefixFile(f"{where}: the header has an unexpected form ({error})") from error
+
+
+@contextlib.contextmanager
+def shortening() -> Iterator[None]:
+    """Let no error quote more of a file than a person reads, or characters that can't be printed."""
+    try:
+        yield
+    except ForewordError as error:
+        message = str(error).encode(errors="backslashreplace").decode()
+        if len(message) > MAX_MESSAGE:  # what to do stands at the end
+            message = f"{message[: MAX_MESSAGE - 300]} ... {message[-250:]}"
+        if message == str(error):
+            raise
+        raise type(error)(message) from error
+
+
+def check_names(what: str, found: Mapping[str, Any], known: Collection[str], needed: Collection[str]) -> None:
+    """Refuse an object of the description with a field too many, or without one that has to be there.
+
+    Raises:
+        UsageError: names the fields.
+    """
+    if unknown := sorted(set(found) - set(known)):
+        raise UsageError(f"{what} has unknown fields {unknown}; expected {sorted(known)}")
+    if missing := sorted(set(needed) - set(found)):
+        raise UsageError(f"{what} lacks {', '.join(missing)}")
 
 
 def _length(content: bytes) -> int:
