@@ -322,7 +322,7 @@ class Prefix:
                 "reads geometry that counts only those with some. Update Foreword, or export the prefix "
                 "without them"
             )
-        with prefix_file.shortening(), prefix_file.naming(where):
+        with prefix_file.naming(where):
             newer = {} if described["version"] == 1 else described  # version 1 ignored what it did not know
             prefix = cls(
                 tensors=tensors,

@@ -46,7 +46,6 @@ MAX_LABEL_NAME, MAX_LABEL_TEXT, MAX_LICENCE, MAX_RENDERING = 64, 1024, 1024, 204
 MAX_REPORT_BYTES, MAX_RECIPE_BYTES = 8 * 1024, 16 * 1024  # as JSON
 MAX_DEPTH, MAX_LAYERS = 16, 4096
 MAX_HEADER_BYTES_OF_VERSION_1 = 1024 * 1024  # version 1 had no limit, so that no writer kept one
-MAX_MESSAGE = 1000  # characters of an error: what it quotes of a file may be as long as the header
 
 _REQUIRED = ("base", "geometry", "template", "origin", "created", "licence", "labels")
 OPTIONAL = ("template_digest", "template_rendering", "report", "recipe")
@@ -241,11 +240,10 @@ def decode(content: bytes, *, where: str) -> tuple[dict[str, torch.Tensor], Head
         NotAPrefixFile, TruncatedPrefix, UnsupportedVersion, GeometryMismatch: as `read_header`.
     """
     header = read_header(content, where=where)
-    with shortening():
-        try:
-            return safetensors.torch.load(content), header
-        except (safetensors.SafetensorError, KeyError) as error:
-            raise NotAPrefixFile(f"{where} is damaged: {error}; fetch it again") from error
+    try:
+        return safetensors.torch.load(content), header
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise NotAPrefixFile(f"{where} is damaged: {error}; fetch it again") from error
 
 
 def read_header(content: bytes, *, where: str, file_bytes: int | None = None) -> Header:
@@ -261,11 +259,7 @@ def read_header(content: bytes, *, where: str, file_bytes: int | None = None) ->
         UnsupportedVersion: a version, position rule or field that this release does not read.
         GeometryMismatch: the description and the list of tensors contradict each other.
     """
-    with shortening():
-        return _read_header(content, where, len(content) if file_bytes is None else file_bytes)
-
-
-def _read_header(content: bytes, where: str, size: int) -> Header:
+    size = len(content) if file_bytes is None else file_bytes
     start = _bounded_start(content, where, size)
     parsed = _parse(start[8:], where, "the header")
     metadata = parsed.pop("__metadata__", None)
@@ -302,20 +296,6 @@ def naming(where: str) -> Iterator[None]:
         raise type(error)(f"{where}: {error}") from error
     except (TypeError, KeyError, AttributeError, ForewordError) as error:
         raise NotAPrefixFile(f"{where}: the header has an unexpected form ({error})") from error
-
-
-@contextlib.contextmanager
-def shortening() -> Iterator[None]:
-    """Let no error quote more of a file than a person reads, or characters that can't be printed."""
-    try:
-        yield
-    except ForewordError as error:
-        message = str(error).encode(errors="backslashreplace").decode()
-        if len(message) > MAX_MESSAGE:  # what to do stands at the end
-            message = f"{message[: MAX_MESSAGE - 300]} ... {message[-250:]}"
-        if message == str(error):
-            raise
-        raise type(error)(message) from error
 
 
 def check_names(what: str, found: Mapping[str, Any], known: Collection[str], needed: Collection[str]) -> None:

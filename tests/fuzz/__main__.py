@@ -33,14 +33,18 @@ def main() -> int:
     if given.replay is not None:
         return _replay(given.replay)
     chosen = [each for each in TARGETS if given.target is None or each.name in given.target]
-    wanted = {each.name: round(given.inputs * each.share / sum(one.share for one in chosen)) for each in chosen}
+    wanted = {
+        each.name: round(given.inputs * each.share / sum(one.share for one in chosen)) for each in chosen
+    }
     progress = given.folder / f"progress-{given.seed}.json"
     tallies = {each.name: Tally() for each in chosen} | _read(progress)
     while left := [each for each in chosen if tallies[each.name].inputs < wanted[each.name]]:
         for target in left:
             tally = tallies[target.name]
             inputs = min(max(1, round(PART * target.share)), wanted[target.name] - tally.inputs)
-            run(target, seed=given.seed, first=tally.inputs, inputs=inputs, failures=given.folder, tally=tally)
+            run(
+                target, seed=given.seed, first=tally.inputs, inputs=inputs, failures=given.folder, tally=tally
+            )
         _write(progress, tallies)
         done = sum(tallies[each.name].inputs for each in chosen)
         print(f"{done:,} inputs, {sum(len(t.faults) for t in tallies.values())} faults", end="\r", flush=True)

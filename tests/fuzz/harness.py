@@ -116,6 +116,14 @@ def fault_of(name: str, message: str) -> str | None:
     return None
 
 
+def kind_of(fault: str) -> str:
+    """The same for faults that differ in what they quote."""
+    found = re.sub(r"\d+", "N", fault)
+    if place := re.search(r"\([\w.]+, line N\)$", found):
+        return f"{found.split(':')[0]} {place[0]}"
+    return re.split(r"\bis '|/tmp/|xxx|: the", found)[0][:100]
+
+
 def run(
     target: Target,
     *,
@@ -142,7 +150,7 @@ def run(
         outcome, fault = judge(target, content)
         tally.inputs += 1
         tally.outcomes[outcome] += 1
-        if fault is not None and (kind := re.sub(r"\d+", "N", fault)[:120]) not in tally.faults:
+        if fault is not None and (kind := kind_of(fault)) not in tally.faults:
             tally.faults[kind] = _saved(failures, target, f"{seed}-{number}", content, fault)
         number += 1
     tally.seconds += time.monotonic() - begin

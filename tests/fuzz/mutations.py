@@ -20,13 +20,51 @@ RAW = {  # written as they stand, where Python's json has no value for them
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 255, 2**31, 2**32, 2**62, 2**63, 2**64, -(2**63), 10**30),
     *(0.0, 0.5, -0.0, 1e308, 5e-324, 1.0, 2.0),
-    *("", "x", "0", "null", "\0", "\ud800", "é" * 70, "x" * 300, "x" * 70_000, "../../etc/passwd", " ", "\r\n"),
+    *(
+        "",
+        "x",
+        "0",
+        "null",
+        "\0",
+        "\ud800",
+        "é" * 70,
+        "x" * 300,
+        "x" * 70_000,
+        "../../etc/passwd",
+        " ",
+        "\r\n",
+    ),
     *("2026-02-30", "2026-11-30T25:00:00", "9999-99-99", "now", "float8_e4m3fn", "infix", "chat", "a/b"),
     *([], {}, [[]], [None], [0, 0], [{}], {"": 0}, {"x": {"y": []}}, [1, 2, 3], ["a", "b"], [[], []]),
     *RAW,
 )
-NAMES = ("", "x", "version", "dtype", "__metadata__", "decoder.key", "role", "source", "optional", "\ud800", "\0")
-BYTES = (b"\0", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\n", b"\r", b'"', b"{", b"}", b"[", b",", b"\\u0000")
+NAMES = (
+    "",
+    "x",
+    "version",
+    "dtype",
+    "__metadata__",
+    "decoder.key",
+    "role",
+    "source",
+    "optional",
+    "\ud800",
+    "\0",
+)
+BYTES = (
+    b"\0",
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"\xef\xbb\xbf",
+    b"\n",
+    b"\r",
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b",",
+    b"\\u0000",
+)
 
 
 def dumps(value: Any, rng: random.Random) -> str:
@@ -113,7 +151,9 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
         kind = rng.random()
         if kind < 0.3 and content:
             place = min(place, len(content) - 1)
-            content = content[:place] + bytes([content[place] ^ (1 << rng.randrange(8))]) + content[place + 1 :]
+            content = (
+                content[:place] + bytes([content[place] ^ (1 << rng.randrange(8))]) + content[place + 1 :]
+            )
         elif kind < 0.5:
             content = content[:place] + rng.choice(BYTES) + content[place:]
         elif kind < 0.65:

@@ -14,11 +14,10 @@ import struct
 import warnings
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from foreword import Prefix
-from foreword.errors import ForewordError, TemplateChanged
+from foreword.errors import TemplateChanged
 from foreword.prefix import BaseIdentity
 from foreword.serving.served_model import ServedModel, served_of
 from foreword.store.record import columns_of
@@ -30,7 +29,11 @@ from support.stand_ins import random_prefix
 Parts = tuple[dict[str, Any], dict[str, Any], bytes]
 """Header without metadata, description, the tensors' bytes."""
 
-DTYPES = (*("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "I32", "U8"), "BOOL", "C64")
+DTYPES = (
+    *("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "I32", "U8"),
+    "BOOL",
+    "C64",
+)
 NUMBERS = ("<f", (float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e-45, 0.0))
 
 
@@ -56,9 +59,18 @@ def corpus() -> tuple[Parts, ...]:
         extra={"later": [1]},
         template=served().chat_template,
     )
-    both = {f"{s}.{part}": torch.ones(2, 1, 2, 4) for s in ("decoder", "encoder", "cross") for part in ("key", "value")}
+    both = {
+        f"{s}.{part}": torch.ones(2, 1, 2, 4)
+        for s in ("decoder", "encoder", "cross")
+        for part in ("key", "value")
+    }
     layers = {f"decoder.{part}.{n}": torch.ones(n + 1, 2, 4) for n in range(2) for part in ("key", "value")}
-    files = [plain, full, random_prefix(base, 1), *(plain.to(t) for t in (torch.float64, torch.bfloat16, torch.float16))]
+    files = [
+        plain,
+        full,
+        random_prefix(base, 1),
+        *(plain.to(t) for t in (torch.float64, torch.bfloat16, torch.float16)),
+    ]
     files += [Prefix(tensors, BaseIdentity("other")) for tensors in (both, layers)]
     found = [_parts(prefix.to_bytes()) for prefix in files]
     header, description, data = found[0]
@@ -119,7 +131,13 @@ def _other_types(header: Any, description: Any, data: bytes, rng: random.Random)
             one["data_offsets"] = [place, place + size]
             place += size
         data = (data * 8)[:place]
-    said = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
+    said = {
+        "F64": "float64",
+        "F32": "float32",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "F8_E4M3": "float8_e4m3fn",
+    }
     if rng.random() < 0.8:
         description = {**description, "dtype": said.get(dtype, dtype.lower())}
     if rng.random() < 0.3:
@@ -129,7 +147,11 @@ def _other_types(header: Any, description: Any, data: bytes, rng: random.Random)
 
 def _other_numbers(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.2:
-        return data[: rng.randrange(len(data))] if rng.random() < 0.5 else data + b"\0" * rng.choice((1, 4, 4096))
+        return (
+            data[: rng.randrange(len(data))]
+            if rng.random() < 0.5
+            else data + b"\0" * rng.choice((1, 4, 4096))
+        )
     place = rng.randrange(0, max(1, len(data) - 4), 4)
     form, numbers = NUMBERS
     return data[:place] + struct.pack(form, rng.choice(numbers)) + data[place + 4 :]

@@ -15,7 +15,6 @@ from foreword.prefix import Prefix
 from foreword.template import Template
 from foreword.validation import warn
 
-
 MOST_KNOWN = 1024
 """Templates whose comparison is remembered."""
 

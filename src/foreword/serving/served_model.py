@@ -130,8 +130,8 @@ class ServedModel:
         self.check_ids(ids, "its template")
         if limit is not None and len(ids) >= limit:
             raise WindowExceeded(
-                f"the template of the prefix writes {len(ids)} tokens around a text of one; {limit} fit behind "
-                f"its {length} virtual tokens, new tokens among them. Train it with a shorter template"
+                f"the template of the prefix writes {len(ids)} tokens around a text of one; {limit} fit "
+                f"behind its {length} virtual tokens, new tokens among them. Train it with a shorter template"
             )
 
     def ends_of(self, prefix: Prefix | None) -> frozenset[int]:
