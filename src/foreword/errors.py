@@ -205,6 +205,10 @@ class NotAllowed(ForewordError):
     """The caller's role does not permit this; raised alike whether the prefix exists or not."""
 
 
+class StorageLimitExceeded(ForewordError):
+    """More bytes than a server lets an owner store; nothing was added."""
+
+
 class UnknownKey(ForewordError):
     """An API key that is malformed, was never made, or was revoked."""
 
