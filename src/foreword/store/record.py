@@ -31,6 +31,7 @@ class Version(Record):
         created: when it was put, UTC, ISO 8601.
         labels: labels that point at it now; "latest" is not among them.
         length: number of virtual tokens.
+        fingerprint: digest of the base's weights, where the file says it.
         facts: the rest of the file's header: geometry, template, origin, licence, notes.
     """
 
@@ -45,6 +46,7 @@ class Version(Record):
     base: str
     length: int
     dtype: str
+    fingerprint: str | None
     facts: Mapping[str, Any]
 
     @property
@@ -89,6 +91,7 @@ def columns_of(prefix: Prefix) -> dict[str, Any]:
         "base": prefix.base.name.replace("\0", "")[:256],
         "length": prefix.length,
         "dtype": str(prefix.dtype).removeprefix("torch."),
+        "fingerprint": prefix.base.fingerprint and prefix.base.fingerprint.replace("\0", "")[:64],
         "facts": {
             "base": dataclasses.asdict(prefix.base),
             "geometry": str(prefix.geometry),

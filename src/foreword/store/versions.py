@@ -124,7 +124,7 @@ def copy(connection: Connection, caller: Caller, source: Reference, owner: str, 
     held = select(blob.c.digest).where(blob.c.digest == row.digest).with_for_update()
     if connection.execute(held).first() is None:
         raise unknown(source, caller)
-    columns = {name: getattr(row, name) for name in ("base", "length", "dtype", "facts")}
+    columns = {name: getattr(row, name) for name in ("base", "length", "dtype", "fingerprint", "facts")}
     return add(connection, caller, owner, name, row.digest, columns, action="copy")
 
 
