@@ -27,7 +27,7 @@ from foreword.store.database import Database
 from foreword.store.leases import deposit
 from foreword.store.names import check_label, check_owner, parse_name, shown
 from foreword.store.record import Record, columns_of
-from foreword.store.schema import blob, label, now, usage, version
+from foreword.store.schema import blob, label, usage, version
 from foreword.store.versions import lock_name, set_latest
 
 Kind = TypeVar("Kind")
