@@ -280,3 +280,7 @@ class MetricUnavailable(ForewordError):
 
 class EngineStopped(ForewordError):
     """The engine was closed before the row was finished."""
+
+
+class EngineOutOfMemory(ForewordError):
+    """The engine's memory did not suffice for a row, though nothing else ran."""
