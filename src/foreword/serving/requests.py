@@ -15,17 +15,27 @@ from foreword.serving.errors import Refused, shown
 
 LONGEST_NAME = 300
 """Characters of a model's name."""
+MOST_FIELDS = 100
+"""Of an object; none has half as many that are known."""
 Text = Annotated[str, Field(max_length=1 << 23)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
+# The first fault says enough: a million of them would take a gigabyte.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
 
 
 class Body(BaseModel):
     """Strict: no unknown field, no NaN, no number in quotes."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MOST_FIELDS:  # each would be told of as unknown
+            raise ValueError(f"{len(data)} fields, more than there are; leave out those that are not known")
+        return data
 
 
 class StreamOptions(Body):

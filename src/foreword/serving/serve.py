@@ -32,6 +32,8 @@ from foreword.serving.served_model import open_base, open_store, served_of
 POLL_SECONDS = 0.05
 BACKLOG = 2048
 """Connections that wait to be accepted; uvicorn's own number."""
+WRITE_SECONDS = 5.0
+"""How long a request's write waits for another one; then the client gets 503 and may try again."""
 LAST_SECONDS = 3
 """For requests that a drain did not see the end of: then they are cut off."""
 
@@ -49,6 +51,7 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
     listening = _listen(configuration)
     logs.install()
     with listening, open_store(configuration) as store:
+        store.database.wait_seconds = WRITE_SECONDS
         if configuration.training:
             store.job_folder()  # says now, not at the first job, that there is no place for checkpoints
         # vLLM has the weights, and jobs are trained in a process that loads its own.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.schemas import BINARY, ERRORS, Deleted, FileAnswer, FileList, seconds_of
 from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.jobs import uploads
 from foreword.serving.requests import refuse_fields_beside
 
-router = APIRouter(tags=["files"])
+router = APIRouter(tags=["files"], route_class=FairRoute)
 FileId = Annotated[str, Path(max_length=40)]
 
 
@@ -27,17 +27,18 @@ async def upload_file(
     refuse_fields_beside(await request.form(), {"file", "purpose"})
     server, identity = server_of(request), identity_of(request)
     owner = identity.writer("files")
-    content = await file.read()
-    record = await run_in_threadpool(
-        uploads.add,
-        server.store.database,
-        identity.caller,
-        owner,
-        file.filename or "upload.jsonl",
-        content,
-        limit=identity.limits.stored_bytes,
-    )
-    return _answer(record)
+
+    def add() -> uploads.Upload:
+        return uploads.add(
+            server.store.database,
+            identity.caller,
+            owner,
+            file.filename or "upload.jsonl",
+            file.file.read(),
+            limit=identity.limits.stored_bytes,
+        )
+
+    return _answer(await server.pools.uploads.run(identity.account, add))
 
 
 @router.get("/v1/files", response_model=FileList, responses=ERRORS)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 
 from foreword.serving.api import schemas
 from foreword.serving.api.models import describe
+from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.prompts import find_prefix
 from foreword.serving.api.schemas import ERRORS, seconds_of
 from foreword.serving.api.state import identity_of, server_of
@@ -20,7 +21,7 @@ from foreword.serving.jobs.settings import JobBody, OpenAIHyperparameters
 from foreword.store.names import parse_name
 from foreword.store.schema import now
 
-router = APIRouter(tags=["fine-tuning"], prefix="/v1/fine_tuning/jobs")
+router = APIRouter(tags=["fine-tuning"], prefix="/v1/fine_tuning/jobs", route_class=FairRoute)
 JobId = Annotated[str, Path(max_length=40)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[str | None, Query(max_length=40)]
