@@ -13,6 +13,7 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -31,7 +32,7 @@ from sqlalchemy import (
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store.database import Database, find_database
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every revision in migrations/versions, oldest first; here so that opening a store needs no Alembic."""
 
 _LOCK = 0x666F7265
@@ -62,7 +63,19 @@ blob = Table(
     Column("size", Integer, nullable=False),
     Column("ready", Boolean, nullable=False),  # false while the first upload runs
     Column("touched", String(32), nullable=False),
+    Column("checked", String(32), nullable=False, server_default=""),  # when it was last seen to be whole
+    Column("fault", String(16)),  # missing or altered, if that is how it was last seen
+    Index("blob_by_checked", "checked"),
+    Index("blob_by_fault", "fault"),
 )
+
+blob_owner = Table(
+    "blob_owner",
+    metadata,
+    Column("owner", _name(), primary_key=True),
+    Column("digest", String(64), ForeignKey("blob.digest", ondelete="CASCADE"), primary_key=True, index=True),
+)
+"""Who has put a file. It stays while the file does: what no version names any more still takes its space."""
 
 prefix = Table(
     "prefix",
@@ -88,6 +101,7 @@ version = Table(
     Column("base", String(256), nullable=False),
     Column("length", Integer, nullable=False),
     Column("dtype", String(16), nullable=False),
+    Column("fingerprint", String(64)),  # of the base's weights
     Column("facts", JSON, nullable=False),
     ForeignKeyConstraint(["owner", "name"], ["prefix.owner", "prefix.name"], ondelete="CASCADE"),
 )
@@ -207,6 +221,35 @@ equivalence = Table(
     Index("equivalence_by_other", "other"),
 )
 """Prefixes that were trained for one base and may run on another, such as a quantised copy."""
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("owner", _name(), primary_key=True),
+    Column("day", String(10), primary_key=True),  # UTC, as in 2026-01-31
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("training_steps", BigInteger, nullable=False),
+    Column("trained_tokens", BigInteger, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False),  # the most that was seen on that day
+    Index("usage_by_day", "day", "owner"),
+)
+"""What each owner used, by day."""
+
+task = Table(
+    "task",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(40)),  # the process that does it
+    Column("until", String(32)),  # when another may take it over
+    Column("finished", String(32)),  # when it was last done to its end
+)
+"""Work of the store itself, of which one process on it at a time does each."""
+
+FILE_USERS: tuple[Table, ...] = (version,)
+"""Tables whose rows name a file in `blob` that they need, by `digest`, and the `owner` whom it counts for.
+A new one goes here: garbage collection, limits and forgetting go by this."""
 
 
 def now(ago: float = 0.0) -> str:

@@ -34,6 +34,7 @@ def make_app(server: ServerState) -> FastAPI:
         description="The OpenAI API over one base model and any number of prefixes.",
         docs_url=None,  # FastAPI's own page loads its script from another host; ours is in `operations`
         redoc_url=None,
+        redirect_slashes=False,  # the document has no such answer, and its address would be the Host header's
     )
     app.state.server = server
     app.state.shared = share_readings(server)
