@@ -31,9 +31,6 @@ class Waiting:
     def get_write_buffer_size(self) -> int:
         return self.buffer
 
-    def is_closing(self) -> bool:
-        return self.aborted
-
 
 def admitted(connections: Connections, *addresses: str) -> list[Waiting]:
     new = [Waiting(address) for address in addresses]

@@ -147,8 +147,8 @@ class Connections:
             unsent = each.transport.get_write_buffer_size()
             if unsent != each.unsent:
                 each.unsent, each.since = unsent, now
-            elif each.is_busy and not each.transport.is_closing():
-                continue  # the middleware has limits for it
+            elif each.is_busy and not unsent:
+                continue  # the body has the middleware's time, and the answer is not made yet
             elif now - each.since >= self._limit(unsent):
                 self._drop(each)
 

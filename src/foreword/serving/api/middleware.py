@@ -38,12 +38,6 @@ _LONGEST_METHOD = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def check_origin(server: ServerState, headers: Headers) -> None:
-    """Without keys, refuse what web pages of other sites ask for. Raises Refused: 403."""
-    if not server.configuration.keys:
-        check_site(headers)
-
-
 class RequestMiddleware:
     """ASGI middleware around the whole app."""
 
@@ -69,7 +63,7 @@ class RequestMiddleware:
 
     def _may_connect(self, scope: Scope) -> bool:
         try:
-            check_origin(self._server, Headers(scope=scope))
+            check_site(self._server.configuration, Headers(scope=scope))
         except Refused:
             return False
         return True
@@ -122,7 +116,7 @@ class _RequestContext:
 
     async def enter(self) -> None:
         """Ask for the key, and whether there is room. Raises Refused: 403, 503 (draining), 401, 429, 413."""
-        check_origin(self._server, self._headers)
+        check_site(self._server.configuration, self._headers)
         if self.is_open:
             return
         if self._server.draining:
