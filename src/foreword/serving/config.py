@@ -84,6 +84,12 @@ class Configuration(ModelOptions):
         metavar="FOLDER",
         help="Folder for the checkpoints of jobs; needed where the store is a database",
     )
+    verify_days: float | None = _store(
+        30.0,
+        gt=0,
+        metavar="DAYS",
+        help="Check each stored file again, slowly, when it was not checked for so long",
+    )
     host: str = _address("127.0.0.1", metavar="NAME", help="Address to listen on")
     port: int = _address(8000, ge=0, le=65535, help="Port; 0 takes a free one")
     connections: int = _address(
