@@ -45,7 +45,7 @@ def test_the_longest_token_is_the_bound() -> None:
         byte_level((("a", "a"), ("aa", "aa"))),
         byte_level((), normalizers.NFC()),
         byte_level((), normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", "__")])),
-        *(make() for make in ALL_KINDS.values()),
+        *ALL_KINDS.values(),
     ],
 )
 def test_no_text_has_fewer_tokens_than_the_bound_says(tokenizer: Any) -> None:

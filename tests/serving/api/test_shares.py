@@ -28,7 +28,7 @@ FILE = ("mine.jsonl", b'{"source": "a", "target": "b"}\n')
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     limits = {"tokens_per_minute": 2000}
     with running(
-        tmp_path_factory.mktemp("shares"), tiny_chat_base(), waiting_rows=16, limits=limits
+        tmp_path_factory.mktemp("shares"), tiny_chat_base(), waiting_rows=32, limits=limits
     ) as found:
         yield found
 
@@ -44,8 +44,8 @@ def test_an_owner_who_fills_its_share_of_the_places_leaves_some_to_others(gatewa
     gateway.engine.pause = 0.2
     alice, bob = gateway.client("alice"), gateway.client("bob")
     try:
-        flood = alice.completions.create(model="tiny-llama", prompt="x", max_tokens=200, n=8, stream=True)
-        assert gateway.server.rows == 8
+        flood = alice.completions.create(model="tiny-llama", prompt="x", max_tokens=200, n=16, stream=True)
+        assert gateway.server.rows == 16
         with pytest.raises(openai.RateLimitError) as caught:
             alice.completions.create(model="tiny-llama", prompt="x", max_tokens=1)
         assert caught.value.code == "too_many_at_once"

@@ -18,6 +18,7 @@ from foreword.serving.rate_limits import Limiter
 from foreword.serving.served_model import ServedModel
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
+from foreword.store.usage import Meter
 
 
 @dataclass
@@ -26,6 +27,7 @@ class ServerState:
 
     Attributes:
         store: as local administrator; routes use the caller's view of it.
+        usage: what owners have used, until it is written down.
         pools: what its requests share.
     """
 
@@ -35,6 +37,7 @@ class ServerState:
     engine: Engine
     metrics: Metrics
     limiter: Limiter = field(default_factory=Limiter)
+    usage: Meter = field(default_factory=Meter)
     running: int = 0
     draining: bool = False
     pools: Pools = field(init=False)

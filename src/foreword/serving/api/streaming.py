@@ -78,7 +78,7 @@ class Completions:
         except Refused:
             self._give_places_back()
             raise
-        server.metrics.tokens.labels("prompt").inc(self.prompt_tokens)
+        self._count("prompt", self.prompt_tokens)
         try:
             source = text_deltas(server.engine, server.served.tokenizer, self._rows, self._stop)
             async with contextlib.aclosing(source):
@@ -90,7 +90,7 @@ class Completions:
                     yield delta
         finally:
             self._give_places_back()
-            server.metrics.tokens.labels("completion").inc(self.completion_tokens)
+            self._count("completion", self.completion_tokens)
             unused = self._most_tokens - self.prompt_tokens - self.completion_tokens
             server.limiter.give_back(identity.name, identity.limits, unused)
 
@@ -141,6 +141,11 @@ class Completions:
         server = self._server
         server.pools.rows.give_back(self._identity.account, len(self._rows))
         server.metrics.rows.set(server.rows)
+
+    def _count(self, kind: str, tokens: int) -> None:
+        used = {"requests": 1, "prompt_tokens": tokens} if kind == "prompt" else {"completion_tokens": tokens}
+        self._server.usage.add(self._identity.caller.owner, **used)
+        self._server.metrics.tokens.labels(kind).inc(tokens)
 
 
 async def text_deltas(
