@@ -149,7 +149,7 @@ def _running(commands: Mapping[str, list[str]], given: Any) -> Iterator[dict[str
             whole = [*launch.program(path), *arguments, "--port", str(port), *more]
             processes[name] = VllmProcess(whole, environment, port)
         for process in processes.values():
-            process.wait(900)
+            process.wait()
         yield {name: process.url for name, process in processes.items()}
     finally:
         for process in processes.values():

@@ -9,6 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+LONGEST_MESSAGE = 2000
+
+
+def printable(message: str) -> str:
+    """A message as it can be printed anywhere: what it quotes may be as long as a file, or hold half of a
+    surrogate pair, which UTF-8 can't. Its end stays, where it says what to do."""
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE - 405]} ... {message[-400:]}"
+    return message if message.isascii() else message.encode(errors="backslashreplace").decode()
+
 
 class ForewordError(Exception):
     """Base of all errors below.
@@ -19,8 +29,9 @@ class ForewordError(Exception):
     """
 
     def __init__(self, *given: object, advice: str | None = None, remedy: str | None = None) -> None:
-        super().__init__(*given if advice is None else (f"{given[0]}; {advice}",))
-        self.found = str(given[0]) if given else ""
+        whole = given if advice is None else (f"{given[0]}; {advice}",)
+        super().__init__(*(printable(one) if isinstance(one, str) else one for one in whole))
+        self.found = printable(str(given[0])) if given else ""
         self.remedy = remedy
 
 
@@ -120,7 +131,7 @@ class UnknownField(BadExamples):
     def __init__(self, found: str, *parts: str) -> None:
         named = ", ".join(f'"{part}": "…"' for part in parts)
         super().__init__(f"{found}; if it has another name, say so with fields={{{named}}}")
-        self.found = found
+        self.found = printable(found)
         self.parts = parts
 
 
@@ -269,3 +280,7 @@ class MetricUnavailable(ForewordError):
 
 class EngineStopped(ForewordError):
     """The engine was closed before the row was finished."""
+
+
+class EngineOutOfMemory(ForewordError):
+    """The engine's memory did not suffice for a row, though nothing else ran."""

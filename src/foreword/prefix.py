@@ -17,7 +17,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -32,6 +32,7 @@ from foreword.prefix_sizes import StreamGeometry as StreamGeometry
 from foreword.template import RAW, Template
 from foreword.validation import check_fields, checks_arguments, is_text_mapping
 
+Made = TypeVar("Made")
 Positions = Literal["text-after-prefix", "text-after-prefix-within-window"]
 
 
@@ -325,9 +326,9 @@ class Prefix:
             newer = {} if described["version"] == 1 else described  # version 1 ignored what it did not know
             prefix = cls(
                 tensors=tensors,
-                base=BaseIdentity(**described["base"]),
+                base=_made(BaseIdentity, "base", described["base"]),
                 template=Template.from_json(described["template"]),
-                origin=Origin(**described["origin"]),
+                origin=_made(Origin, "origin", described["origin"]),
                 created=described["created"],
                 licence=described["licence"],
                 labels=described["labels"],
@@ -341,7 +342,7 @@ class Prefix:
         # Where sizes differ by layer, `decode` has compared them: a list may say what one number would.
         if not header.differs_by_layer and described["geometry"] != prefix.geometry.to_json():
             raise GeometryMismatch(
-                f"{where}: the header declares {described['geometry']} but the tensors are "
+                f"{where}: the header declares {str(described['geometry'])[:500]} but the tensors are "
                 f"{prefix.geometry}; the file was altered, fetch it again"
             )
         object.__setattr__(prefix, "_file", header)
@@ -492,8 +493,9 @@ class Prefix:
             named, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
             raise NonFinitePrefix(
                 f"the prefix has numbers up to {float(self._largest):.3g}, which are infinite in {named} "
-                f"(up to {most:.3g}), the data type of the base model; load the base in float32 or "
-                "bfloat16, or train with a lower learning rate"
+                f"(up to {most:.3g}), the data type of the base model",
+                advice="load the base in float32 or bfloat16, or train with a lower learning rate",
+                remedy="too large for the type",
             )
 
     @functools.cached_property
@@ -501,6 +503,14 @@ class Prefix:
         """Of all keys and values, without the sign."""
         ends = [end for tensor in self.tensors.values() for end in torch.aminmax(tensor)]
         return torch.stack(ends).abs().max()
+
+
+def _made(kind: type[Made], what: str, described: Mapping[str, Any]) -> Made:
+    """A dataclass from an object of the file's description. Raises UsageError: a field too many, or none."""
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    needed = [each.name for each in fields if each.default is dataclasses.MISSING]
+    prefix_file.check_names(what, described, [each.name for each in fields], needed)
+    return kind(**described)
 
 
 def _now() -> str:

@@ -13,7 +13,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -296,6 +296,18 @@ def naming(where: str) -> Iterator[None]:
         raise type(error)(f"{where}: {error}") from error
     except (TypeError, KeyError, AttributeError, ForewordError) as error:
         raise NotAPrefixFile(f"{where}: the header has an unexpected form ({error})") from error
+
+
+def check_names(what: str, found: Mapping[str, Any], known: Collection[str], needed: Collection[str]) -> None:
+    """Refuse an object of the description with a field too many, or without one that has to be there.
+
+    Raises:
+        UsageError: names the fields.
+    """
+    if unknown := sorted(set(found) - set(known)):
+        raise UsageError(f"{what} has unknown fields {unknown}; expected {sorted(known)}")
+    if missing := sorted(set(needed) - set(found)):
+        raise UsageError(f"{what} lacks {', '.join(missing)}")
 
 
 def _length(content: bytes) -> int:

@@ -288,7 +288,7 @@ def _added_tokens(tokenizer: Any, argument: Literal["text", "text_target"]) -> S
 def _id_of(tokenizer: Any, token: str, purpose: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(token)
     if token_id is None or (token_id == tokenizer.unk_token_id and token != tokenizer.unk_token):
-        raise UsageError(f"the tokenizer has no token {token!r} {purpose}")
+        raise UsageError(f"the tokenizer has no token {token!r:.80} {purpose}")
     return int(token_id)
 
 

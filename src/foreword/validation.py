@@ -456,6 +456,11 @@ def from_mapping(kind: Any, given: Mapping[str, Any], what: str = "settings") ->
     for field, value in made.items():
         (one,) = (each for each in top.values() if each.path[0] == field)
         if isinstance(value, dict) and (within := _settings_class(one)) is not None:
+            known = {each.path[-1] for each in settings_of(within)}
+            if unknown := set(value) - known:
+                raise UsageError(
+                    f"{one.name} has unknown {what} {sorted(map(repr, unknown))}; known are {sorted(known)}"
+                )
             made[field] = within(**value)
     return kind(**made)
 

@@ -46,6 +46,7 @@ def gateway(folder: Path, model_folder: Path) -> Iterator[ServedProcess]:
         for name, value in CPU.items():
             patch.setenv(name, value)
         more = ("--engine", "vllm", "--no-training", "--dtype", "float32")
+        more += ("--set", "engine_silent_seconds=10")
         more += ("--set", f"engine_arguments={ARGUMENTS}")
         with served(folder, model_folder, *more) as process:
             yield process
@@ -58,6 +59,10 @@ def complete(process: ServedProcess, **more: object) -> str:
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    return [each for child in children(pid) for each in (child, *descendants(child))]
 
 
 def vllm_of(process: ServedProcess) -> int:
@@ -135,6 +140,28 @@ def test_a_vllm_that_dies_is_started_again(gateway: ServedProcess, base: BaseMod
     assert len(gateway.events("vllm started")) == started + 1
 
 
+def test_a_vllm_that_hangs_is_started_again(gateway: ServedProcess, base: BaseModel, prefix: Prefix) -> None:
+    """The process that computes is stopped: vLLM's own server still calls itself healthy."""
+    (expected,) = generate(base, [PROMPT], prefixes=prefix, max_new_tokens=16)
+    assert complete(gateway) == expected
+    started = len(gateway.events("vllm started"))
+    for pid in descendants(vllm_of(gateway)):
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(openai.InternalServerError) as refused:
+        complete(gateway)
+    assert refused.value.status_code == 503
+    assert gateway.events("vllm hangs")
+
+    def works() -> bool:
+        try:
+            return complete(gateway) == expected
+        except openai.InternalServerError:
+            return False
+
+    assert wait_for(works, "a text again")
+    assert len(gateway.events("vllm started")) == started + 1
+
+
 def test_vllm_goes_with_its_gateway_even_by_kill_9(gateway: ServedProcess) -> None:
     """The last test of this gateway."""
     pid = vllm_of(gateway)
@@ -160,9 +187,10 @@ def test_the_printed_line_starts_a_vllm_that_is_used_and_left_running(
     line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert "--port 8001" in line
     port = free_port()
-    process = VllmProcess(["sh", "-c", line.replace("--port 8001", f"--port {port}")], {}, port)
+    command = ["sh", "-c", line.replace("--port 8001", f"--port {port}")]
+    process = VllmProcess(command, {}, port, start_seconds=SECONDS)
     try:
-        process.wait(SECONDS)
+        process.wait()
         (expected,) = generate(base, [PROMPT], prefixes=prefix, max_new_tokens=16)
         with served(folder, model_folder, "--engine-url", process.url, "--no-training") as server:
             assert complete(server) == expected

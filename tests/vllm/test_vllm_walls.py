@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foreword import BaseModel, Prefix
-from foreword.errors import DamagedBlob
+from foreword.errors import AlteredBlob, UnknownPrefix
 from foreword.serving.engine.protocol import Row
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.launch import BLOCK_SIZE
@@ -194,7 +194,7 @@ def test_a_damaged_file_gives_an_error_and_no_text(cramped: VllmServer, base: Ba
             path.write_bytes(bad)
             found = cramped.run(base, [*damaged, *whole])
             failed, found = found[:2], found[2:]
-        assert [type(error) for error in failed] == [DamagedBlob] * 2
+        assert [type(error) for error in failed] == [UnknownPrefix if bad is None else AlteredBlob] * 2
         assert prefixes[0].digest[:12] in str(failed[0])
         assert found == expected[2:]
     path.write_bytes(content)

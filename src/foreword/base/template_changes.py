@@ -15,6 +15,9 @@ from foreword.prefix import Prefix
 from foreword.template import Template
 from foreword.validation import warn
 
+MOST_KNOWN = 1024
+"""Templates whose comparison is remembered."""
+
 
 class TemplateChanges:
     """Compares templates with those of training, and warns once for each prefix."""
@@ -33,6 +36,9 @@ class TemplateChanges:
         if prefix.template_digest is None:
             return
         known = (prefix.template, prefix.template_digest, prefix.template_rendering)
+        if len(self._differences) >= MOST_KNOWN:  # files from outside may name any number of digests
+            self._differences.clear()
+            self._warned.clear()
         if known not in self._differences:
             self._differences[known] = what_differs(
                 prefix.template,
@@ -97,6 +103,6 @@ def _days_around(created: str | None) -> list[str]:
     """The day of a time in UTC, and those beside it, one of which it was elsewhere; none if it is no time."""
     try:
         day = datetime.datetime.fromisoformat(created or "").date()
-    except ValueError:
+        return [(day + datetime.timedelta(days)).isoformat() for days in (0, -1, 1)]
+    except (ValueError, OverflowError):  # a file may name the last day that there is
         return []
-    return [(day + datetime.timedelta(days)).isoformat() for days in (0, -1, 1)]

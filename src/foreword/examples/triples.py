@@ -141,7 +141,7 @@ def _read_json(path: str | os.PathLike[str]) -> list[Entry]:
     text = "\n".join(line.text for line in read_lines(path))
     try:
         records = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadExamples(
             f"{os.fspath(path)} is not JSON: {error}; expected DART's one list of objects, or its XML"
         ) from error
@@ -162,11 +162,18 @@ def _record(record: Any, where: str) -> Entry | None:
         given = ", ".join(map(repr, record)) if isinstance(record, dict) else kind(record)
         raise BadExamples(f"{where}: found {given}; expected an object with tripleset and annotations")
     triples = record["tripleset"]
-    if not triples or not all(
-        isinstance(triple, list) and len(triple) == 3 and all(isinstance(part, str) for part in triple)
-        for triple in triples
+    if (
+        not isinstance(triples, list)
+        or not triples
+        or not all(
+            isinstance(triple, list) and len(triple) == 3 and all(isinstance(part, str) for part in triple)
+            for triple in triples
+        )
     ):
         raise BadExamples(f"{where}: tripleset is {excerpt(str(triples))}; expected lists of three texts")
+    if not isinstance(record["annotations"], list):
+        given = kind(record["annotations"])
+        raise BadExamples(f"{where}: annotations is {given}; expected a list of objects")
     objects = [each for each in record["annotations"] if isinstance(each, dict)]
     texts = [(text, "") for each in objects if isinstance(text := each.get("text"), str)]
     entry = make_entry(dart_source(triples), texts)

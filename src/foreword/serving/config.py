@@ -68,6 +68,11 @@ class Configuration(ModelOptions):
         None, metavar="TEXT", help="More arguments for the vLLM that is started, as in a shell"
     )
     engine_seconds: float = _engine(900.0, gt=0, help="Time for a vLLM to start")
+    engine_silent_seconds: float = _engine(
+        300.0,
+        gt=0,
+        help="A vLLM that gives no token for so long while texts wait, or does not answer, is started again",
+    )
     store: str = _store(
         "prefixes", variable="FOREWORD_STORE", help="Folder of the store, or URL of its database"
     )
@@ -207,7 +212,7 @@ def _file(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors put a mark in front
     except OSError as error:
         raise CannotRead(f"{path} could not be read: {error.strerror}; expected a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
 
 

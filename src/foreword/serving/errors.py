@@ -44,6 +44,7 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
     (errors.BadPrefix, 400, "invalid_prefix"),
     (errors.UsageError, 400, "invalid_value"),
     (errors.StorageLimitExceeded, 429, "storage_limit_exceeded"),
+    (errors.NotFinite, 400, "not_finite"),
     (errors.EngineStopped, 503, "unavailable"),
     (errors.StoreUnavailable, 503, "unavailable"),
     (errors.DamagedBlob, 500, "damaged_prefix"),
@@ -52,6 +53,7 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
 
 ADVICE = {
     "other weights": "take a prefix that was trained for this server's base, or train one here",
+    "too large for the type": "train it again with a lower learning rate, or for a base in another data type",
     "no dev examples": "give validation_file, or leave hyperparameters.patience out",
     "two starts": "leave hyperparameters.init out, or train from the base model",
     "no start": "take another hyperparameters.parameterization, such as direct, or train from the base model",

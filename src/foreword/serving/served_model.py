@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreword.base.base_model import BaseModel
+from foreword.errors import UsageError, WindowExceeded
 from foreword.prefix import BaseIdentity, Geometry, Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
@@ -107,6 +108,31 @@ class ServedModel:
         if prefix is not None:
             return prefix.template
         return self.chat_template if chat else self.raw_template
+
+    def check_runs(self, prefix: Prefix) -> None:
+        """Refuse a prefix behind which this server could answer nothing.
+
+        Raises:
+            BadPrefix, UsageError: as `check`, or a template that these tokens can't write.
+            WindowExceeded: the prefix and its template leave no room for text.
+        """
+        self.check(prefix)
+        template, length = prefix.template, prefix.length
+        if template.placement == "infix":
+            raise UsageError(
+                "the prefix is an infix, which stands behind the source; this server puts a prefix in front "
+                "of the text. Train it with placement prefix"
+            )
+        limit = self.text_limit(length)
+        ids = template.source_ids(self.tokenizer, "a")
+        template.start_ids(self.tokenizer, 0)
+        template.target_ids(self.tokenizer, "a")
+        self.check_ids(ids, "its template")
+        if limit is not None and len(ids) >= limit:
+            raise WindowExceeded(
+                f"the template of the prefix writes {len(ids)} tokens around a text of one; {limit} fit "
+                f"behind its {length} virtual tokens, new tokens among them. Train it with a shorter template"
+            )
 
     def ends_of(self, prefix: Prefix | None) -> frozenset[int]:
         """Tokens that end a text behind this prefix."""

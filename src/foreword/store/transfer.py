@@ -7,13 +7,14 @@ somebody else. What the owner used stands in the manifest and is not imported.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select
 
@@ -24,10 +25,12 @@ from foreword.store.access import Caller, check_owns, check_writes
 from foreword.store.blobs import Blobs, read_checked
 from foreword.store.database import Database
 from foreword.store.leases import deposit
-from foreword.store.names import check_label, check_owner, parse_name
+from foreword.store.names import check_label, check_owner, parse_name, shown
 from foreword.store.record import Record, columns_of
-from foreword.store.schema import blob, label, now, usage, version
+from foreword.store.schema import blob, label, usage, version
 from foreword.store.versions import lock_name, set_latest
+
+Kind = TypeVar("Kind")
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -109,9 +112,10 @@ def import_owner(database: Database, blobs: Blobs, caller: Caller, path: Path, o
             }
     except OSError as error:
         raise CannotRead(f"{path} could not be read: {error.strerror}; expected an export file") from error
-    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        if isinstance(error, BadName):
-            raise BadArchive(f"{path}: {error}") from error
+    except BadName as error:
+        raise BadArchive(f"{path}: {error}") from error
+    except (zipfile.BadZipFile, ValueError, RecursionError, EOFError, RuntimeError) as error:
+        # RuntimeError: an encrypted file; its NotImplementedError: a way of packing that is not known here.
         raise BadArchive(
             f"{path} is not an export of a store, or was altered ({error}); export again"
         ) from error
@@ -158,25 +162,30 @@ def _add(
 
 
 def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
-    if archive.getinfo(MANIFEST).file_size > LARGEST_MANIFEST:
-        raise BadArchive(f"{path}: its manifest is larger than an export's can be")
-    manifest = json.loads(archive.read(MANIFEST))
+    manifest = json.loads(_member_of(archive, MANIFEST, LARGEST_MANIFEST))
+    if not isinstance(manifest, dict) or "foreword-export" not in manifest:
+        raise ValueError(f"{MANIFEST} is none of a store")
     if manifest["foreword-export"] != FORMAT:
         raise BadArchive(
             f"{path} has export format {manifest['foreword-export']!r}; this release reads {FORMAT}"
         )
+    owner = check_owner(_field(manifest, "owner", str))
     versions = [
         {
-            "name": parse_name(f"{manifest['owner']}/{entry['name']}")[1],
-            "number": _number(entry["number"]),
-            "created": str(entry["created"])[:32] or now(),
-            "digest": _digest(entry["digest"]),
+            "name": parse_name(f"{owner}/{_field(entry, 'name', str)}")[1],
+            "number": _number(entry.get("number")),
+            "created": _moment(_field(entry, "created", str)),
+            "digest": _digest(entry.get("digest")),
         }
-        for entry in manifest["versions"]
+        for entry in _entries(manifest, "versions")
     ]
     labels = [
-        {"name": entry["name"], "label": check_label(entry["label"]), "number": _number(entry["number"])}
-        for entry in manifest["labels"]
+        {
+            "name": _field(entry, "name", str),
+            "label": check_label(_field(entry, "label", str)),
+            "number": _number(entry.get("number")),
+        }
+        for entry in _entries(manifest, "labels")
     ]
     numbers = [(entry["name"], entry["number"]) for entry in versions]
     if not numbers or len(set(numbers)) < len(numbers):
@@ -185,16 +194,27 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
         raise ValueError("a label twice")
     if not {(entry["name"], entry["number"]) for entry in labels} <= set(numbers):
         raise ValueError("a label without its version")
-    return {"owner": manifest["owner"], "versions": versions, "labels": labels}
+    return {"owner": owner, "versions": versions, "labels": labels}
 
 
 def _content(archive: zipfile.ZipFile, digest: str, path: Path) -> bytes:
-    if archive.getinfo(_member(digest)).file_size > LARGEST_BLOB:
-        raise BadArchive(f"{path}: {_member(digest)} is larger than a prefix can be")
-    content = archive.read(_member(digest))
+    content = _member_of(archive, _member(digest), LARGEST_BLOB)
     if hashlib.sha256(content).hexdigest() != digest:
         raise BadArchive(f"{path}: {_member(digest)} has another SHA-256 than its name; it was altered")
     return content
+
+
+def _member_of(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """A file of the archive. Stored as it is, as `export` writes it: a packed one can be a thousand times
+    as large as the archive."""
+    if name not in archive.NameToInfo:
+        raise ValueError(f"it lacks {name}")
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed, and an export is not")
+    if info.file_size > most:
+        raise ValueError(f"{name} is larger than an export's can be")
+    return archive.read(info)
 
 
 def _columns(contents: Mapping[str, bytes], path: Path) -> dict[str, dict[str, Any]]:
@@ -211,9 +231,33 @@ def _columns(contents: Mapping[str, bytes], path: Path) -> dict[str, dict[str, A
         ) from error
 
 
+def _entries(manifest: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    listed = _field(manifest, name, list)
+    if not all(isinstance(entry, dict) for entry in listed):
+        raise ValueError(f"{name} holds something else than objects")
+    return listed
+
+
+def _field(entry: Mapping[str, Any], name: str, kind: type[Kind]) -> Kind:
+    value = entry.get(name)
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {shown(value)}")
+    return value
+
+
+def _moment(text: str) -> str:
+    """A time as the tables keep it, in UTC: every time in them has to be one, or nothing can be listed."""
+    try:
+        moment = datetime.datetime.fromisoformat(text).astimezone(datetime.UTC)
+        moment.timestamp()
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"created is {shown(text)}, which is no time") from error
+    return moment.isoformat(timespec="microseconds")
+
+
 def _number(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        raise ValueError(f"version number {value!r}")
+        raise ValueError(f"version number {shown(value)}")
     return value
 
 

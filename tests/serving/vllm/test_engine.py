@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,8 +18,10 @@ from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 from foreword import BaseModel
 from foreword.errors import (
+    AlteredBlob,
     EngineStopped,
     NonFinitePrefix,
+    StoreUnavailable,
     UnsupportedArchitecture,
     UsageError,
     WindowExceeded,
@@ -32,8 +35,8 @@ from foreword.serving.serve import make_engine
 from foreword.serving.served_model import ServedModel, served_of
 from foreword.serving.vllm import door, launch, ticket
 from foreword.serving.vllm import engine as answer
-from foreword.serving.vllm.checks import check_base
-from foreword.serving.vllm.engine import VllmEngine
+from foreword.serving.vllm.checks import check_base, check_version
+from foreword.serving.vllm.engine import DATA, Broken, VllmEngine
 from support.saved_bases import save_tiny
 from support.stand_ins import VOCABULARY, byte_tokenizer, random_prefix, tiny_llama
 from support.tiny_bart import tiny_bart_base
@@ -224,6 +227,84 @@ def test_a_vllm_that_is_not_there_is_said_so(tiny_base: BaseModel) -> None:
         asyncio.run(ask(Row((5,), None, "alice", Sampling(4, logprobs=21), frozenset())))
 
 
+class PretendedVllm:
+    """Takes requests on a port of this machine; answers as many with a token each second as it was told to."""
+
+    def __init__(self, talkative: int) -> None:
+        self._left = talkative
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        self._left -= 1
+        for _ in range(6 if self._left >= 0 else 0):
+            writer.write(f"data: {chunk([5]).removeprefix(DATA)}\n\n".encode())
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(60 if self._left < 0 else 0)
+        writer.close()
+
+
+def test_rows_are_given_up_when_no_row_gets_a_token(tiny_base: BaseModel) -> None:
+    """One row alone may wait for long beside one that gets tokens; then nobody gets any."""
+    said: list[str] = []
+
+    async def all_of_it() -> tuple[int, float]:
+        server = await asyncio.start_server(PretendedVllm(talkative=1).answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        engine = VllmEngine(
+            tiny_base, f"http://127.0.0.1:{port}", SECRET, silent_seconds=0.3, on_silence=said.append
+        )
+        row = Row((5,), None, "alice", Sampling(6), frozenset())
+        talking = [token async for token in engine.stream(row)]  # longer than the silence that is allowed
+        assert len(talking) == 6
+        assert not said
+        begin = asyncio.get_running_loop().time()
+        with pytest.raises(EngineStopped, match="no token for 0 s"):
+            async for _ in engine.stream(row):
+                pass
+        waited = asyncio.get_running_loop().time() - begin
+        await engine.close()
+        server.close()
+        return len(talking), waited
+
+    _, waited = asyncio.run(all_of_it())
+    assert waited >= 0.3
+    assert said == ["no token for 0 s, and 1 texts wait"]
+
+
+@pytest.mark.parametrize(
+    ("read", "kind"),
+    [
+        (lambda digest: None, EngineStopped),
+        (
+            lambda digest: (_ for _ in ()).throw(StoreUnavailable("the database does not answer")),
+            StoreUnavailable,
+        ),
+        (lambda digest: (_ for _ in ()).throw(AlteredBlob("other bytes")), AlteredBlob),
+    ],
+)
+def test_why_a_prefix_was_not_loaded_is_asked_of_the_store(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch, read: Any, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr("foreword.serving.vllm.engine.answers", lambda url: True)
+    engine = VllmEngine(tiny_base, "http://127.0.0.1:9", SECRET, read=read)
+    error = asyncio.run(engine._meaning(Broken("status 500: KV load failed"), random_prefix(tiny_base, 2)))
+    assert type(error) is kind
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.9.2.post2", "unknown"])
+def test_a_vllm_that_is_too_old_is_refused(version: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"vLLM is {version}")):
+        check_version(version)
+
+
+def test_a_vllm_that_is_newer_than_any_that_was_tried_is_remarked() -> None:
+    assert check_version("0.32.1+cpu") is None
+    assert "tried with 0.32" in (check_version("0.33.0") or "")
+    assert "tried with 0.32" in (check_version("1.0.0") or "")
+
+
 def test_a_vllm_with_a_shorter_window_ends_rows_there(tiny_base: BaseModel) -> None:
     engine = VllmEngine(tiny_base, "http://127.0.0.1:9", SECRET, max_positions=20)
     prefix = random_prefix(tiny_base, 10)
@@ -291,10 +372,12 @@ def started_without_vllm(
     class Started:
         url = "http://127.0.0.1:9"
 
-        def __init__(self, command: list[str], *more: Any) -> None:
+        def __init__(self, command: list[str], *more: Any, **seconds: float) -> None:
             commands.append(command)
 
-        def wait(self, seconds: float) -> None: ...
+        def wait(self) -> None: ...
+
+        def restart(self, why: str) -> None: ...
 
         def close(self) -> None: ...
 
@@ -305,6 +388,7 @@ def started_without_vllm(
     monkeypatch.setattr(launch, "VllmProcess", Started)
     monkeypatch.setattr(launch, "program", lambda model: ["vllm", "serve", model])
     monkeypatch.setattr(launch, "_max_positions_of", lambda url, secret: 128)
+    monkeypatch.setattr(launch, "_version_of", lambda url: "0.32.0")
     monkeypatch.setattr(serve, "served_of", served_model)
     states: list[ServerState] = []
     monkeypatch.setattr(serve, "make_app", lambda state: states.append(state) or FastAPI())

@@ -23,7 +23,7 @@ from foreword.errors import UnsupportedArchitecture, UsageError
 from foreword.models.fingerprint import fingerprint
 from foreword.serving.config import of
 from foreword.serving.served_model import open_base
-from foreword.serving.vllm import launch, ticket
+from foreword.serving.vllm import launch, process, ticket
 from foreword.serving.vllm.checks import weights_of
 from foreword.serving.vllm.engine import VllmEngine, check_base
 from foreword.serving.vllm.prefixes import STORE
@@ -161,6 +161,42 @@ def test_a_hybrid_is_refused_by_name_from_its_files(tmp_path: Path) -> None:
     base = open_base(of({"engine": "vllm", "base": str(tmp_path), "dtype": "float32"}))
     with pytest.raises(UnsupportedArchitecture, match="it is a hybrid"):
         check_base(base)
+
+
+# -- started again ------------------------------------------------------------------------------------
+
+PRETENDED = """
+import http.server, pathlib, sys
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503 if pathlib.Path(sys.argv[2]).exists() else 200)
+        self.end_headers()
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
+"""
+
+
+def test_a_vllm_that_does_not_answer_is_ended_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "SECONDS", 0.01)
+    monkeypatch.setattr(process, "POLL_SECONDS", 0.01)
+    port, deaf = process.free_port(), tmp_path / "deaf"
+    command = [sys.executable, "-c", PRETENDED, str(port), str(deaf)]
+    running = process.VllmProcess(command, {}, port, start_seconds=60, silent_seconds=0.1)
+    try:
+        running.wait()
+        first = running.pid
+        deaf.touch()
+        while running.pid == first:
+            time.sleep(0.01)
+        deaf.unlink()
+        while not answers(running.url):
+            time.sleep(0.01)
+        assert running.started == 2
+    finally:
+        running.close()
+    assert not answers(running.url)
 
 
 # -- the keeper ---------------------------------------------------------------------------------------

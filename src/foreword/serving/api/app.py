@@ -35,6 +35,7 @@ def make_app(server: ServerState) -> FastAPI:
         version=__version__,
         description="The OpenAI API over one base model and any number of prefixes.",
         redoc_url=None,
+        redirect_slashes=False,  # the document has no such answer, and its address would be the Host header's
     )
     app.state.server = server
     for router in ROUTERS:

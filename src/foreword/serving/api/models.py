@@ -8,12 +8,12 @@ from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from foreword.errors import BadName, UnknownPrefix
+from foreword.errors import BadName, ForewordError, TemplateRefuses, UnknownPrefix, UsageError
 from foreword.prefix import Prefix
 from foreword.serving.api import schemas
 from foreword.serving.api.schemas import BINARY, ERRORS, seconds_of
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
-from foreword.serving.errors import Refused, unknown_model
+from foreword.serving.errors import Refused, refused, unknown_model
 from foreword.serving.requests import refuse_fields_beside
 from foreword.store import Description, PrefixStore, Version
 
@@ -149,10 +149,21 @@ def delete_prefix(request: Request, owner: Owner, name: Name) -> Any:
 
 def _put(server: ServerState, identity: RequestIdentity, name: str, content: bytes) -> schemas.PrefixAnswer:
     full = name if "/" in name else f"{identity.writer('prefixes')}/{name}"
-    prefix = Prefix.from_bytes(content, where="the file")
-    server.served.check(prefix)
+    prefix = _readable(server, content)
     version = identity.view.put(full, prefix, limit=identity.limits.stored_bytes)
     return _prefix_answer(describe(identity.view, version.reference))
+
+
+def _readable(server: ServerState, content: bytes) -> Prefix:
+    """The prefix of a file that this server can keep and run. Raises Refused: 400, any other."""
+    try:
+        prefix = Prefix.from_bytes(content, where="the file")
+        server.served.check_runs(prefix)
+    except ForewordError as error:
+        code = "invalid_prefix" if isinstance(error, UsageError | TemplateRefuses) else None
+        answer = refused(error)
+        raise Refused(answer.status, answer.message, code=code or answer.code, param="file") from error
+    return prefix
 
 
 def _prefix_answer(description: Description) -> schemas.PrefixAnswer:

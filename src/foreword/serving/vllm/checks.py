@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,27 @@ from foreword.errors import UnsupportedArchitecture, UsageError, WrongBaseModel
 from foreword.models.fingerprint import INDEX, shards_of, short, weight_files
 from foreword.prefix import Prefix
 from foreword.serving.vllm.prefixes import HeadShard
+
+OLDEST, NEWEST = (0, 32), (0, 32)
+"""Of vLLM: the connector's interface moves with its versions, and `make test-vllm` ran on these."""
+
+
+def check_version(version: str) -> str | None:
+    """A remark about a vLLM that is newer than any that was tried; None where there is nothing to say.
+
+    Args:
+        version: as vLLM says it, such as "0.32.0+cpu".
+
+    Raises:
+        UsageError: an older one than was tried.
+    """
+    found = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    tried = " to ".join(dict.fromkeys(".".join(map(str, each)) for each in (OLDEST, NEWEST)))
+    if found < OLDEST:
+        raise UsageError(f"vLLM is {version}; prefixes were tried with {tried}, and older ones are refused")
+    if found > NEWEST:
+        return f"vLLM is {version}, prefixes were tried with {tried}: compare texts with the local engine's"
+    return None
 
 
 def check_settings(vllm_config: Any, kv_cache_config: Any) -> None:

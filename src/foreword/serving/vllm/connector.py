@@ -23,6 +23,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
+import vllm
 from foreword.errors import GeometryMismatch
 from foreword.models.fingerprint import fingerprint, former_fingerprint
 from foreword.serving.vllm import plan
@@ -31,6 +32,7 @@ from foreword.serving.vllm.checks import (
     check_base,
     check_files,
     check_settings,
+    check_version,
     share_of,
     weights_of,
 )
@@ -56,11 +58,13 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         """
         Raises:
-            UsageError: no secret, no source of prefixes, a setting under which prefixes would go wrong, or
-                a folder with a second copy of the weights that vLLM loads.
+            UsageError: no secret, no source of prefixes, a vLLM that is too old, a setting under which
+                prefixes would go wrong, or a folder with a second copy of the weights that vLLM loads.
             UnsupportedArchitecture: a model whose attention does not see a prefix from everywhere.
             CannotRead: a folder of weights that are no safetensors.
         """
+        if (untried := check_version(vllm.__version__)) is not None:
+            LOGGER.warning(untried)
         super().__init__(vllm_config, role, kv_cache_config)
         check_settings(vllm_config, kv_cache_config)
         self._block_size = int(kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size)

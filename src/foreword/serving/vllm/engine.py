@@ -12,7 +12,7 @@ import httpx
 
 from foreword.base.base_model import BaseModel
 from foreword.base.rope import is_dynamic
-from foreword.errors import DamagedBlob, EngineStopped, UnsupportedArchitecture, UsageError
+from foreword.errors import EngineStopped, ForewordError, UnsupportedArchitecture, UsageError
 from foreword.prefix import Prefix
 from foreword.serving.engine.protocol import STOPPING, Row, Token, check_row
 from foreword.serving.vllm import ticket
@@ -45,6 +45,9 @@ class VllmEngine:
         max_positions: int | None = None,
         is_up: Callable[[], bool] = lambda: True,
         on_close: Callable[[], None] = lambda: None,
+        silent_seconds: float | None = None,
+        on_silence: Callable[[str], None] = lambda why: None,
+        read: Callable[[str], object] = lambda digest: None,
     ) -> None:
         """
         Args:
@@ -53,6 +56,9 @@ class VllmEngine:
             max_positions: of vLLM for prefix and text, if fewer than the base's.
             is_up: whether vLLM takes requests, answered at once.
             on_close: called when all rows are finished.
+            silent_seconds: when no row has had a token for so long, all are given up; None waits for ever.
+            on_silence: called then, with what is to be said of it.
+            read: reads a prefix by its digest where vLLM does, to learn why vLLM could not.
 
         Raises:
             UnsupportedArchitecture: a base whose attention would lose sight of a prefix, or that vLLM's
@@ -65,6 +71,12 @@ class VllmEngine:
         self._max_positions = max_positions
         self._is_up = is_up
         self._on_close = on_close
+        self._silent_seconds = silent_seconds
+        self._on_silence = on_silence
+        self._read = read
+        self._heard = 0.0  # when vLLM last gave a token, to whichever row
+        self._waits: set[asyncio.Timeout] = set()
+        self._watcher: asyncio.Task[None] | None = None
         self._client: httpx.AsyncClient | None = None  # made in the loop that uses it
         self._running = self._rows = self._tokens = 0
         self._closing = False
@@ -74,7 +86,8 @@ class VllmEngine:
 
         Raises:
             GeometryMismatch, WrongBaseModel, UsageError: the prefix does not fit the base or the engine.
-            DamagedBlob: vLLM could not load the prefix; its log says why.
+            DamagedBlob, UnknownPrefix, StoreUnavailable: vLLM could not load the prefix.
+            EngineStopped: as `Engine`; vLLM does not answer, or gives nobody a token any more.
         """
         max_new_tokens = check_row(
             self._base, row, max_positions=self._max_positions, where=", as vLLM was started"
@@ -85,15 +98,48 @@ class VllmEngine:
             )
         if self._closing:
             raise EngineStopped(STOPPING)
+        if not self._running:
+            self._heard = asyncio.get_running_loop().time()
         self._running += 1
         self._rows += 1
+        if self._silent_seconds is not None and (self._watcher is None or self._watcher.done()):
+            self._watcher = asyncio.create_task(self._watch(self._silent_seconds))
         try:
             async with contextlib.aclosing(self._request(row, max_new_tokens)) as stream:  # type: ignore[type-var]
-                async for token in stream:
+                while (token := await self._next(stream)) is not None:
                     self._tokens += 1
                     yield token
         finally:
             self._running -= 1
+
+    async def _next(self, stream: AsyncIterator[Token]) -> Token | None:
+        """The next token, or None behind the last. Raises EngineStopped when `_watch` gives all rows up."""
+        try:
+            async with asyncio.timeout(None) as wait:
+                self._waits.add(wait)
+                try:
+                    token = await anext(stream, None)
+                finally:
+                    self._waits.discard(wait)
+        except TimeoutError as error:
+            raise EngineStopped(f"vLLM gave no token for {self._silent_seconds:.0f} s") from error
+        self._heard = asyncio.get_running_loop().time()
+        return token
+
+    async def _watch(self, silent_seconds: float) -> None:
+        """While rows run: give all of them up when none has had a token for too long.
+
+        A row alone may wait for long, behind others; a vLLM that works gives some row a token.
+        """
+        loop = asyncio.get_running_loop()
+        while self._running:
+            left = self._heard + silent_seconds - loop.time()
+            if left <= 0:
+                self._on_silence(f"no token for {silent_seconds:.0f} s, and {self._running} texts wait")
+                for wait in self._waits:
+                    wait.reschedule(loop.time())
+                self._heard = loop.time()
+            await asyncio.sleep(min(max(left, 0.0), 1.0))
 
     async def close(self) -> None:
         """See `Engine`."""
@@ -179,9 +225,13 @@ class VllmEngine:
             return EngineStopped(f"vLLM refuses what the server asks for ({text}). {SAME_LINE.capitalize()}")
         if prefix is None or not await asyncio.to_thread(answers, self._url):
             return EngineStopped(f"vLLM broke off: {text}; its log says why")
-        return DamagedBlob(
-            f"vLLM could not load the prefix {prefix.digest[:12]}... ({text}): its file is damaged or gone, "
-            "or the store did not answer; vLLM's log says which, and `foreword store verify` looks at files"
+        try:
+            await asyncio.to_thread(self._read, prefix.digest)
+        except ForewordError as cause:  # damaged, gone, or the store does not answer: here as there
+            return cause
+        return EngineStopped(
+            f"vLLM could not load the prefix {prefix.digest[:12]}... ({text}), which can be read here; "
+            "its log says why"
         )
 
 

@@ -24,8 +24,9 @@ from foreword.serving import logs
 from foreword.serving.config import Configuration
 from foreword.serving.served_model import open_base
 from foreword.serving.vllm import ticket
+from foreword.serving.vllm.checks import check_version
 from foreword.serving.vllm.engine import SAME_LINE, SERVED_NAME, VllmEngine, check_base
-from foreword.serving.vllm.prefixes import BLOBS, STORE
+from foreword.serving.vllm.prefixes import BLOBS, STORE, StoreSource
 from foreword.serving.vllm.process import HealthPoller, VllmProcess, answers, free_port
 
 CONNECTOR = {
@@ -45,15 +46,15 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
     they are computed in is the configuration's to say, for vLLM's device: "auto" leaves it to vLLM.
 
     Raises:
-        UsageError: no secret for a vLLM that runs already, a vLLM without what the line says, or no `vllm`
-            command.
+        UsageError: no secret for a vLLM that runs already, a vLLM without what the line says, one that is too
+            old, or no `vllm` command.
         EngineStopped: vLLM does not take requests.
         UnsupportedArchitecture: see `VllmEngine`.
     """
     check_base(base)  # before minutes are spent on starting
     with contextlib.ExitStack() as started:  # what is in it ends with the engine, or here with an error
         if configuration.engine_url is not None:
-            secret, url = ticket.secret_of(os.environ), configuration.engine_url
+            secret, url, restart = ticket.secret_of(os.environ), configuration.engine_url, _not_ours
             if not answers(url):
                 line = shell_line(configuration, _model(configuration), base)
                 raise EngineStopped(f"no vLLM answers at {url}; start one with:\n{line}")
@@ -62,16 +63,38 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
             port, more = free_port(), [*length_arguments(base), *more_arguments(configuration)]
             options = arguments(host="127.0.0.1", port=port, dtype=configuration.dtype, more=more)
             command = [*program(_model(configuration)), *options]
-            process = VllmProcess(command, environment(configuration, secret), port)
+            process = VllmProcess(
+                command,
+                environment(configuration, secret),
+                port,
+                start_seconds=configuration.engine_seconds,
+                silent_seconds=configuration.engine_silent_seconds,
+            )
             started.callback(process.close)
-            process.wait(configuration.engine_seconds)
-            url = process.url
+            process.wait()
+            url, restart = process.url, process.restart
         most = _max_positions_of(url, secret)
+        if (untried := check_version(_version_of(url))) is not None:
+            logs.event("vllm version", note=untried)
         _check_factors(configuration, base, most)
         poller = HealthPoller(url)
         started.callback(poller.close)
         close = started.pop_all().close
-    return VllmEngine(base, url, secret, max_positions=most, is_up=poller.is_up, on_close=close)
+    return VllmEngine(
+        base,
+        url,
+        secret,
+        max_positions=most,
+        is_up=poller.is_up,
+        on_close=close,
+        silent_seconds=configuration.engine_silent_seconds,
+        on_silence=restart,
+        read=lambda digest: StoreSource(configuration.store, configuration.blobs).get(digest),
+    )
+
+
+def _not_ours(why: str) -> None:
+    logs.event("vllm hangs", why=f"{why}; it was not started here, so whoever started it has to end it")
 
 
 def vllm_line(configuration: Configuration) -> str:
@@ -122,6 +145,16 @@ def _max_positions_of(url: str, secret: str) -> int:
     if SERVED_NAME not in models:
         raise UsageError(f"vLLM at {url} serves {', '.join(models)}, not {SERVED_NAME}; {SAME_LINE}")
     return int(models[SERVED_NAME]["max_model_len"])
+
+
+def _version_of(url: str) -> str:
+    """Raises EngineStopped: it does not say which version it is."""
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/version", timeout=30, trust_env=False)
+        answer.raise_for_status()
+        return str(answer.json()["version"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise EngineStopped(f"what answers at {url} does not say which vLLM it is: {error}") from error
 
 
 def _model(configuration: Configuration) -> str:

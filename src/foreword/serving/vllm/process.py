@@ -81,30 +81,46 @@ class VllmProcess:
         started: processes so far.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], port: int) -> None:
-        """`environment` comes beside this process's own."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        port: int,
+        *,
+        start_seconds: float = 900.0,
+        silent_seconds: float = 300.0,
+    ) -> None:
+        """
+        Args:
+            environment: comes beside this process's own.
+            start_seconds: time to start, the first time and any later.
+            silent_seconds: one that took requests and does not answer for so long is started again.
+        """
         self.url = f"http://127.0.0.1:{port}"
         self.started = 0
+        self._start_seconds = start_seconds
+        self._silent_seconds = silent_seconds
         self._command = [sys.executable, str(Path(__file__).with_name("process_guard.py")), *command]
         self._environment = {**os.environ, **environment}
         self._closing = threading.Event()
         self._process = self._start()
         self._watcher: threading.Thread | None = None
 
-    def wait(self, seconds: float) -> None:
-        """Until it takes requests; from then on it is started again whenever it dies.
+    def wait(self) -> None:
+        """Until it takes requests; from then on it is started again whenever it dies or does not answer.
 
         Raises:
             EngineStopped: it ended, or did not come up in time; its own log says why.
         """
-        until = time.monotonic() + seconds
+        until = time.monotonic() + self._start_seconds
         while not answers(self.url):
             if (status := self._process.poll()) is not None:
                 raise EngineStopped(f"vLLM ended with status {status} before it was ready; its log says why")
             if time.monotonic() > until:
                 self.close()
                 raise EngineStopped(
-                    f"vLLM did not take requests within {seconds:.0f} s; give it longer (engine_seconds)"
+                    f"vLLM did not take requests within {self._start_seconds:.0f} s; give it longer "
+                    "(engine_seconds)"
                 )
             time.sleep(POLL_SECONDS)
         self._watcher = threading.Thread(target=self._watch, name="foreword-vllm", daemon=True)
@@ -116,6 +132,13 @@ class VllmProcess:
         if self._watcher is not None:
             self._watcher.join()
         self._end()
+
+    def restart(self, why: str) -> None:
+        """End it, without waiting; it is started again as if it had died."""
+        logs.event("vllm hangs", pid=self._process.pid, why=why)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # its guard asks it to end, and kills it if it does not
 
     @property
     def pid(self) -> int:
@@ -141,8 +164,16 @@ class VllmProcess:
 
     def _watch(self) -> None:
         pause, start_time = 1.0, time.monotonic()
+        heard, allowed = start_time, self._silent_seconds
         while not self._closing.wait(POLL_SECONDS):
             if (status := self._process.poll()) is None:
+                # Asked once a second; a process that was told to end is left to its guard.
+                if time.monotonic() - heard < SECONDS or self._process.stdin.closed:  # type: ignore[union-attr]
+                    continue
+                if answers(self.url):
+                    heard, allowed = time.monotonic(), self._silent_seconds
+                elif (silent := time.monotonic() - heard) > allowed:
+                    self.restart(f"no answer for {silent:.0f} s")
                 continue
             if time.monotonic() - start_time > SETTLED:
                 pause = 1.0
@@ -151,6 +182,7 @@ class VllmProcess:
             if self._closing.wait(pause):
                 return
             pause, start_time = min(pause * 2, LONGEST_PAUSE), time.monotonic()
+            heard, allowed = start_time, self._start_seconds
             self._process = self._start()
 
 
