@@ -93,7 +93,7 @@ class PrefixStore:
         self._blobs: Blobs = open_blobs(blobs_url, blob_options)
         rows = self.database.rows(sqlalchemy.select(setting.c.name, setting.c.value))
         settings = {row.name: row.value for row in rows}
-        self._identifier = settings["store"]
+        self._identifier: str = settings["store"]
         check_marker(self._blobs, self._identifier)
         disk = None
         if disk_cache is not None or "://" in blobs_url:
