@@ -1,4 +1,4 @@
-"""Usage by owner and day, who has put which file, when each file was last checked, tasks that one server does.
+"""Usage by owner and day, who has put which file, when each was last checked, tasks that one server does.
 
 Listing reads a column instead of a header: the fingerprint of a prefix's base becomes one, and facts that are
 longer than a header may be lose what their owner has written into them (the file itself keeps it).
