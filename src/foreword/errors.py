@@ -205,6 +205,10 @@ class NotAllowed(ForewordError):
     """The caller's role does not permit this; raised alike whether the prefix exists or not."""
 
 
+class StorageLimitExceeded(ForewordError):
+    """More bytes than a server lets an owner store; nothing was added."""
+
+
 class UnknownKey(ForewordError):
     """An API key that is malformed, was never made, or was revoked."""
 
@@ -276,3 +280,7 @@ class MetricUnavailable(ForewordError):
 
 class EngineStopped(ForewordError):
     """The engine was closed before the row was finished."""
+
+
+class EngineOutOfMemory(ForewordError):
+    """The engine's memory did not suffice for a row, though nothing else ran."""

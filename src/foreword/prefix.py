@@ -493,8 +493,9 @@ class Prefix:
             named, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
             raise NonFinitePrefix(
                 f"the prefix has numbers up to {float(self._largest):.3g}, which are infinite in {named} "
-                f"(up to {most:.3g}), the data type of the base model; load the base in float32 or "
-                "bfloat16, or train with a lower learning rate"
+                f"(up to {most:.3g}), the data type of the base model",
+                advice="load the base in float32 or bfloat16, or train with a lower learning rate",
+                remedy="too large for the type",
             )
 
     @functools.cached_property

@@ -88,6 +88,8 @@ def judge(target: Target, content: bytes) -> tuple[str, str | None]:
             outcome = target.run(content)
     except ForewordError as error:
         outcome, fault = type(error).__name__, fault_of(type(error).__name__, str(error))
+    except Fault as error:
+        outcome, fault = "fault", str(error)
     except _Hangs:
         outcome, fault = "hangs", f"no end after {HANGS_SECONDS} s"
     except Exception as error:

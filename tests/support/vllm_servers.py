@@ -20,7 +20,7 @@ from foreword.serving.engine.protocol import Row, Sampling, Token
 from foreword.serving.vllm import launch, ticket
 from foreword.serving.vllm.door import HEADER, signature_of
 from foreword.serving.vllm.engine import VllmEngine
-from foreword.serving.vllm.prefixes import STORE, FolderSource
+from foreword.serving.vllm.prefixes import STORE, FolderSource, Source, StoreSource
 from foreword.serving.vllm.process import VllmProcess, free_port
 
 SECRET = "a secret of the tests, long enough to be taken"
@@ -45,9 +45,10 @@ class VllmServer:
     url: str
     folder: Path
     process: VllmProcess
+    source: Source
 
     def engine(self, base: BaseModel) -> VllmEngine:
-        return VllmEngine(base, self.url, SECRET, read=FolderSource(self.folder).get)
+        return VllmEngine(base, self.url, SECRET, read=self.source.get)
 
     def run(self, base: BaseModel, rows: list[Row]) -> list[Any]:
         """All rows asked for at once: tokens, or the error, of each."""
@@ -101,7 +102,8 @@ def serving(
     process = VllmProcess(command, environment, port, start_seconds=START_SECONDS)
     try:
         process.wait()
-        yield VllmServer(process.url, folder, process)
+        source = StoreSource(str(folder), None) if store else FolderSource(folder)
+        yield VllmServer(process.url, folder, process, source)
     finally:
         process.close()
 

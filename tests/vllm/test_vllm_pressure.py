@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from foreword import BaseModel
-from foreword.errors import DamagedBlob
+from foreword.errors import AlteredBlob
 from foreword.serving.vllm.launch import BLOCK_SIZE
 from support.stand_ins import random_prefix
 from support.vllm_servers import LOADED, LOCAL_HITS, PREEMPTIONS, VllmServer, local, row, serving
@@ -64,7 +64,7 @@ def test_each_tensor_parallel_worker_writes_its_own_heads(
         assert parallel.run(base, rows) == local(base, rows)
         parallel.put(bad).write_bytes(b"damaged")
         (failed,) = parallel.run(base, [row(base, "hello", bad)])
-        assert isinstance(failed, DamagedBlob)
+        assert isinstance(failed, AlteredBlob)
         assert parallel.run(base, rows) == local(base, rows)
 
 

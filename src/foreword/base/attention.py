@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -34,6 +34,9 @@ from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.base.sliding_window import Angles, RopeShift, move_prefix_near
 from foreword.errors import UnsupportedArchitecture
 from foreword.prefix import Stream
+
+if TYPE_CHECKING:  # serving alone needs it
+    from foreword.base.ragged_cache import RaggedPass
 
 Kernel = Literal["sdpa", "eager"]
 IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "foreword-eager"}
@@ -115,6 +118,8 @@ class AttentionContext:
         in_cache: the keys and values that reach attention have the prefixes in front already.
         target_starts: of each row, the first token that sees an infix; needed where a row has one.
         record: takes every call of the attention function.
+        ragged: keeps the keys and values of a decoder's running rows, and says which token sees which of
+            them; the masks that transformers makes say nothing then.
         last_positions, unpadded: see `PassMetadata`; nothing but speed depends on them.
         metadata: what the layers look up about the rows.
         mask_cache: of each stream, for the pass that is under way.
@@ -125,6 +130,7 @@ class AttentionContext:
     in_cache: bool = False
     target_starts: tuple[int, ...] = ()
     record: Callable[[AttentionCall], None] | None = None
+    ragged: RaggedPass | None = None
     last_positions: tuple[int, ...] = ()
     unpadded: bool = False
     metadata: PassMetadata = field(init=False)
@@ -221,6 +227,14 @@ def _attention_function(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, tor
             state.record(AttentionCall(module, query, key, value, dict(kwargs)))
 
         layer: LayerInfo | None = getattr(module, "foreword_layer", None)
+        if state.ragged is not None and layer is not None:
+
+            def attend(*given: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+                if mask is not None and kernel == "eager":
+                    mask = _additive(mask, given[0].dtype)
+                return _attend(kernel, module, *given, mask, False, kwargs)[0]
+
+            return state.ragged.attend(layer.layer, query, key, value, attend), None
         stream: Stream = "decoder" if layer is None else layer.stream
         if layer is not None and layer.layer == 0:  # a new pass has new masks
             state.mask_cache.pop(stream, None)
@@ -396,6 +410,8 @@ def _make_mask(**kwargs: Any) -> torch.Tensor | None:
     state = _current.get()
     if state is None:
         return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
+    if state.ragged is not None:
+        return None
     _begin_pass(state, kwargs)
     if torch.device(kwargs.get("device", "cpu")).type in CAUSAL_DEVICES and state.metadata.is_causal(kwargs):
         return None
@@ -407,6 +423,8 @@ def _make_eager_mask(**kwargs: Any) -> torch.Tensor | None:
     if state is None:
         kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
         return _additive(sdpa_mask(**kwargs), kwargs["dtype"])
+    if state.ragged is not None:
+        return None
     _begin_pass(state, kwargs)
     return _mask_of_rows(state, kwargs)
 

@@ -1,4 +1,4 @@
-"""How much one pass of a model may hold on a GPU, from the memory that is free there.
+"""How much one pass of a model may hold on a GPU, from the memory that is free there; and running out of it.
 
 Sizes of batches and of parts decide speed and memory, and nothing else. On a CPU they are constants where
 they are used, so that a run gives the same bits every day; on a GPU, whose matrix products want many more
@@ -7,6 +7,7 @@ rows, they follow from the free memory by the formulas here. These are not measu
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -21,6 +22,17 @@ LAYER_VALUES = 17
 (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 1, without
 the attention scores, which fused kernels do not keep). Going forward alone, about two layers' are held."""
 LEAST_TOKENS, MOST_TOKENS = 2048, 65536
+
+
+OUT_OF_MEMORY = re.compile(r"not enough memory|can.t allocate memory|out of memory", re.IGNORECASE)
+"""In the words of torch's CPU allocator, of which no type tells them, and of other devices' runtimes."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the host or on a device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def free_memory(device: torch.device) -> int | None:

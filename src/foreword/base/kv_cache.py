@@ -13,7 +13,6 @@ Shapes: B rows (times beams), H key/value heads, S tokens held, P prefix length,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,102 +92,6 @@ class PrefixedLayer(DynamicLayer):
     def _show(self) -> None:
         self.keys = self._key_BHSD[:, :, : self._held]
         self.values = self._value_BHSD[:, :, : self._held]
-
-
-SPARE_COLUMNS = 64
-"""Columns that a buffer of running rows has ahead at least, so that a step writes instead of copying."""
-
-
-class RowsLayer(DynamicLayer):
-    """One layer's keys and values of running rows, each from column 0 to its own end; see `RowCache`."""
-
-    is_croppable = False
-
-    def __init__(self, key_BHSD: torch.Tensor, value_BHSD: torch.Tensor, cache: RowCache) -> None:
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = key_BHSD.dtype, key_BHSD.device, True
-        self.buffers = (self.keys, self.values) = (key_BHSD, value_BHSD)
-        self._cache = cache
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the key and value of each row's new token behind its last; return those of all rows."""
-        rows, columns = key_states.shape[0], self._cache.columns
-        row_B, end_B = (part.to(self.device) for part in self._cache.ends)
-        for buffer, states_BH1D in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[row_B, :, end_B] = states_BH1D[:, :, 0]
-        self.keys, self.values = (buffer[:rows, :, :columns] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        """Columns in front of the one that the longest row gets in this step."""
-        return self._cache.columns - 1
-
-
-class RowCache(Cache):
-    """Keys and values of rows that come and go, in buffers with room for more rows and columns.
-
-    A row that comes is copied in once, and where one went the last takes its place: no other row is touched,
-    unless the buffers have to grow. Behind each row's end there are zeros: what a masked column holds must be
-    a number, since zero times infinity is none.
-
-    Attributes:
-        columns: S, those of the longest row.
-        ends: places and columns `[B]` at which the rows' new tokens are written in the present step.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-        self.layers: list[RowsLayer] = []
-        self.columns = 0
-        self.ends: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
-        self._room = (0, 0)
-
-    def add(self, row: int, cache: Cache, length: int) -> None:
-        """Put in, at place `row`, the columns of a row that was prefilled alone; others stand in front."""
-        self._reserve(row, row + 1, length, like=cache)
-        for layer, new in zip(self.layers, cache.layers, strict=True):
-            for buffer, part_1HSD in zip(layer.buffers, (new.keys, new.values), strict=True):
-                buffer[row, :, :length] = part_1HSD[0]
-                buffer[row, :, length:] = 0
-        self.columns = max(self.columns, length)
-
-    def move(self, rows: Sequence[int], places: Sequence[int], longest: int) -> None:
-        """Copy rows to the places of others that have gone; `longest`: columns of the longest that stays."""
-        self.columns = longest
-        index_2M = torch.tensor([rows, places])
-        for layer in self.layers if rows else []:
-            from_M, to_M = index_2M.to(layer.device, non_blocking=True)
-            for buffer in layer.buffers:
-                buffer[to_M] = buffer[from_M]
-
-    def begin_step(self, end_B: torch.Tensor) -> None:
-        """Each row gets a token, at its column in `end_B`: its own length."""
-        rows = end_B.shape[0]
-        self._reserve(rows, rows, self.columns + 1, like=self)
-        self.columns += 1
-        self.ends = (torch.arange(rows, device=end_B.device), end_B)
-
-    def _reserve(self, filled: int, rows: int, columns: int, *, like: Cache) -> None:
-        """Make larger buffers where these are too small: for what runs now, and some more."""
-        if rows <= self._room[0] and columns <= self._room[1]:
-            return
-        columns = max(columns, self.columns)
-        room = (1 << (rows - 1).bit_length(), columns + max(SPARE_COLUMNS, columns // 4))
-        made = []
-        for number, layer in enumerate(like.layers):
-            key, value = (
-                part.new_zeros(room[0], part.shape[1], room[1], part.shape[3])
-                for part in (layer.keys, layer.values)
-            )
-            made.append(RowsLayer(key, value, self))
-            for buffer, before in zip(
-                (key, value), self.layers[number].buffers if filled else (), strict=False
-            ):
-                buffer[:filled, :, : self.columns] = before[:filled, :, : self.columns]
-        # All or nothing: what fails above, such as memory, leaves the rows as they are.
-        self.layers, self._room = made, room
 
 
 def takes_prefixes(model: Any, geometry: Geometry) -> bool:

@@ -43,6 +43,8 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
     (errors.BadExamples, 400, "invalid_file"),
     (errors.BadPrefix, 400, "invalid_prefix"),
     (errors.UsageError, 400, "invalid_value"),
+    (errors.StorageLimitExceeded, 429, "storage_limit_exceeded"),
+    (errors.NotFinite, 400, "not_finite"),
     (errors.EngineStopped, 503, "unavailable"),
     (errors.StoreUnavailable, 503, "unavailable"),
     (errors.DamagedBlob, 500, "damaged_prefix"),
@@ -51,6 +53,7 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
 
 ADVICE = {
     "other weights": "take a prefix that was trained for this server's base, or train one here",
+    "too large for the type": "train it again with a lower learning rate, or for a base in another data type",
     "no dev examples": "give validation_file, or leave hyperparameters.patience out",
     "two starts": "leave hyperparameters.init out, or train from the base model",
     "no start": "take another hyperparameters.parameterization, such as direct, or train from the base model",
@@ -104,12 +107,13 @@ def refused(error: errors.ForewordError) -> Refused:
                 message = f"{error.found}; expected {' and '.join(error.parts)}, rename what holds it"
             elif advice := ADVICE.get(error.remedy or ""):
                 message = f"{error.found}; {advice}"
-            return Refused(
-                status, message, code=code, headers={"retry-after": "5"} if status == 503 else None
-            )
+            later = RETRY_SECONDS.get(status)
+            return Refused(status, message, code=code, headers={"retry-after": later} if later else None)
     return Refused(500, _FAULT)
 
 
+RETRY_SECONDS = {503: "5", 429: "3600"}
+"""When to ask again; of the package's own errors, only a full store is 429."""
 _FAULT = "the server failed to answer; its log says more under this request's x-request-id"
 _OWN_FAULTS = {
     "damaged_prefix": "the stored file of this model is missing or was altered; it is not used. "

@@ -13,11 +13,11 @@ from typing import Literal, get_args
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, or_, select, true, update
 
-from foreword.errors import NotAllowed, UnknownPrefix
+from foreword.errors import NotAllowed, UnknownKey, UnknownPrefix
 from foreword.store.database import insert
 from foreword.store.names import check_owner
 from foreword.store.record import Record
-from foreword.store.schema import audit, now, prefix, share
+from foreword.store.schema import api_key, audit, now, prefix, share
 
 Role = Literal["admin", "owner", "reader"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -64,6 +64,23 @@ def check_writes(caller: Caller, owner: str) -> None:
     if caller.role == "admin" or (caller.role == "owner" and caller.owner == owner):
         return
     raise NotAllowed(f"{caller} may not write below {owner}/; a key of that owner or of an administrator may")
+
+
+def check_key(connection: Connection, caller: Caller) -> None:
+    """Refuse a caller whose key went since they came, and hold it till this transaction ends.
+
+    Call it in every transaction that adds something for an owner: forgetting an owner takes their keys
+    first, so what is added under one is either there to be forgotten, or refused.
+
+    Raises:
+        UnknownKey: it was revoked, or its owner forgotten.
+    """
+    if caller.key is None:
+        return
+    query = select(api_key.c.revoked).where(api_key.c.id == caller.key).with_for_update(read=True)
+    row = connection.execute(query).first()
+    if row is None or row.revoked is not None:
+        raise UnknownKey("this API key is no longer valid; nothing was changed")
 
 
 def check_administrates(caller: Caller, what: str) -> None:

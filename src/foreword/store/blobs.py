@@ -77,11 +77,19 @@ def read_checked(blobs: Blobs, key: str, digest: str) -> bytes:
     """The bytes under `key`, if they are the ones that were stored.
 
     Raises:
-        MissingBlob, StoreUnavailable: as `Blobs.read`.
+        MissingBlob: there are none, though the storage is there: its marker is.
+        StoreUnavailable: the storage does not answer, or is not there at all.
         AlteredBlob: their SHA-256 is another one.
     """
-    content = blobs.read(key)
+    try:
+        content = blobs.read(key)
+    except MissingBlob:
+        _check_there(blobs)
+        raise
     actual = hashlib.sha256(content).hexdigest()
+    if actual != digest:  # what was lost on the way here is no fault of the file's: a second look decides
+        content = blobs.read(key)
+        actual = hashlib.sha256(content).hexdigest()
     if actual != digest:
         raise AlteredBlob(
             f"the stored file {key} has SHA-256 {actual[:12]}..., expected {digest[:12]}...: it was "
@@ -89,6 +97,16 @@ def read_checked(blobs: Blobs, key: str, digest: str) -> bytes:
             "prefix again"
         )
     return content
+
+
+def _check_there(blobs: Blobs) -> None:
+    """A disk that is not mounted looks like one without files. Raises StoreUnavailable: no marker there."""
+    try:
+        blobs.read(MARKER)
+    except MissingBlob as error:
+        raise StoreUnavailable(
+            f"the place for files {blobs} has none, nor the marker of a store: is it mounted?"
+        ) from error
 
 
 def open_blobs(url: str, options: dict[str, Any] | None = None) -> Blobs:
@@ -240,8 +258,11 @@ class FolderBlobs:
             except FileExistsError:
                 # Somebody is writing the same bytes now, or was killed while doing so.
                 temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-                _write(temporary, content)
-                os.replace(temporary, path)
+                try:
+                    _write(temporary, content)
+                    os.replace(temporary, path)
+                finally:
+                    temporary.unlink(missing_ok=True)
             flush_folder(path.parent)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -272,11 +293,18 @@ class FolderBlobs:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
+    """Make a file that was not there; a failure leaves it empty.
+
+    It is emptied by its handle and not removed by its name: somebody who stored the same bytes meanwhile
+    may have put their own file, which is confirmed, under that name.
+    """
+    with path.open("xb", buffering=0) as file:
         try:
-            file.write(content)
-            file.flush()
+            rest = memoryview(content)
+            while rest:  # one call takes 2 GB at most
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         except BaseException:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.truncate(0)
             raise

@@ -19,7 +19,19 @@ from foreword.store.database import Database
 from foreword.store.maintenance import remove_unnamed
 from foreword.store.names import folder_name
 from foreword.store.record import Record
-from foreword.store.schema import api_key, audit, job, now, prefix, setting, share, upload, version
+from foreword.store.schema import (
+    api_key,
+    audit,
+    blob_owner,
+    job,
+    now,
+    prefix,
+    setting,
+    share,
+    upload,
+    usage,
+    version,
+)
 
 FORGOTTEN = "(forgotten)"
 """Stands in the audit table for the names of a forgotten owner's prefixes; who, when and digest stay."""
@@ -39,6 +51,7 @@ class Forgotten(Record):
         shares: shares given and received.
         uploads: files of examples that were sent to a server.
         jobs: training that a server did or should do.
+        usage_days: days of which it was known what the owner used.
         checkpoints: files in the owner's checkpoint folder.
         cached: files in this machine's disk cache; every other cache drops its own at its next call.
     """
@@ -53,6 +66,7 @@ class Forgotten(Record):
     keys: int
     uploads: int
     jobs: int
+    usage_days: int
     checkpoints: int
     cached: int
 
@@ -66,20 +80,27 @@ def forget_rows(database: Database, blobs: Blobs, caller: Caller, owner: str) ->
     """
 
     def work(connection: Connection) -> tuple[dict[str, int], set[str]]:
+        # Keys and jobs first: whoever adds something under one holds it until that is committed, so that it
+        # is seen below, or finds it gone and adds nothing.
+        counted = {}
+        for what, table in (("keys", api_key), ("jobs", job), ("uploads", upload), ("usage_days", usage)):
+            counted[what] = connection.execute(delete(table).where(table.c.owner == owner)).rowcount
         rows = connection.execute(
             select(version.c.name, version.c.digest).where(version.c.owner == owner)
         ).all()
-        counted = {"versions": len(rows), "prefixes": len({row.name for row in rows})}
+        counted |= {"versions": len(rows), "prefixes": len({row.name for row in rows})}
+        digests = {row.digest for row in rows}
+        # What they deleted may wait for garbage collection still.
+        put = delete(blob_owner).where(blob_owner.c.owner == owner).returning(blob_owner.c.digest)
+        digests |= set(connection.execute(put).scalars())
         given_or_received = or_(share.c.owner == owner, share.c.grantee == owner)
         counted["shares"] = connection.execute(delete(share).where(given_or_received)).rowcount
-        for what, table in (("keys", api_key), ("uploads", upload), ("jobs", job)):
-            counted[what] = connection.execute(delete(table).where(table.c.owner == owner)).rowcount
         connection.execute(delete(prefix).where(prefix.c.owner == owner))  # versions and labels with it
         connection.execute(update(audit).where(audit.c.owner == owner).values(target=f"{owner}/{FORGOTTEN}"))
         entry = access.note(connection, caller, "forget", owner, None)
         # Every cache compares this number at each call, see cache.py.
         connection.execute(update(setting).where(setting.c.name == "forgotten").values(value=str(entry)))
-        return counted, {row.digest for row in rows}
+        return counted, digests
 
     counted, digests = database.write(work)
     sizes = [remove_unnamed(database, blobs, digest, now()) for digest in digests]

@@ -14,7 +14,7 @@ both are garbage. Never is a version listed whose file is not safe.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,9 +22,10 @@ from typing import TypeVar
 from sqlalchemy import Connection, select
 
 from foreword.errors import DamagedBlob, StoreUnavailable
+from foreword.store import quota
 from foreword.store.blobs import Blobs, new_key, read_checked
 from foreword.store.database import Database, insert
-from foreword.store.schema import blob, now
+from foreword.store.schema import blob, blob_owner, now
 
 T = TypeVar("T")
 
@@ -47,21 +48,35 @@ class LostLease(Exception):
 
 
 def deposit(
-    database: Database, blobs: Blobs, contents: Mapping[str, bytes], commit: Callable[[Connection], T]
+    database: Database,
+    blobs: Blobs,
+    contents: Mapping[str, bytes],
+    owners: Mapping[str, Collection[str]],
+    commit: Callable[[Connection], T],
+    *,
+    limit: int | None = None,
 ) -> T:
     """Store files, then `commit` the versions that name them: both, or neither is listed.
 
     Args:
         contents: bytes by digest.
+        owners: digests of the files that each owner puts.
         commit: adds the versions; runs again if the database or garbage collection says so.
+        limit: bytes that each of the owners may store, asked before the upload and again with the versions.
 
     Raises:
+        StorageLimitExceeded: nothing is listed.
         CannotWrite, StoreUnavailable: nothing is listed; a file may stay until garbage collection.
     """
     digests = sorted(contents)  # one order for all: no two writers wait for each other in a circle
 
     def take(connection: Connection) -> list[Lease]:
-        return [_lease(connection, digest, len(contents[digest])) for digest in digests]
+        for owner in sorted(owners):
+            quota.reserve(connection, owner, {name: len(contents[name]) for name in owners[owner]}, limit)
+        leases = [_lease(connection, digest, len(contents[digest])) for digest in digests]
+        for owner in sorted(owners):
+            note_owner(connection, owner, owners[owner])
+        return leases
 
     for _ in range(ATTEMPTS):
         # Not durable: the commit of the version flushes this one, too, and without a version it is garbage.
@@ -69,9 +84,15 @@ def deposit(
         _upload(blobs, leases, contents)
 
         def add(connection: Connection, leases: list[Lease] = leases) -> T:
+            if limit is not None:
+                for owner in sorted(owners):  # before anything else is held, as in `take`
+                    quota.hold(connection, owner)
             for lease in leases:
                 _claim(connection, lease)
-            return commit(connection)
+            result = commit(connection)
+            for owner in sorted(owners):
+                quota.check(connection, owner, 0, limit)
+            return result
 
         with contextlib.suppress(LostLease):
             return database.write(add)
@@ -81,8 +102,16 @@ def deposit(
     )
 
 
+def note_owner(connection: Connection, owner: str, digests: Collection[str]) -> None:
+    """Remember who has put files, for as long as these take space (see quota.py)."""
+    rows = [{"owner": owner, "digest": digest} for digest in sorted(digests)]
+    connection.execute(insert(connection, blob_owner).on_conflict_do_nothing(), rows)
+
+
 def _lease(connection: Connection, digest: str, size: int) -> Lease:
-    values = {"digest": digest, "key": new_key(digest), "size": size, "ready": False, "touched": now()}
+    moment = now()
+    values = {"digest": digest, "key": new_key(digest), "size": size, "ready": False}
+    values |= {"touched": moment, "checked": moment}
     fresh = insert(connection, blob).values(values)
     # One statement, so that two puts of the same file share one row and one key; the newer time keeps garbage
     # collection away from it for another while.
@@ -92,13 +121,14 @@ def _lease(connection: Connection, digest: str, size: int) -> Lease:
 
 
 def _claim(connection: Connection, lease: Lease) -> None:
-    query = select(blob.c.key, blob.c.ready).where(blob.c.digest == lease.digest)
+    query = select(blob.c.key, blob.c.ready, blob.c.fault).where(blob.c.digest == lease.digest)
     # Locked until the version is committed: garbage collection skips rows that somebody holds.
     row = connection.execute(query.with_for_update()).first()
     if row is None or row.key != lease.key:
         raise LostLease
-    if not row.ready:
-        connection.execute(blob.update().where(blob.c.digest == lease.digest).values(ready=True))
+    if not row.ready or row.fault is not None:  # `_upload` has put right what was altered
+        whole = {"ready": True, "fault": None, "checked": now()}
+        connection.execute(blob.update().where(blob.c.digest == lease.digest).values(whole))
 
 
 def _upload(blobs: Blobs, leases: list[Lease], contents: Mapping[str, bytes]) -> None:

@@ -8,18 +8,20 @@ leases.py). Killed in between, a file without a row stays behind; `_leftovers` f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, exists, select, tuple_
+from sqlalchemy import Connection, Row, literal, not_, select, tuple_
 
-from foreword.errors import DamagedBlob, MissingBlob, UsageError
+from foreword.errors import UsageError
 from foreword.files import TEMPORARY_SUFFIX
-from foreword.store.blobs import Blobs, Stored, read_checked
+from foreword.store.blobs import Blobs, Stored
 from foreword.store.database import Database
+from foreword.store.quota import is_named
 from foreword.store.record import Record
 from foreword.store.schema import blob, now, version
+from foreword.store.tasks import fault_of
 
 GRACE_SECONDS = 3600.0
 """How long an unnamed file stays. Puts are safe without it; it spares a slow upload its second try."""
@@ -45,20 +47,30 @@ def collect(database: Database, blobs: Blobs, grace: float, *, dry_run: bool) ->
     """Remove files that no version has named for `grace` seconds; stopped, what is removed stays removed."""
     if grace < 0:
         raise UsageError(f"the grace time is {grace} seconds; expected 0 or more")
-    unnamed = ~exists().where(version.c.digest == blob.c.digest)
-    old = now(ago=grace)
-    query = select(blob.c.digest, blob.c.size).where(unnamed, blob.c.touched <= old)
-    rows = database.rows(query)
     if dry_run:
-        gone = [row.size for row in rows]
+        gone = [row.size for row in _unnamed(database, now(ago=grace))]
     else:
-        removed = (remove_unnamed(database, blobs, row.digest, old) for row in rows)
-        gone = [size for size in removed if size is not None]
+        gone = collect_unnamed(database, blobs, grace)
     left = list(_leftovers(database, blobs, grace))
     if not dry_run:
         for key, _ in left:
             blobs.remove(key)
     return Collected(len(gone), len(left), sum(gone) + sum(size for _, size in left))
+
+
+def collect_unnamed(database: Database, blobs: Blobs, grace: float) -> list[int]:
+    """Remove files that no version has named for `grace` seconds, as the database knows them; their sizes.
+
+    A server does this from time to time: what its owners deleted counts for them until it is gone.
+    """
+    old = now(ago=grace)
+    removed = (remove_unnamed(database, blobs, row.digest, old) for row in _unnamed(database, old))
+    return [size for size in removed if size is not None]
+
+
+def _unnamed(database: Database, old: str) -> Sequence[Row[Any]]:
+    unnamed = not_(is_named(blob.c.digest))
+    return database.rows(select(blob.c.digest, blob.c.size).where(unnamed, blob.c.touched <= old))
 
 
 def remove_unnamed(database: Database, blobs: Blobs, digest: str, touched_before: str) -> int | None:
@@ -71,8 +83,7 @@ def remove_unnamed(database: Database, blobs: Blobs, digest: str, touched_before
             blob.c.digest == digest, blob.c.touched <= touched_before
         )
         row = connection.execute(held.with_for_update(skip_locked=True)).first()
-        named = select(version.c.number).where(version.c.digest == digest).limit(1)
-        if row is None or connection.execute(named).first() is not None:
+        if row is None or connection.execute(select(is_named(literal(digest)))).scalar_one():
             return None
         connection.execute(blob.delete().where(blob.c.digest == digest))
         return row
@@ -147,11 +158,10 @@ def verify(database: Database, blobs: Blobs, owner: str | None) -> Verification:
 
 
 def _fault(database: Database, blobs: Blobs, row: Any) -> str | None:
-    try:
-        read_checked(blobs, row.key, row.digest)
-    except DamagedBlob as error:
+    fault = fault_of(blobs, row.key, row.digest)
+    if fault is not None:
         # Only if a version is still listed with this file: it may have been deleted and collected.
         listed = select(blob.c.key).join(version, blob.c.digest == version.c.digest)
-        if database.rows(listed.where(version.c.digest == row.digest, blob.c.key == row.key).limit(1)):
-            return "missing" if isinstance(error, MissingBlob) else "altered"
-    return None
+        if not database.rows(listed.where(version.c.digest == row.digest, blob.c.key == row.key).limit(1)):
+            return None
+    return fault

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foreword.prefix import Prefix
+
+
+LONGEST_FACTS = 1 << 16
+"""Characters of JSON that are kept of a header; beyond, without the notes that its owner wrote into it."""
 
 
 class Record:
@@ -86,20 +91,23 @@ class Description:
 
 def columns_of(prefix: Prefix) -> dict[str, Any]:
     """The columns of a prefix's row in `version`, so that listing prefixes opens no file."""
+    facts = {
+        "base": dataclasses.asdict(prefix.base),
+        "geometry": str(prefix.geometry),
+        "streams": {stream: prefix.stream_length(stream) for stream in prefix.streams},
+        "template": prefix.template.to_json(),
+        "origin": dataclasses.asdict(prefix.origin),
+        "made": prefix.created,
+        "licence": prefix.licence,
+        "notes": dict(prefix.labels),
+    }
+    if len(json.dumps(facts)) > LONGEST_FACTS:  # of a file that is older than the limit of headers
+        facts["notes"] = {}
     return {
         # PostgreSQL takes no NUL in text; the file itself keeps the name as it is.
         "base": prefix.base.name.replace("\0", "")[:256],
         "length": prefix.length,
         "dtype": str(prefix.dtype).removeprefix("torch."),
         "fingerprint": prefix.base.fingerprint and prefix.base.fingerprint.replace("\0", "")[:64],
-        "facts": {
-            "base": dataclasses.asdict(prefix.base),
-            "geometry": str(prefix.geometry),
-            "streams": {stream: prefix.stream_length(stream) for stream in prefix.streams},
-            "template": prefix.template.to_json(),
-            "origin": dataclasses.asdict(prefix.origin),
-            "made": prefix.created,
-            "licence": prefix.licence,
-            "notes": dict(prefix.labels),
-        },
+        "facts": facts,
     }

@@ -248,8 +248,8 @@ task = Table(
 """Work of the store itself, of which one process on it at a time does each."""
 
 FILE_USERS: tuple[Table, ...] = (version,)
-"""Tables whose rows name a file in `blob` that they need, by `digest`, for the `owner` whom it counts for. A new
-one goes here: garbage collection, limits and forgetting go by this."""
+"""Tables whose rows name a file in `blob` that they need, by `digest`, and the `owner` whom it counts for.
+A new one goes here: garbage collection, limits and forgetting go by this."""
 
 
 def now(ago: float = 0.0) -> str:

@@ -144,26 +144,53 @@ class PrefixStore:
 
     # -- prefixes ------------------------------------------------------------------------------
 
-    def put(self, name: str, prefix: Prefix | str | Path) -> Version:
+    def put(
+        self,
+        name: str,
+        prefix: Prefix | str | Path,
+        *,
+        limit: int | None = None,
+        also: Callable[[sqlalchemy.Connection, Version], object] | None = None,
+    ) -> Version:
         """Store a prefix, or a prefix file, as the next version of `owner/name`.
 
         On return it survives a power cut. A put of what is the latest version already returns
         that version, so it can be repeated when an answer was lost.
 
+        Args:
+            limit: bytes that the owner may store (see quota.py).
+            also: does more in the transaction that lists the version, so that both happen or neither. What it
+                raises is raised here, and nothing is listed. Where another writer is in the way, all of it
+                is undone and done again.
+
         Raises:
             BadName: not `owner/name`.
             NotAllowed: the caller may not write there.
+            UnknownKey: the caller's key was revoked meanwhile, or its owner forgotten.
             BadPrefix, CannotRead: the file is no prefix.
-            CannotWrite, StoreUnavailable: nothing is listed.
+            StorageLimitExceeded, CannotWrite, StoreUnavailable: nothing is listed.
         """
-        return self.put_many({name: prefix})[0]
+        return self._put({name: prefix}, limit, also and (lambda made, added: also(made, added[0])))[0]
 
-    def put_many(self, prefixes: Mapping[str, Prefix | str | Path]) -> tuple[Version, ...]:
+    def put_many(
+        self, prefixes: Mapping[str, Prefix | str | Path], *, limit: int | None = None
+    ) -> tuple[Version, ...]:
         """Store several prefixes at the price of few flushes of the disk: all, or none is listed.
+
+        Args:
+            limit: bytes that each owner may store.
 
         Raises: as `put`.
         """
         fitting("prefixes", prefixes, Mapping)
+        return self._put(prefixes, limit, None)
+
+    def _put(
+        self,
+        prefixes: Mapping[str, Prefix | str | Path],
+        limit: int | None,
+        also: Callable[[sqlalchemy.Connection, tuple[Version, ...]], object] | None,
+    ) -> tuple[Version, ...]:
         places = [names.parse_name(name) for name in prefixes]
         for owner, _ in places:
             access.check_writes(self._caller, owner)
@@ -177,9 +204,15 @@ class PrefixStore:
                 place: versions.add(connection, self._caller, *place, digest, columns[digest])
                 for place, digest in sorted(entries)  # one order of locks for every writer
             }
-            return tuple(added[place] for place in places)
+            listed = tuple(added[place] for place in places)
+            if also is not None:
+                also(connection, listed)
+            return listed
 
-        return deposit(self.database, self._blobs, contents, commit) if entries else ()
+        owners: dict[str, set[str]] = {}
+        for (owner, _), digest in entries:
+            owners.setdefault(owner, set()).add(digest)
+        return deposit(self.database, self._blobs, contents, owners, commit, limit=limit) if entries else ()
 
     def get(self, reference: str) -> Prefix:
         """The prefix that `owner/name`, `@3`, `@label` or `@sha256:<digest>` behind it means.

@@ -2,7 +2,7 @@
 
 A zip file, not compressed: `manifest.json` and, once per digest, `blobs/<digest>.prefix`. Labels
 and version numbers travel; who may read them does not, because another store's "bob" may be
-somebody else.
+somebody else. What the owner used stands in the manifest and is not imported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from foreword.store.database import Database
 from foreword.store.leases import deposit
 from foreword.store.names import check_label, check_owner, parse_name, shown
 from foreword.store.record import Record, columns_of
-from foreword.store.schema import blob, label, version
+from foreword.store.schema import blob, label, usage, version
 from foreword.store.versions import lock_name, set_latest
 
 Kind = TypeVar("Kind")
@@ -70,18 +70,27 @@ def export(
     check_owns(caller, owner)
     files.check_output(path, overwrite=overwrite)
 
-    def gather(connection: Connection) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def gather(connection: Connection) -> tuple[list[dict[str, Any]], ...]:
         columns = (version.c.name, version.c.number, version.c.created, version.c.digest, blob.c.key)
         query = select(*columns).join(blob, blob.c.digest == version.c.digest).where(version.c.owner == owner)
         versions = connection.execute(query.order_by(version.c.name, version.c.number)).mappings()
         pointers = select(label.c.name, label.c.label, label.c.number).where(label.c.owner == owner)
-        return list(map(dict, versions)), list(map(dict, connection.execute(pointers).mappings()))
+        used = select(usage).where(usage.c.owner == owner).order_by(usage.c.day)
+        return tuple(
+            [dict(row) for row in rows]
+            for rows in (
+                versions,
+                connection.execute(pointers).mappings(),
+                connection.execute(used).mappings(),
+            )
+        )
 
-    versions, labels = database.read(gather, snapshot=True)
+    versions, labels, used = database.read(gather, snapshot=True)
     if not versions:
         raise UnknownPrefix(f"there is no owner {owner} that {caller} may read")
     keys = {row["digest"]: row.pop("key") for row in versions}
     manifest = {"foreword-export": FORMAT, "owner": owner, "versions": versions, "labels": labels}
+    manifest["usage"] = used  # for its owner to read; an import leaves it out
     with files.writing(path, overwrite=overwrite) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
         for digest, key in sorted(keys.items()):
@@ -112,7 +121,11 @@ def import_owner(database: Database, blobs: Blobs, caller: Caller, path: Path, o
         ) from error
     columns = _columns(contents, path)
     return deposit(
-        database, blobs, contents, lambda connection: _add(connection, caller, owner, manifest, columns)
+        database,
+        blobs,
+        contents,
+        {owner: contents},
+        lambda connection: _add(connection, caller, owner, manifest, columns),
     )
 
 
@@ -123,6 +136,7 @@ def _add(
     manifest: Mapping[str, Any],
     columns: Mapping[str, Mapping[str, Any]],
 ) -> Imported:
+    access.check_key(connection, caller)
     by_name: dict[str, list[dict[str, Any]]] = {}
     for entry in manifest["versions"]:
         by_name.setdefault(entry["name"], []).append(entry)

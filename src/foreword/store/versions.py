@@ -16,6 +16,7 @@ from foreword.errors import UsageError
 from foreword.store import access
 from foreword.store.access import Caller, check_writes, lock, unknown, visible
 from foreword.store.database import insert
+from foreword.store.leases import note_owner
 from foreword.store.names import Reference
 from foreword.store.record import Description, Version
 from foreword.store.schema import blob, label, now, prefix, setting, share, version
@@ -28,6 +29,9 @@ _LABELS = (
 )
 COLUMNS = (*version.c, prefix.c.public, blob.c.size, blob.c.key, _LABELS.label("labels"))
 """What `record_of` needs; one query brings a page with its labels."""
+
+MOST_LABELS = 100
+"""Labels of one prefix, all its versions together."""
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Version) if field.name != "labels")
 
@@ -88,8 +92,10 @@ def add(
 
     Raises:
         NotAllowed: the caller may not write there.
+        UnknownKey: the caller's key went meanwhile.
     """
     check_writes(caller, owner)
+    access.check_key(connection, caller)
     state = lock_name(connection, owner, name)
     if state.latest is not None:
         newest = connection.execute(_query(caller, Reference(owner, name))).first()
@@ -124,6 +130,7 @@ def copy(connection: Connection, caller: Caller, source: Reference, owner: str, 
     held = select(blob.c.digest).where(blob.c.digest == row.digest).with_for_update()
     if connection.execute(held).first() is None:
         raise unknown(source, caller)
+    note_owner(connection, owner, [row.digest])
     columns = {name: getattr(row, name) for name in ("base", "length", "dtype", "fingerprint", "facts")}
     return add(connection, caller, owner, name, row.digest, columns, action="copy")
 
@@ -159,6 +166,15 @@ def set_label(connection: Connection, caller: Caller, reference: Reference, text
     owner, name = reference.owner, reference.name
     lock(connection, caller, owner, name)
     row = locate(connection, caller, reference)
+    others = (
+        select(func.count())
+        .select_from(label)
+        .where(label.c.owner == owner, label.c.name == name, label.c.label != text)
+    )
+    if connection.execute(others).scalar_one() >= MOST_LABELS:
+        raise UsageError(
+            f"{owner}/{name} has {MOST_LABELS} labels, the most that a prefix may have; remove one first"
+        )
     keys = {"owner": owner, "name": name, "label": text}
     fresh = insert(connection, label).values(**keys, number=row.number)
     connection.execute(fresh.on_conflict_do_update(index_elements=[*keys], set_={"number": row.number}))

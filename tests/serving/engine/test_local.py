@@ -27,7 +27,6 @@ from foreword.sampling import row_seed
 from foreword.serving.engine.continuous_batch import ContinuousBatch, RunningRow
 from foreword.serving.engine.local import LocalEngine
 from foreword.serving.engine.protocol import Row, Sampling, Token
-from foreword.serving.engine.scheduler import FairQueue
 from support.by_hand import greedy, layers_of, logits
 from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 from support.tiny_bart import tiny_bart_base
@@ -58,6 +57,16 @@ def run(base: BaseModel, rows: list[Row], **settings: int) -> list[list[Token]]:
             await engine.close()
 
     return asyncio.run(all_of_them())
+
+
+def running(one: Row, number: int = 0) -> RunningRow:
+    return RunningRow(one, one.sampling.max_tokens, number)
+
+
+def whole_step(batch: ContinuousBatch, rows: list[RunningRow]) -> list[Token | Exception]:
+    """All that the rows have not read, in one step; what they get, in their order."""
+    outcomes = dict(batch.step({row: row.unread for row in rows}))
+    return [outcomes[row] for row in rows]
 
 
 def by_hand(base: BaseModel, row: Row) -> list[int]:
@@ -274,28 +283,25 @@ def test_a_failing_step_is_told_to_every_row_and_the_engine_goes_on(
 
     async def ask() -> tuple[list[object], list[list[Token]], float]:
         engine = LocalEngine(tiny_base)
-        batch = engine._batch
 
-        def fails_with_two_rows() -> list[Token]:
-            if len(batch.rows) < 2:
-                return [Token(5)]  # the first row goes on until the second has joined it
-            failed_with.append(len(batch.rows))
-            raise RuntimeError("out of memory")
+        def fails(reads: dict[RunningRow, int]) -> list[Token]:
+            failed_with.append(len(reads))
+            raise RuntimeError("no kernel")
 
         with monkeypatch.context() as broken:
-            broken.setattr(batch, "step", fails_with_two_rows)
+            broken.setattr(engine._batch, "step", fails)
             failed = await asyncio.gather(
                 *(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True
             )
-        running = engine.measurements()["rows_running"]
+        rows_running = engine.measurements()["rows_running"]
         after = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked))
         await engine.close()
-        return failed, after, running
+        return failed, after, rows_running
 
-    failed, after, running = asyncio.run(ask())
-    assert failed_with == [2]
-    assert [str(error) for error in failed] == ["out of memory"] * 2
-    assert running == 0
+    failed, after, rows_running = asyncio.run(ask())
+    assert sum(failed_with) == 2
+    assert [str(error) for error in failed] == ["no kernel"] * 2
+    assert rows_running == 0
     assert [[token.token_id for token in tokens] for tokens in after] == [
         by_hand(tiny_base, r) for r in asked
     ]
@@ -435,13 +441,15 @@ def test_a_step_waits_for_nothing_but_its_tokens(
         row(tiny_base, "ab" * number + "c", random_prefix(tiny_base, 2 * number + 1), **kind)
         for number, kind in enumerate(kinds)
     ]
+    rows = [running(one) for one in asked]
     with Waits() as waits:
-        for one in asked:
-            batch.prefill(RunningRow(one, max_new_tokens=one.sampling.max_tokens))
+        whole_step(batch, rows)
         came_back.clear()
         of_steps = []
         for _ in range(5):
-            batch.step()
+            rows = [one for one in rows if one.made < one.max_new_tokens]
+            batch.keep(rows)
+            whole_step(batch, rows)
             of_steps.append(tuple(came_back))
             came_back.clear()
     assert waits.seen == []
@@ -451,36 +459,37 @@ def test_a_step_waits_for_nothing_but_its_tokens(
 
 def test_rows_that_come_and_go_copy_no_other_row(tiny_base: BaseModel) -> None:
     batch = ContinuousBatch(tiny_base)
-    rows = [RunningRow(row(tiny_base, "ab" * (n + 1)), max_new_tokens=50) for n in range(4)]
-    for one in rows[:3]:
-        batch.prefill(one)
-    batch.prefill(rows[3])
-    (first, *_) = batch._cache.layers
-    before = [buffer.data_ptr() for buffer in first.buffers]
+    rows = [running(row(tiny_base, "ab" * (n + 1), max_tokens=50)) for n in range(4)]
+    for _ in range(2):
+        whole_step(batch, rows)
+    (block,) = {one.states.block for one in rows if one.states is not None}
+    assert block is not None
+    before = [pair[0].data_ptr() for pair in block.layers.values()]
     batch.keep([rows[0], rows[3]])
-    assert batch.rows == [rows[0], rows[3]]
-    batch.prefill(RunningRow(row(tiny_base, "xyz"), max_new_tokens=50))
-    batch.step()
-    assert [buffer.data_ptr() for buffer in batch._cache.layers[0].buffers] == before
+    assert [one.states for one in (rows[0], rows[3])] == block.rows
+    rows = [rows[0], rows[3], running(row(tiny_base, "xyz", max_tokens=50))]
+    for _ in range(2):
+        whole_step(batch, rows)
+    assert [one.states for one in rows] == block.rows
+    assert [pair[0].data_ptr() for pair in block.layers.values()] == before
 
 
 def test_what_a_row_without_numbers_leaves_behind_reaches_no_row_in_its_place(tiny_base: BaseModel) -> None:
     batch = ContinuousBatch(tiny_base)
-    long, short = row(tiny_base, "a" * 30), row(tiny_base, "b")
-    first, second = (RunningRow(one, max_new_tokens=40) for one in (long, short))
-    batch.prefill(first)
-    batch.prefill(second)
-    for layer in batch._cache.layers:
-        for buffer in layer.buffers:
+    long, short = row(tiny_base, "a" * 30, max_tokens=40), row(tiny_base, "b", max_tokens=40)
+    first, second = running(long), running(short)
+    for _ in range(2):
+        whole_step(batch, [first, second])
+    assert first.states is not None
+    assert first.states.block is not None
+    for pair in first.states.block.layers.values():
+        for buffer in pair:
             buffer[0] = torch.nan
     batch.keep([second])  # comes into the place of the other
-    other = RunningRow(row(tiny_base, "c" * 20), max_new_tokens=40)
-    batch.prefill(other)  # more columns than the row in front of it
-    ids = [second.last]
+    other = running(row(tiny_base, "c" * 20, max_tokens=40))  # more columns than the row in front of it
     for _ in range(5):
-        batch.step()
-        ids.append(second.last)
-    assert ids == by_hand(tiny_base, short)[:6]
+        whole_step(batch, [second, other])
+    assert second.text[1:] == by_hand(tiny_base, short)[:7]
 
 
 def test_decoding_stays_within_the_fast_attention(
@@ -496,12 +505,27 @@ def test_decoding_stays_within_the_fast_attention(
     monkeypatch.setattr(attention, "attend_one_query", noted)
     for prefixes in ((None, None), (random_prefix(tiny_base, 3), None)):
         batch = ContinuousBatch(tiny_base)
-        for prefix in prefixes:
-            batch.prefill(RunningRow(row(tiny_base, "ab", prefix), max_new_tokens=9))
+        rows = [running(row(tiny_base, "ab", prefix)) for prefix in prefixes]
+        whole_step(batch, rows)
         counted.clear()
-        batch.step()
-        length = max(one.position for one in batch.rows)
+        whole_step(batch, rows)
+        length = max(one.states.columns for one in rows if one.states is not None)
         assert counted == [(2, 2, length, 8)] * 3
+
+
+def test_a_long_row_costs_a_short_one_nothing(tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = ContinuousBatch(tiny_base)
+    rows = [running(row(tiny_base, text)) for text in ("a" * 100, "b", "cd")]
+    whole_step(batch, rows)
+    columns = []
+
+    def noted(*given: Any) -> torch.Tensor:
+        columns.append(given[1].shape[2])
+        return attend_one_query(*given)
+
+    monkeypatch.setattr(attention, "attend_one_query", noted)
+    whole_step(batch, rows)
+    assert sorted({*columns}) == [3, 101]
 
 
 def test_a_temperature_next_to_nothing_takes_the_likeliest(tiny_base: BaseModel) -> None:
@@ -518,10 +542,10 @@ def test_an_engine_that_fails_tells_everybody_and_takes_nothing_more(
         engine = LocalEngine(tiny_base)
         assert engine.ready()
 
-        def fails(staying: object) -> None:
-            raise MemoryError
+        def fails(reads: object) -> None:
+            raise SystemExit
 
-        monkeypatch.setattr(engine._batch, "keep", fails)
+        monkeypatch.setattr(engine._batch, "step", fails)
         asked = [row(tiny_base, prompt) for prompt in ("ab", "cd", "ef")]
         found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked), return_exceptions=True)
         with pytest.raises(EngineStopped):
@@ -558,40 +582,6 @@ def test_a_row_is_not_kept_waiting_by_many_of_another_owner(tiny_base: BaseModel
         return finished
 
     assert asyncio.run(ask()).index("alice") <= 2
-
-
-def test_owners_are_taken_in_turns() -> None:
-    waiting: FairQueue[str] = FairQueue()
-    for owner, item in [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("c", "c1"), ("b", "b2")]:
-        waiting.put(owner, item)
-    assert len(waiting) == 6
-    assert [waiting.next() for _ in range(7)] == ["a1", "b1", "c1", "a2", "b2", "a3", None]
-
-
-def test_what_is_held_is_bounded(tiny_base: BaseModel) -> None:
-    """Room for two rows of 60 columns: a third waits. One long row among short ones counts for all."""
-    short = [row(tiny_base, "ab", random_prefix(tiny_base, 46, seed=n), max_tokens=12) for n in range(5)]
-    long = row(tiny_base, "a" * 30, random_prefix(tiny_base, 70), max_tokens=20)
-
-    async def most(asked: list[Row], max_held: int) -> tuple[int, list[list[Token]]]:
-        engine = LocalEngine(tiny_base, max_held=max_held)
-        prefill, seen = engine._batch.prefill, 0
-
-        def counted(new: RunningRow) -> Token:
-            nonlocal seen
-            token = prefill(new)
-            seen = max(seen, len(engine._batch.rows))
-            return token
-
-        engine._batch.prefill = counted
-        found = await asyncio.gather(*(tokens_of(engine.stream(r)) for r in asked))
-        await engine.close()
-        return seen, found
-
-    for asked, max_held, expected in ((short, 120, 2), ([*short, long], 300, 5), ([long], 1, 1)):
-        seen, found = asyncio.run(most(asked, max_held))
-        assert seen == expected
-        assert [[t.token_id for t in tokens] for tokens in found] == [by_hand(tiny_base, r) for r in asked]
 
 
 def test_models_that_the_running_batch_would_get_wrong_are_refused(tiny_base: BaseModel) -> None:

@@ -14,7 +14,6 @@ from foreword.serving.api import schemas
 from foreword.serving.api.schemas import BINARY, ERRORS, seconds_of
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.errors import Refused, refused, unknown_model
-from foreword.serving.jobs import uploads
 from foreword.serving.validation_errors import refuse_fields_beside
 from foreword.store import Description, PrefixStore, Version
 
@@ -152,11 +151,7 @@ def delete_prefix(request: Request, owner: Owner, name: Name) -> Any:
 def _put(server: ServerState, identity: RequestIdentity, name: str, content: bytes) -> schemas.PrefixAnswer:
     full = name if "/" in name else f"{identity.writer('prefixes')}/{name}"
     prefix = _readable(server, content)
-    limit, owner = identity.limits.stored_bytes, full.partition("/")[0]
-    server.store.database.read(
-        lambda connection: uploads.check_stored_bytes(connection, owner, len(content), limit), snapshot=True
-    )
-    version = identity.view.put(full, prefix)
+    version = identity.view.put(full, prefix, limit=identity.limits.stored_bytes)
     return _prefix_answer(describe(identity.view, version.reference))
 
 

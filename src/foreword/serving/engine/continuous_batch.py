@@ -1,28 +1,28 @@
-"""A continuous batch: rows that get a token each at every step, and enter and leave between steps.
+"""A continuous batch: rows of which each step reads some tokens, and which enter and leave between steps.
 
-A row's prompt is prefilled alone, behind its prefix. The keys and values that this leaves, of prefix and
-text, are put beside those of the other rows: from then on a virtual token is a column like any other, and the
-columns that a shorter row does not have behind its end are masked.
+A step is one pass of the model over the newest token of every row that has its text read, and over parts of
+the texts of others, end to end without padding. Where all of a row's text has been read, the step gives its
+next token. What was read is kept in a `RaggedCache`; a row that is put out loses it, and reads its text anew,
+its own new tokens among it, when it comes back.
 
-Shapes: B rows, T tokens of a prompt, S columns of the cache, V vocabulary, A rows that ask for
-log-probabilities, K of the likeliest.
+Shapes: N tokens of a pass, B rows that get a token, V vocabulary, A rows that ask for log-probabilities,
+K of the likeliest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
 from foreword.base.attention import AttentionContext, attention_context
 from foreword.base.base_model import BaseModel
 from foreword.base.batch import to_device
-from foreword.base.kv_cache import RowCache, cache_argument, prefixed_cache
 from foreword.base.loss import keeps_logits
 from foreword.base.prefix_batch import PrefixBatch
+from foreword.base.ragged_cache import RaggedCache, RaggedPass, RowStates, room_for
 from foreword.errors import NotFinite
 from foreword.sampling import RowSampling, TokenSampler
 from foreword.serving.engine.protocol import FinishReason, Row, Token
@@ -33,30 +33,60 @@ NOT_FINITE = -1
 
 @dataclass(eq=False)
 class RunningRow:
-    """A row with what it needs between two steps.
+    """A row from its request to its last token, with what is known of it between two steps.
 
     Attributes:
-        position: of the next token that is read; so many columns of the cache it has.
+        number: counts rows in the order in which they were asked for.
+        gone: nobody wants its tokens any more.
+        text: the prompt and the new tokens so far.
+        read: of these, so many are held.
         made: new tokens so far.
-        last: the newest of them, which the next step reads.
+        made_before: of these, so many were there when it entered the batch.
+        states: what is held of it; None while it waits.
     """
 
     row: Row
     max_new_tokens: int
-    position: int = 0
+    number: int = 0
+    gone: bool = False
+    text: list[int] = field(init=False)
+    read: int = 0
     made: int = 0
-    last: int = 0
+    made_before: int = 0
+    states: RowStates | None = None
+
+    def __post_init__(self) -> None:
+        self.text = list(self.row.prompt_ids)
 
     @property
-    def most_columns(self) -> int:
-        """Columns that it can come to need: prefix, prompt and new tokens."""
-        return self.row.prefix_length + len(self.row.prompt_ids) + self.max_new_tokens
+    def owner(self) -> str:
+        """Whose row it is."""
+        return self.row.owner
+
+    @property
+    def unread(self) -> int:
+        """Tokens that must be read before its next one is known."""
+        return len(self.text) - self.read
+
+    @property
+    def decodes(self) -> bool:
+        """Whether all of its text was read but the newest token."""
+        return self.read > 0 and self.unread == 1
+
+    @property
+    def room(self) -> int:
+        """Columns that are held for it when all of its text is read."""
+        return room_for(self.row.prefix_length + len(self.text))
 
     @property
     def row_sampling(self) -> RowSampling:
         """How its tokens are chosen."""
         sampling = self.row.sampling
         return RowSampling(sampling.temperature, sampling.top_p, seed=sampling.seed)
+
+    def forget(self) -> None:
+        """Nothing is held of it any more."""
+        self.states, self.read, self.made_before = None, 0, self.made
 
     def take(
         self, chosen: int, logprob: float | None = None, likeliest: tuple[tuple[int, float], ...] = ()
@@ -69,7 +99,7 @@ class RunningRow:
         if chosen == NOT_FINITE:
             raise NotFinite("the model's answer is no number behind this prefix; train the prefix anew")
         self.made += 1
-        self.last = chosen
+        self.text.append(chosen)
         reason: FinishReason | None = None
         if chosen in self.row.end_ids:
             reason = "stop"
@@ -79,107 +109,111 @@ class RunningRow:
 
 
 class ContinuousBatch:
-    """Rows, and their keys and values in one cache with a line for each."""
+    """The model, and the rows of which something is held."""
 
     def __init__(self, base: BaseModel) -> None:
         self.rows: list[RunningRow] = []
         self._base = base
-        self._cache = RowCache()
-        self._sampler: TokenSampler | None = None  # of `rows`, made when they have changed
-        self._last_logits = {"logits_to_keep": 1} if keeps_logits(base.model) else {}
-        self._cache_argument = cache_argument(base.model)
+        self._cache = RaggedCache()
+        self._keeps_logits = keeps_logits(base.model)
+        self._sampled: list[RunningRow] = []
+        self._sampler: TokenSampler | None = None  # of `_sampled`
 
     @torch.no_grad()
-    def prefill(self, new: RunningRow) -> Token:
-        """Read a row's prompt and choose its first token; unless that ends it, it runs with the others."""
-        base, row = self._base, new.row
-        prefixes = PrefixBatch.stack([row.prefix], base.device)
-        length, text = row.prefix_length, len(row.prompt_ids)
-        cache = prefixed_cache(base.geometry, prefixes, text)
-        ids_1T = _sent([row.prompt_ids], base.device)
-        positions_1T = torch.arange(length, length + text, device=base.device)[None]
-        attention = AttentionContext(prefixes=prefixes, in_cache=True, target_starts=(-1,), unpadded=True)
-        logits_1V = self._logits(ids_1T, torch.ones_like(ids_1T), positions_1T, cache, attention)
-        new.position = length + text
-        sampler = TokenSampler([new.row_sampling], logits_1V.device)
-        (answer,) = choose_tokens([new], logits_1V, torch.zeros_like(ids_1T[0, :1]), sampler)
-        token = new.take(*answer)
-        if token.finish_reason is None:
-            self._cache.add(len(self.rows), cache, new.position)
-            self.rows.append(new)
-            self._sampler = None
-        return token
+    def step(self, reads: Mapping[RunningRow, int]) -> list[tuple[RunningRow, Token | Exception]]:
+        """Read so many tokens of each row; the next token of those that are read to the end, or why it fails.
 
-    @torch.no_grad()
-    def step(self) -> list[Token | Exception]:
-        """A token for every row, in the order of `rows`, or why it gets none; ended rows are gone then."""
-        rows, device = list(self.rows), self._base.device
+        Every row that decodes must be among them, with one token. A step that raises, whatever it is, leaves
+        all rows as they were, so that it can be made again with the same rows or fewer.
+        """
+        for row, count in reads.items():
+            self._reserve(row, count)
+        rows = {row.states: row for row in reads if row.states is not None}
+        step = RaggedPass({states: reads[row] for states, row in rows.items()})
+        ordered = [rows[states] for states in step.rows]
+        ids = [token for row in ordered for token in row.text[row.read : row.read + reads[row]]]
+        ready = [row for row in ordered if row.unread == reads[row]]
+        places, place = [], -1
+        for row in ordered:
+            place += reads[row]
+            if row.unread == reads[row]:
+                places.append(place)
         # All that the step needs of the rows in one transfer, and all that comes of it in another: each
-        # waits for the device. Masks and places are made there.
-        ids_B, positions_B, made_B = _sent([[r.last, r.position, r.made] for r in rows], device).unbind(1)
-        self._cache.begin_step(positions_B)
-        columns_S = torch.arange(self._cache.columns, device=device)
-        mask_BS = (columns_S <= positions_B[:, None]).long()
-        # In force without a prefix, too: those are in the cache, and without this attention would be the
-        # model's own, which repeats keys for query heads that share them.
-        logits_BV = self._logits(
-            ids_B[:, None], mask_BS, positions_B[:, None], self._cache, AttentionContext()
-        )
-        if self._sampler is None:
-            self._sampler = TokenSampler([row.row_sampling for row in rows], logits_BV.device)
-        outcomes: list[Token | Exception] = []
-        staying = []
-        for row, answer in zip(rows, choose_tokens(rows, logits_BV, made_B, self._sampler), strict=True):
-            row.position += 1
-            try:
-                token = row.take(*answer)
-            except Exception as error:  # this row's alone, and goes to its caller
-                outcomes.append(error)
-                continue
-            outcomes.append(token)
-            if token.finish_reason is None:
-                staying.append(row)
-        self.keep(staying)
-        return outcomes
+        # waits for the device.
+        sizes = [len(ids), len(ids), len(ready), len(ready)]
+        sent = _sent([*ids, *step.columns, *places, *(row.made for row in ready)], self._base.device)
+        ids_N, columns_N, places_B, made_B = sent.split(sizes)
+        step.use_columns(columns_N)
+        logits_BV = self._logits(ids_N, columns_N, places_B, places, step)
+        answers = choose_tokens(ready, logits_BV, made_B, self._sampler_of(ready)) if ready else []
+        step.done()
+        for row in ordered:
+            row.read += reads[row]
+        return [(row, _taken(row, answer)) for row, answer in zip(ready, answers, strict=True)]
 
-    def keep(self, staying: list[RunningRow]) -> None:
-        """Let all other rows go; the last ones take their places."""
-        if len(staying) == len(self.rows):
-            return
-        if not staying:
-            self.clear()
-            return
-        count, stays = len(staying), set(staying)
-        free = [place for place in range(count) if self.rows[place] not in stays]
-        moved = [place for place in range(count, len(self.rows)) if self.rows[place] in stays]
-        self._cache.move(moved, free, max(row.position for row in staying))
-        for place, source in zip(free, moved, strict=True):
-            self.rows[place] = self.rows[source]
-        self.rows, self._sampler = self.rows[:count], None
+    def keep(self, staying: Sequence[RunningRow]) -> None:
+        """Let all other rows go; they begin anew when they come back."""
+        for row in [row for row in self.rows if row not in staying]:
+            if row.states is not None:
+                self._cache.release(row.states)
+            self.rows.remove(row)
+            row.forget()
 
     def clear(self) -> None:
         """Let all rows go, and the memory that they had."""
-        self.rows, self._cache, self._sampler = [], RowCache(), None
+        self._cache, self._sampled, self._sampler = RaggedCache(), [], None
+        for row in self.rows:
+            row.forget()
+        self.rows = []
+
+    def _reserve(self, row: RunningRow, count: int) -> None:
+        """See that there is room for what is read next."""
+        if row.states is None:
+            prefixes = PrefixBatch.stack([row.row.prefix], self._base.device)
+            row.states = RowStates(prefixes, row.row.prefix_length)
+            self.rows.append(row)
+        if row.decodes:
+            self._cache.reserve_shared(row.states, row.states.columns + count)
+        else:
+            self._cache.reserve_alone(row.states, row.states.columns + row.unread)
+
+    def _sampler_of(self, rows: list[RunningRow]) -> TokenSampler:
+        if self._sampler is None or rows != self._sampled:
+            self._sampler = TokenSampler([row.row_sampling for row in rows], self._base.device)
+            self._sampled = rows
+        return self._sampler
 
     def _logits(
         self,
-        ids_BT: torch.Tensor,
-        mask_BS: torch.Tensor,
-        positions_BT: torch.Tensor,
-        cache: Cache,
-        attention: AttentionContext,
+        ids_N: torch.Tensor,
+        positions_N: torch.Tensor,
+        places_B: torch.Tensor,
+        places: list[int],
+        step: RaggedPass,
     ) -> torch.Tensor:
-        """The logits `[B, V]` of the last token of each row, in float32."""
-        with attention_context(attention):
+        """The logits `[B, V]` at B of the N tokens, in float32."""
+        kept: dict[str, Any] = {}
+        if self._keeps_logits:
+            # accelerate would move a tensor to the first device, and the states are on the last.
+            several = len(getattr(self._base.model, "hf_device_map", ())) > 1
+            kept["logits_to_keep"] = places if several else places_B
+        with attention_context(AttentionContext(ragged=step)):
             output = self._base.model(
-                input_ids=ids_BT,
-                attention_mask=mask_BS,
-                position_ids=positions_BT,
-                use_cache=True,
-                **{self._cache_argument: cache},
-                **self._last_logits,
+                input_ids=ids_N[None],
+                attention_mask=torch.ones_like(ids_N)[None],
+                position_ids=positions_N[None],
+                use_cache=False,
+                **kept,
             )
-        return output.logits[:, -1].float()  # type: ignore[no-any-return]
+        logits = output.logits[0] if self._keeps_logits else output.logits[0, places_B]
+        return logits.float()  # type: ignore[no-any-return]
+
+
+def _taken(row: RunningRow, answer: Answer) -> Token | Exception:
+    try:
+        return row.take(*answer)
+    except Exception as error:  # this row's alone, and goes to its caller
+        return error
 
 
 Answer = tuple[int, float | None, tuple[tuple[int, float], ...]]

@@ -1,22 +1,38 @@
-"""Which row is prefilled next: rows wait by owner, and enter the batch when its memory suffices for them."""
+"""Which rows run, which wait, and how much of each one's text the next step reads. No tensors, no threads.
+
+Places and columns of the batch are divided among the owners who want them. An owner alone may have all; when
+another one comes, rows of whoever has most are put out until both have alike. A row that is put out waits at
+the front of its owner's line, keeps the tokens that it has, and is read anew when it comes back: its reader
+sees a pause and nothing else.
+
+That this comes to an end: a row is put out for another owner only if nothing of it was read yet, or after it
+has made `TURN` tokens since it came; so rows may change places for as long as they like, and each turn brings
+its row nearer to its end. When memory runs out, the row that was asked for first stays; it ends one day, and
+then the next one is the first.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from foreword.serving.engine.continuous_batch import RunningRow
-from foreword.serving.engine.protocol import Token
 
 Item = TypeVar("Item")
 
+TURN = 8
+"""New tokens that a row may make before it has to leave its place to another owner's."""
+
+LEAST_STEP = 16
+"""Tokens of a step below which no lack of memory brings it."""
+
+STEPS_TO_RECOVER = 64
+"""Steps that go well after memory ran out, before twice as much is tried."""
+
 
 class FairQueue(Generic[Item]):
-    """Queues by owner. An owner with a hundred rows delays another's one by a single row."""
+    """Queues by owner, who take turns."""
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[Item]] = {}
@@ -28,15 +44,25 @@ class FairQueue(Generic[Item]):
         """Behind this owner's other rows."""
         self._queues.setdefault(owner, deque()).append(item)
 
-    def first(self) -> Item | None:
-        """What `next` would give, still waiting."""
-        return next((queue[0] for queue in self._queues.values()), None)
+    def put_back(self, owner: str, item: Item) -> None:
+        """In front of this owner's other rows."""
+        self._queues.setdefault(owner, deque()).appendleft(item)
 
-    def next(self) -> Item | None:
-        """The first row of the owner whose turn it is, who then goes to the end; None when nothing waits."""
-        if not self._queues:
-            return None
-        owner = next(iter(self._queues))
+    def owners(self) -> list[str]:
+        """Those who have something waiting, in the order of their turns."""
+        return list(self._queues)
+
+    def first(self, owner: str) -> Item:
+        """What `next` would give, still waiting."""
+        return self._queues[owner][0]
+
+    def clear(self) -> list[Item]:
+        """Everything; it does not wait any more."""
+        queues, self._queues = self._queues, {}
+        return [item for queue in queues.values() for item in queue]
+
+    def next(self, owner: str) -> Item:
+        """The first row of an owner, who then goes to the end."""
         queue = self._queues.pop(owner)
         item = queue.popleft()
         if queue:
@@ -44,44 +70,203 @@ class FairQueue(Generic[Item]):
         return item
 
 
-@dataclass(eq=False)
-class PendingRow:
-    """A row from its request to its last token: where its tokens go, and whether somebody still wants them.
+class Scheduler:
+    """The rows of all owners, from their request to their end.
 
     Attributes:
-        loop: the event loop of whoever reads `tokens`.
-        gone: nobody reads them any more.
+        running: in the order in which they came.
+        preemptions: rows that were put out, since the start.
     """
 
-    running: RunningRow
-    loop: asyncio.AbstractEventLoop
-    tokens: asyncio.Queue[Token | Exception] = field(default_factory=asyncio.Queue)
-    gone: bool = False
+    def __init__(self, *, max_rows: int, max_held: int, step_tokens: int) -> None:
+        """
+        Args:
+            max_rows: rows that run at once.
+            max_held: columns of keys and values of all of them; a row that alone needs more still runs.
+            step_tokens: most tokens of a step, unless more rows than that decode.
+        """
+        self.running: list[RunningRow] = []
+        self.preemptions = 0
+        self._waiting: FairQueue[RunningRow] = FairQueue()
+        self._max_rows = max_rows
+        self._most = (max_held, step_tokens)
+        self._held_limit, self._step_limit = self._most
+        self._went_well = 0
 
-    def send(self, token: Token | Exception) -> None:
-        """Hand over a token, or why there is none, from the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads them any more
-            self.loop.call_soon_threadsafe(self.tokens.put_nowait, token)
+    @property
+    def waiting(self) -> int:
+        """How many rows wait."""
+        return len(self._waiting)
 
+    @property
+    def held(self) -> int:
+        """Columns that the running rows have."""
+        return sum(row.room for row in self.running)
 
-def next_that_fits(
-    waiting: FairQueue[PendingRow], running: Sequence[RunningRow], *, max_rows: int, max_held: int
-) -> PendingRow | None:
-    """The row to be prefilled now, taken from the queue; None when none waits or there is no place.
+    def put(self, row: RunningRow) -> None:
+        """A row that was asked for."""
+        self._waiting.put(row.owner, row)
 
-    Args:
-        running: rows of the batch, at most `max_rows`.
-        max_held: most columns times rows. Every row takes as many columns as the longest may come to
-            need, so that is counted: a row that has begun is never put out again.
-    """
-    if len(running) >= max_rows:
+    def drop_gone(self) -> None:
+        """Running rows that have ended or that nobody wants leave; those that wait, when it is their turn."""
+        self.running = [row for row in self.running if not row.gone]
+
+    def everyone(self) -> list[RunningRow]:
+        """All rows, those that run and those that wait; none is here any more."""
+        rows, self.running = self.running + self._waiting.clear(), []
+        return rows
+
+    def admit(self) -> None:
+        """Let in what there is room for, or what rows of others have to make room for."""
+        while (entering := self._next()) is not None:
+            victims = self._make_way(entering)
+            if victims is None:
+                return  # it stays the next one, or a long row would wait for ever behind short ones
+            self._waiting.next(entering.owner)
+            for row in victims:
+                self._preempt(row)
+            self.running.append(entering)
+
+    def make_room(self) -> None:
+        """Put rows out while the next tokens of all would need more columns than there are."""
+        while self.held > self._held_limit and (row := self._last_of_largest()) is not None:
+            self._preempt(row)
+
+    def _preempt(self, row: RunningRow) -> None:
+        """Put a running row out, to wait in front of its owner's others."""
+        self.running.remove(row)
+        self._waiting.put_back(row.owner, row)
+        self.preemptions += 1
+
+    def reads(self) -> dict[RunningRow, int]:
+        """How many tokens of each running row the next step reads.
+
+        Rows that decode read one. What is left of the step is divided evenly among the owners, and
+        within an owner half goes to the oldest text and the other half to the shortest ones: so a long prompt
+        goes on, and stops neither another owner's prompt nor a short one.
+        """
+        reads = {row: 1 for row in self.running if row.decodes}
+        budget = max(self._step_limit - len(reads), LEAST_STEP)
+        by_owner: dict[str, list[RunningRow]] = {}
+        for row in self.running:
+            if not row.decodes:
+                by_owner.setdefault(row.owner, []).append(row)
+        shares = divide(budget, [sum(row.unread for row in rows) for rows in by_owner.values()])
+        for rows, share in zip(by_owner.values(), shares, strict=True):
+            oldest = min(rows, key=lambda row: row.number)
+            for_oldest = min(oldest.unread, share if len(rows) == 1 else -(-share // 2))
+            left = share - for_oldest
+            for row in sorted(rows, key=lambda row: row.unread):
+                if row is not oldest and (count := min(row.unread, left)) > 0:
+                    reads[row] = count
+                    left -= count
+            if (count := min(oldest.unread, for_oldest + left)) > 0:
+                reads[oldest] = count
+        return reads
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    def retreat(self) -> bool:
+        """Memory ran out though no more is held than may be: the younger half of the rows is put out.
+
+        Half as many tokens are read in a step from now on, and no more is held than the others hold, until
+        steps go well for a while.
+
+        Returns:
+            Whether there was something to give: not if one row runs, in the shortest steps.
+        """
+        self._went_well = 0
+        if len(self.running) <= 1 and self._step_limit <= LEAST_STEP:
+            return False
+        self._step_limit = max(self._step_limit // 2, LEAST_STEP)
+        by_age = sorted(self.running, key=lambda row: row.number)
+        for row in reversed(by_age[(len(by_age) + 1) // 2 :]):
+            self._preempt(row)
+        self._held_limit = max(self.held, 1)
+        return True
+
+    def went_well(self) -> None:
+        """A step was made: after some of them, more is tried again."""
+        most_held, most_tokens = self._most
+        if (self._held_limit, self._step_limit) == self._most:
+            return
+        self._went_well += 1
+        if self._went_well >= STEPS_TO_RECOVER:
+            self._went_well = 0
+            self._held_limit = min(2 * self._held_limit, most_held)
+            self._step_limit = min(2 * self._step_limit, most_tokens)
+
+    # -- whose turn it is --------------------------------------------------------------------------
+
+    def _next(self) -> RunningRow | None:
+        """Of the owners who wait, the first row of the one with the fewest running; among those, by turns."""
+        running = Counter(row.owner for row in self.running)
+        for owner in sorted(self._waiting.owners(), key=lambda owner: running[owner]):
+            while owner in self._waiting.owners():
+                if not (row := self._waiting.first(owner)).gone:
+                    return row
+                self._waiting.next(owner)
         return None
-    while (pending := waiting.first()) is not None:
-        if pending.gone:
-            waiting.next()
-            continue
-        columns = max(row.most_columns for row in (*running, pending.running))
-        if running and (len(running) + 1) * columns > max_held:
-            return None  # it stays the next one, or a long row would wait for ever behind short ones
-        return waiting.next()
-    return None
+
+    def _make_way(self, entering: RunningRow) -> list[RunningRow] | None:
+        """Rows to be put out so that this one can run; None: it has to wait."""
+        rows, out = list(self.running), []
+        while not self._fits(rows, entering):
+            victim = self._victim(rows, entering, by_rows=len(rows) >= self._max_rows)
+            if victim is None:
+                return None
+            rows.remove(victim)
+            out.append(victim)
+        return out
+
+    def _fits(self, rows: Sequence[RunningRow], entering: RunningRow) -> bool:
+        if not rows:
+            return True
+        # An eighth stays free, or it would be put out again by the next tokens of the others.
+        held = sum(row.room for row in rows) + entering.room
+        return len(rows) < self._max_rows and held <= self._held_limit - self._held_limit // 8
+
+    def _victim(
+        self, rows: Sequence[RunningRow], entering: RunningRow, *, by_rows: bool
+    ) -> RunningRow | None:
+        """The youngest row of the owner who has most, if that one has no less without it than this one with.
+
+        Args:
+            by_rows: places are scarce; else columns are.
+        """
+        size: Callable[[RunningRow], int] = (lambda row: 1) if by_rows else (lambda row: row.room)
+        of_owner: Counter[str] = Counter()
+        for row in rows:
+            of_owner[row.owner] += size(row)
+        owner, most = of_owner.most_common(1)[0]
+        removable = [
+            row
+            for row in rows
+            if row.owner == owner and (row.read == 0 or row.made - row.made_before >= TURN)
+        ]
+        if owner == entering.owner or not removable:
+            return None
+        youngest = max(removable, key=lambda row: row.number)
+        return youngest if most - size(youngest) >= of_owner[entering.owner] + size(entering) else None
+
+    def _last_of_largest(self) -> RunningRow | None:
+        """The youngest row of the owner who holds most; never the oldest row of all."""
+        oldest = min(self.running, key=lambda row: row.number)
+        of_owner: Counter[str] = Counter()
+        for row in self.running:
+            of_owner[row.owner] += row.room
+        for owner, _ in of_owner.most_common():
+            rows = [row for row in self.running if row.owner == owner and row is not oldest]
+            if rows:
+                return max(rows, key=lambda row: row.number)
+        return None
+
+
+def divide(whole: int, wanted: Sequence[int]) -> list[int]:
+    """Parts of `whole`, as even as can be, none larger than wanted."""
+    parts, left = [0] * len(wanted), whole
+    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    for done, place in enumerate(order):
+        parts[place] = min(wanted[place], left // (len(order) - done))
+        left -= parts[place]
+    return parts

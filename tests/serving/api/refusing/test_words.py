@@ -177,7 +177,7 @@ def test_a_body_that_is_not_json_in_utf_8_is_told_how_to_be(
 
 
 NOT_OVER_HTTP = re.compile(
-    r"Input should|validation|\bforeword [a-z]+\b|`foreword|--[a-z]|\.py\b|\b\w+=(True|False|None|\{|\w+\()|\w\(\)|"
+    r"Input should|after validation|\bforeword [a-z]+\b|`foreword|--[a-z]|\.py\b|\b\w+=(True|False|None|\{|\w+\()|\w\(\)|"
     r"\bPython\b|\bNone\b|/work|/tmp|Traceback|pydantic"
 )
 """What a library, Python or the command line would say."""

@@ -1,4 +1,4 @@
-"""Usage by owner and day, who has put which file, when each file was last checked, tasks that one server does.
+"""Usage by owner and day, who has put which file, when each was last checked, tasks that one server does.
 
 Listing reads a column instead of a header: the fingerprint of a prefix's base becomes one, and facts that are
 longer than a header may be lose what their owner has written into them (the file itself keeps it).
@@ -48,7 +48,9 @@ def upgrade() -> None:
     op.create_table(
         "blob_owner",
         sa.Column("owner", _name(), primary_key=True),
-        sa.Column("digest", sa.String(64), sa.ForeignKey("blob.digest", ondelete="CASCADE"), primary_key=True),
+        sa.Column(
+            "digest", sa.String(64), sa.ForeignKey("blob.digest", ondelete="CASCADE"), primary_key=True
+        ),
     )
     op.create_index("ix_blob_owner_digest", "blob_owner", ["digest"])
     op.execute("INSERT INTO blob_owner (owner, digest) SELECT DISTINCT owner, digest FROM version")
@@ -77,6 +79,8 @@ def _fill_fingerprints(connection: sa.Connection) -> None:
             if len(json.dumps(row.facts)) > LONGEST_FACTS:
                 values["facts"] = {**row.facts, "notes": {}}
             here = dict(zip(("owner", "name", "number"), row[:3], strict=True))
-            connection.execute(table.update().where(*(table.c[key] == here[key] for key in here)).values(values))
+            connection.execute(
+                table.update().where(*(table.c[key] == here[key] for key in here)).values(values)
+            )
         last = rows[-1]
         rows = connection.execute(query.where(sa.tuple_(*place) > sa.tuple_(*last[:3]))).all()
