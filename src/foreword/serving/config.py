@@ -82,7 +82,8 @@ class Configuration(ModelOptions):
     checkpoints: str | None = _store(
         None,
         metavar="FOLDER",
-        help="Folder for the checkpoints of jobs; needed where the store is a database",
+        default_text="in the store's folder; of a database, in the user's cache folder",
+        help="Folder where training on this machine keeps its checkpoints",
     )
     verify_days: float | None = _store(
         30.0,

@@ -49,15 +49,13 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
         announce: called with the URL and the base's name when requests are taken.
 
     Raises:
-        UsageError: no folder for the checkpoints of jobs, or the address is taken.
+        UsageError: the address is taken.
         Whatever `PrefixStore` and `BaseModel.load` raise.
     """
     listening = _listen(configuration)
     logs.install()
     with listening, open_store(configuration) as store:
         store.database.wait_seconds = WRITE_SECONDS
-        if configuration.training:
-            store.job_folder()  # says now, not at the first job, that there is no place for checkpoints
         # vLLM has the weights, and jobs are trained in a process that loads its own.
         base = open_base(configuration, store, weights=configuration.engine != "vllm")
         engine = make_engine(configuration, base)
