@@ -118,7 +118,11 @@ class Configuration(ModelOptions):
     )
     drain_seconds: float = _requests(120.0, gt=0, help="Time for running requests after SIGTERM")
     rows: int = _requests(64, ge=1, help="Most texts of one request: prompts times n")
-    waiting_rows: int = _requests(2048, ge=1, help="Most texts written or waiting; beyond, requests get 503")
+    waiting_rows: int = _requests(
+        2048,
+        ge=1,
+        help="Most texts written or waiting, of all owners; an owner may hold as many as it leaves free",
+    )
     default_max_tokens: int = _requests(
         512, ge=1, help="New tokens of a chat answer where the request does not say"
     )
