@@ -95,13 +95,14 @@ class PrefixStore:
         self._blobs: Blobs = open_blobs(blobs_url, blob_options)
         rows = self.database.rows(sqlalchemy.select(setting.c.name, setting.c.value))
         settings = {row.name: row.value for row in rows}
-        check_marker(self._blobs, settings["store"])
+        self._identifier: str = settings["store"]
+        check_marker(self._blobs, self._identifier)
         disk = None
         if disk_cache is not None or "://" in blobs_url:
             from foreword.models.cache_dir import cache_folder
 
             folders = Path(disk_cache) if disk_cache is not None else cache_folder() / "prefixes"
-            disk = DiskCache(folders / settings["store"], disk_bytes)
+            disk = DiskCache(folders / self._identifier, disk_bytes)
         self.cache = Cache(MemoryCache(memory_bytes), disk, int(settings["forgotten"]))
         self._checkpoints = (
             Path(checkpoints) if checkpoints is not None else folder and folder / "checkpoints"
@@ -113,6 +114,11 @@ class PrefixStore:
     def caller(self) -> Caller:
         """On whose behalf calls of this view are made."""
         return self._caller
+
+    @property
+    def blobs(self) -> Blobs:
+        """The files by key: of prefixes, and of checkpoints of jobs."""
+        return self._blobs
 
     @property
     def catalogue(self) -> Database:
@@ -504,12 +510,15 @@ class PrefixStore:
         return self._checkpoints_place() / names.folder_name(owner)
 
     def job_folder(self) -> Path:
-        """Below it, a server keeps the checkpoints of its jobs, a folder each.
+        """Below it, training on this machine keeps the checkpoints of its jobs, a folder each.
 
-        Raises:
-            UsageError: this store was opened without a folder for checkpoints.
+        Without a folder for checkpoints, in the user's cache folder: the store has the newest of each.
         """
-        return self._checkpoints_place() / forget.JOBS
+        if self._checkpoints is not None:
+            return self._checkpoints / forget.JOBS
+        from foreword.models.cache_dir import cache_folder
+
+        return cache_folder() / "jobs" / self._identifier
 
     def forget(self, owner: str) -> forget.Forgotten:
         """Remove everything of an owner: versions, files, shares, keys, uploads, jobs, checkpoints, copies.
@@ -519,7 +528,7 @@ class PrefixStore:
             StoreUnavailable, CannotWrite: repeat the call.
         """
         access.check_writes(self._caller, names.check_owner(owner))
-        folders = forget.checkpoint_folders(self.database, self._checkpoints, owner)
+        folders = forget.checkpoint_folders(self.database, self._checkpoints, self.job_folder(), owner)
         removed = forget.forget_rows(self.database, self._blobs, self._caller, owner)
         cached = self.cache.drop(owner)
         return dataclasses.replace(removed, checkpoints=forget.remove_folders(folders), cached=cached)
