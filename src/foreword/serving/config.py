@@ -42,7 +42,7 @@ class Limits:
     )
     jobs: int | None = setting(10, ge=1, help="Jobs that wait or train, of each owner")
     stored_bytes: int | None = setting(
-        1 << 30, ge=1, help="Bytes of uploaded files and prefixes together, of each owner"
+        1 << 30, ge=1, help="Bytes of uploaded files, prefixes and jobs together, of each owner"
     )
 
     def __post_init__(self) -> None:
