@@ -2,7 +2,7 @@
 
 One class with a method for each thing that a caller can do. What a method does stands in the file that it
 calls: versions.py, listing.py, access.py, api_keys.py, equivalence.py, transfer.py, maintenance.py,
-forget.py.
+tasks.py, usage.py, forget.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from foreword.store import (
     maintenance,
     names,
     schema,
+    tasks,
     transfer,
+    usage,
     versions,
 )
 from foreword.store.access import ADMINISTRATOR, AuditEntry, Caller, Role
@@ -266,6 +268,7 @@ class PrefixStore:
         base: str | None = None,
         limit: int = 100,
         after: str | None = None,
+        facts: bool = True,
     ) -> Page:
         """A page of prefixes that the caller may see, in the order of their names.
 
@@ -274,11 +277,13 @@ class PrefixStore:
             label: only those with this label; the labelled version is listed instead of the latest.
             limit: how many, up to 1000.
             after: `next` of the page before.
+            facts: with what the files' headers say; without, `facts` is empty, and a page is as quick to
+                read however long the headers are.
 
         Raises:
             UsageError: a limit out of range, or text that is no name.
         """
-        chosen = listing.Filter(owner, name, label, base)
+        chosen = listing.Filter(owner, name, label, base, facts)
         return self._read(listing.page, chosen, limit, after, snapshot=True)
 
     def each(self, **filters: Any) -> Iterator[Version]:
@@ -379,6 +384,29 @@ class PrefixStore:
         access.check_scope(self._caller, owner, "read the whole audit table")
         return self.database.read(lambda connection: access.entries(connection, owner, limit, before))
 
+    def usage(
+        self,
+        owner: str | None = None,
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        limit: int = usage.LARGEST_PAGE,
+        after: str | None = None,
+    ) -> tuple[usage.Usage, ...]:
+        """What each owner used, by day, oldest first; owners see their own.
+
+        Args:
+            start, end: first and last day, UTC, such as "2026-01-31".
+            limit: how many rows, up to 1000.
+            after: day/owner of the last row of the page before.
+
+        Raises:
+            NotAllowed: of all owners, for those who are no administrators.
+            UnknownPrefix: another owner's.
+            UsageError: a day or limit out of range.
+        """
+        return self._read(usage.listed, owner, start, end, limit, after)
+
     # -- bases that prefixes of another run on -------------------------------------------------
 
     def declare_equivalent(
@@ -447,6 +475,19 @@ class PrefixStore:
         """Read every file again and check its digest. Raises UnknownPrefix, NotAllowed, StoreUnavailable."""
         access.check_scope(self._caller, owner, "verify the whole store")
         return maintenance.verify(self.database, self._blobs, owner)
+
+    def check_files(self, *, older_than: float, pause: Callable[[float], bool]) -> tasks.Checked:
+        """Check some files that were not checked for so many seconds; see `tasks.check_files`.
+
+        Raises NotAllowed, StoreUnavailable.
+        """
+        access.check_administrates(self._caller, "verify the whole store")
+        return tasks.check_files(self.database, self._blobs, older_than=older_than, pause=pause)
+
+    def collect_unnamed(self, *, grace: float) -> int:
+        """The part of `collect_garbage` that lists no folder; how many files it removed. Raises alike."""
+        access.check_administrates(self._caller, "collect garbage")
+        return len(maintenance.collect_unnamed(self.database, self._blobs, grace))
 
     def collect_garbage(
         self, *, grace: float = maintenance.GRACE_SECONDS, dry_run: bool = False
