@@ -32,11 +32,16 @@ _NOT_TEXT = (
 
 
 class Line(NamedTuple):
-    """A line without its line end, and where it stands (numbers from 1)."""
+    """A line without its line end, and where it stands (numbers from 1).
+
+    Attributes:
+        end: of the line, which belongs to a text that spans several.
+    """
 
     file: str
     number: int
     text: str
+    end: str = "\n"
 
     @property
     def blank(self) -> bool:
@@ -98,7 +103,8 @@ def lines_of(stream: BinaryIO, name: str) -> Iterator[Line]:
                 "a byte-order mark; save the file as UTF-8, without zero bytes"
             )
         begun = begun or not content.isspace()
-        yield Line(name, number, _decode(name, number, content))
+        end = "\r\n" if content.endswith(b"\r\n") else "\n"
+        yield Line(name, number, _decode(name, number, content), end)
 
 
 def excerpt(text: str, length: int = 60) -> str:
