@@ -5,7 +5,7 @@ VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-gpu test-vllm test-fuzz fuzz lint format clean
+.PHONY: help install demo test test-gpu test-vllm test-faults test-fuzz fuzz lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ $(VENV_VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
 	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt --editable '.[vllm]'
 	@touch $@
+
+test-faults: $(INSTALLED)  ## failures of disks, databases and networks, and floods of connections
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/faults
 
 test-fuzz: $(INSTALLED)  ## crafted files, settings and requests, some thousands of each kind
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/fuzz
