@@ -55,7 +55,7 @@ def test_a_field_of_an_upload_that_would_have_no_effect_is_refused(gateway: Gate
         client.files.create(
             file=FILE, purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 3600}
         )
-    assert (refused.value.code, refused.value.param) == ("unknown_field", "expires_after")
+    assert (refused.value.code, refused.value.param) == ("unknown_parameter", "expires_after")
     assert not client.files.list().data
 
 
@@ -69,7 +69,7 @@ def test_a_form_with_an_unknown_field_is_refused(gateway: Gateway, path: str, kn
         data={known: "fine-tune", field.format(known=known): "x"},
         files={"file": ("a.jsonl", content)},
     )
-    assert error(refused, 400)["code"] == "unknown_field"
+    assert error(refused, 400)["code"] == "unknown_parameter"
     assert not gateway.client("forms").files.list().data
     assert "forms/fine-tune" not in [model.id for model in gateway.client("forms").models.list()]
 

@@ -18,7 +18,7 @@ from foreword.serving.api.middleware import RequestMiddleware
 from foreword.serving.api.operations import operations, share_readings
 from foreword.serving.api.state import ServerState
 from foreword.serving.errors import Refused, refused, response_of, shown
-from foreword.serving.requests import refusal_of
+from foreword.serving.validation_errors import refusal_of, unreadable_body
 
 ROUTERS = (
     models.router,
@@ -71,10 +71,12 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_validation(request: Request, error: RequestValidationError) -> Response:
-        return response_of(refusal_of(error))
+        return response_of(refusal_of(error, request.headers))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
+        if (unreadable := unreadable_body(error.__cause__, request.headers)) is not None:
+            return response_of(unreadable)
         path = request.url.path
         known = {
             404: f"there is nothing at {shown(path)}; /docs lists what there is",

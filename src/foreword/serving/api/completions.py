@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import time
 from collections.abc import Sequence
@@ -11,13 +10,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from foreword.sampling import UNFINISHED
 from foreword.serving.api import schemas
 from foreword.serving.api.prompts import conversation, find_prefix, make_rows, prompt_ids
 from foreword.serving.api.schemas import ERRORS
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.api.streaming import CompletedText, Completions, plain, stream, unless_gone
-from foreword.serving.engine.detokenizer import TextDelta, TokenText
+from foreword.serving.engine.detokenizer import Spelling, TextDelta, TokenText
 from foreword.serving.engine.protocol import Row
 from foreword.serving.requests import ChatBody, CompletionBody
 
@@ -34,25 +32,21 @@ async def complete(request: Request, body: CompletionBody) -> Any:
     texts = Completions(server, identity, rows, body)
     head = _head("cmpl", body.model)
 
-    def choice(index: int, part: CompletedText | TextDelta, offset: int) -> schemas.CompletionChoice:
+    def choice(index: int, part: CompletedText | TextDelta) -> schemas.CompletionChoice:
         return schemas.CompletionChoice(
             index=index,
             text=part.text,
-            logprobs=None if body.logprobs is None else _completion_logprobs(part.logprobs, offset),
+            logprobs=None if body.logprobs is None else _completion_logprobs(part.logprobs),
             finish_reason=part.finish_reason,
         )
 
     if not body.stream:
         whole = await unless_gone(request, texts.whole())
-        choices = [choice(index, text, 0) for index, text in enumerate(whole)]
+        choices = [choice(index, text) for index, text in enumerate(whole)]
         return schemas.Completion(**head, choices=choices, usage=texts.usage)
 
-    offsets = [0] * len(rows)
-
     def chunks(delta: TextDelta) -> Sequence[dict[str, Any]]:
-        piece = choice(delta.row, delta, offsets[delta.row])
-        offsets[delta.row] += len(delta.text)
-        return [plain(schemas.Completion(**head, choices=[piece]))]
+        return [plain(schemas.Completion(**head, choices=[choice(delta.row, delta)]))]
 
     def ending() -> Sequence[dict[str, Any]]:
         return [plain(schemas.Completion(**head, choices=[], usage=texts.usage))] if body.wants_usage else []
@@ -125,29 +119,33 @@ def _chat_rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -
     return make_rows(server, identity.caller, prefix, [prompt], body, max_tokens=longest, logprobs=logprobs)
 
 
-def _completion_logprobs(tokens: Sequence[TokenText], offset: int) -> schemas.CompletionLogprobs:
-    offsets = itertools.accumulate((len(token.text) for token in tokens), initial=offset)
+def _completion_logprobs(tokens: Sequence[TokenText]) -> schemas.CompletionLogprobs:
     return schemas.CompletionLogprobs(
-        tokens=[token.text for token in tokens],
+        tokens=[token.spelling.key for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
-        top_logprobs=[dict(token.likeliest) for token in tokens],
-        text_offset=list(offsets)[:-1],
+        top_logprobs=[_by_key(token) for token in tokens],
+        text_offset=[token.offset for token in tokens],
     )
 
 
+def _by_key(token: TokenText) -> dict[str, float]:
+    """The likeliest tokens, and the chosen one; of two with the same text, the likelier."""
+    named: dict[str, float] = {}
+    for spelling, logprob in token.likeliest:
+        named.setdefault(spelling.key, logprob)
+    if named:
+        named.setdefault(token.spelling.key, token.logprob)
+    return named
+
+
 def _chat_logprobs(tokens: Sequence[TokenText]) -> schemas.ChatLogprobs:
-    def likely(text: str, logprob: float) -> dict[str, Any]:
-        # No bytes for a token that is a part of a character: its text does not tell them.
-        return {
-            "token": text,
-            "bytes": None if UNFINISHED in text else list(text.encode()),
-            "logprob": logprob,
-        }
+    def likely(spelling: Spelling, logprob: float) -> dict[str, Any]:
+        return {"token": spelling.text, "bytes": list(spelling.bytes), "logprob": logprob}
 
     return schemas.ChatLogprobs(
         content=[
             schemas.ChatToken(
-                **likely(token.text, token.logprob),
+                **likely(token.spelling, token.logprob),
                 top_logprobs=[schemas.LikelyToken(**likely(*pair)) for pair in token.likeliest],
             )
             for token in tokens

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from foreword.serving.api.schemas import BINARY, ERRORS, Deleted, FileAnswer, FileList, seconds_of
 from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.jobs import uploads
-from foreword.serving.requests import refuse_fields_beside
+from foreword.serving.validation_errors import refuse_fields_beside
 
 router = APIRouter(tags=["files"])
 FileId = Annotated[str, Path(max_length=40)]

@@ -14,13 +14,14 @@ from foreword.serving.api import schemas
 from foreword.serving.api.schemas import BINARY, ERRORS, seconds_of
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.errors import Refused, refused, unknown_model
-from foreword.serving.requests import refuse_fields_beside
+from foreword.serving.validation_errors import refuse_fields_beside
 from foreword.store import Description, PrefixStore, Version
 
 router = APIRouter(tags=["models"])
 ModelName = Annotated[str, Path(description="The base, owner/name, or owner/name@version.", max_length=300)]
 
 
+@router.get("/v1/models/", include_in_schema=False)
 @router.get("/v1/models", response_model=schemas.ModelList, responses=ERRORS)
 def list_models(
     request: Request,

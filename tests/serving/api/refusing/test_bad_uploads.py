@@ -130,5 +130,12 @@ def test_what_this_server_can_not_run_is_refused_at_the_upload(
         assert advice not in found["message"]
 
 
+def test_text_where_a_file_belongs_is_named(http: httpx.Client) -> None:
+    found = error(http.post("/v1/prefixes", files={"name": (None, "new"), "file": (None, "text")}), 400)
+    assert found["param"] == "file"
+    assert "expected a file" in found["message"]
+    assert "class" not in found["message"]
+
+
 def test_a_path_that_ends_with_a_slash_is_not_sent_elsewhere(http: httpx.Client) -> None:
     error(http.get("/v1/files/"), 404)
