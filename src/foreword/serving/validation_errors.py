@@ -199,7 +199,8 @@ def _in_words(path: Path, faults: Sequence[Mapping[str, Any]]) -> Refused:
         return Refused(400, message, code="missing_required_parameter", param=param)
     if kind == "literal_error":
         message = f"Invalid value: {_value(given)}. Supported values are: {context['expected']}."
-        if name.endswith("type") and given in _ELSEWHERE | {"json_object", "json_schema"}:
+        elsewhere = _ELSEWHERE | {"json_object", "json_schema"}
+        if name.endswith("type") and isinstance(given, str) and given in elsewhere:
             message = f"Invalid value: {_value(given)} is not supported by this server. "
             message += f"Supported values are: {context['expected']}."
         return Refused(400, message, code="invalid_value", param=param)
@@ -227,6 +228,9 @@ def _in_words(path: Path, faults: Sequence[Mapping[str, Any]]) -> Refused:
         )
         message = f"Invalid {where}: {what}. Expected {expected}, but got {found} instead."
         return Refused(400, message.format(**facts), code=code.format(**facts), param=param)
+    if "UploadFile" in fault["msg"]:  # FastAPI's words for text where a file belongs
+        message = f"Invalid type for {where}: expected a file, which is a part of the form with a file name."
+        return Refused(400, message, code="invalid_type", param=param)
     if kind == "value_error":  # of a validator of ours
         return Refused(400, str(context["error"]), code="invalid_value", param=param)
     return Refused(400, f"Invalid value for {where}: {_value(given)}.", code="invalid_value", param=param)
