@@ -68,7 +68,21 @@ EMPTY: list[Any] = [None, [], {}, ""]
 
 @pytest.mark.parametrize(
     "field",
-    ["tools", "tool_choice", "functions", "parallel_tool_calls", "reasoning_effort", "response_format", "audio", "prediction", "web_search_options", "logit_bias", "verbosity", "modalities", "a_field_of_next_year"],
+    [
+        "tools",
+        "tool_choice",
+        "functions",
+        "parallel_tool_calls",
+        "reasoning_effort",
+        "response_format",
+        "audio",
+        "prediction",
+        "web_search_options",
+        "logit_bias",
+        "verbosity",
+        "modalities",
+        "a_field_of_next_year",
+    ],
 )
 def test_a_field_that_is_null_or_empty_asks_for_nothing(field: str) -> None:
     for value in EMPTY:
