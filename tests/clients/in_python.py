@@ -211,7 +211,7 @@ def instructor() -> dict[str, Any]:
 
 def llm() -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp())
-    described = "- model_id: {id}\n  model_name: {name}\n  api_base: {url}\n"
+    described = "- model_id: {id}\n  model_name: {name}\n  api_base: {url}\n  api_key_name: mine\n"
     models = (("mine", MODEL), ("absent", WRONG_MODEL))
     text = "".join(described.format(id=given, name=name, url=URL) for given, name in models)
     (folder / "extra-openai-models.yaml").write_text(text)

@@ -27,7 +27,7 @@ REFUSED = {"key": 401, "model": 404, "value": 400}
 WITH_TOOLS = {**REFUSED, "tools": 400}
 IN_PYTHON = {
     **dict.fromkeys(("openai", "litellm", "langchain", "pydantic_ai", "instructor"), WITH_TOOLS),
-    "llama_index": REFUSED,
+    "llama_index": {**REFUSED, "value": None},  # which the library itself refuses
     "llm": {"key": 401, "model": 404},
 }
 IN_NODE = ("openai", "langchain", "ai")

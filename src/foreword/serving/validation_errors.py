@@ -114,9 +114,9 @@ def unreadable_body(cause: BaseException | None, headers: Mapping[str, str]) -> 
             "the body in UTF-8.",
             code="invalid_json",
         )
-    if isinstance(cause, RecursionError):
-        message = "We could not parse the JSON body of your request: it is nested too deeply."
-        return Refused(400, message, code="invalid_json")
+    if isinstance(cause, RecursionError | ValueError):  # a number of too many digits
+        why = "it is nested too deeply" if isinstance(cause, RecursionError) else "a number is too long"
+        return Refused(400, f"We could not parse the JSON body of your request: {why}.", code="invalid_json")
     return None
 
 
@@ -215,18 +215,14 @@ def _in_words(path: Path, faults: Sequence[Mapping[str, Any]]) -> Refused:
         message = f"Invalid type for {where}: expected {words}, but got {_kind(given)} instead."
         return Refused(400, message, code="invalid_type", param=param)
     if kind in _LIMITS:
-        what, expected, code = _LIMITS[kind]
         kinds = {dict: "object", list: "array"}
         is_decimal = any(isinstance(bound, float) for bound in context.values())
-        numbers = {
-            name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()
-        }
-        facts = {**numbers, "kind": kinds.get(type(given), "decimal" if is_decimal else "integer")}
-        found = (
-            f"{len(given)}" if isinstance(given, str | list | dict) else shown(json.dumps(given)).strip("'")
-        )
+        facts = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
+        facts["kind"] = kinds.get(type(given), "decimal" if is_decimal else "integer")
+        what, expected, code = (words.format(**facts) for words in _LIMITS[kind])
+        found = len(given) if isinstance(given, str | list | dict) else _value(given)
         message = f"Invalid {where}: {what}. Expected {expected}, but got {found} instead."
-        return Refused(400, message.format(**facts), code=code.format(**facts), param=param)
+        return Refused(400, message, code=code, param=param)
     if kind == "value_error":  # of a validator of ours
         return Refused(400, str(context["error"]), code="invalid_value", param=param)
     return Refused(400, f"Invalid value for {where}: {_value(given)}.", code="invalid_value", param=param)
