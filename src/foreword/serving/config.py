@@ -85,7 +85,14 @@ class Configuration(ModelOptions):
     checkpoints: str | None = _store(
         None,
         metavar="FOLDER",
-        help="Folder for the checkpoints of jobs; needed where the store is a database",
+        default_text="in the store's folder; of a database, in the user's cache folder",
+        help="Folder where training on this machine keeps its checkpoints",
+    )
+    verify_days: float | None = _store(
+        30.0,
+        gt=0,
+        metavar="DAYS",
+        help="Check each stored file again, slowly, when it was not checked for so long",
     )
     host: str = _address("127.0.0.1", metavar="NAME", help="Address to listen on")
     port: int = _address(8000, ge=0, le=65535, help="Port; 0 takes a free one")

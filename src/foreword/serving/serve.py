@@ -29,6 +29,7 @@ from foreword.serving.jobs import queue
 from foreword.serving.jobs.supervisor import Supervisor
 from foreword.serving.metrics import Metrics
 from foreword.serving.served_model import open_base, open_store, served_of
+from foreword.serving.upkeep import Upkeep
 
 POLL_SECONDS = 0.05
 BACKLOG = 2048
@@ -46,14 +47,12 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
         announce: called with the URL and the base's name when requests are taken.
 
     Raises:
-        UsageError: no folder for the checkpoints of jobs, or the address is taken.
+        UsageError: the address is taken.
         Whatever `PrefixStore` and `BaseModel.load` raise.
     """
     listening = _listen(configuration)
     logs.install()
     with listening, open_store(configuration) as store:
-        if configuration.training:
-            store.job_folder()  # says now, not at the first job, that there is no place for checkpoints
         # vLLM has the weights, and jobs are trained in a process that loads its own.
         base = open_base(configuration, store, weights=configuration.engine != "vllm")
         engine = make_engine(configuration, base)
@@ -67,14 +66,19 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
             lambda: {"open": len(connections), "dropped": connections.dropped},
             "what",
         )
+        upkeep = Upkeep(store, server.usage, verify_days=configuration.verify_days)
+        what = "Files of the store: checked by this server; bad when last read; when all had been read."
+        server.metrics.measure("foreword_store_verify", what, upkeep.measurements, "what")
         app = make_app(server)
 
         @contextlib.asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             if supervisor is not None:
                 supervisor.start()
+            upkeep.start()
             yield
             await engine.close()
+            await asyncio.to_thread(upkeep.stop)
 
         app.router.lifespan_context = lifespan
         settings = uvicorn_settings(app, configuration, connections)

@@ -15,14 +15,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foreword import __version__
 from foreword.errors import ForewordError
-from foreword.serving.api import completions, files, fine_tuning, models
+from foreword.serving.api import completions, files, fine_tuning, models, usage
 from foreword.serving.api.middleware import RequestMiddleware
 from foreword.serving.api.operations import operations, share_readings
 from foreword.serving.api.state import ServerState
 from foreword.serving.errors import Refused, refused, response_of, shown
 from foreword.serving.validation_errors import refusal_of, unreadable_body
 
-ROUTERS = (models.router, completions.router, files.router, fine_tuning.router, models.prefix_router)
+ROUTERS = (
+    models.router,
+    completions.router,
+    files.router,
+    fine_tuning.router,
+    models.prefix_router,
+    usage.router,
+)
 """Those that need a key; a new endpoint's router goes here."""
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key of the store: fw_...")
