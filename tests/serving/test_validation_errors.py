@@ -51,3 +51,16 @@ def test_every_fault_is_said_in_our_words(kind: type[pydantic.BaseModel], change
         assert found.code
         if found.param is not None:  # the first part of it is a field of the body, or one that is missing
             assert any(found.param.startswith(name) for name in (*body, *kind.model_fields))
+
+
+def test_a_number_or_a_word_is_asked_for_as_both() -> None:
+    body = {**USUAL[JobBody], "hyperparameters": {"n_epochs": "x"}}
+    try:
+        JobBody.model_validate(body)
+    except pydantic.ValidationError as error:
+        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
+        found = refusal_of(RequestValidationError(faults, body=body), {})
+        assert (found.code, found.param) == ("invalid_type", "hyperparameters.n_epochs")
+        assert found.message.endswith("expected one of an integer or 'auto', but got a string instead.")
+    else:
+        raise AssertionError("accepted")
