@@ -111,8 +111,8 @@ class Sampled(Body):
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Sampled:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is given, but stream is not true")
+        if self.wants_usage and not self.stream:
+            raise ValueError("The 'stream_options' parameter is only allowed when 'stream' is enabled.")
         return self
 
 

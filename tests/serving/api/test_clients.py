@@ -103,6 +103,7 @@ def test_fields_at_values_that_change_nothing_are_taken(client: openai.OpenAI) -
             "parallel_tool_calls": True,
             "modalities": ["text"],
             "stop": [],
+            "stream_options": {},
             "store": False,
         },
         **{

@@ -111,7 +111,12 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
             "Unknown parameter: 'temprature'; leave it out.",
         ),
         ({"messages": [{**HELLO[0], "x": 1}]}, "messages[0].x", "unknown_parameter", "'messages[0].x'"),
-        ({"stream_options": {"include_usage": True}}, None, "invalid_value", "stream_options is given, but"),
+        (
+            {"stream_options": {"include_usage": True}},
+            None,
+            "invalid_value",
+            "only allowed when 'stream' is enabled.",
+        ),
         (
             {"metadata": {"{x} {": 3}},
             "metadata.{x} {",
