@@ -48,9 +48,9 @@ class Line(NamedTuple):
         """Nothing but white space: readers skip such lines."""
         return not self.text or self.text.isspace()
 
-    def fault(self, message: str) -> BadExamples:
-        """The error to raise for a fault in this line."""
-        return BadExamples(f"{self.file}, line {self.number}: {message}")
+    def fault(self, message: str, *, advice: str | None = None, remedy: str | None = None) -> BadExamples:
+        """The error to raise for a fault in this line; `advice` and `remedy` as of `ForewordError`."""
+        return BadExamples(f"{self.file}, line {self.number}: {message}", advice=advice, remedy=remedy)
 
     def example(self, source: Source, target: str, owner: str | None) -> Example:
         """The example that stands in this line.

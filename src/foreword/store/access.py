@@ -128,7 +128,7 @@ def unknown(reference: object, caller: Caller) -> UnknownPrefix:
     """The error for what is absent or hidden."""
     return UnknownPrefix(
         f"there is no prefix {reference} that {caller} may read",
-        advice="`foreword store list` shows those that are there",
+        advice="store.list() has those that are there",
         remedy="unknown prefix",
     )
 
