@@ -5,7 +5,7 @@ VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-gpu test-vllm test-fuzz fuzz lint format clean
+.PHONY: help install demo test test-gpu test-vllm test-fuzz fuzz test-faults lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ INPUTS ?= 100000
 SEED ?= 1
 fuzz: $(INSTALLED)  ## the same for longer: INPUTS=1000000 SEED=2; goes on where it was stopped, keeps what fails
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --inputs $(INPUTS) --seed $(SEED)
+
+test-faults: $(INSTALLED)  ## every write, flush, rename, delete and commit made to fail once, on both databases
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/faults
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
