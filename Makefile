@@ -5,7 +5,7 @@ VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-gpu test-vllm test-fuzz fuzz test-faults lint format clean
+.PHONY: help install demo test test-gpu test-vllm test-faults test-fuzz fuzz lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ $(VENV_VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
 	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt --editable '.[vllm]'
 	@touch $@
 
+test-faults: $(INSTALLED)  ## every write, flush, rename, delete and commit made to fail; floods of connections
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/faults
+
 test-fuzz: $(INSTALLED)  ## crafted files, settings and requests, some thousands of each kind
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/fuzz
 
@@ -53,9 +56,6 @@ INPUTS ?= 100000
 SEED ?= 1
 fuzz: $(INSTALLED)  ## the same for longer: INPUTS=1000000 SEED=2; goes on where it was stopped, keeps what fails
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --inputs $(INPUTS) --seed $(SEED)
-
-test-faults: $(INSTALLED)  ## every write, flush, rename, delete and commit made to fail once, on both databases
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/faults
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import json
 import struct
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,9 +56,15 @@ def listed(**changes: dict[str, Any]) -> bytes:
 
 def show(content: bytes) -> None:
     """Print what the reader says; end with status 1 if it takes the file or fails without a name."""
+    show_used(content, lambda prefix: None)
+
+
+def show_used(content: bytes, use: Callable[[Prefix], object]) -> None:
+    """As `show`, of a file that is read before it is refused: by what uses the prefix."""
     begin = time.perf_counter()
     try:
         prefix = Prefix.from_bytes(content, where="the file")
+        use(prefix)
     except BadPrefix as error:
         print(f"{type(error).__name__}: {error}"[:300])
         milliseconds = 1000 * (time.perf_counter() - begin)

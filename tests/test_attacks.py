@@ -30,7 +30,7 @@ def test_an_attack_meets_an_error_by_name(
     assert lines
     for line in lines:
         if not line.startswith("refused after"):
-            found = re.match(r"(\w+): the file", line)
+            found = re.match(r"(\w+): the (?:file|prefix)", line)
             assert found, line
             assert issubclass(getattr(errors, found[1]), errors.BadPrefix), line
             assert "object is not" not in line, line  # Python's words, not ours

@@ -22,6 +22,8 @@ from foreword.base.gradient_checkpointing import gradient_checkpointing
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.encoding import EncodedExample, encode
+from foreword.serving.engine.continuous_batch import ContinuousBatch, RunningRow
+from foreword.serving.engine.protocol import Row, Sampling
 from foreword.training import TrainingStopped
 from foreword.training.initialization import Initialization, initial_key_values
 from support.architectures.decoder_only import DECODER_ONLY_WORKING
@@ -37,6 +39,7 @@ from support.stand_ins import byte_tokenizer, random_examples, random_prefix
 WORKING = DECODER_ONLY_WORKING + HYBRID_WORKING + ENCODER_DECODER_WORKING
 LAYOUTS = ("flat", "right", "left")
 NEW = 6
+GREEDY = Sampling(NEW, temperature=0.0)
 
 
 @pytest.fixture(
@@ -234,6 +237,31 @@ def test_greedy_tokens_equal_those_computed_by_hand(base: BaseModel) -> None:
         likeliest = logits(base.model, source, tokens, tensors).argmax(dim=-1).tolist()
         assert likeliest[: len(tokens)] == tokens
         assert len(tokens) == NEW or likeliest[-1] in base.end_ids
+
+
+@torch.no_grad()
+def test_rows_of_the_local_engine_get_the_tokens_computed_by_hand(base: BaseModel) -> None:
+    """Texts read in parts, beside rows that get new tokens: what a server of such a model does.
+
+    Models that it refuses are no case of it; `test_models_that_the_running_batch_would_get_wrong_are_refused`.
+    """
+    prefixes = mixed_prefixes(base) if base.packs_rows and base.cache_takes_prefixes else []
+    rows = [
+        RunningRow(
+            Row(tuple(base.template.source_ids(base.tokenizer, prompt)), prefix, "", GREEDY, frozenset()), NEW
+        )
+        for prompt, prefix in zip(PROMPTS, prefixes, strict=False)
+    ]
+    batch, running = ContinuousBatch(base), list(rows)
+    while running:
+        batch.step({row: min(row.unread, 1 + 2 * place) for place, row in enumerate(running)})
+        running = [row for row in running if row.made < NEW]
+        batch.keep(running)
+    for row in rows:
+        source, tokens = list(row.row.prompt_ids), row.text[len(row.row.prompt_ids) :]
+        tensors = None if row.row.prefix is None else row.row.prefix.tensors
+        likeliest = logits(base.model, source, tokens, tensors).argmax(dim=-1).tolist()
+        assert tokens == likeliest[: len(tokens)]
 
 
 def test_beams_are_independent_of_neighbours(base: BaseModel) -> None:

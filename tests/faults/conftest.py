@@ -1,7 +1,7 @@
 """Every write, flush, rename, delete and commit of everyday work, made to fail once: `make test-faults`.
 
 What is promised: nothing that was confirmed is lost, nothing half done is listed, a failure has a name, repeating
-the call succeeds, and nothing is left over. `make test` leaves this folder out: it takes minutes.
+the call succeeds, and nothing is left over.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ import pytest
 from faults.scenarios import Outcome, Scenario, World, check
 from support.stores import new_database, run_sql
 
-HERE = Path(__file__).parent
 FINDINGS = "fault injection"
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Left out unless asked for by name."""
-    asked = (Path(argument.split("::")[0]).resolve() for argument in config.args)
-    return None if any(HERE in (path, *path.parents) for path in asked) else True
 
 
 @pytest.fixture

@@ -52,9 +52,15 @@ def test_compose_sets_what_the_server_knows(tmp_path: Path) -> None:
     services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
     environment = {k: v for k, v in services["foreword"]["environment"].items() if k.startswith("FOREWORD_")}
     configuration = read(None, environment, {})
+    assert configuration.connections_per_address is None
     assert configuration.checkpoints == "/var/lib/foreword/checkpoints"
     # Of the command line's own variables.
-    assert set(environment) - {"FOREWORD_SERVE_CHECKPOINTS"} == {"FOREWORD_STORE", "FOREWORD_STORE_BLOBS"}
+    assert set(environment) - {
+        f"FOREWORD_SERVE_{name}" for name in ("CHECKPOINTS", "CONNECTIONS_PER_ADDRESS")
+    } == {
+        "FOREWORD_STORE",
+        "FOREWORD_STORE_BLOBS",
+    }
     grace = int(services["foreword"]["stop_grace_period"].removesuffix("s"))
     assert grace > configuration.drain_seconds
 

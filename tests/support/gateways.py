@@ -16,6 +16,7 @@ from foreword import BaseModel
 from foreword.serving.api.app import make_app
 from foreword.serving.api.state import ServerState
 from foreword.serving.config import Configuration, of
+from foreword.serving.connections import Connections, uvicorn_settings
 from foreword.serving.metrics import Metrics
 from foreword.serving.serve import add_readings
 from foreword.serving.served_model import served_of
@@ -42,6 +43,7 @@ class Gateway:
     engine: PlainEngine
     server: ServerState
     url: str
+    connections: Connections
 
     def client(
         self, owner: str | None = None, *, role: Any = "owner", key: str | None = None
@@ -68,7 +70,10 @@ def running(folder: Path, base: BaseModel, **settings: Any) -> Iterator[Gateway]
         engine = PlainEngine(base)
         server = ServerState(configuration, store, served_of(base), engine, Metrics())
         add_readings(server, None)
-        runner = uvicorn.Server(uvicorn.Config(make_app(server), port=0, log_config=None))
+        connections = Connections(configuration)
+        listening = uvicorn_settings(make_app(server), configuration, connections)
+        listening.port = 0
+        runner = uvicorn.Server(listening)
         thread = threading.Thread(target=runner.run, daemon=True)
         thread.start()
         while not runner.started:
@@ -76,7 +81,7 @@ def running(folder: Path, base: BaseModel, **settings: Any) -> Iterator[Gateway]
             assert thread.is_alive()
         port = runner.servers[0].sockets[0].getsockname()[1]
         try:
-            yield Gateway(base, store, engine, server, f"http://127.0.0.1:{port}")
+            yield Gateway(base, store, engine, server, f"http://127.0.0.1:{port}", connections)
         finally:
             runner.should_exit = True
             thread.join()

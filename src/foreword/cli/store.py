@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +82,8 @@ def list_(
     Example: foreword store list --owner alice --label production
     """
     with store.opened() as opened:
-        page = opened.list(owner=owner, name=name, label=label, base=base, limit=limit, after=after)
+        filters = {"owner": owner, "name": name, "label": label, "base": base}
+        page = opened.list(**filters, limit=limit, after=after, facts=store.json)
     if store.json:
         return output.json_object({"prefixes": [v.to_json() for v in page], "next": page.next})
     rows = [
@@ -251,11 +253,22 @@ def delete(
 
 
 @app.takes()
-def verify(owner: str | None = _only_owner, *, store: AsAdministrator) -> None:
-    """Read every stored file again and check its digest; ends with status 1 when one is bad.
+def verify(
+    owner: str | None = _only_owner,
+    every: float | None = setting(
+        None, metavar="DAYS", help="Slowly, only files that were not checked for so long, as servers do"
+    ),
+    *,
+    store: AsAdministrator,
+) -> None:
+    """Read stored files again and check their digests; ends with status 1 when one is bad.
 
-    Example: foreword store verify
+    Example: foreword store verify --every 30
     """
+    if every is not None:
+        if owner is not None:
+            raise UsageError("--every is about the files of all owners; leave --owner or --every out")
+        return _verify_slowly(store, every)
     with store.opened() as opened:
         seen = opened.verify(owner)
     if seen.problems and not store.json:
@@ -265,6 +278,66 @@ def verify(owner: str | None = _only_owner, *, store: AsAdministrator) -> None:
     output.tell(seen.to_json(), text, json=store.json)
     if seen.problems:
         raise typer.Exit(1)
+
+
+def _verify_slowly(store: AsAdministrator, days: float) -> None:
+    from foreword.store.tasks import Checked
+
+    seen = Checked()
+    with store.opened() as opened:
+        while (some := opened.check_files(older_than=days * 86400, pause=_sleep)).files:
+            seen += some
+    if not store.json:
+        bad = [(digest, fault) for fault in ("damaged", "missing") for digest in getattr(seen, fault)]
+        if bad:
+            output.table(("digest", "fault"), bad)
+    number = len(seen.damaged) + len(seen.missing)
+    text = f"{seen.files} files, {seen.size / 1e6:.1f} MB read, {number} bad"
+    output.tell(seen.to_json(), text, json=store.json)
+    if number:
+        raise typer.Exit(1)
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+@app.takes()
+def usage(
+    owner: str | None = _only_owner,
+    since: str | None = setting(None, metavar="DAY", help="From this day on, such as 2026-01-31"),
+    until: str | None = setting(None, metavar="DAY", help="Up to this day, itself included"),
+    *,
+    store: AsAdministrator,
+) -> None:
+    """Show what each owner used, by day (UTC): what a bill is made from.
+
+    Example: foreword store usage --owner alice --since 2026-01-01
+    """
+    from foreword.store.usage import COUNTS, LARGEST_PAGE, Usage
+
+    found: list[Usage] = []
+    with store.opened() as opened:
+        while True:
+            after = f"{found[-1].day}/{found[-1].owner}" if found else None
+            page = opened.usage(owner, start=since, end=until, after=after)
+            found += page
+            if len(page) < LARGEST_PAGE:
+                break
+    if store.json:
+        return output.json_object({"usage": [row.to_json() for row in found]})
+    columns = ("day", "owner", "requests", "read", "written", "steps", "trained", "stored")
+    rows = [
+        (
+            row.day,
+            row.owner,
+            *(str(getattr(row, name)) for name in COUNTS),
+            f"{row.stored_bytes / 1e6:.1f} MB",
+        )
+        for row in found
+    ]
+    output.table(columns, rows)
 
 
 @app.takes()

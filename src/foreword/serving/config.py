@@ -82,16 +82,34 @@ class Configuration(ModelOptions):
     checkpoints: str | None = _store(
         None,
         metavar="FOLDER",
-        help="Folder for the checkpoints of jobs; needed where the store is a database",
+        default_text="in the store's folder; of a database, in the user's cache folder",
+        help="Folder where training on this machine keeps its checkpoints",
+    )
+    verify_days: float | None = _store(
+        30.0,
+        gt=0,
+        metavar="DAYS",
+        help="Check each stored file again, slowly, when it was not checked for so long",
     )
     host: str = _address("127.0.0.1", metavar="NAME", help="Address to listen on")
     port: int = _address(8000, ge=0, le=65535, help="Port; 0 takes a free one")
+    connections: int = _address(
+        1024, ge=1, help="Most connections; at most half of the file descriptors that the process may have"
+    )
+    connections_per_address: int | None = _address(
+        128,
+        ge=1,
+        help="Most connections from one address, this machine's own aside; none behind a proxy elsewhere",
+    )
     keys: bool = _address(
         True, help="Require an API key; without, for your own machine, on a loopback address only"
     )
     owner: str = _address("local", metavar="NAME", help="Owner of all files and jobs, without keys")
     body_bytes: int = _requests(4 << 20, ge=1, help="Largest request")
     upload_bytes: int = _requests(64 << 20, ge=1, help="Largest file")
+    head_seconds: float = _requests(
+        10.0, gt=0, help="Time for the head of a request, from the connection's begin or the answer before"
+    )
     body_seconds: float = _requests(
         30.0, gt=0, help="Time for a client to send its request; uploads have more, by their size"
     )

@@ -112,7 +112,7 @@ def refused(error: errors.ForewordError) -> Refused:
     return Refused(500, _FAULT)
 
 
-RETRY_SECONDS = {503: "5", 429: "3600"}
+RETRY_SECONDS = {503: "5", 429: "600"}
 """When to ask again; of the package's own errors, only a full store is 429."""
 _FAULT = "the server failed to answer; its log says more under this request's x-request-id"
 _OWN_FAULTS = {

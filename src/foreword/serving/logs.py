@@ -9,6 +9,7 @@ import datetime
 import json
 import logging
 import sys
+import time
 import traceback
 import warnings
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from foreword.errors import ForewordWarning
 
 LOGGER = logging.getLogger("foreword.serving")
+_MOST_TEXTS = 200
 
 
 class JsonLines(logging.Formatter):
@@ -35,11 +37,40 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields)
 
 
+class Seldom(logging.Filter):
+    """Lets a message pass once in a while, and says how often it came meanwhile.
+
+    For messages that clients cause by connecting, at any rate: bytes that are no HTTP, no free descriptors.
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._left_out: dict[str, int] = {}
+        self._until: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to let it pass."""
+        text, now = record.getMessage(), time.monotonic()
+        if now < self._until.get(text, 0.0):
+            self._left_out[text] += 1
+            return False
+        if repeated := self._left_out.get(text, 0):
+            record.fields = {"repeated": repeated}
+        if len(self._until) >= _MOST_TEXTS:
+            self._until.clear()
+            self._left_out.clear()
+        self._until[text], self._left_out[text] = now + self._seconds, 0
+        return True
+
+
 def install() -> None:
-    """Let this server's and uvicorn's records, and our warnings, leave as JSON lines on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    for name in ("foreword.serving", "uvicorn"):
+    """Let the records of this server, uvicorn and asyncio, and our warnings, leave as JSON lines on standard
+    error."""
+    plain, seldom = logging.StreamHandler(sys.stderr), logging.StreamHandler(sys.stderr)
+    seldom.addFilter(Seldom())
+    for name, handler in (("foreword.serving", plain), ("uvicorn", seldom), ("asyncio", seldom)):
+        handler.setFormatter(JsonLines())
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)

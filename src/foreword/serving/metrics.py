@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -42,25 +43,38 @@ class Metrics:
         )
         self.refused = counter("foreword_refused", "Requests refused, by code.", ("code",))
 
-    def measure(self, name: str, text: str, read: Callable[[], Mapping[str, float]], label: str) -> None:
-        """Add gauges that are read when Prometheus asks, by one label."""
-        self.registry.register(_Readings(name, text, read, label))
+    def measure(
+        self,
+        name: str,
+        text: str,
+        read: Callable[[], Mapping[str, float]],
+        label: str,
+        seconds: float = 0.0,
+    ) -> None:
+        """Add gauges that are read when Prometheus asks, by one label, and not again for some seconds."""
+        self.registry.register(_Readings(name, text, read, label, seconds))
 
     def exposition(self) -> bytes:
         """The page that Prometheus reads."""
         return generate_latest(self.registry)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # the registry tells them apart by identity
 class _Readings(Collector):
     name: str
     text: str
     read: Callable[[], Mapping[str, float]]
     label: str
+    seconds: float
+    _until: float = 0.0
+    _last: Mapping[str, float] = field(default_factory=dict)
 
     def collect(self) -> Iterable[Metric]:
-        """What is read now."""
+        """What is read now, or was a moment ago."""
+        if time.monotonic() >= self._until:
+            self._last = self.read()
+            self._until = time.monotonic() + self.seconds
         family = GaugeMetricFamily(self.name, self.text, labels=(self.label,))
-        for value, number in self.read().items():
+        for value, number in self._last.items():
             family.add_metric((value,), number)
         return [family]

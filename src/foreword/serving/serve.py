@@ -23,15 +23,19 @@ from foreword.serving import logs
 from foreword.serving.api.app import make_app
 from foreword.serving.api.state import ServerState
 from foreword.serving.config import Configuration
+from foreword.serving.connections import Connections, uvicorn_settings
 from foreword.serving.engine.protocol import Engine
 from foreword.serving.jobs import queue
 from foreword.serving.jobs.supervisor import Supervisor
 from foreword.serving.metrics import Metrics
 from foreword.serving.served_model import open_base, open_store, served_of
+from foreword.serving.upkeep import Upkeep
 
 POLL_SECONDS = 0.05
 BACKLOG = 2048
-"""Connections that wait to be accepted; uvicorn's own number."""
+"""Connections that the system keeps until they are accepted; uvicorn's own number."""
+QUERY_SECONDS = 5.0
+"""How long what a measurement asks the database for is told again: anybody may ask, at any rate."""
 LAST_SECONDS = 3
 """For requests that a drain did not see the end of: then they are cut off."""
 
@@ -43,37 +47,42 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
         announce: called with the URL and the base's name when requests are taken.
 
     Raises:
-        UsageError: no folder for the checkpoints of jobs, or the address is taken.
+        UsageError: the address is taken.
         Whatever `PrefixStore` and `BaseModel.load` raise.
     """
     listening = _listen(configuration)
     logs.install()
     with listening, open_store(configuration) as store:
-        if configuration.training:
-            store.job_folder()  # says now, not at the first job, that there is no place for checkpoints
         # vLLM has the weights, and jobs are trained in a process that loads its own.
         base = open_base(configuration, store, weights=configuration.engine != "vllm")
         engine = make_engine(configuration, base)
         server = ServerState(configuration, store, served_of(base, configuration.name), engine, Metrics())
         supervisor = Supervisor(configuration, store.database) if configuration.training else None
         add_readings(server, supervisor)
+        connections = Connections(configuration)
+        server.metrics.measure(
+            "foreword_connections",
+            "Connections open now, and dropped so far.",
+            lambda: {"open": len(connections), "dropped": connections.dropped},
+            "what",
+        )
+        upkeep = Upkeep(store, server.usage, verify_days=configuration.verify_days)
+        what = "Files of the store: checked by this server; bad when last read; when all had been read."
+        server.metrics.measure("foreword_store_verify", what, upkeep.measurements, "what")
         app = make_app(server)
 
         @contextlib.asynccontextmanager
         async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             if supervisor is not None:
                 supervisor.start()
+            upkeep.start()
             yield
             await engine.close()
+            await asyncio.to_thread(upkeep.stop)
 
         app.router.lifespan_context = lifespan
-        settings = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=LAST_SECONDS,
-        )
+        settings = uvicorn_settings(app, configuration, connections)
+        settings.timeout_graceful_shutdown = LAST_SECONDS
         _Runner(settings, server, supervisor, announce).run([listening])
 
 
@@ -110,10 +119,9 @@ def add_readings(server: ServerState, supervisor: Supervisor | None) -> None:
     measure("foreword_cache_bytes", "Prefix files kept.", lambda: {"memory": cache.memory.size}, "tier")
     measure("foreword_cache_prefixes", "Prefixes kept.", lambda: {"memory": len(cache.memory)}, "tier")
     measure("foreword_cache_reads", "Prefixes read so far.", lambda: dict(cache.reads), "tier")
-    measure("foreword_jobs", "Jobs.", lambda: queue.counted(database), "state")
-    measure(
-        "foreword_training", "Training: tokens of finished jobs; processes of this server.", training, "what"
-    )
+    measure("foreword_jobs", "Jobs.", lambda: queue.counted(database), "state", QUERY_SECONDS)
+    what = "Training: tokens of finished jobs; processes of this server."
+    measure("foreword_training", what, training, "what", QUERY_SECONDS)
     # An engine that can tell more does: how full its batches are, how many rows wait.
     if (facts := getattr(server.engine, "measurements", None)) is not None:
         measure("foreword_engine", "The engine's own measurements.", facts, "what")
@@ -151,6 +159,7 @@ class _Runner(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started and sockets:
+            sockets[0].listen(BACKLOG)  # again: uvicorn has made the queue as short as one go of accepting
             host, port = sockets[0].getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             self._announce(url, self._server.served.name)

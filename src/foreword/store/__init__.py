@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from foreword.store.maintenance import Collected, Problem, Verification
     from foreword.store.record import Description, Version
     from foreword.store.store import PrefixStore
+    from foreword.store.tasks import Checked
     from foreword.store.transfer import Exported, Imported
+    from foreword.store.usage import Usage
 
 __all__ = [
     "AuditEntry",
     "Caller",
+    "Checked",
     "Collected",
     "Description",
     "Equivalence",
@@ -36,6 +39,7 @@ __all__ = [
     "PrefixStore",
     "Problem",
     "Role",
+    "Usage",
     "Verification",
     "Version",
 ]
@@ -44,6 +48,7 @@ __all__ = [
 _HOMES = {
     "AuditEntry": "access",
     "Caller": "access",
+    "Checked": "tasks",
     "Collected": "maintenance",
     "Description": "record",
     "Equivalence": "equivalence",
@@ -56,6 +61,7 @@ _HOMES = {
     "PrefixStore": "store",
     "Problem": "maintenance",
     "Role": "access",
+    "Usage": "usage",
     "Verification": "maintenance",
     "Version": "record",
 }

@@ -120,16 +120,15 @@ ATTEMPTS, PAUSE_SECONDS = 100, 0.05
 """For a writer who has not noticed yet: some seconds in all."""
 
 
-def checkpoint_folders(database: Database, folder: Path | None, owner: str) -> list[Path]:
-    """Where an owner's checkpoints lie, those of their jobs on a server too, below the store's folder.
+def checkpoint_folders(database: Database, folder: Path | None, jobs_folder: Path, owner: str) -> list[Path]:
+    """Where an owner's checkpoints lie on this machine, those of their jobs on a server too.
 
     Ask before `forget_rows`: the rows of the jobs name the folders. A job's folder begins with a sign that no
     owner's can.
     """
-    if folder is None:
-        return []
     jobs = database.rows(select(job.c.id).where(job.c.owner == owner))
-    return [folder / folder_name(owner), *(folder / JOBS / f"@{row.id}" for row in jobs)]
+    own = [] if folder is None else [folder / folder_name(owner)]
+    return [*own, *(jobs_folder / f"@{row.id}" for row in jobs)]
 
 
 def remove_folders(folders: list[Path]) -> int:

@@ -18,7 +18,7 @@ from foreword.store.access import Caller
 from foreword.store.names import check_label, check_owner, parse_name
 from foreword.store.record import Version
 from foreword.store.schema import blob, label, prefix, share, version
-from foreword.store.versions import COLUMNS, record_of
+from foreword.store.versions import BRIEF, COLUMNS, record_of
 
 LARGEST_PAGE = 1000
 
@@ -31,6 +31,7 @@ class Filter:
     name: str | None = None
     label: str | None = None
     base: str | None = None
+    facts: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def page(connection: Connection, caller: Caller, chosen: Filter, limit: int, aft
     for key, condition, owner in _branches(caller, chosen):
         names = _names(key, condition, owner, chosen, start)
         if names is not None:
-            for row in connection.execute(_rows(names.limit(limit + 1))):
+            for row in connection.execute(_rows(names.limit(limit + 1), facts=chosen.facts)):
                 rows.setdefault((row.owner, row.name), row)
     keys = sorted(rows)
     kept = [rows[key] for key in keys[:limit]]
@@ -127,12 +128,12 @@ def _names(
     return select(*columns).select_from(tables).where(*conditions).order_by(*order)
 
 
-def _rows(names: Select[Any]) -> Select[Any]:
+def _rows(names: Select[Any], *, facts: bool) -> Select[Any]:
     """The rows of a few names. The limit stands in the subquery, so no plan looks at more of them."""
     few = names.subquery()
     same = (version.c.owner == few.c.owner) & (version.c.name == few.c.name)
     return (
-        select(*COLUMNS)
+        select(*(COLUMNS if facts else BRIEF))
         .select_from(few)
         .join(prefix, (prefix.c.owner == few.c.owner) & (prefix.c.name == few.c.name))
         .join(version, same & (version.c.number == few.c.number))

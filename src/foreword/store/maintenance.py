@@ -20,7 +20,7 @@ from foreword.store.blobs import Blobs, Stored
 from foreword.store.database import Database
 from foreword.store.quota import is_named
 from foreword.store.record import Record
-from foreword.store.schema import blob, now, version
+from foreword.store.schema import blob, job, job_checkpoint, now, version
 from foreword.store.tasks import fault_of
 
 GRACE_SECONDS = 3600.0
@@ -59,13 +59,21 @@ def collect(database: Database, blobs: Blobs, grace: float, *, dry_run: bool) ->
 
 
 def collect_unnamed(database: Database, blobs: Blobs, grace: float) -> list[int]:
-    """Remove files that no version has named for `grace` seconds, as the database knows them; their sizes.
+    """Remove files that nothing has named for `grace` seconds, as the database knows them; their sizes.
 
     A server does this from time to time: what its owners deleted counts for them until it is gone.
     """
+    database.write(drop_ended)
     old = now(ago=grace)
     removed = (remove_unnamed(database, blobs, row.digest, old) for row in _unnamed(database, old))
     return [size for size in removed if size is not None]
+
+
+def drop_ended(connection: Connection) -> list[str]:
+    """Let go of the checkpoints of jobs that have ended; digests of their files."""
+    ended = job_checkpoint.c.job.in_(select(job.c.id).where(job.c.finished.is_not(None)))
+    dropped = job_checkpoint.delete().where(ended).returning(job_checkpoint.c.digest)
+    return list(connection.execute(dropped).scalars())
 
 
 def _unnamed(database: Database, old: str) -> Sequence[Row[Any]]:

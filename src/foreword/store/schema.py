@@ -32,7 +32,7 @@ from sqlalchemy import (
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store.database import Database, find_database
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision in migrations/versions, oldest first; here so that opening a store needs no Alembic."""
 
 _LOCK = 0x666F7265
@@ -209,6 +209,18 @@ job_event = Table(
     Index("job_event_by_job", "job", "id"),
 )
 
+job_checkpoint = Table(
+    "job_checkpoint",
+    metadata,
+    Column("job", String(40), ForeignKey("job.id", ondelete="CASCADE"), primary_key=True),
+    Column("owner", _name(), nullable=False),
+    Column("digest", String(64), ForeignKey("blob.digest"), nullable=False, index=True),
+    Column("step", Integer, nullable=False),
+    Column("created", String(32), nullable=False),
+    Index("job_checkpoint_by_owner", "owner"),
+)
+"""The newest checkpoint of each job that has not ended; the file is a blob."""
+
 equivalence = Table(
     "equivalence",
     metadata,
@@ -247,7 +259,7 @@ task = Table(
 )
 """Work of the store itself, of which one process on it at a time does each."""
 
-FILE_USERS: tuple[Table, ...] = (version,)
+FILE_USERS: tuple[Table, ...] = (version, job_checkpoint)
 """Tables whose rows name a file in `blob` that they need, by `digest`, and the `owner` whom it counts for.
 A new one goes here: garbage collection, limits and forgetting go by this."""
 

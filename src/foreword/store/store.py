@@ -2,7 +2,7 @@
 
 One class with a method for each thing that a caller can do. What a method does stands in the file that it
 calls: versions.py, listing.py, access.py, api_keys.py, equivalence.py, transfer.py, maintenance.py,
-forget.py.
+tasks.py, usage.py, forget.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from foreword.store import (
     maintenance,
     names,
     schema,
+    tasks,
     transfer,
+    usage,
     versions,
 )
 from foreword.store.access import ADMINISTRATOR, AuditEntry, Caller, Role
@@ -93,13 +95,14 @@ class PrefixStore:
         self._blobs: Blobs = open_blobs(blobs_url, blob_options)
         rows = self.database.rows(sqlalchemy.select(setting.c.name, setting.c.value))
         settings = {row.name: row.value for row in rows}
-        check_marker(self._blobs, settings["store"])
+        self._identifier: str = settings["store"]
+        check_marker(self._blobs, self._identifier)
         disk = None
         if disk_cache is not None or "://" in blobs_url:
             from foreword.models.cache_dir import cache_folder
 
             folders = Path(disk_cache) if disk_cache is not None else cache_folder() / "prefixes"
-            disk = DiskCache(folders / settings["store"], disk_bytes)
+            disk = DiskCache(folders / self._identifier, disk_bytes)
         self.cache = Cache(MemoryCache(memory_bytes), disk, int(settings["forgotten"]))
         self._checkpoints = (
             Path(checkpoints) if checkpoints is not None else folder and folder / "checkpoints"
@@ -111,6 +114,11 @@ class PrefixStore:
     def caller(self) -> Caller:
         """On whose behalf calls of this view are made."""
         return self._caller
+
+    @property
+    def blobs(self) -> Blobs:
+        """The files by key: of prefixes, and of checkpoints of jobs."""
+        return self._blobs
 
     @property
     def catalogue(self) -> Database:
@@ -260,6 +268,7 @@ class PrefixStore:
         base: str | None = None,
         limit: int = 100,
         after: str | None = None,
+        facts: bool = True,
     ) -> Page:
         """A page of prefixes that the caller may see, in the order of their names.
 
@@ -268,11 +277,13 @@ class PrefixStore:
             label: only those with this label; the labelled version is listed instead of the latest.
             limit: how many, up to 1000.
             after: `next` of the page before.
+            facts: with what the files' headers say; without, `facts` is empty, and a page is as quick to
+                read however long the headers are.
 
         Raises:
             UsageError: a limit out of range, or text that is no name.
         """
-        chosen = listing.Filter(owner, name, label, base)
+        chosen = listing.Filter(owner, name, label, base, facts)
         return self._read(listing.page, chosen, limit, after, snapshot=True)
 
     def each(self, **filters: Any) -> Iterator[Version]:
@@ -373,6 +384,29 @@ class PrefixStore:
         access.check_scope(self._caller, owner, "read the whole audit table")
         return self.database.read(lambda connection: access.entries(connection, owner, limit, before))
 
+    def usage(
+        self,
+        owner: str | None = None,
+        *,
+        start: str | None = None,
+        end: str | None = None,
+        limit: int = usage.LARGEST_PAGE,
+        after: str | None = None,
+    ) -> tuple[usage.Usage, ...]:
+        """What each owner used, by day, oldest first; owners see their own.
+
+        Args:
+            start, end: first and last day, UTC, such as "2026-01-31".
+            limit: how many rows, up to 1000.
+            after: day/owner of the last row of the page before.
+
+        Raises:
+            NotAllowed: of all owners, for those who are no administrators.
+            UnknownPrefix: another owner's.
+            UsageError: a day or limit out of range.
+        """
+        return self._read(usage.listed, owner, start, end, limit, after)
+
     # -- bases that prefixes of another run on -------------------------------------------------
 
     def declare_equivalent(
@@ -442,6 +476,19 @@ class PrefixStore:
         access.check_scope(self._caller, owner, "verify the whole store")
         return maintenance.verify(self.database, self._blobs, owner)
 
+    def check_files(self, *, older_than: float, pause: Callable[[float], bool]) -> tasks.Checked:
+        """Check some files that were not checked for so many seconds; see `tasks.check_files`.
+
+        Raises NotAllowed, StoreUnavailable.
+        """
+        access.check_administrates(self._caller, "verify the whole store")
+        return tasks.check_files(self.database, self._blobs, older_than=older_than, pause=pause)
+
+    def collect_unnamed(self, *, grace: float) -> int:
+        """The part of `collect_garbage` that lists no folder; how many files it removed. Raises alike."""
+        access.check_administrates(self._caller, "collect garbage")
+        return len(maintenance.collect_unnamed(self.database, self._blobs, grace))
+
     def collect_garbage(
         self, *, grace: float = maintenance.GRACE_SECONDS, dry_run: bool = False
     ) -> maintenance.Collected:
@@ -463,12 +510,15 @@ class PrefixStore:
         return self._checkpoints_place() / names.folder_name(owner)
 
     def job_folder(self) -> Path:
-        """Below it, a server keeps the checkpoints of its jobs, a folder each.
+        """Below it, training on this machine keeps the checkpoints of its jobs, a folder each.
 
-        Raises:
-            UsageError: this store was opened without a folder for checkpoints.
+        Without a folder for checkpoints, in the user's cache folder: the store has the newest of each.
         """
-        return self._checkpoints_place() / forget.JOBS
+        if self._checkpoints is not None:
+            return self._checkpoints / forget.JOBS
+        from foreword.models.cache_dir import cache_folder
+
+        return cache_folder() / "jobs" / self._identifier
 
     def forget(self, owner: str) -> forget.Forgotten:
         """Remove everything of an owner: versions, files, shares, keys, uploads, jobs, checkpoints, copies.
@@ -478,7 +528,7 @@ class PrefixStore:
             StoreUnavailable, CannotWrite: repeat the call.
         """
         access.check_writes(self._caller, names.check_owner(owner))
-        folders = forget.checkpoint_folders(self.database, self._checkpoints, owner)
+        folders = forget.checkpoint_folders(self.database, self._checkpoints, self.job_folder(), owner)
         removed = forget.forget_rows(self.database, self._blobs, self._caller, owner)
         cached = self.cache.drop(owner)
         return dataclasses.replace(removed, checkpoints=forget.remove_folders(folders), cached=cached)

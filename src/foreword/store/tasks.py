@@ -88,29 +88,35 @@ def check_files(
     blobs: Blobs,
     *,
     older_than: float,
-    pause: Callable[[float], object],
-    most: int = BATCH,
+    pause: Callable[[float], bool],
 ) -> Checked:
-    """Read the files again that were not checked for the longest, if that is `older_than` seconds ago.
+    """Read some files again that were not checked for `older_than` seconds, the longest unchecked first.
 
-    What is seen of each is written into its row, whose `fault` a later put of the same file mends.
+    They are at most `BATCH`; none is left when the result has none. What is seen of each is written into its
+    row, whose `fault` a later put of the same file mends.
 
     Args:
-        pause: called after each file with the seconds that it should take, by `BYTES_A_SECOND`.
-        most: files at a time; `files` of the result is 0 when none is due.
+        pause: called after each file with the seconds that it should take, by `BYTES_A_SECOND`; true to stop.
 
     Raises:
         StoreUnavailable: the storage does not answer; nothing is called damaged.
     """
-    due = select(blob.c.digest, blob.c.key, blob.c.size).where(blob.c.ready, blob.c.checked < now(older_than))
     seen = Checked()
-    for row in database.rows(due.order_by(blob.c.checked).limit(most)):
+    due = select(blob.c.digest, blob.c.key, blob.c.size).where(blob.c.ready, blob.c.checked < now(older_than))
+    for row in database.rows(due.order_by(blob.c.checked).limit(BATCH)):
         fault = fault_of(blobs, row.key, row.digest)
         note_check(database, row.key, fault)
         damaged = (row.digest,) if fault == "altered" else ()
         seen += Checked(1, row.size, damaged, (row.digest,) if fault == "missing" else ())
-        pause(row.size / BYTES_A_SECOND)
+        if pause(row.size / BYTES_A_SECOND):
+            break
     return seen
+
+
+def are_due(database: Database, older_than: float) -> bool:
+    """Whether `check_files` would find any."""
+    due = select(blob.c.key).where(blob.c.ready, blob.c.checked < now(older_than))
+    return bool(database.rows(due.limit(1)))
 
 
 def fault_of(blobs: Blobs, key: str, digest: str) -> str | None:

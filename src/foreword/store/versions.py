@@ -33,7 +33,10 @@ COLUMNS = (*version.c, prefix.c.public, blob.c.size, blob.c.key, _LABELS.label("
 MOST_LABELS = 100
 """Labels of one prefix, all its versions together."""
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Version) if field.name != "labels")
+BRIEF = tuple(column for column in COLUMNS if column.name != "facts")
+"""The same without the copy of the file's header, which may be as long as its owner likes, up to 64 KB."""
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Version) if field.name not in ("labels", "facts"))
 
 
 def locate(connection: Connection, caller: Caller, reference: Reference) -> Row[Any]:
@@ -71,8 +74,9 @@ def describe(connection: Connection, caller: Caller, reference: Reference) -> De
 
 
 def record_of(row: Row[Any]) -> Version:
-    """The record of a row with `COLUMNS`."""
+    """The record of a row with `COLUMNS` or `BRIEF`."""
     fields = {name: getattr(row, name) for name in _FIELDS}
+    fields["facts"] = getattr(row, "facts", {})
     return Version(**fields, labels=tuple(sorted(row.labels.split(","))) if row.labels else ())
 
 

@@ -37,7 +37,7 @@ def write(
     Raises:
         CannotWrite: no right or no space; the older checkpoints are still there.
     """
-    path = folder / f"step-{step:07d}.checkpoint"
+    path = folder / file_name(step)
     rows = bytearray(json.dumps(data[HISTORY]), "utf-8")
     header = json.dumps({"run": run, "data": {**data, HISTORY: []}}, sort_keys=True)
     tensors = tensors | {HISTORY: torch.frombuffer(rows, dtype=torch.uint8)}
@@ -52,6 +52,16 @@ def remove_old(folder: Path) -> None:
     for old in list_checkpoints(folder)[:-KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()
+
+
+def file_name(step: int) -> str:
+    """What the checkpoint of a step is called."""
+    return f"step-{step:07d}.checkpoint"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint is of, by its name."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

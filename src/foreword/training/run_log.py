@@ -123,6 +123,7 @@ class RunLog:
         folder: Path | None,
         description: dict[str, Any],
         on_progress: Callable[[Progress], None],
+        on_checkpoint: Callable[[Path], None] | None = None,
         checkpoint_every: int | None = None,
         tensorboard: bool = False,
     ) -> None:
@@ -130,6 +131,7 @@ class RunLog:
 
         Args:
             folder: of checkpoints, `log.jsonl` and `curves.png`; None keeps nothing.
+            on_checkpoint: called with each checkpoint's file once it is written.
 
         Raises:
             UsageError: TensorBoard without a folder, or not installed.
@@ -141,6 +143,7 @@ class RunLog:
         self.folder = folder
         self._description = description
         self._on_progress = on_progress
+        self._on_checkpoint = on_checkpoint
         self._every = checkpoint_every or trainer.resolved.checkpoint_every
         self._recent: deque[StepReport] = deque(maxlen=SPEED_STEPS)
         self._last_dev: float | None = None
@@ -212,7 +215,10 @@ class RunLog:
             return None
         tensors, data = self.trainer.state()
         self._written = self.trainer.step
-        return checkpoint.write(self.folder, self.trainer.step, tensors, data, self._description)
+        path = checkpoint.write(self.folder, self.trainer.step, tensors, data, self._description)
+        if self._on_checkpoint is not None:
+            self._on_checkpoint(path)
+        return path
 
     def finish(self, title: str) -> None:
         """Keep the last checkpoint, draw the curves, and say it if no step was better than the start."""

@@ -63,6 +63,7 @@ def train_many(
     into: Callable[[str, Prefix], None] | None = None,
     on_failure: Callable[[str, ForewordError], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_checkpoint: Callable[[str, Path], None] | None = None,
     **options: Unpack[OwnersOptions],
 ) -> dict[str, Prefix]:
     """Learn one prefix per owner from that owner's examples alone, all in one run.
@@ -76,6 +77,7 @@ def train_many(
             lets nothing pass between owners.
         into: called with (owner, prefix) as each is done, instead of keeping it for the result.
         on_failure: called with (owner, error) as each fails; `OwnersFailed` comes at the end all the same.
+        on_checkpoint: called with (owner, file) once a checkpoint is written, to copy it elsewhere.
         checkpoint_dir: one folder per owner in it (or a function that names an owner's folder); a stopped
             run goes on where each owner was.
         checkpoint_every: steps of an owner between checkpoints; default: a tenth of theirs.
@@ -115,6 +117,7 @@ def train_many(
         into,
         on_failure or (lambda owner, error: None),
         on_progress or (lambda progress: None),
+        on_checkpoint or (lambda owner, path: None),
     )
     shared_tokens = None if owners.isolated else _tokens_of_pass(base, settings)
     pairs = by_owner.items() if isinstance(by_owner, Mapping) else by_owner
@@ -167,7 +170,7 @@ class _OwnersRun:
 
     Attributes:
         folder_of: an owner's folder of checkpoints; None keeps nothing.
-        into, report_failure, report: called with a prefix, an error, progress.
+        into, report_failure, report, report_checkpoint: called with a prefix, an error, progress, a file.
         seen: all owners that came so far.
     """
 
@@ -181,6 +184,7 @@ class _OwnersRun:
     into: Callable[[str, Prefix], None] | None
     report_failure: Callable[[str, ForewordError], None]
     report: Callable[[Progress], None]
+    report_checkpoint: Callable[[str, Path], None]
     run_logs: dict[str, RunLog] = field(default_factory=dict)
     prefixes: dict[str, Prefix] = field(default_factory=dict)
     errors: dict[str, ForewordError] = field(default_factory=dict)
@@ -213,6 +217,7 @@ class _OwnersRun:
             folder=folder,
             description=describe(base, settings, template, examples, dev, self.start),
             on_progress=self.report,
+            on_checkpoint=functools.partial(self.report_checkpoint, owner),
             checkpoint_every=self.checkpoint_every,
         )
         return trainer

@@ -6,21 +6,22 @@ import asyncio
 import dataclasses
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from foreword.errors import StoreUnavailable
 from foreword.serving import logs
+from foreword.serving.api import operations
 from foreword.serving.api.app import make_app
+from foreword.serving.metrics import Metrics
+from foreword.serving.serve import add_readings
 from support.gateways import Gateway, running, tiny_chat_base
 from support.stand_ins import random_prefix
 
@@ -75,6 +76,99 @@ def test_a_server_whose_engine_has_stopped_is_not_ready(gateway: Gateway) -> Non
     finally:
         gateway.engine.stopped = False
     assert httpx.get(f"{gateway.url}/readyz").status_code == 200
+
+
+def test_who_asks_whether_it_is_ready_shares_one_query_of_a_single_row(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    rows = gateway.store.database.rows
+    monkeypatch.setattr(gateway.store.database, "rows", lambda query: asked.append(str(query)) or rows(query))
+    monkeypatch.setattr(gateway.store, "list", None)
+    app = make_app(gateway.server)
+
+    async def ask(client: httpx.AsyncClient) -> int:
+        return (await client.get("/readyz")).status_code
+
+    async def crowd() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return await asyncio.gather(*(ask(client) for _ in range(50)))
+
+    assert asyncio.run(crowd()) == [200] * 50
+    assert len(asked) == 1
+    assert "LIMIT" in asked[0]
+    assert "FROM setting" in asked[0]
+
+
+def test_a_store_that_does_not_answer_is_not_ready_and_is_asked_again(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: Any) -> None:
+        raise StoreUnavailable("postgresql://me:secret@db did not answer")
+
+    app = make_app(gateway.server)
+
+    async def visit() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            with monkeypatch.context() as patched:
+                patched.setattr(gateway.store.database, "rows", away)
+                answers = await asyncio.gather(*(client.get("/readyz") for _ in range(5)))
+            assert [answer.status_code for answer in answers] == [503] * 5
+            assert "the store does not answer" in answers[0].text
+            assert "secret" not in answers[0].text
+            monkeypatch.setattr(operations, "READY_SECONDS", 0.0)
+            app.state.shared = operations.share_readings(gateway.server)
+            assert (await client.get("/readyz")).status_code == 200
+
+    asyncio.run(visit())
+
+
+def test_one_call_is_shared_and_whoever_leaves_does_not_end_it() -> None:
+    async def visit() -> None:
+        calls: list[int] = []
+
+        def read() -> int:
+            time.sleep(0.05)
+            calls.append(1)
+            return len(calls)
+
+        shared = operations.Shared(read, seconds=60)
+        leaving = asyncio.create_task(shared.get())
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert await asyncio.gather(*(shared.get() for _ in range(9))) == [1] * 9
+        assert await shared.get() == 1  # still fresh
+        again = operations.Shared(read)
+        assert [await again.get(), await again.get()] == [2, 3]
+
+    asyncio.run(visit())
+
+
+def test_many_scrapes_ask_the_database_for_its_jobs_once(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("foreword.serving.jobs.queue.counted", lambda _: asked.append(1) or {"queued": 1.0})
+    metrics = Metrics()
+    add_readings(dataclasses.replace(gateway.server, metrics=metrics), None)
+    texts = {metrics.exposition() for _ in range(5)}
+    assert b'foreword_jobs{state="queued"} 1.0' in texts.pop()
+    assert len(asked) == 1
+
+
+def test_what_strangers_cause_by_connecting_fills_no_log() -> None:
+    seldom = logs.Seldom(seconds=3600)
+    passed = [record(f"{text}") for text in ["no HTTP"] * 1000 if seldom.filter(record(text))]
+    assert len(passed) == 1
+    now = logs.Seldom(seconds=0)
+    assert all(now.filter(record("no HTTP")) for _ in range(3))
+    for number in range(5000):
+        seldom.filter(record(f"text {number}"))
+    assert len(seldom._until) <= 200
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("asyncio", logging.ERROR, "", 0, text, (), None)
 
 
 def test_measurements_count_requests_tokens_and_loads(gateway: Gateway, http: httpx.Client) -> None:
@@ -202,18 +296,6 @@ def test_curl_gets_an_answer_and_a_stream(gateway: Gateway) -> None:
     assert events[-1] == "[DONE]"
     deltas = [json.loads(event)["choices"][0]["delta"] for event in events[:-1]]
     assert "".join(delta.get("content", "") for delta in deltas) == text
-
-
-def test_the_openapi_document_is_what_is_answered(gateway: Gateway, tmp_path: Path) -> None:
-    pytest.importorskip("schemathesis", reason="no schemathesis: install foreword[dev]")
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{gateway.url}/openapi.json"]
-    command += ["--header", f"Authorization: Bearer {gateway.key('alice')}", "--seed", "1", "-n", "10"]
-    # What can't be said in a schema (a file that holds examples, fields that exclude each other) is refused.
-    command += ["--exclude-checks", "positive_data_acceptance", "--phases", "coverage,fuzzing"]
-    plain = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=plain, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert "Tested: 23" in re.sub(r" +", " ", done.stdout)
 
 
 def test_a_client_that_stops_reading_loses_its_texts(gateway: Gateway) -> None:

@@ -201,7 +201,7 @@ def test_forgetting_an_owner_takes_files_and_jobs(gateway: Gateway) -> None:
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    limits = {"requests_per_minute": 3, "tokens_per_minute": 50, "jobs": 1, "stored_bytes": 200}
+    limits = {"requests_per_minute": 3, "tokens_per_minute": 50, "jobs": 1, "stored_bytes": 35_000}
     with running(tmp_path_factory.mktemp("limited"), tiny_chat_base(), limits=limits) as found:
         yield found
 
@@ -235,7 +235,7 @@ def test_stored_bytes_and_unfinished_jobs_are_an_owners(limited: Gateway) -> Non
     other = limited.client("carol")
     again = refused(lambda: other.fine_tuning.jobs.create(model="tiny-llama", training_file=created.id))
     assert again.code == "jobs_exceeded"
-    more = refused(lambda: other.files.create(file=("x", EXAMPLES * 2), purpose="fine-tune"))
+    more = refused(lambda: other.files.create(file=("x", EXAMPLES * 500), purpose="fine-tune"))
     assert more.code == "storage_limit_exceeded"
     client.fine_tuning.jobs.cancel(job.id)
     assert limited.client("carol").fine_tuning.jobs.create(model="tiny-llama", training_file=created.id)
@@ -246,7 +246,7 @@ def test_a_prefix_counts_among_stored_bytes(limited: Gateway) -> None:
         f"{limited.url}/v1/prefixes",
         headers={"Authorization": f"Bearer {limited.key('dora')}"},
         data={"name": "big"},
-        files={"file": random_prefix(limited.base, 5).to_bytes()},
+        files={"file": random_prefix(limited.base, 100).to_bytes()},
     )
     assert (response.status_code, response.json()["error"]["code"]) == (429, "storage_limit_exceeded")
     assert len(limited.store.list(owner="dora")) == 0

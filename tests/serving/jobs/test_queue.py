@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from foreword.errors import StorageLimitExceeded
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import queue
 from foreword.serving.jobs.queue import Job
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
+from foreword.store.quota import JOB_BYTES
 from foreword.store.schema import job as table
+from foreword.store.schema import usage
 
 BLANK = Job(
     id="", owner="", created="", state="queued", model="m", name="n", training_file="f", validation_file=None,
@@ -44,6 +48,9 @@ class Jobs:
     def take(self, worker: str = "w", most: int = 8) -> list[str]:
         return [job.id for job in queue.claim(self.catalogue, worker, most)]
 
+    def succeed(self, identifier: str, worker: str = "w", result: str = "x@1") -> None:
+        self.catalogue.write(lambda c: queue.succeed(c, worker, identifier, result, steps=2, tokens=5))
+
     def state(self, identifier: str) -> str:
         return queue.find(self.catalogue, identifier.split("-")[0], identifier).state
 
@@ -64,7 +71,7 @@ def test_the_owner_who_waited_longest_comes_first(jobs: Jobs) -> None:
     order = []
     while taken := jobs.take(most=1):
         order += taken
-        assert queue.succeed(jobs.catalogue, "w", taken[0], "x@1", 5)
+        jobs.succeed(taken[0])
     assert order == ["alice-1", "bob-4", "carol-5", "alice-2", "alice-3"]
     jobs.add("alice")
     jobs.add("bob")
@@ -142,10 +149,12 @@ def test_a_silent_workers_jobs_are_collected_and_it_can_no_longer_end_them(jobs:
     assert jobs.take("new") == [identifier]
     assert queue.heartbeat(jobs.catalogue, "old", [identifier]) == []
     assert queue.heartbeat(jobs.catalogue, "new", [identifier]) == [identifier]
-    assert not queue.succeed(jobs.catalogue, "old", identifier, "x@1", 1)
-    assert not queue.fail(jobs.catalogue, "old", identifier, "c", "m")
+    with pytest.raises(queue.NotClaimed):
+        jobs.succeed(identifier, "old")
+    with pytest.raises(queue.NotClaimed):
+        queue.fail(jobs.catalogue, "old", identifier, "c", "m")
     assert queue.release(jobs.catalogue, "old", orderly=False) == 0
-    assert queue.succeed(jobs.catalogue, "new", identifier, "x@2", 1)
+    jobs.succeed(identifier, "new", "x@2")
     assert jobs.state(identifier) == "succeeded"
 
 
@@ -155,7 +164,8 @@ def test_cancelling_takes_a_job_from_its_worker(jobs: Jobs) -> None:
     for each in (identifier, waiting):
         assert queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", each).state == "cancelled"
     assert queue.heartbeat(jobs.catalogue, "w", [identifier]) == []
-    assert not queue.succeed(jobs.catalogue, "w", identifier, "x@1", 1)
+    with pytest.raises(queue.NotClaimed):
+        jobs.succeed(identifier)
     assert jobs.take() == []
     with pytest.raises(Refused, match="ended already: cancelled"):
         queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", identifier)
@@ -183,3 +193,66 @@ def test_within_an_owner_a_job_that_had_a_turn_comes_behind_the_others(jobs: Job
     queue.release(jobs.catalogue, "w", orderly=True)
     assert jobs.take(most=1) == [short]
     assert jobs.take(most=1) == [long]
+
+
+def test_ended_jobs_and_events_of_an_owner_make_room_for_new_ones(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "KEPT_ENDED", 3)
+    monkeypatch.setattr(queue, "KEPT_EVENTS", 4)
+    bobs = jobs.add("bob")
+    assert jobs.take(most=1) == [bobs]
+    jobs.succeed(bobs)
+    ended = [jobs.add("alice") for _ in range(5)]
+    for identifier in ended:
+        queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", identifier)
+    last = jobs.add("alice")
+    kept, _ = queue.listed(jobs.catalogue, "alice", 100, None)
+    assert [job.id for job in kept] == [last, *ended[:-3:-1]]
+    assert jobs.state(bobs) == "succeeded"
+    for number in range(9):
+        queue.note(jobs.catalogue, last, "info", f"event {number}")
+    assert jobs.events(last) == [f"event {number}" for number in range(5, 9)]
+    assert jobs.events(bobs) == ["the job waits for its turn", "training begins", "the job is done: x@1"]
+
+
+def test_messages_are_cut_and_made_such_that_every_database_and_answer_holds_them(jobs: Jobs) -> None:
+    identifier = jobs.add("alice")
+    jobs.take()
+    queue.note(jobs.catalogue, identifier, "info", "a\0b\ud800c")
+    assert jobs.events(identifier)[-1] == "a\ufffdb?c"
+    queue.fail(jobs.catalogue, "w", identifier, "BadExamples", "\0" + "x" * 9999)
+    error = queue.find(jobs.catalogue, "alice", identifier).error
+    assert error is not None
+    assert error["message"] == "\ufffd" + "x" * (queue.LONGEST_MESSAGE - 1) + "…"
+
+
+def test_a_note_is_made_once_where_asked(jobs: Jobs) -> None:
+    identifier = jobs.add("alice")
+    for _ in range(2):
+        queue.note(jobs.catalogue, identifier, "info", "2 examples were cut", once=True)
+        queue.note(jobs.catalogue, identifier, "info", "again")
+    assert jobs.events(identifier)[1:] == ["2 examples were cut", "again", "again"]
+    assert queue.noted_step(jobs.catalogue, identifier) == -1
+    queue.note(jobs.catalogue, identifier, "info", "step", {"step": 7})
+    assert queue.noted_step(jobs.catalogue, identifier) == 7
+
+
+def test_what_was_trained_is_added_to_the_owners_usage_when_a_job_ends(jobs: Jobs) -> None:
+    done, failed = jobs.add("alice"), jobs.add("alice")
+    jobs.take()
+    jobs.succeed(done)
+    queue.fail(jobs.catalogue, "w", failed, "TrainingDiverged", "m", steps=3, tokens=70)
+    rows = jobs.catalogue.rows(select(usage.c.owner, usage.c.training_steps, usage.c.trained_tokens))
+    assert [tuple(row) for row in rows] == [("alice", 5, 75)]
+    assert queue.trained_tokens(jobs.catalogue) == 75
+
+
+def test_a_job_counts_among_the_bytes_that_its_owner_stores(jobs: Jobs) -> None:
+    record = dataclasses.replace(BLANK, id="alice-1", owner="alice", created="1")
+    with pytest.raises(StorageLimitExceeded):
+        queue.add(jobs.catalogue, Caller("alice", "owner"), record, limit=None, stored_bytes=JOB_BYTES - 1)
+    queue.add(jobs.catalogue, Caller("alice", "owner"), record, limit=None, stored_bytes=JOB_BYTES)
+    again = dataclasses.replace(record, id="alice-2")
+    with pytest.raises(StorageLimitExceeded):
+        queue.add(jobs.catalogue, Caller("alice", "owner"), again, limit=None, stored_bytes=JOB_BYTES)

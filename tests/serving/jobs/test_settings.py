@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from foreword.serving.jobs.queue import claim, find, waits
+from foreword.serving.jobs.settings import TRIED_EXAMPLES
 from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.template import Template
 from foreword.training.settings import DEFAULT_LEARNING_RATE
@@ -184,19 +185,27 @@ def test_a_job_whose_conversations_the_template_refuses_fails_alone_in_the_templ
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
     )
     base.tokenizer.chat_template = refusing + base.tokenizer.chat_template
+
+    def line(*roles: str) -> bytes:
+        return json.dumps({"messages": [{"role": role, "content": "a"} for role in roles]}).encode() + b"\n"
+
+    bad, good = line("system", "user", "assistant"), line("user", "assistant")
     with running(tmp_path, base) as gateway:
-        identifiers = {}
-        for owner, roles in (("ann", ("system", "user")), ("bob", ("user",))):
-            turns = [
-                *({"role": role, "content": "a"} for role in roles),
-                {"role": "assistant", "content": "b"},
-            ]
+
+        def create(owner: str, content: bytes) -> str:
             client = gateway.client(owner)
-            content = json.dumps({"messages": turns}).encode()
             file = client.files.create(file=("mine.jsonl", content), purpose="fine-tune").id
-            identifiers[owner] = client.fine_tuning.jobs.create(
-                model="tiny-llama", training_file=file, method=method(steps=1, length=2)
+            hyperparameters = method(steps=1, length=2)
+            return client.fine_tuning.jobs.create(
+                model="tiny-llama", training_file=file, method=hyperparameters
             ).id
+
+        with pytest.raises(openai.BadRequestError, match="line 2.*no system messages") as caught:
+            create("ann", good + bad)
+        assert (caught.value.code, caught.value.param) == ("invalid_file", "training_file")
+        # Behind what is tried when a job is made, it is found when the job begins.
+        behind = good * TRIED_EXAMPLES
+        identifiers = {owner: create(owner, behind + end) for owner, end in (("ann", bad), ("bob", good))}
         database, configuration = gateway.store.database, gateway.server.configuration
         jobs = claim(database, "worker", 2)
         assert {job.id for job in jobs} == set(identifiers.values())
@@ -205,7 +214,7 @@ def test_a_job_whose_conversations_the_template_refuses_fails_alone_in_the_templ
         ann = gateway.client("ann").fine_tuning.jobs.retrieve(identifiers["ann"])
         assert (ann.status, ann.error and ann.error.code) == ("failed", "TemplateRefuses")
         assert ann.error is not None
-        assert "example 0 ('mine.jsonl', line 1): the base's chat template refuses" in ann.error.message
+        assert "example 20 ('mine.jsonl', line 21): the base's chat template refuses" in ann.error.message
         assert "no system messages" in ann.error.message
         assert gateway.client("bob").fine_tuning.jobs.retrieve(identifiers["bob"]).status == "succeeded"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from foreword.errors import BadExamples
+from foreword.errors import BadExamples, StorageLimitExceeded
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import uploads
 from foreword.store import PrefixStore
@@ -50,9 +50,23 @@ def test_files_and_prefixes_count_together_and_every_file_once(store: PrefixStor
     limit = size + 2 * len(CONTENT)
     add(store, limit=limit)
     add(store, limit=limit)
-    with pytest.raises(Refused, match=f"alice stores {limit} bytes"):
+    with pytest.raises(StorageLimitExceeded, match=f"alice stores {limit} bytes"):
         add(store, limit=limit)
     assert len(uploads.listed(store.catalogue, "alice", 10, None)[0]) == 2
+
+
+def test_the_beginning_of_a_file_is_its_first_whole_lines(store: PrefixStore) -> None:
+    file = add(store).id
+    line = len(CONTENT) // 10
+    for most, lines in ((line - 1, 0), (line, 1), (3 * line + 5, 3), (len(CONTENT) + 1, 10)):
+        assert len(uploads.beginning(store.database, "alice", file, most)) == lines
+    with pytest.raises(Refused, match="no file"):
+        uploads.beginning(store.database, "bob", file, 100)
+
+
+def test_a_name_that_no_database_holds_is_kept_without_what_is_wrong_with_it(store: PrefixStore) -> None:
+    file = uploads.add(store.database, ALICE, "alice", "a\0b\ud800.jsonl", CONTENT, limit=None)
+    assert uploads.find(store.database, "alice", file.id).filename == "a\ufffdb?.jsonl"
 
 
 def test_a_bad_file_leaves_nothing(store: PrefixStore) -> None:

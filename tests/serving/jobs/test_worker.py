@@ -53,7 +53,7 @@ def same_tensors(first: Prefix, second: Prefix) -> bool:
 
 
 def test_jobs_survive_kill_9_of_everything_and_end_in_the_same_prefix(tiny: Path, tmp_path: Path) -> None:
-    """One of them loses its checkpoints, too, which costs only time."""
+    """One of them loses the checkpoints of this machine, too, and goes on from the one in the store."""
     isolated = ("--set", "isolated=true")  # what each gets alone, to the bit
     with served(tmp_path, tiny, *isolated) as first:
         client = first.client()
@@ -77,8 +77,12 @@ def test_jobs_survive_kill_9_of_everything_and_end_in_the_same_prefix(tiny: Path
         assert client.chat.completions.create(model="local/mine", messages=HELLO, max_tokens=3).choices
         anew = finished(client, damaged)
         assert anew.status == "succeeded", (anew.error, second.log.read_text())
-        messages = [e.message for e in client.fine_tuning.jobs.list_events(damaged, limit=200)]
-        assert "the checkpoint can't be used; training begins anew" in messages
+        told = client.fine_tuning.jobs.list_events(damaged, limit=200).data
+        messages = [e.message for e in told]
+        assert "the checkpoint can't be used; training goes on from the stored one" in messages
+        assert any(m.startswith("going on from step") for m in messages)
+        steps = [e.data["step"] for e in told if e.data]  # type: ignore[index]
+        assert len(steps) == len(set(steps))
         assert second.stop() == 0
     expected = undisturbed(tiny, 400)
     with PrefixStore(tmp_path / "store") as store:

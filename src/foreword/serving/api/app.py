@@ -1,28 +1,33 @@
-"""The FastAPI app: routers behind the middleware, errors in OpenAI's form, and the operations' own routes."""
+"""The FastAPI app: routers behind the middleware, and errors in OpenAI's form."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from foreword import __version__
 from foreword.errors import ForewordError
-from foreword.serving.api import completions, files, fine_tuning, models
+from foreword.serving.api import completions, files, fine_tuning, models, usage
 from foreword.serving.api.middleware import RequestMiddleware
-from foreword.serving.api.schemas import ERRORS, Health
-from foreword.serving.api.state import ServerState, server_of
+from foreword.serving.api.operations import operations, share_readings
+from foreword.serving.api.state import ServerState
 from foreword.serving.errors import Refused, refused, response_of, shown
 from foreword.serving.requests import refusal_of
 
-ROUTERS = (models.router, completions.router, files.router, fine_tuning.router, models.prefix_router)
+ROUTERS = (
+    models.router,
+    completions.router,
+    files.router,
+    fine_tuning.router,
+    models.prefix_router,
+    usage.router,
+)
 """Those that need a key; a new endpoint's router goes here."""
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key of the store: fw_...")
@@ -34,10 +39,12 @@ def make_app(server: ServerState) -> FastAPI:
         title="Foreword",
         version=__version__,
         description="The OpenAI API over one base model and any number of prefixes.",
+        docs_url=None,  # FastAPI's own page loads its script from another host; ours is in `operations`
         redoc_url=None,
         redirect_slashes=False,  # the document has no such answer, and its address would be the Host header's
     )
     app.state.server = server
+    app.state.shared = share_readings(server)
     for router in ROUTERS:
         app.include_router(router, dependencies=[Depends(_declared)])
     app.include_router(operations)
@@ -80,41 +87,3 @@ def _handle_errors(app: FastAPI) -> None:
             headers = {"allow": ", ".join(sorted({method for r in here for method in r.methods or ()}))}
         message = known.get(error.status_code, str(error.detail))
         return response_of(Refused(error.status_code, message, headers=headers))
-
-
-# -- Operations: whether the server lives and takes requests, and its measurements. No key is needed
-
-
-operations = APIRouter(tags=["operations"])
-
-
-@operations.get("/healthz", response_model=Health, responses=ERRORS)
-async def health(request: Request) -> Any:
-    """The process lives and answers."""
-    return Health(status="draining" if server_of(request).draining else "ok")
-
-
-@operations.get("/readyz", response_model=Health, responses=ERRORS)
-async def ready(request: Request) -> Any:
-    """New requests are taken, the engine runs and the store answers; otherwise 503."""
-    server, later = server_of(request), {"retry-after": "5"}
-    if server.draining:
-        raise Refused(503, "the server is stopping; ask another one", headers=later)
-    if not server.engine.ready():
-        message = "the engine is not running; if it does not come back, restart the server"
-        raise Refused(503, message, headers=later)
-    try:
-        await run_in_threadpool(server.store.list, limit=1)
-    except ForewordError as error:
-        raise Refused(503, "the store does not answer", headers=later) from error
-    return Health(status="ok")
-
-
-@operations.get(
-    "/metrics",
-    response_class=Response,
-    responses={200: {"content": {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}}, **ERRORS},
-)
-def metrics(request: Request) -> Response:
-    """Measurements for Prometheus."""
-    return Response(server_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

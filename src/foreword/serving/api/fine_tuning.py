@@ -13,7 +13,7 @@ from foreword.serving.api.prompts import find_prefix
 from foreword.serving.api.schemas import ERRORS, seconds_of
 from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.errors import Refused
-from foreword.serving.jobs import queue, uploads
+from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
 from foreword.serving.jobs.settings import JobBody, OpenAIHyperparameters
@@ -30,7 +30,7 @@ After = Annotated[str | None, Query(max_length=40)]
 def create_job(request: Request, body: JobBody) -> Any:
     """Train a prefix on an uploaded file; it will be called by its owner's name and `suffix`."""
     server, identity = server_of(request), identity_of(request)
-    database = server.store.database
+    database, limits = server.store.database, identity.limits
     owner = identity.writer("jobs")
     identifier = f"ftjob-{secrets.token_hex(12)}"
     _, name = parse_name(f"{owner}/{body.suffix or identifier}")
@@ -47,6 +47,9 @@ def create_job(request: Request, body: JobBody) -> Any:
             param="validation_file",
         )
     settings = job_settings.choose(server.served, body, files[0].style, start, reference)
+    for file, param in zip(files, ("training_file", "validation_file"), strict=False):
+        examples = uploads.beginning(database, owner, file.id, job_settings.TRIED_BYTES)
+        job_settings.try_template(server.served, settings["template"], examples, param)
     record = Job(
         id=identifier,
         owner=owner,
@@ -61,9 +64,10 @@ def create_job(request: Request, body: JobBody) -> Any:
         asked={
             "hyperparameters": body.chosen.model_dump(exclude_none=True),
             "metadata": body.metadata,
+            "stored_bytes": limits.stored_bytes,  # for when the job ends, which no request is there to say
         },
     )
-    queue.add(database, identity.caller, record, limit=identity.limits.jobs)
+    queue.add(database, identity.caller, record, limit=limits.jobs, stored_bytes=limits.stored_bytes)
     return _answer(record)
 
 
@@ -87,7 +91,9 @@ def cancel_job(request: Request, job_id: JobId) -> Any:
     """Stop a job that has not ended; nothing of it is kept."""
     server, identity = server_of(request), identity_of(request)
     owner = identity.writer("jobs")
-    return _answer(queue.cancel(server.store.database, identity.caller, owner, job_id))
+    record = queue.cancel(server.store.database, identity.caller, owner, job_id)
+    checkpoints.drop_of_ended(server.store)
+    return _answer(record)
 
 
 @router.get("/{job_id}/events", response_model=schemas.JobEvents, responses=ERRORS)

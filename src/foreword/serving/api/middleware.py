@@ -1,7 +1,8 @@
 """Middleware that every request passes before its route, and every answer after it.
 
-Request id, drain, API key, limits, size and pace of the body, pace of the client who reads, one line in
-the log, and the answer to a fault of ours. Plain ASGI: a streamed answer passes untouched.
+Web pages of other sites, request id, drain, API key, limits, size and pace of the body, pace of the client
+who reads, one line in the log, and the answer to a fault of ours. Plain ASGI: a streamed answer passes
+untouched.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foreword.errors import ForewordError
 from foreword.serving import logs
+from foreword.serving.api.browsers import check_site
 from foreword.serving.api.state import ServerState, authenticate
 from foreword.serving.api.streaming import ClientGone
 from foreword.serving.errors import Refused, refused, response_of
@@ -30,6 +32,9 @@ SLOWEST_BYTES_PER_SECOND = 64_000
 """An upload may be as slow as this, beyond the seconds that every body has."""
 CLIENT_GONE = 499
 """What logs and metrics say of a request whose client went away; nobody gets to read it."""
+POLICY_VIOLATION = 1008
+"""Of a WebSocket that is closed (RFC 6455); before it is open, the answer is 403."""
+_LONGEST_METHOD = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -42,6 +47,9 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through."""
+        if scope["type"] == "websocket" and not self._may_connect(scope):
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -52,6 +60,13 @@ class RequestMiddleware:
         finally:
             self._count(-1, context)
             context.log()
+
+    def _may_connect(self, scope: Scope) -> bool:
+        try:
+            check_site(self._server.configuration, Headers(scope=scope))
+        except Refused:
+            return False
+        return True
 
     def _count(self, change: int, context: _RequestContext) -> None:
         if not context.is_open:
@@ -100,7 +115,8 @@ class _RequestContext:
         self._limit = server.configuration.upload_bytes if is_upload else server.configuration.body_bytes
 
     async def enter(self) -> None:
-        """Ask for the key, and whether there is room. Raises Refused: 503 (draining), 401, 429, 413."""
+        """Ask for the key, and whether there is room. Raises Refused: 403, 503 (draining), 401, 429, 413."""
+        check_site(self._server.configuration, self._headers)
         if self.is_open:
             return
         if self._server.draining:
@@ -139,7 +155,10 @@ class _RequestContext:
         """A part of the answer; a client who does not take it loses its rows."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = self._id
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._id
+            # An uploaded file that is read back is never taken for a page.
+            headers["x-content-type-options"] = "nosniff"
         await asyncio.wait_for(self._send(message), self._server.configuration.write_seconds)
 
     async def answer(self, error: Refused) -> None:
@@ -159,7 +178,7 @@ class _RequestContext:
         identity = self._state.get("identity")
         fields = {
             "request": self._id,
-            "method": self.scope["method"],
+            "method": self.scope["method"][:_LONGEST_METHOD],
             "route": route,
             "status": self.status,
             "seconds": round(seconds, 4),

@@ -32,7 +32,7 @@ def list_models(
     models = [_base(server)] if after is None else []
     start = None if after in (None, server.served.name) else after
     while True:  # the store's pages have prefixes of other bases too, which do not count here
-        page = view.list(limit=limit, after=start)
+        page = view.list(limit=limit, after=start, facts=False)
         for version in page:
             if len(models) == limit:
                 return schemas.ModelList(data=models, has_more=True, next=models[-1].id)
@@ -87,7 +87,7 @@ def _remove(view: PrefixStore, name: str) -> None:
 
 def _fits(server: ServerState, version: Version) -> bool:
     """Whether a prefix runs on the served base, as far as the database knows."""
-    mine, served = version.facts["base"].get("fingerprint"), server.served
+    mine, served = version.fingerprint, server.served
     return mine is None or mine == served.identity.fingerprint or mine in served.equivalent
 
 

@@ -17,6 +17,7 @@ from foreword.serving.rate_limits import Limiter
 from foreword.serving.served_model import ServedModel
 from foreword.store import PrefixStore
 from foreword.store.access import Caller
+from foreword.store.usage import Meter
 
 
 @dataclass
@@ -25,6 +26,7 @@ class ServerState:
 
     Attributes:
         store: as local administrator; routes use the caller's view of it.
+        usage: what owners have used, until it is written down.
         rows: texts that are written or wait for it.
     """
 
@@ -34,6 +36,7 @@ class ServerState:
     engine: Engine
     metrics: Metrics
     limiter: Limiter = field(default_factory=Limiter)
+    usage: Meter = field(default_factory=Meter)
     running: int = 0
     rows: int = 0
     draining: bool = False

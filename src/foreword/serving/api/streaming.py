@@ -110,6 +110,8 @@ class Completions:
         )
 
     def _charge(self, kind: str, tokens: int) -> None:
+        used = {"requests": 1, "prompt_tokens": tokens} if kind == "prompt" else {"completion_tokens": tokens}
+        self._server.usage.add(self._identity.caller.owner, **used)
         self._server.metrics.tokens.labels(kind).inc(tokens)
         self._server.limiter.spend(self._identity.name, self._identity.limits, tokens)
 

@@ -3,6 +3,9 @@
 A worker that claims a job says from time to time that it is alive (a heartbeat). A job whose worker has been
 silent for too long, or was seen to die, goes back into the queue and is resumed from its checkpoint. Every
 change of a claimed job names its worker, so that one who was given up can't write over its successor.
+
+What an owner can put here is bounded: unfinished jobs by a limit, ended ones by `KEPT_ENDED`, the events of a
+job by `KEPT_EVENTS`.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, func, select, tu
 
 from foreword.serving.errors import Refused, shown
 from foreword.serving.rate_limits import too_many
-from foreword.store import access
+from foreword.store import access, quota, usage
 from foreword.store.access import Caller
 from foreword.store.database import Database
-from foreword.store.schema import job, job_event, now
+from foreword.store.schema import blob_owner, job, job_checkpoint, job_event, now
+from foreword.store.schema import usage as usage_table
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +32,12 @@ LIVE = ("queued", "running")
 """States of a job that has not ended."""
 MOST_ATTEMPTS = 3
 """Workers that may die over a job before it is given up."""
+KEPT_ENDED = 200
+"""Ended jobs of an owner that are kept; the oldest make room for new ones. Their prefixes stay."""
+KEPT_EVENTS = 500
+"""Events of a job that are kept, the newest."""
+LONGEST_MESSAGE = 2000
+"""Characters of an event or an error; a template's own words may quote a whole example."""
 _CLAIMING = 0x666F7265 + 1
 """Key of the PostgreSQL advisory lock under which one worker claims jobs at a time."""
 
@@ -57,6 +67,10 @@ class Job:
     error: Mapping[str, Any] | None = None
 
 
+class NotClaimed(Exception):
+    """A job that is no longer this worker's: cancelled, forgotten, or given to another worker."""
+
+
 def transaction(
     work: Callable[Concatenate[Connection, P], T],
 ) -> Callable[Concatenate[Database, P], T]:
@@ -82,20 +96,48 @@ def _jobs(connection: Connection, query: Select[Any]) -> list[Job]:
 def _add_event(
     connection: Connection, identifier: str, level: str, message: str, data: Mapping[str, Any] | None = None
 ) -> None:
-    row = {"job": identifier, "at": now(), "level": level, "message": message, "data": data}
+    row = {"job": identifier, "at": now(), "level": level, "message": _writable(message), "data": data}
     connection.execute(job_event.insert().values(row))
+    mine = job_event.c.job == identifier
+    kept = select(job_event.c.id).where(mine).order_by(job_event.c.id.desc()).limit(1).offset(KEPT_EVENTS - 1)
+    connection.execute(job_event.delete().where(mine, job_event.c.id < kept.scalar_subquery()))
+
+
+def _writable(message: str) -> str:
+    """A message that any database and any answer can hold, whatever of an example it quotes."""
+    cut = message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + "…"
+    return cut.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 @transaction
-def add(connection: Connection, caller: Caller, record: Job, *, limit: int | None) -> None:
-    """Put a job at the end of its owner's queue.
+def add(
+    connection: Connection,
+    caller: Caller,
+    record: Job,
+    *,
+    limit: int | None,
+    stored_bytes: int | None = None,
+) -> None:
+    """Put a job at the end of its owner's queue; the oldest of their ended jobs make room for it.
+
+    Args:
+        limit: unfinished jobs that the owner may have.
+        stored_bytes: bytes that the owner may store; a job's rows count.
 
     Raises:
         Refused: 429, as many unfinished jobs as an owner may have.
+        StorageLimitExceeded: the owner stores too much already.
+        UnknownKey: the caller's key went meanwhile.
     """
+    access.check_key(connection, caller)
+    quota.hold(connection, record.owner)
+    ended = select(job.c.id).where(job.c.owner == record.owner, job.c.finished.is_not(None))
+    oldest = ended.order_by(job.c.created.desc(), job.c.id.desc()).offset(KEPT_ENDED - 1)
+    connection.execute(job.delete().where(job.c.id.in_(oldest)))
     unfinished = select(func.count()).where(job.c.owner == record.owner, job.c.state.in_(LIVE))
     if limit is not None and connection.execute(unfinished).scalar_one() >= limit:
         raise too_many(f"{limit} unfinished jobs", 60, "jobs")
+    quota.check(connection, record.owner, quota.JOB_BYTES, stored_bytes)
     connection.execute(job.insert().values(**vars(record)))
     _add_event(connection, record.id, "info", "the job waits for its turn")
     access.note(connection, caller, "create job", record.owner, f"{record.id} {record.owner}/{record.name}")
@@ -159,8 +201,8 @@ def counted(database: Database) -> dict[str, float]:
 
 
 def trained_tokens(database: Database) -> float:
-    """Tokens that all finished jobs have been trained on."""
-    return float(database.rows(select(func.sum(job.c.trained_tokens).label("sum")))[0].sum or 0)
+    """Tokens that all ended jobs have been trained on, those too that are no longer kept."""
+    return float(database.rows(select(func.sum(usage_table.c.trained_tokens).label("sum")))[0].sum or 0)
 
 
 def waits(database: Database) -> bool:
@@ -223,15 +265,49 @@ def heartbeat(database: Database, worker: str, claimed: Sequence[str]) -> list[s
 
 
 def note(
-    database: Database, identifier: str, level: str, message: str, data: Mapping[str, Any] | None = None
+    database: Database,
+    identifier: str,
+    level: str,
+    message: str,
+    data: Mapping[str, Any] | None = None,
+    *,
+    once: bool = False,
 ) -> None:
-    """Add an event to a job that is still there."""
+    """Add an event to a job that is still there; with `once`, unless it has one that says the same."""
 
     def work(connection: Connection) -> None:
-        if connection.execute(select(job.c.id).where(job.c.id == identifier)).first() is not None:
+        if connection.execute(select(job.c.id).where(job.c.id == identifier)).first() is None:
+            return
+        same = and_(job_event.c.job == identifier, job_event.c.message == _writable(message))
+        if not once or connection.execute(select(job_event.c.id).where(same).limit(1)).first() is None:
             _add_event(connection, identifier, level, message, data)
 
     database.write(work, durable=False)
+
+
+def noted_step(database: Database, identifier: str) -> int:
+    """The last step that a job's events tell of; -1 for none."""
+    rows = database.rows(select(job_event.c.data).where(job_event.c.job == identifier))
+    return max((row.data["step"] for row in rows if row.data), default=-1)
+
+
+def check_claimed(connection: Connection, worker: str, identifier: str) -> None:
+    """Hold a job until the transaction ends. Raises NotClaimed: it is not, or no longer, `worker`'s."""
+    mine = and_(job.c.id == identifier, job.c.worker == worker, job.c.state == "running")
+    if connection.execute(select(job.c.id).where(mine).with_for_update()).first() is None:
+        raise NotClaimed(identifier)
+
+
+def drop_checkpoint(connection: Connection, identifier: str) -> str | None:
+    """Let go of a job's checkpoint in the store; the digest of its file, which nobody may need any more."""
+    row = job_checkpoint.delete().where(job_checkpoint.c.job == identifier)
+    gone = connection.execute(row.returning(job_checkpoint.c.owner, job_checkpoint.c.digest)).first()
+    if gone is None:
+        return None
+    # It counts for its owner no longer, even if garbage collection has to remove it.
+    counted = and_(blob_owner.c.owner == gone.owner, blob_owner.c.digest == gone.digest)
+    connection.execute(blob_owner.delete().where(counted))
+    return str(gone.digest)
 
 
 @transaction
@@ -241,29 +317,56 @@ def advanced(connection: Connection, worker: str, identifier: str) -> None:
     connection.execute(job.update().where(mine).values(attempts=1))
 
 
-def succeed(database: Database, worker: str, identifier: str, result: str, tokens: int) -> bool:
-    """The prefix is stored as `result`; false when the job is no longer this worker's."""
+def succeed(
+    connection: Connection, worker: str, identifier: str, result: str, *, steps: int, tokens: int
+) -> str | None:
+    """The prefix is stored as `result`, in the same transaction.
+
+    Returns:
+        Digest of the job's checkpoint in the store, if it had one: nobody needs it any more.
+
+    Raises:
+        NotClaimed: the job is no longer this worker's; the transaction must be undone.
+    """
     values = {"state": "succeeded", "result": result, "trained_tokens": tokens}
-    return _end(database, worker, identifier, values, "info", f"the job is done: {result}")
-
-
-def fail(database: Database, worker: str, identifier: str, code: str, message: str) -> bool:
-    """The job can't be done; false when it is no longer this worker's."""
-    values = {"state": "failed", "error": {"code": code, "message": message, "param": None}}
-    return _end(database, worker, identifier, values, "error", message)
+    return _end(connection, worker, identifier, values, "info", f"the job is done: {result}", steps)
 
 
 @transaction
+def fail(
+    connection: Connection,
+    worker: str,
+    identifier: str,
+    code: str,
+    message: str,
+    *,
+    steps: int = 0,
+    tokens: int = 0,
+) -> str | None:
+    """The job can't be done, after so many steps and tokens. Returns and raises as `succeed`."""
+    error = {"code": code, "message": _writable(message), "param": None}
+    values = {"state": "failed", "error": error, "trained_tokens": tokens or None}
+    return _end(connection, worker, identifier, values, "error", message, steps)
+
+
 def _end(
-    connection: Connection, worker: str, identifier: str, values: Mapping[str, Any], level: str, message: str
-) -> bool:
+    connection: Connection,
+    worker: str,
+    identifier: str,
+    values: Mapping[str, Any],
+    level: str,
+    message: str,
+    steps: int,
+) -> str | None:
     # One statement asks and writes: between two, the lease could end and another worker claim the job.
     mine = and_(job.c.id == identifier, job.c.worker == worker, job.c.state == "running")
-    ended = connection.execute(job.update().where(mine).values(**values, worker=None, finished=now()))
-    if ended.rowcount == 0:
-        return False
+    ended = job.update().where(mine).values(**values, worker=None, finished=now()).returning(job.c.owner)
+    owner = connection.execute(ended).scalar()
+    if owner is None:
+        raise NotClaimed(identifier)
     _add_event(connection, identifier, level, message)
-    return True
+    usage.add(connection, owner, training_steps=steps, trained_tokens=values["trained_tokens"] or 0)
+    return drop_checkpoint(connection, identifier)
 
 
 @transaction

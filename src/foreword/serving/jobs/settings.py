@@ -6,14 +6,17 @@ import dataclasses
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
-from foreword.errors import WindowExceeded
+from foreword.encoding import name_of
+from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
+from foreword.examples import Example
 from foreword.prefix import Prefix
 from foreword.serving.errors import Refused
+from foreword.serving.jobs.queue import LONGEST_MESSAGE
 from foreword.serving.requests import LONGEST_NAME, Body
 from foreword.serving.served_model import ServedModel
 from foreword.template import Template
@@ -176,6 +179,25 @@ def choose(
         raise WindowExceeded(f"max_length is {settings.max_length}; {limit} tokens fit behind this prefix")
     template = _template(served, body.template, style, start).dated(served.tokenizer)
     return {**given, "template": template.to_json(), "start": reference}
+
+
+TRIED_BYTES = 64 << 10
+TRIED_EXAMPLES = 20
+"""How much of the beginning of a file the template is tried on before a job is made: what is wrong with all
+examples is wrong there, and the rest is found when the job begins."""
+
+
+def try_template(
+    served: ServedModel, template: Mapping[str, Any], examples: Sequence[Example], param: str
+) -> None:
+    """Refuse examples that the base's template can't write. Raises Refused: 400, in the template's words."""
+    made = Template.from_json(dict(template))
+    for number, example in enumerate(examples[:TRIED_EXAMPLES]):
+        try:
+            made.source_ids(served.tokenizer, example.source)
+        except (TemplateRefuses, UsageError) as error:
+            found = f"{name_of(number, example)}: {error}"
+            raise Refused(400, found[:LONGEST_MESSAGE], code="invalid_file", param=param) from error
 
 
 def run_key(settings: Mapping[str, Any]) -> str:

@@ -24,10 +24,10 @@ from types import FrameType
 import torch
 
 from foreword.base.base_model import BaseModel
-from foreword.errors import ForewordError, ForewordWarning
+from foreword.errors import ForewordError, ForewordWarning, StoreUnavailable
 from foreword.serving import logs
 from foreword.serving.config import Configuration, of
-from foreword.serving.jobs import queue
+from foreword.serving.jobs import checkpoints, queue
 from foreword.serving.jobs.queue import Job
 from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.serving.served_model import open_base, open_store
@@ -72,6 +72,11 @@ class TrainingProcess:
             self.stopping = self.stopping or not heartbeat.stopped_run
         except KeyboardInterrupt:  # asked for twice: without a last checkpoint
             self.stopping = True
+        except StoreUnavailable as error:
+            # No fault of any job. The supervisor waits, longer each time, before it starts another process.
+            logs.failure("store not available", error, worker=self._worker)
+            queue.release(self._database, self._worker, orderly=True)
+            raise
         except ForewordError as error:
             logs.failure("training failed", error, worker=self._worker)
             run.failed(jobs, error)
@@ -81,6 +86,7 @@ class TrainingProcess:
 
     def _sweep(self) -> None:
         """Remove the checkpoints of jobs that have ended or are forgotten."""
+        checkpoints.drop_of_ended(self._store)
         if not self._folder.is_dir():
             return
         live = queue.live(self._database)

@@ -17,10 +17,10 @@ from foreword.examples.readers import examples_in
 from foreword.examples.records import lines_of
 from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs.queue import LIVE, page, transaction
-from foreword.store import access
+from foreword.store import access, quota
 from foreword.store.access import Caller
 from foreword.store.database import Database
-from foreword.store.schema import blob, job, now, upload, version
+from foreword.store.schema import job, now, upload
 
 _FACTS = tuple(column for column in upload.c if column.name != "content")
 
@@ -57,20 +57,22 @@ def add(
 
     Raises:
         BadExamples: names the line that is wrong; nothing is kept.
-        Refused: 429, more bytes than an owner may store.
+        StorageLimitExceeded: more bytes than an owner may store.
+        UnknownKey: the caller's key went meanwhile.
     """
     examples = parse(content, filename)
     record = Upload(
         id=f"file-{secrets.token_hex(12)}",
         owner=owner,
         created=now(),
-        filename=filename[:256],
+        filename=filename[:256].replace("\0", "\ufffd").encode(errors="replace").decode(),
         style="text" if all(isinstance(example.source, str) for example in examples) else "chat",
         size=len(content),
         examples=len(examples),
     )
 
     def insert(connection: Connection) -> Upload:
+        access.check_key(connection, caller)
         check_stored_bytes(connection, owner, len(content), limit)
         connection.execute(upload.insert().values(**vars(record), content=content))
         access.note(connection, caller, "upload", owner, record.id)
@@ -80,21 +82,8 @@ def add(
 
 
 def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int | None) -> None:
-    """Refuse what would bring an owner's files and prefixes over the limit. Raises Refused: 429."""
-    if limit is None:
-        return
-    mine = select(version.c.digest).where(version.c.owner == owner).distinct().subquery()
-    files = select(func.sum(upload.c.size)).where(upload.c.owner == owner)
-    prefixes = select(func.sum(blob.c.size)).join(mine, mine.c.digest == blob.c.digest)
-    used = sum(connection.execute(query).scalar() or 0 for query in (files, prefixes))
-    if used + more > limit:
-        raise Refused(
-            429,
-            f"{owner} stores {used} bytes, and {more} more would pass the limit of {limit}; delete files or "
-            "prefixes first",
-            code="storage_limit_exceeded",
-            headers={"retry-after": "3600"},
-        )
+    """Refuse what would bring an owner over the limit. Raises StorageLimitExceeded."""
+    quota.check(connection, owner, more, limit)
 
 
 def listed(
@@ -125,6 +114,18 @@ def content(database: Database, owner: str, identifier: str) -> bytes:
     if not rows:
         raise _unknown(identifier, None)
     return bytes(rows[0].content)
+
+
+def beginning(database: Database, owner: str, identifier: str, most: int) -> list[Example]:
+    """The examples of the whole lines among the first `most` bytes of a file. Raises as `find`."""
+    query = select(func.substr(upload.c.content, 1, most).label("content"), upload.c.size, upload.c.filename)
+    rows = database.rows(query.where(upload.c.id == identifier, upload.c.owner == owner))
+    if not rows:
+        raise _unknown(identifier, None)
+    content = bytes(rows[0].content)
+    if rows[0].size > most:
+        content = content[: content.rfind(b"\n") + 1]
+    return parse(content, rows[0].filename) if content.strip() else []
 
 
 @transaction

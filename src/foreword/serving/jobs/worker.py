@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from foreword import errors
 from foreword.base.base_model import BaseModel
 from foreword.errors import ForewordError
@@ -20,11 +24,12 @@ from foreword.examples import Example
 from foreword.prefix import Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
-from foreword.serving.errors import Refused
-from foreword.serving.jobs import queue, uploads
+from foreword.serving.errors import Refused, refused
+from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs.queue import Job
 from foreword.store import PrefixStore
 from foreword.store.database import Database
+from foreword.store.record import Version
 from foreword.template import Template
 from foreword.training.run_log import Progress
 from foreword.training.train_many import owner_folder, train_many
@@ -42,6 +47,8 @@ is written as often."""
 _OWNERS_TO_READ = (
     errors.BadExamples,
     errors.BadPrefix,
+    errors.NotFinite,
+    errors.StorageLimitExceeded,
     errors.TrainingDiverged,
     errors.UnknownPrefix,
     errors.UsageError,
@@ -119,9 +126,17 @@ class TrainingRun:
         self._jobs: dict[str, Job] = {}
         self._first_steps: dict[str, int] = {}
         self._dev_losses: dict[str, float | None] = {}
+        self._noted_steps: dict[str, int] = {}
+        self._held_back: dict[str, tuple[int, str, dict[str, Any]]] = {}
+        self._unavailable: ForewordError | None = None
 
     def train(self, base: BaseModel, jobs: Sequence[Job]) -> None:
-        """Train them all. Raises as `train_many`, but for what concerns single jobs."""
+        """Train them all. Raises as `train_many`, but for what concerns single jobs.
+
+        Raises:
+            StoreUnavailable, CannotWrite: also where a prefix could not be stored at the end; its job goes on
+                from the last checkpoint.
+        """
         examples: dict[str, list[Example]] = {}
         dev: dict[str, list[Example]] = {}
         for job in jobs:
@@ -134,6 +149,10 @@ class TrainingRun:
                 self._fail(job.id, error)
                 continue
             self._jobs[job.id] = job
+            self._noted_steps[job.id] = queue.noted_step(self._database, job.id)
+            if not checkpoints.fetch(self._store, job, owner_folder(self._folder, job.id)):
+                message = "the stored checkpoint can't be used; training goes on from what this machine has"
+                queue.note(self._database, job.id, "warn", message)
         if not self._jobs:
             return
         settings: dict[str, Any] = dict(jobs[0].settings)
@@ -154,10 +173,16 @@ class TrainingRun:
                 into=self._finish,
                 on_failure=self._failed_one,
                 on_progress=self._progress,
+                on_checkpoint=self._save,
                 **settings,
             )
         except errors.OwnersFailed as failures:  # `_failed_one` has had each already
             logs.event("jobs failed", worker=self._worker, jobs=list(failures.errors))
+        finally:
+            for identifier in list(self._held_back):
+                self._note_held_back(identifier)
+        if self._unavailable is not None:
+            raise self._unavailable
 
     def failed(self, jobs: Sequence[Job], error: ForewordError) -> None:
         """What befell the run as a whole: each of its jobs is tried again, alone, and not for ever."""
@@ -175,36 +200,83 @@ class TrainingRun:
             self._fail(identifier, error)
 
     def _drop_checkpoints(self, identifier: str) -> None:
-        shutil.rmtree(owner_folder(self._folder, identifier), ignore_errors=True)
-        message = "the checkpoint can't be used; training begins anew"
+        folder = owner_folder(self._folder, identifier)
+        another = checkpoints.differs(self._store, identifier, folder)
+        if not another:
+            checkpoints.drop(self._store, identifier)
+        shutil.rmtree(folder, ignore_errors=True)
+        goes_on = "goes on from the stored one" if another else "begins anew"
+        message = f"the checkpoint can't be used; training {goes_on}"
         queue.note(self._database, identifier, "warn", message)
+
+    def _save(self, identifier: str, path: Path) -> None:
+        """Copy a checkpoint into the store; training goes on where that fails, and the next one is tried."""
+        try:
+            checkpoints.save(self._store, self._worker, self._jobs[identifier], path)
+        except queue.NotClaimed:  # the heartbeat notices, too, and stops the run
+            logs.event("checkpoint of a job that is gone", job=identifier)
+        except (errors.StoreUnavailable, errors.CannotWrite) as error:
+            logs.failure("checkpoint not stored", error, job=identifier)
 
     def _examples(self, job: Job, identifier: str) -> list[Example]:
         record = uploads.find(self._database, job.owner, identifier)
         return uploads.parse(uploads.content(self._database, job.owner, identifier), record.filename)
 
     def _finish(self, identifier: str, prefix: Prefix) -> None:
+        """Store a job's prefix and end the job: both or neither, and only while it is this worker's."""
         job = self._jobs[identifier]
-        if identifier not in queue.heartbeat(self._database, self._worker, [identifier]):
-            self._heartbeat.let_go(identifier)
-            return
+        self._note_held_back(identifier)
+        if not math.isfinite(prefix.origin.dev_loss or 0.0):
+            return self._fail(identifier, errors.NotFinite("the validation loss was no number at every step"))
         # The same bytes however often the job was begun, so that putting them twice is no second version.
         final = dataclasses.replace(prefix, created=job.created, labels={**prefix.labels, "job": job.id})
-        view = self._store.as_owner(job.owner)
-        version = view.put(f"{job.owner}/{job.name}", final)
-        self._heartbeat.let_go(identifier)
-        tokens = _tokens(owner_folder(self._folder, identifier) / "log.jsonl")
-        if not queue.succeed(self._database, self._worker, identifier, version.reference, tokens):
-            view.delete(version.reference)  # cancelled or forgotten in the last moment
-            return
-        logs.event("job succeeded", job=identifier, steps=prefix.origin.steps)
+        used = _used(owner_folder(self._folder, identifier))
+        unneeded: str | None = None
+
+        def end(connection: Connection, version: Version) -> None:
+            nonlocal unneeded
+            self._heartbeat.let_go(identifier)  # before anybody can see that it has ended
+            unneeded = queue.succeed(connection, self._worker, identifier, version.reference, **used)
+
+        def put() -> None:
+            limit = checkpoints.stored_bytes_of(job)
+            self._store.as_owner(job.owner).put(f"{job.owner}/{job.name}", final, limit=limit, also=end)
+
+        try:
+            try:
+                put()
+            except errors.StorageLimitExceeded:
+                if not checkpoints.drop(self._store, identifier):  # the prefix is worth more than that
+                    raise
+                put()
+        except queue.NotClaimed:  # cancelled, forgotten, or another worker's
+            self._heartbeat.let_go(identifier)
+            unneeded = final.digest
+        except errors.StorageLimitExceeded as error:
+            self._fail(identifier, error)
+        except (errors.StoreUnavailable, errors.CannotWrite) as error:
+            logs.failure("prefix not stored", error, job=identifier)
+            self._unavailable = error
+        else:
+            logs.event("job succeeded", job=identifier, steps=prefix.origin.steps)
+        if unneeded is not None:
+            checkpoints.remove_file(self._store, unneeded)
 
     def _fail(self, identifier: str, error: Exception) -> None:
         self._heartbeat.let_go(identifier)
+        self._note_held_back(identifier)
         readable = isinstance(error, _OWNERS_TO_READ)
-        message = str(error) if readable else "the server could not go on with this job; its log says why"
+        message = (
+            _in_words_of_api(error)
+            if readable
+            else "the server could not go on with this job; its log says why"
+        )
         kind = type(error).__name__ if readable else "server_error"
-        queue.fail(self._database, self._worker, identifier, kind, message)
+        used = _used(owner_folder(self._folder, identifier))
+        with contextlib.suppress(queue.NotClaimed):  # cancelled or forgotten: then nobody asks why it failed
+            unneeded = queue.fail(self._database, self._worker, identifier, kind, message, **used)
+            if unneeded is not None:
+                checkpoints.remove_file(self._store, unneeded)
         logs.failure("job failed", error, job=identifier)
 
     def _progress(self, progress: Progress) -> None:
@@ -212,12 +284,16 @@ class TrainingRun:
         if progress.note is not None:
             # A note of going on names the file, which is nothing to an owner.
             note = progress.note.split(": ", 1)[0] if progress.note.startswith("going on") else progress.note
-            queue.note(self._database, identifier, "info", note)
+            queue.note(self._database, identifier, "info", note, once=note is progress.note)
             return
         self._heartbeat.training = True
         first = self._first_steps.setdefault(identifier, progress.step)
         if progress.step - first == int(progress.steps * ADVANCED) + 1:
             queue.advanced(self._database, self._worker, identifier)
+        if progress.step <= self._noted_steps[identifier]:  # told of before training broke off
+            return
+        if identifier in self._held_back and self._held_back[identifier][0] != progress.step:
+            self._note_held_back(identifier)
         evaluated = progress.dev_loss != self._dev_losses.get(identifier)
         due = progress.step % max(1, progress.steps // EVENTS) == 0 or progress.step == progress.steps
         if not (due or evaluated):
@@ -226,15 +302,41 @@ class TrainingRun:
         data = {
             "step": progress.step,
             "total_steps": progress.steps,
-            "train_loss": progress.loss,
-            "full_valid_loss": progress.dev_loss,
+            "train_loss": _number(progress.loss),
+            "full_valid_loss": _number(progress.dev_loss),
         }
         losses = {"training loss": progress.loss, "validation loss": progress.dev_loss if evaluated else None}
         shown = ", ".join(f"{name}={loss:.4f}" for name, loss in losses.items() if loss is not None)
-        message = f"step {progress.step} of {progress.steps}: {shown}"
-        queue.note(self._database, identifier, "info", message, data)
+        # Not yet: an evaluation of the same step comes as progress of its own, and makes one event with it.
+        self._held_back[identifier] = (
+            progress.step,
+            f"step {progress.step} of {progress.steps}: {shown}",
+            data,
+        )
+
+    def _note_held_back(self, identifier: str) -> None:
+        if (event := self._held_back.pop(identifier, None)) is not None:
+            step, message, data = event
+            queue.note(self._database, identifier, "info", message, data)
+            self._noted_steps[identifier] = step
 
 
-def _tokens(log: Path) -> int:
+def _number(loss: float | None) -> float | None:
+    """What JSON can hold of a loss."""
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def _used(folder: Path) -> dict[str, int]:
+    """Steps and tokens that a job has been trained, by its log."""
+    log = folder / "log.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    return sum(row.get("tokens", 0) for row in rows)
+    tokens = [row["tokens"] for row in rows if "tokens" in row]
+    return {"steps": len(tokens), "tokens": sum(tokens)}
+
+
+def _in_words_of_api(error: Exception) -> str:
+    """What a job's owner is told of an error that is theirs."""
+    if isinstance(error, Refused):
+        return error.message
+    answer = refused(error) if isinstance(error, ForewordError) else None
+    return str(error) if answer is None or answer.status >= 500 else answer.message
