@@ -65,7 +65,7 @@ $(NODE_CLIENTS)/.installed: $(NODE_CLIENTS)/package.json
 	    echo "no npm on this machine: the client libraries for Node are not tried"; \
 	fi
 
-test-faults: $(INSTALLED)  ## failures of disks, databases and networks, and floods of connections
+test-faults: $(INSTALLED)  ## every write, flush, rename, delete and commit made to fail; floods of connections
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/faults
 
 test-fuzz: $(INSTALLED)  ## crafted files, settings and requests, some thousands of each kind
