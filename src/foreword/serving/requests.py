@@ -11,17 +11,20 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.json_schema import JsonDict
+from pydantic.config import JsonDict
 
 LONGEST_NAME = 300
 """Characters of a model's name."""
+MOST_FIELDS = 100
+"""Of an object; none has half as many that are known."""
 Text = Annotated[str, Field(max_length=1 << 23)]
 MOST_STOPS = 4
 """As many as OpenAI's API takes."""
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
+# The first fault says enough: a million of them would take a gigabyte.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
 
 
 NOTHING: tuple[Any, ...] = (None, "", [], {})
@@ -59,6 +62,13 @@ class Body(BaseModel):
             if name in fields
             or not any(type(value) is type(one) and value == one for one in (*NOTHING, *known.get(name, ())))
         }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MOST_FIELDS:  # each would be told of as unknown
+            raise ValueError(f"{len(data)} fields, more than there are; leave out those that are not known")
+        return data
 
 
 class StreamOptions(Body):
@@ -111,8 +121,8 @@ class Sampled(Body):
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Sampled:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is given, but stream is not true")
+        if self.wants_usage and not self.stream:
+            raise ValueError("The 'stream_options' parameter is only allowed when 'stream' is enabled.")
         return self
 
 

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 
+from foreword.prefix import Prefix
 from foreword.serving.api import schemas
-from foreword.serving.api.prompts import conversation, find_prefix, make_rows, prompt_ids
+from foreword.serving.api.pools import tokenizer_places
+from foreword.serving.api.prompts import (
+    characters_of,
+    check_count,
+    conversation,
+    find_prefix,
+    make_rows,
+    prompt_ids,
+)
 from foreword.serving.api.schemas import ERRORS
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.api.streaming import CompletedText, Completions, plain, stream, unless_gone
 from foreword.serving.engine.detokenizer import Spelling, TextDelta, TokenText
 from foreword.serving.engine.protocol import Row
-from foreword.serving.requests import ChatBody, CompletionBody
+from foreword.serving.requests import ChatBody, CompletionBody, Sampled
 
 router = APIRouter(tags=["text"])
+SomeBody = TypeVar("SomeBody", bound=Sampled)
+RowMaker = Callable[[ServerState, RequestIdentity, Prefix | None, SomeBody], list[Row]]
 DEFAULT_MAX_TOKENS = 16
 """New tokens of /v1/completions, as OpenAI's own; those of chat are a setting of the server."""
 
@@ -28,7 +38,7 @@ DEFAULT_MAX_TOKENS = 16
 async def complete(request: Request, body: CompletionBody) -> Any:
     """Continue one or more prompts, each behind the model's prefix and in its template."""
     server, identity = server_of(request), identity_of(request)
-    rows = await run_in_threadpool(_completion_rows, server, identity, body)
+    rows = await _rows(server, identity, body, _completion_rows)
     texts = Completions(server, identity, rows, body)
     head = _head("cmpl", body.model)
 
@@ -58,7 +68,7 @@ async def complete(request: Request, body: CompletionBody) -> Any:
 async def chat(request: Request, body: ChatBody) -> Any:
     """Answer a conversation, or the one message of a model that was trained on single texts."""
     server, identity = server_of(request), identity_of(request)
-    rows = await run_in_threadpool(_chat_rows, server, identity, body)
+    rows = await _rows(server, identity, body, _chat_rows)
     texts = Completions(server, identity, rows, body)
     head = _head("chatcmpl", body.model)
     if not body.stream:
@@ -100,23 +110,36 @@ def _head(kind: str, model: str) -> dict[str, Any]:
     return {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
 
-def _completion_rows(server: ServerState, identity: RequestIdentity, body: CompletionBody) -> list[Row]:
-    prefix = find_prefix(server, identity.view, body.model)
+async def _rows(
+    server: ServerState, identity: RequestIdentity, body: SomeBody, make: RowMaker[SomeBody]
+) -> list[Row]:
+    """The rows of a request: its prefix by one pool, its token ids by another."""
+    pools, account = server.pools, identity.account
+    prefix = await pools.reads.run(account, lambda: find_prefix(server, identity.view, body.model))
+    places = tokenizer_places(characters_of(body))
+    return await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
+
+
+def _completion_rows(
+    server: ServerState, identity: RequestIdentity, prefix: Prefix | None, body: CompletionBody
+) -> list[Row]:
     given: Any = body.prompt
     several = isinstance(given, list) and not isinstance(given[0], int)
-    prompts = [prompt_ids(server, prefix, prompt, body) for prompt in (given if several else [given])]
+    given = given if several else [given]
+    check_count(server, len(given), body)
+    prompts = [prompt_ids(server, prefix, prompt, body) for prompt in given]
     longest = body.max_tokens or DEFAULT_MAX_TOKENS
-    return make_rows(
-        server, identity.caller, prefix, prompts, body, max_tokens=longest, logprobs=body.logprobs
-    )
+    return make_rows(server, identity, prefix, prompts, body, max_tokens=longest, logprobs=body.logprobs)
 
 
-def _chat_rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -> list[Row]:
-    prefix = find_prefix(server, identity.view, body.model)
+def _chat_rows(
+    server: ServerState, identity: RequestIdentity, prefix: Prefix | None, body: ChatBody
+) -> list[Row]:
+    check_count(server, 1, body)
     prompt = prompt_ids(server, prefix, conversation(server, prefix, body), body)
     longest = body.max_completion_tokens or body.max_tokens or server.configuration.default_max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return make_rows(server, identity.caller, prefix, [prompt], body, max_tokens=longest, logprobs=logprobs)
+    return make_rows(server, identity, prefix, [prompt], body, max_tokens=longest, logprobs=logprobs)
 
 
 def _completion_logprobs(tokens: Sequence[TokenText]) -> schemas.CompletionLogprobs:
