@@ -44,6 +44,7 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
     (errors.BadPrefix, 400, "invalid_prefix"),
     (errors.UsageError, 400, "invalid_value"),
     (errors.EngineStopped, 503, "unavailable"),
+    (errors.EngineOutOfMemory, 503, "out_of_memory"),
     (errors.StoreUnavailable, 503, "unavailable"),
     (errors.DamagedBlob, 500, "damaged_prefix"),
 )
