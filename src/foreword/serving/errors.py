@@ -46,6 +46,7 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
     (errors.StorageLimitExceeded, 429, "storage_limit_exceeded"),
     (errors.NotFinite, 400, "not_finite"),
     (errors.EngineStopped, 503, "unavailable"),
+    (errors.EngineOutOfMemory, 503, "out_of_memory"),
     (errors.StoreUnavailable, 503, "unavailable"),
     (errors.DamagedBlob, 500, "damaged_prefix"),
 )

@@ -8,9 +8,14 @@ import pytest
 
 from foreword.serving.engine.continuous_batch import RunningRow
 from foreword.serving.engine.protocol import Row, Sampling
-from foreword.serving.engine.scheduler import LEAST_STEP, STEPS_TO_RECOVER, TURN, FairQueue, Scheduler, divide
-
-Settings = dict[str, int]
+from foreword.serving.engine.scheduler import (
+    LEAST_STEP,
+    STEPS_TO_RECOVER,
+    TURN,
+    FairQueue,
+    Scheduler,
+    divide,
+)
 
 
 class Simulation:

@@ -168,10 +168,12 @@ class ContinuousBatch:
 
     def _reserve(self, row: RunningRow, count: int) -> None:
         """See that there is room for what is read next."""
-        if row.states is None:
+        if row.states is None or row.states.block is None:  # the second: memory ran out on the way to a block
+            row.forget()
             prefixes = PrefixBatch.stack([row.row.prefix], self._base.device)
             row.states = RowStates(prefixes, row.row.prefix_length)
-            self.rows.append(row)
+            if row not in self.rows:
+                self.rows.append(row)
         if row.decodes:
             self._cache.reserve_shared(row.states, row.states.columns + count)
         else:

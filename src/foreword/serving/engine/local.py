@@ -147,9 +147,13 @@ class LocalEngine:
     def _wait(self) -> bool:
         """Until there is something to do; whether there is."""
         with self._changed:
-            while not (self._arrived or self._scheduler.waiting or self._scheduler.running or self._closing):
+            while not (busy := self._busy()) and not self._closing:
                 self._changed.wait()
-            return bool(self._arrived or self._scheduler.waiting or self._scheduler.running)
+            return busy
+
+    def _busy(self) -> bool:
+        scheduler = self._scheduler
+        return bool(self._arrived or scheduler.waiting or scheduler.running or self._unsent)
 
     def _guarded_round(self) -> None:
         """A step; an error costs the rows that it met, and no lack of memory ends the thread."""

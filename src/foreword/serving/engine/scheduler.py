@@ -27,6 +27,9 @@ TURN = 8
 LEAST_STEP = 16
 """Tokens of a step below which no lack of memory brings it."""
 
+ATTEMPTS = 3
+"""Times in a row that a row alone may find no memory: something else on the machine can have taken it."""
+
 STEPS_TO_RECOVER = 64
 """Steps that go well after memory ran out, before twice as much is tried."""
 
@@ -91,7 +94,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._most = (max_held, step_tokens)
         self._held_limit, self._step_limit = self._most
-        self._went_well = 0
+        self._went_well = self._alone_in_vain = 0
 
     @property
     def waiting(self) -> int:
@@ -173,11 +176,14 @@ class Scheduler:
         steps go well for a while.
 
         Returns:
-            Whether there was something to give: not if one row runs, in the shortest steps.
+            Whether it is worth another attempt: not if a row alone has had some, in the shortest steps.
         """
         self._went_well = 0
         if len(self.running) <= 1 and self._step_limit <= LEAST_STEP:
-            return False
+            self._alone_in_vain += 1
+            if self._alone_in_vain == ATTEMPTS:
+                self._alone_in_vain = 0
+                return False
         self._step_limit = max(self._step_limit // 2, LEAST_STEP)
         by_age = sorted(self.running, key=lambda row: row.number)
         for row in reversed(by_age[(len(by_age) + 1) // 2 :]):
@@ -187,7 +193,7 @@ class Scheduler:
 
     def went_well(self) -> None:
         """A step was made: after some of them, more is tried again."""
-        most_held, most_tokens = self._most
+        self._alone_in_vain, (most_held, most_tokens) = 0, self._most
         if (self._held_limit, self._step_limit) == self._most:
             return
         self._went_well += 1
