@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from foreword.errors import CannotWrite, OutputExists
 
 TEMPORARY_SUFFIX = ".partial"
+LEFTOVER_SECONDS = 3600.0
+"""Age from which a temporary file counts as one whose writer was killed."""
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -47,6 +51,7 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
+    remove_leftovers(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         # Made here and now, so that it gets the rights that the user's umask gives new files.
@@ -68,6 +73,14 @@ def writing(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what killed writers of files that fit `pattern` left in `folder`: old temporary files."""
+    for name in glob.iglob(f".{pattern}.*{TEMPORARY_SUFFIX}", root_dir=folder):
+        with contextlib.suppress(OSError):
+            if time.time() - (folder / name).stat().st_mtime > LEFTOVER_SECONDS:
+                (folder / name).unlink()
 
 
 def _move_to_new(temporary: Path, path: Path) -> None:
@@ -123,11 +136,21 @@ def writing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+_CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR)
+
+
 def flush_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can promise that."""
-    with contextlib.suppress(OSError):  # Windows can't open folders; network file systems may refuse
+    """Make a rename in `folder` survive a power cut, where the system can promise that.
+
+    Raises:
+        OSError: the disk failed or is full: what was renamed may be lost.
+    """
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:  # Windows can't open folders; network file systems may refuse
+        if error.errno not in _CANNOT_FLUSH:
+            raise

@@ -211,8 +211,8 @@ def test_the_proxy_that_ships_streams_limits_and_hides(proxy: tuple[httpx.Client
     assert put.status_code in (200, 400), put.text  # it has reached the server
     for hidden in ("/metrics", "/readyz"):
         assert client.get(f"{client.base_url.copy_with(path=hidden)}", extensions=name).status_code == 404
-    with pytest.raises(httpx.ConnectError):
-        client.get("models", extensions={"sni_hostname": "other.example.com"})
+    with httpx.Client(verify=False) as stranger, pytest.raises(httpx.ConnectError, match="unrecognized"):
+        stranger.get(f"{client.base_url}models", extensions={"sni_hostname": "other.example.com"})
     with httpx.Client() as unsafe:
         moved = unsafe.get(f"http://127.0.0.1:{plain}/v1/models", headers={"host": "api.example.com"})
         assert (moved.status_code, moved.headers["location"]) == (301, "https://api.example.com/v1/models")

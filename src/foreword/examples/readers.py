@@ -129,5 +129,7 @@ def _format_of(line: Line, fields: Fields, ending: str, *, mapped: bool) -> str:
         f"can't tell the format from {excerpt(line.text)}; expected a JSON object with "
         f"{fields.source} and {fields.target} (jsonl) or {fields.messages} (chat), a line that names the "
         f"columns {fields.source} and {fields.target} (csv) or mr and ref (e2e), or source{BETWEEN}target "
-        "(e2e); if it is one of these, pass its name as the format"
+        "(e2e)",
+        advice="if it is one of these, pass its name as format",
+        remedy="format not told",
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.json_schema import JsonDict
+from pydantic.config import JsonDict
 
 LONGEST_NAME = 300
 """Characters of a model's name."""
@@ -121,8 +121,8 @@ class Sampled(Body):
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Sampled:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is given, but stream is not true")
+        if self.wants_usage and not self.stream:
+            raise ValueError("The 'stream_options' parameter is only allowed when 'stream' is enabled.")
         return self
 
 

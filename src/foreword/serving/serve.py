@@ -71,7 +71,7 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
         )
         upkeep = Upkeep(store, server.usage, verify_days=configuration.verify_days)
         what = "Files of the store: checked by this server; bad when last read; when all had been read."
-        server.metrics.measure("foreword_store_verify", what, upkeep.measurements, "what")
+        server.metrics.measure("foreword_store_verify", what, upkeep.measurements, "what", QUERY_SECONDS)
         app = make_app(server)
 
         @contextlib.asynccontextmanager

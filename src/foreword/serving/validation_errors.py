@@ -114,9 +114,9 @@ def unreadable_body(cause: BaseException | None, headers: Mapping[str, str]) -> 
             "the body in UTF-8.",
             code="invalid_json",
         )
-    if isinstance(cause, RecursionError):
-        message = "We could not parse the JSON body of your request: it is nested too deeply."
-        return Refused(400, message, code="invalid_json")
+    if isinstance(cause, RecursionError | ValueError):  # a number of too many digits
+        why = "it is nested too deeply" if isinstance(cause, RecursionError) else "a number is too long"
+        return Refused(400, f"We could not parse the JSON body of your request: {why}.", code="invalid_json")
     return None
 
 
@@ -174,11 +174,14 @@ def _most_telling(located: Sequence[tuple[Path, Any]]) -> tuple[Path, list[Any]]
     """
     path = located[0][0]
     same = [(where, fault) for where, fault in located if where[: len(path)] == path]
+    of_other_types = {where for where, fault in same if _is_type(fault)}
     for where, fault in same:
-        if not _is_type(fault) and (_is_type(same[0][1]) or where == path):
+        # A word that may stand for a number is one more type of it.
+        is_word = fault["type"] == "literal_error" and where in of_other_types
+        if not _is_type(fault) and not is_word and (where == path or path in of_other_types):
             return where, [fault]
     deeper = [where for where, _ in same if len(where) > len(path)]
-    chosen = deeper[0] if _is_type(same[0][1]) and deeper else path
+    chosen = deeper[0] if path in of_other_types and deeper else path
     return chosen, [fault for where, fault in same if where == chosen]
 
 
@@ -197,16 +200,15 @@ def _in_words(path: Path, faults: Sequence[Mapping[str, Any]]) -> Refused:
             else "The body is missing; expected a JSON object."
         )
         return Refused(400, message, code="missing_required_parameter", param=param)
-    if kind == "literal_error":
+    if kind == "literal_error" and len(faults) == 1:
         message = f"Invalid value: {_value(given)}. Supported values are: {context['expected']}."
-        if name.endswith("type") and given in _ELSEWHERE | {"json_object", "json_schema"}:
-            message = f"Invalid value: {_value(given)} is not supported by this server. "
-            message += f"Supported values are: {context['expected']}."
+        if isinstance(given, str) and given in _ELSEWHERE:
+            message = message.replace(". Supported", " is not supported by this server. Supported", 1)
         return Refused(400, message, code="invalid_value", param=param)
     if kind == "finite_number":
         message = f"Invalid value for {where}: expected a finite number."
         return Refused(400, message, code="invalid_value", param=param)
-    if all(_is_type(each) for each in faults):
+    if any(_is_type(each) for each in faults):
         expected = list(dict.fromkeys(_expected(each) for each in faults))
         words = expected[0] if len(expected) == 1 else f"one of {', '.join(expected[:-1])} or {expected[-1]}"
         if given is None:
@@ -215,24 +217,25 @@ def _in_words(path: Path, faults: Sequence[Mapping[str, Any]]) -> Refused:
         message = f"Invalid type for {where}: expected {words}, but got {_kind(given)} instead."
         return Refused(400, message, code="invalid_type", param=param)
     if kind in _LIMITS:
-        what, expected, code = _LIMITS[kind]
-        kinds = {dict: "object", list: "array"}
+        kinds: dict[type, str] = {dict: "object", list: "array"}
         is_decimal = any(isinstance(bound, float) for bound in context.values())
-        numbers = {
-            name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()
-        }
-        facts = {**numbers, "kind": kinds.get(type(given), "decimal" if is_decimal else "integer")}
-        found = (
-            f"{len(given)}" if isinstance(given, str | list | dict) else shown(json.dumps(given)).strip("'")
-        )
-        message = f"Invalid {where}: {what}. Expected {expected}, but got {found} instead."
-        return Refused(400, message.format(**facts), code=code.format(**facts), param=param)
+        facts = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
+        facts["kind"] = kinds.get(type(given), "decimal" if is_decimal else "integer")
+        what, limit, code = (part.format(**facts) for part in _LIMITS[kind])
+        found = len(given) if isinstance(given, str | list | dict) else _value(given)
+        message = f"Invalid {where}: {what}. Expected {limit}, but got {found} instead."
+        return Refused(400, message, code=code, param=param)
+    if "UploadFile" in fault["msg"]:  # FastAPI's words for text where a file belongs
+        message = f"Invalid type for {where}: expected a file, which is a part of the form with a file name."
+        return Refused(400, message, code="invalid_type", param=param)
     if kind == "value_error":  # of a validator of ours
         return Refused(400, str(context["error"]), code="invalid_value", param=param)
     return Refused(400, f"Invalid value for {where}: {_value(given)}.", code="invalid_value", param=param)
 
 
 def _expected(fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "literal_error":
+        return str(fault["ctx"]["expected"])
     return next(
         (words for start, words in _EXPECTED.items() if fault["type"].startswith(start)), "another type"
     )

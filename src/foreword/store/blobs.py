@@ -133,11 +133,14 @@ def check_marker(blobs: Blobs, store: str) -> None:
         CannotWrite, StoreUnavailable: fresh blobs could not be marked as this store's.
     """
     with contextlib.suppress(MissingBlob):
-        if blobs.read(MARKER).decode(errors="replace") != store:
+        found = blobs.read(MARKER).decode(errors="replace")
+        if found == store:
+            return
+        # Less than all of ours, as whoever wrote it was killed or writes it now, is written again.
+        if not store.startswith(found):
             raise UnknownStore(
                 f"the files at {blobs} belong to another store; choose another place for this one's"
             )
-        return
     blobs.write(MARKER, store.encode())
 
 

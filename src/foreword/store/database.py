@@ -55,7 +55,9 @@ def find_database(
     if "://" in str(place):
         if blobs is None:
             raise UsageError(
-                "a store in a database needs a place for its files: blobs='s3://bucket/folder' or a folder"
+                "a store in a database needs a place for its files",
+                advice="give blobs, a folder or a URL such as s3://bucket/folder",
+                remedy="no place for files",
             )
         return str(place), str(blobs), None
     folder = Path(place).expanduser()

@@ -43,10 +43,15 @@ def write(
     tensors = tensors | {HISTORY: torch.frombuffer(rows, dtype=torch.uint8)}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     files.write_bytes(path, safetensors.torch.save(contiguous, metadata={HEADER_KEY: header}), overwrite=True)
+    remove_old(folder)
+    return path
+
+
+def remove_old(folder: Path) -> None:
+    """Remove all but the last `KEPT` checkpoints; what can't be removed now goes the next time."""
     for old in list_checkpoints(folder)[:-KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()
-    return path
 
 
 def file_name(step: int) -> str:
@@ -103,7 +108,7 @@ def newest_run(folder: Path) -> dict[str, Any] | None:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder for a run.
+    """Make the folder for a run, and remove what killed runs in it had only begun to write.
 
     Raises:
         CannotWrite: a file of that name, or no right.
@@ -112,6 +117,7 @@ def prepare_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotWrite(f"the folder {folder} can't be made: {error.strerror}; choose another") from error
+    files.remove_leftovers(folder, "step-*.checkpoint")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:

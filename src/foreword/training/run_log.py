@@ -229,6 +229,7 @@ class RunLog:
         self.close()
         best = self.trainer.result()
         if self.folder is not None:
+            checkpoint.remove_old(self.folder)  # of a run that was killed before it could
             draw(self.trainer.history, self.folder / "curves.png", title=title, best_step=best.step)
         if best.step < self.trainer.step and best.step == 0:
             self.note(

@@ -9,7 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foreword import __version__
 from foreword.errors import ForewordError
@@ -50,7 +52,30 @@ def make_app(server: ServerState) -> FastAPI:
     app.include_router(operations)
     _handle_errors(app)
     app.add_middleware(RequestMiddleware, server=server)
+    app.add_middleware(HeadAsGet)
+    if origins := server.configuration.allowed_origins:
+        # No credentials: a page sends its key in a header, and there are no cookies to send along.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "retry-after"),
+        )
     return app
+
+
+class HeadAsGet:
+    """Answer HEAD wherever there is GET; whatever serves the app leaves out the body (RFC 9110, 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 def _declared(key: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:

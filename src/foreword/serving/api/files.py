@@ -11,10 +11,11 @@ from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.schemas import BINARY, ERRORS, Deleted, FileAnswer, FileList, seconds_of
 from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.jobs import uploads
+from foreword.serving.jobs.settings import NO_ZERO
 from foreword.serving.validation_errors import refuse_fields_beside
 
 router = APIRouter(tags=["files"], route_class=FairRoute)
-FileId = Annotated[str, Path(max_length=40)]
+FileId = Annotated[str, Path(max_length=40, pattern=NO_ZERO)]
 
 
 @router.post("/v1/files", response_model=FileAnswer, responses=ERRORS)
@@ -45,7 +46,7 @@ async def upload_file(
 def list_files(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[str | None, Query(max_length=40)] = None,
+    after: Annotated[str | None, Query(max_length=40, pattern=NO_ZERO)] = None,
     purpose: Annotated[str | None, Query(max_length=40)] = None,
     order: Literal["asc", "desc"] = "desc",
 ) -> Any:

@@ -111,7 +111,24 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
             "Unknown parameter: 'temprature'; leave it out.",
         ),
         ({"messages": [{**HELLO[0], "x": 1}]}, "messages[0].x", "unknown_parameter", "'messages[0].x'"),
-        ({"stream_options": {"include_usage": True}}, None, "invalid_value", "stream_options is given, but"),
+        (
+            {"stream_options": {"include_usage": True}},
+            None,
+            "invalid_value",
+            "only allowed when 'stream' is enabled.",
+        ),
+        (
+            {"metadata": {"{x} {": 3}},
+            "metadata.{x} {",
+            "invalid_type",
+            "expected a string, but got an integer",
+        ),
+        (
+            {"metadata": {str(i): "" for i in range(17)}},
+            "metadata",
+            "object_above_max_length",
+            "object too long",
+        ),
         ({"seed": 2**70}, "seed", "integer_above_max_value", "integer above maximum value"),
     ],
 )
@@ -166,6 +183,7 @@ def test_of_a_field_with_several_types_the_one_that_was_meant_is_told(
         ({"content-type": "application/json"}, b'{"user": "caf\xe9"}', 400, "byte 14 is not UTF-8"),
         ({"content-type": "application/json"}, b"{'a': 1}", 400, "We could not parse the JSON body"),
         ({"content-type": "application/json"}, b"[" * 100_000, 400, "nested too deeply"),
+        ({"content-type": "application/json"}, b'{"n": ' + b"1" * 5000 + b"}", 400, "a number is too long"),
         ({"content-type": "application/json"}, b"[]", 400, "expected an object, but got an array instead."),
     ],
 )
@@ -261,6 +279,8 @@ def test_no_answer_speaks_of_a_library_python_or_the_command_line(http: httpx.Cl
         for name in ("x", "", "bob/x", "a/b/c", "é")
         for content in (b"", b"x" * 100, b"\xff" * 8)
     ]
+    wrong = [{"Authorization": value} for value in ("", "Bearer fw_wrong", "Basic x")]
+    answers += [http.get("/v1/models", headers=headers) for headers in wrong]
     assert len(answers) > 400
     for answer in answers:
         if answer.status_code == 200:  # a value that asks for nothing
