@@ -14,6 +14,7 @@ import openai
 import pytest
 from pydantic import ValidationError
 
+from foreword.encoding import TokenReach
 from foreword.serving.config import Limits
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import uploads
@@ -107,7 +108,7 @@ def test_a_prompt_with_too_many_characters_is_not_tokenized(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = gateway.server.served
-    monkeypatch.setitem(vars(served), "most_characters_per_token", 2)
+    monkeypatch.setitem(vars(served), "token_reach", TokenReach(2, in_bytes=True))
     seen: list[int] = []
     kind = type(served.tokenizer)
     monkeypatch.setattr(kind, "_encode_plus", _counted(kind._encode_plus, seen))
