@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from foreword.encoding import most_characters_per_token
+from foreword.encoding import TokenReach, token_reach
 from support.stand_ins import byte_tokenizer
 from support.tokenizers_of_all_kinds import ALL_KINDS
 
@@ -19,6 +19,7 @@ TEXTS = (
     "e\u0301" * 200,
     "\u03b1\u0313\u0300\u0345" * 50,
     "日本語" * 50,
+    "\x06\x13" * 99 + "a",
 )
 
 
@@ -34,9 +35,16 @@ def byte_level(merges: tuple[tuple[str, str], ...] = (), normalizer: Any = None)
 
 
 def test_the_longest_token_is_the_bound() -> None:
-    assert most_characters_per_token(byte_level()) == 1
-    assert most_characters_per_token(byte_level((("a", "a"), ("aa", "aa")))) == 4
-    assert most_characters_per_token(byte_level((), normalizers.NFC())) == 4
+    assert token_reach(byte_level()) == TokenReach(1, in_bytes=True)
+    assert token_reach(byte_level((("a", "a"), ("aa", "aa")))) == TokenReach(4, in_bytes=True)
+    assert token_reach(byte_level((), normalizers.NFC())) == TokenReach(4, in_bytes=True)
+
+
+def test_bytes_that_the_vocabulary_lacks_do_not_count() -> None:
+    reach = token_reach(byte_tokenizer())
+    assert reach is not None
+    assert reach.least_tokens("ab" * 50 + "\x06" * 1000) == 20  # the end token has five characters
+    assert len(byte_tokenizer()("ab" * 50 + "\x06" * 1000, add_special_tokens=False)["input_ids"]) == 100
 
 
 @pytest.mark.parametrize(
@@ -45,22 +53,22 @@ def test_the_longest_token_is_the_bound() -> None:
         byte_level((("a", "a"), ("aa", "aa"))),
         byte_level((), normalizers.NFC()),
         byte_level((), normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", "__")])),
+        byte_tokenizer(),
         *ALL_KINDS.values(),
     ],
 )
 def test_no_text_has_fewer_tokens_than_the_bound_says(tokenizer: Any) -> None:
-    if (bound := most_characters_per_token(tokenizer)) is None:
+    if (reach := token_reach(tokenizer)) is None:
         return
     for text in TEXTS:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert len(text) <= bound * len(ids)
+        assert reach.least_tokens(text) <= len(ids)
 
 
 def test_there_is_no_bound_where_characters_are_dropped_or_run_together() -> None:
-    assert most_characters_per_token(byte_level((), normalizers.Strip())) is None
-    assert most_characters_per_token(byte_level((), normalizers.Replace("  ", " "))) is None
-    assert most_characters_per_token(byte_tokenizer()) is None  # drops what it has no letter for
-    assert most_characters_per_token(object()) is None
+    assert token_reach(byte_level((), normalizers.Strip())) is None
+    assert token_reach(byte_level((), normalizers.Replace("  ", " "))) is None
+    assert token_reach(object()) is None
     greedy = byte_level()
     greedy.add_tokens([AddedToken("<mark>", lstrip=True)])
-    assert most_characters_per_token(greedy) is None
+    assert token_reach(greedy) is None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,11 +181,32 @@ _COMPOSING = {"NFC": 4, "NFKC": 4}
 """So many characters become one at most (unicode.org/faq/normalization.html)."""
 
 
-def most_characters_per_token(tokenizer: Any) -> int | None:
-    """Characters of a text for which one token may stand; None where that has no bound, or is not known.
+@dataclass(frozen=True)
+class TokenReach:
+    """For how much of a text one token may stand.
 
-    There is none where spaces are taken out, where a word or a run of characters that the vocabulary lacks
-    becomes one token, or where such characters are dropped.
+    Attributes:
+        most: bytes of UTF-8, or characters, of the longest token.
+        in_bytes: which of both.
+        dropped: bytes that the vocabulary lacks; they become no token at all.
+    """
+
+    most: int
+    in_bytes: bool
+    dropped: bytes = b""
+
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that no text of this length goes below."""
+        if not self.in_bytes:
+            return -(-len(text) // self.most)
+        return -(-len(text.encode(errors="ignore").translate(None, self.dropped)) // self.most)
+
+
+def token_reach(tokenizer: Any) -> TokenReach | None:
+    """For how much of a text one token may stand; None where that has no bound, or is not known.
+
+    There is none where spaces are taken out, or where a run of characters that the vocabulary lacks becomes
+    one token.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -197,8 +218,8 @@ def most_characters_per_token(tokenizer: Any) -> int | None:
         if kind in _COMPOSING:
             composed = max(composed, _COMPOSING[kind])
         elif kind == "Replace":
-            old = step["pattern"].get("String")
-            if old is None or len(step["content"]) < len(old):
+            old, new = step["pattern"].get("String"), step["content"]
+            if old is None or len(new) < len(old) or len(new.encode()) < len(old.encode()):
                 return None
         elif kind in ("Split", "Punctuation"):
             if step["behavior"] == "Removed":
@@ -207,10 +228,28 @@ def most_characters_per_token(tokenizer: Any) -> int | None:
             return None
     if any(token["lstrip"] or token["rstrip"] for token in parts["added_tokens"]):
         return None  # it takes the spaces beside it along
-    vocabulary = tokenizer.get_vocab()
-    if not _knows_every_byte(parts["model"], vocabulary):
+    vocabulary, model = tokenizer.get_vocab(), parts["model"]
+    added = (len(token["content"].encode()) for token in parts["added_tokens"])
+    most = composed * max(*map(len, vocabulary), *added)
+    if model["type"] not in ("BPE", "Unigram"):
         return None
-    return composed * max(map(len, vocabulary))
+    if model.get("byte_fallback"):
+        known = all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+        return TokenReach(most, in_bytes=False) if known else None
+    steps = {step["type"] for step in _steps(parts["pre_tokenizer"]) + _steps(parts["normalizer"])}
+    if model["type"] != "BPE" or "ByteLevel" not in steps or model["unk_token"] is not None:
+        return None
+    dropped = bytes(byte for byte, letter in _byte_letters().items() if letter not in vocabulary)
+    if dropped and parts["normalizer"] is not None:
+        return None  # what it makes of a text may be dropped where the text itself would not be
+    return TokenReach(most, in_bytes=True, dropped=dropped)
+
+
+def _byte_letters() -> dict[int, str]:
+    """The letter by which byte-level tokenizers write each byte (GPT-2's `bytes_to_unicode`)."""
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = (byte for byte in range(256) if byte not in shown)
+    return {**{byte: chr(byte) for byte in shown}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -219,14 +258,3 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
         return []
     inner = part.get("normalizers", part.get("pretokenizers", []))
     return [part, *(step for each in inner for step in _steps(each))]
-
-
-def _knows_every_byte(model: dict[str, Any], vocabulary: Mapping[str, int]) -> bool:
-    """Whether there is no character that the vocabulary lacks."""
-    if model["type"] not in ("BPE", "Unigram"):
-        return False
-    if model.get("byte_fallback"):
-        return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return all(letter in vocabulary for letter in ByteLevel.alphabet())

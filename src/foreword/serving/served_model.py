@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreword.base.base_model import BaseModel
-from foreword.encoding import most_characters_per_token
+from foreword.encoding import TokenReach, token_reach
 from foreword.errors import UsageError, WindowExceeded
 from foreword.prefix import BaseIdentity, Geometry, Prefix
 from foreword.serving import logs
@@ -94,9 +94,9 @@ class ServedModel:
     equivalent: frozenset[str] = frozenset()
 
     @functools.cached_property
-    def most_characters_per_token(self) -> int | None:
-        """Characters for which one token may stand; None where that has no bound."""
-        return most_characters_per_token(self.tokenizer)
+    def token_reach(self) -> TokenReach | None:
+        """For how much of a text one token may stand; None where that has no bound."""
+        return token_reach(self.tokenizer)
 
     @property
     def chats(self) -> bool:

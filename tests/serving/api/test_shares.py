@@ -14,6 +14,7 @@ import openai
 import pytest
 from pydantic import ValidationError
 
+from foreword.encoding import TokenReach
 from foreword.serving.config import Limits
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import uploads
@@ -44,7 +45,7 @@ def test_an_owner_who_fills_its_share_of_the_places_leaves_some_to_others(gatewa
     gateway.engine.pause = 0.2
     alice, bob = gateway.client("alice"), gateway.client("bob")
     try:
-        flood = alice.completions.create(model="tiny-llama", prompt="x", max_tokens=200, n=16, stream=True)
+        flood = alice.completions.create(model="tiny-llama", prompt="x", max_tokens=100, n=16, stream=True)
         assert gateway.server.rows == 16
         with pytest.raises(openai.RateLimitError) as caught:
             alice.completions.create(model="tiny-llama", prompt="x", max_tokens=1)
@@ -107,7 +108,7 @@ def test_a_prompt_with_too_many_characters_is_not_tokenized(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = gateway.server.served
-    monkeypatch.setitem(vars(served), "most_characters_per_token", 2)
+    monkeypatch.setitem(vars(served), "token_reach", TokenReach(2, in_bytes=True))
     seen: list[int] = []
     kind = type(served.tokenizer)
     monkeypatch.setattr(kind, "_encode_plus", _counted(kind._encode_plus, seen))
@@ -253,3 +254,15 @@ def test_a_write_that_waits_for_another_too_long_gets_503(tmp_path: Path) -> Non
             release.set()
             holding.join()
         assert client.files.create(file=FILE, purpose="fine-tune").id
+
+
+def test_an_owner_has_a_bounded_number_of_files(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MOST_FILES", 2)
+    client = gateway.client("kurt")
+    ids = [client.files.create(file=FILE, purpose="fine-tune").id for _ in range(2)]
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.files.create(file=FILE, purpose="fine-tune")
+    assert caught.value.code == "files_exceeded"
+    assert gateway.client("lena").files.create(file=FILE, purpose="fine-tune").id
+    client.files.delete(ids[0])
+    assert client.files.create(file=FILE, purpose="fine-tune").id

@@ -21,8 +21,8 @@ BODIES = 16
 """So many of the largest bodies (`body_bytes`, `upload_bytes`) are held at once, of all owners."""
 SMALL_BODY = 1 << 16
 """Bytes of a body that needs no place: as many requests as there can be do not fill the memory with them."""
-CHARACTERS_PER_PLACE = 1 << 20
-"""Text for each place among the tokenizer's threads: a tokenizer takes about 125 bytes a character."""
+CHARACTERS_PER_PLACE = 1 << 18
+"""Text for each place among the tokenizer's threads: a tokenizer takes hundreds of bytes a character, for a while."""
 
 
 class Pools:

@@ -128,19 +128,19 @@ def _check_characters(
     """Refuse, before token ids are made of it, a text that can't fit whatever its tokens are.
 
     Raises:
-        Refused: 400, more characters than so many tokens can stand for.
+        Refused: 400, longer than so many tokens can stand for.
     """
     texts = (source,) if isinstance(source, str) else tuple(message["content"] for message in source)
-    if sum(map(len, texts)) < limit or (each := served.most_characters_per_token) is None:
+    if sum(map(len, texts)) < limit or (reach := served.token_reach) is None:
         return
-    if sum(map(len, texts)) <= limit * each:
+    if sum(map(reach.least_tokens, texts)) <= limit:
         return
     # A chat template may leave messages, or parts of them, out: what it writes counts.
-    characters = len(template.source_text(served.tokenizer, source))
-    if characters > limit * each:
+    text = template.source_text(served.tokenizer, source)
+    if reach.least_tokens(text) > limit:
         raise Refused(
             400,
-            f"the prompt has {characters} characters, more than fit into {limit} tokens. Shorten it",
+            f"the prompt has {len(text)} characters, more than fit into {limit} tokens. Shorten it",
             code="context_length_exceeded",
             param=param,
         )

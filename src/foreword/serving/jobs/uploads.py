@@ -23,6 +23,8 @@ from foreword.store.access import Caller
 from foreword.store.database import Database
 from foreword.store.schema import job, now, upload
 
+MOST_FILES = 10_000
+"""Of one owner: what a small file takes beside its bytes is not counted among them."""
 _FACTS = tuple(column for column in upload.c if column.name != "content")
 
 
@@ -63,6 +65,7 @@ def add(
     Raises:
         BadExamples: names the line that is wrong; nothing is kept.
         StorageLimitExceeded: more bytes than an owner may store.
+        Refused: 429, more files than an owner may have whose bytes are limited.
         UnknownKey: the caller's key went meanwhile.
     """
     examples, style = 0, "text"
@@ -83,6 +86,8 @@ def add(
     def insert(connection: Connection) -> Upload:
         access.check_key(connection, caller)
         check_stored_bytes(connection, owner, len(content), limit)
+        if limit is not None:
+            _check_count(connection, owner)
         connection.execute(upload.insert().values(**vars(record), content=content))
         access.note(connection, caller, "upload", owner, record.id)
         return record
@@ -93,6 +98,17 @@ def add(
 def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int | None) -> None:
     """Refuse what would bring an owner over the limit. Raises StorageLimitExceeded."""
     quota.check(connection, owner, more, limit)
+
+
+def _check_count(connection: Connection, owner: str) -> None:
+    count = connection.execute(select(func.count()).where(upload.c.owner == owner)).scalar_one()
+    if count >= MOST_FILES:
+        raise Refused(
+            429,
+            f"{owner} has {count} files, and at most {MOST_FILES} are kept; delete some first",
+            code="files_exceeded",
+            headers={"retry-after": "3600"},
+        )
 
 
 def listed(
