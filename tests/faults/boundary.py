@@ -120,6 +120,10 @@ class Boundary:
         finally:
             self._watching = self._full = False
 
+    def make_room(self) -> None:
+        """A disk that is full has room again."""
+        self._full = False
+
     def install(self) -> None:
         """Replace the calls, until the end of the process."""
         _install_files(self)
