@@ -20,7 +20,17 @@ from typing import Any
 
 import torch
 
-from faults.boundary import BESIDE, FAILURES, KILLS, LOST_AFTER, MEMORY, POSTGRES_ONLY, Boundary, Point
+from faults.boundary import (
+    BESIDE,
+    FAILURES,
+    KILLS,
+    LOST_AFTER,
+    MEMORY,
+    OF_DATABASES,
+    POSTGRES_ONLY,
+    Boundary,
+    Point,
+)
 from foreword.errors import ForewordError
 
 PATIENCE = 60.0
@@ -138,6 +148,8 @@ def check(scenario: Scenario, world: World, *, postgres: bool) -> Outcome:
     _clean(world)
     assert points, f"{scenario.name} reaches no point"
     chosen = [point for point in points if scenario.only(point)]
+    if postgres and scenario.meanwhile is None:  # what happens to files depends on no database: see SQLite
+        chosen = [point for point in chosen if point.kind in OF_DATABASES]
     outcome.points = len(chosen)
     for point in chosen:
         for failure in failures_of(scenario, point, postgres=postgres):
