@@ -176,16 +176,6 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tiny_base: BaseModel, no_pictures: Non
 
 
 TRAIN = Op("train", train_all, whole=False)
-TOLERATED = {
-    "training/run_log.py:draw": "the job is tried again",
-}
-
-
-def test_a_job_ends_in_one_prefix(
-    world_folder: Path, database: str | None, jobs: type[JobWorld], injected: Any
-) -> None:
-    scenario = Scenario("a job: claim, train, checkpoints, prefix", [TRAIN], tolerated=TOLERATED)
-    injected(scenario, jobs(world_folder, database), postgres=database is not None)
 
 
 def test_an_owner_forgotten_at_any_moment_of_a_job(
