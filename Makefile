@@ -2,10 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
+VENV_CLIENTS ?= .venv-clients
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-gpu test-vllm test-faults test-fuzz fuzz lint format clean
+NODE_CLIENTS := tests/clients/node
+
+.PHONY: help install demo test test-gpu test-vllm test-clients test-faults test-fuzz fuzz lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +49,22 @@ $(VENV_VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
 	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt --editable '.[vllm]'
 	@touch $@
 
+test-clients: $(INSTALLED) $(VENV_CLIENTS)/.installed $(NODE_CLIENTS)/.installed  ## client libraries of the API against a whole server
+	VENV_CLIENTS=$(abspath $(VENV_CLIENTS)) OMP_NUM_THREADS=1 $(BIN)/pytest tests/clients
+
+$(VENV_CLIENTS)/.installed: constraints-clients.txt
+	$(PYTHON) -m venv $(VENV_CLIENTS)
+	$(VENV_CLIENTS)/bin/pip install --quiet --disable-pip-version-check --requirement constraints-clients.txt
+	@touch $@
+
+# Without node, its libraries are skipped, and tried again once it is there.
+$(NODE_CLIENTS)/.installed: $(NODE_CLIENTS)/package.json
+	@if command -v npm > /dev/null; then \
+	    npm install --prefix $(NODE_CLIENTS) --no-package-lock --no-audit --no-fund --loglevel=error && touch $@; \
+	else \
+	    echo "no npm on this machine: the client libraries for Node are not tried"; \
+	fi
+
 test-faults: $(INSTALLED)  ## every write, flush, rename, delete and commit made to fail; floods of connections
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4 --dist worksteal tests/faults
 
@@ -67,4 +86,4 @@ format: $(INSTALLED)  ## let ruff put the code in order
 	$(BIN)/ruff format .
 
 clean:  ## remove the environments
-	rm -rf $(VENV) $(VENV_VLLM)
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_CLIENTS) $(NODE_CLIENTS)/node_modules $(NODE_CLIENTS)/.installed

@@ -1,4 +1,4 @@
-"""Numbers of 64 bits that are infinite in the 32 or 16 bits a base computes in: finite in the file, not in use.
+"""Numbers of 64 bits that are infinite in the 32 or 16 bits a base computes in: finite in the file alone.
 
 The reader takes such a file: whether it fits is a question of the base, and `Prefix.check_dtype` answers it.
 """

@@ -1,4 +1,4 @@
-"""Fields of `base` and `origin` that are not known, missing, or of another type: they go into a constructor."""
+"""Fields of `base` and `origin` that are not known, missing, or of another type: they become arguments."""
 
 from forge import described, good_file, parts, show
 

@@ -313,3 +313,12 @@ def test_a_template_that_refuses_what_cutting_leaves_says_that_it_does_not_fit()
 def test_what_is_no_source_is_named(source: Any, found: str) -> None:
     with pytest.raises(UsageError, match=f"the source (is|holds) .*{found}"):
         CHAT.source_ids(chatting(CHAT_TEMPLATE).tokenizer, source)
+
+
+def test_the_last_day_that_there_is_has_no_day_behind_it() -> None:
+    from foreword.base.template_changes import what_differs
+
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}{{ messages[0]['content'] }}"
+    differs = what_differs(Template(style="chat"), tokenizer, "ab" * 32, created="9999-12-31T00:00:00")
+    assert differs is not None

@@ -6,7 +6,8 @@ Nothing is cut in silence: what was cut is counted and goes back to the caller.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,3 +173,60 @@ def _cut_source(source: Source, tokenizer: Any, template: Template, limit: int) 
             "conversation or the template"
         )
     return ids
+
+
+_KEEPING = {"Sequence", "Prepend", "ByteLevel", "NFD", "NFKD", "Digits", "Metaspace", "UnicodeScripts"}
+"""What tokenizers do to a text that takes no character out of it (names of the library `tokenizers`)."""
+_COMPOSING = {"NFC": 4, "NFKC": 4}
+"""So many characters become one at most (unicode.org/faq/normalization.html)."""
+
+
+def most_characters_per_token(tokenizer: Any) -> int | None:
+    """Characters of a text for which one token may stand; None where that has no bound, or is not known.
+
+    There is none where spaces are taken out, where a word or a run of characters that the vocabulary lacks
+    becomes one token, or where such characters are dropped.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    parts = json.loads(backend.to_str())
+    composed = 1
+    for step in _steps(parts["normalizer"]) + _steps(parts["pre_tokenizer"]):
+        kind = step["type"]
+        if kind in _COMPOSING:
+            composed = max(composed, _COMPOSING[kind])
+        elif kind == "Replace":
+            old = step["pattern"].get("String")
+            if old is None or len(step["content"]) < len(old):
+                return None
+        elif kind in ("Split", "Punctuation"):
+            if step["behavior"] == "Removed":
+                return None
+        elif kind not in _KEEPING:
+            return None
+    if any(token["lstrip"] or token["rstrip"] for token in parts["added_tokens"]):
+        return None  # it takes the spaces beside it along
+    vocabulary = tokenizer.get_vocab()
+    if not _knows_every_byte(parts["model"], vocabulary):
+        return None
+    return composed * max(map(len, vocabulary))
+
+
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer and what it consists of."""
+    if part is None:
+        return []
+    inner = part.get("normalizers", part.get("pretokenizers", []))
+    return [part, *(step for each in inner for step in _steps(each))]
+
+
+def _knows_every_byte(model: dict[str, Any], vocabulary: Mapping[str, int]) -> bool:
+    """Whether there is no character that the vocabulary lacks."""
+    if model["type"] not in ("BPE", "Unigram"):
+        return False
+    if model.get("byte_fallback"):
+        return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return all(letter in vocabulary for letter in ByteLevel.alphabet())

@@ -369,8 +369,7 @@ class Detokenizer:
 
     def _may_stop(self) -> int:
         """Characters at the end that may be the beginning of a stop text."""
-        starts = [n for word in self._stop for n in range(1, len(word)) if self._held.endswith(word[:n])]
-        return max(starts, default=0)
+        return max((beginning_at_end(self._held, word) for word in self._stop), default=0)
 
 
 def _takes_out_spaces(tokenizer: Any) -> bool:
@@ -386,6 +385,16 @@ def first_stop(text: str, stop: Sequence[str]) -> int | None:
     """Where the first stop text in `text` begins; None: there is none."""
     places = [place for word in stop if (place := text.find(word)) >= 0]
     return min(places, default=None)
+
+
+def beginning_at_end(text: str, word: str) -> int:
+    """Characters at the end of `text` that `word` begins with, as many as there are; not the whole word."""
+    place = max(0, len(text) - len(word) + 1)
+    while (place := text.find(word[0], place)) >= 0:
+        if word.startswith(text[place:]):
+            return len(text) - place
+        place += 1
+    return 0
 
 
 class TextStreamer(BaseStreamer):

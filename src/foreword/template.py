@@ -82,9 +82,7 @@ class Template:
         _check_source(source)
         if self.style == "chat":
             return [int(i) for i in self._apply_chat_template(tokenizer, source, tokenize=True)]
-        if not isinstance(source, str):
-            raise UsageError(f"a source of chat messages needs the template style 'chat', not {self.style!r}")
-        text = source + self.separator if self.style == "separator" else source
+        text = self.source_text(tokenizer, source)
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.source_tokens is not None:
             front, behind = (_ids_of(tokenizer, tokens) for tokens in self.source_tokens)
@@ -98,6 +96,15 @@ class Template:
         # Raw text is what its writer says: who wrote the token does not get a second one.
         there = self.style == "raw" and ids[:1] == [tokenizer.bos_token_id]
         return ids if there else [tokenizer.bos_token_id, *ids]
+
+    def source_text(self, tokenizer: Any, source: Source) -> str:
+        """The text that becomes `source_ids`, without special tokens around it. Raises as `source_ids`."""
+        _check_source(source)
+        if self.style == "chat":
+            return str(self._apply_chat_template(tokenizer, source, tokenize=False))
+        if not isinstance(source, str):
+            raise UsageError(f"a source of chat messages needs the template style 'chat', not {self.style!r}")
+        return source + self.separator if self.style == "separator" else source
 
     def target_ids(self, tokenizer: Any, target: str) -> list[int]:
         """Token ids that carry the loss: the target, and the tokens around it that end it."""

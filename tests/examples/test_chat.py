@@ -42,6 +42,21 @@ def test_a_message_of_weight_0_is_context_only(path):
     ]
 
 
+def test_a_weight_of_null_says_nothing(path):
+    assert read(path, {"messages": [ASK, {**ANSWER, "weight": None}]}) == [Example((ASK,), "2")]
+
+
+def test_parts_that_are_all_text_are_one_text(path):
+    parts = [{"type": "text", "text": "Tw"}, {"type": "text", "text": "o?"}]
+    answer = {**ANSWER, "content": [{"type": "text", "text": "2"}]}
+    assert read(path, {"messages": [{**ASK, "content": parts}, answer]}) == [Example((ASK,), "2")]
+
+
+def test_a_developers_message_is_a_system_message(path):
+    developer = {**SYSTEM, "role": "developer"}
+    assert read(path, {"messages": [developer, ASK, ANSWER]}) == [Example((SYSTEM, ASK), "2")]
+
+
 def test_a_conversation_may_have_an_owner(path):
     assert read(path, {"messages": [ASK, ANSWER], "owner": "ann"}) == [Example((ASK,), "2", "ann")]
 
@@ -61,7 +76,13 @@ def test_a_name_of_a_participant_is_left_out(path):
         ({"messages": [ANSWER, ASK]}, ["message 1", "answers nothing"]),
         ({"messages": ["hello", ANSWER]}, ["message 1 is text", "role and content"]),
         ({"messages": [{"role": "bot", "content": "a"}]}, ["'bot'", "system, user, assistant"]),
-        ({"messages": [{"role": "developer", "content": "a"}]}, ["'developer'", "write system instead"]),
+        ({"messages": [{"role": "x" * 10_000, "content": "a"}]}, ["xxx…'", "system, user, assistant"]),
+        ({"messages": [ASK, {**ANSWER, "weight": [[]]}]}, ["weight of message 2 is a list", "0 or 1"]),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}, ANSWER]},
+            ["content of message 1", "parts (text)", "expected text"],
+        ),
+        ({"messages": [{"role": "user", "content": []}, ANSWER]}, ["content of message 1", "parts (none)"]),
         ({"messages": [{"content": "a"}]}, ["role of message 1 is absent"]),
         ({"messages": [{"role": 3, "content": "a"}]}, ["role of message 1 is a number"]),
         ({"messages": [ASK, {"role": "assistant", "content": None}]}, ["content of message 2 is null"]),

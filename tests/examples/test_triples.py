@@ -138,3 +138,19 @@ def test_a_folder_without_xml_and_a_file_that_is_absent_are_named(tmp_path):
         read_webnlg(tmp_path)
     with pytest.raises(CannotRead, match="does not exist"):
         read_webnlg(tmp_path / "absent.xml")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"tripleset": 5, "annotations": []}]', "tripleset is '5'"),
+        ('[{"tripleset": [["a", "b", "c"]], "annotations": 5}]', "annotations is a number"),
+        ('[{"tripleset": [["a", "b", "c"]], "annotations": null}]', "annotations is null"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_json_of_other_types_is_named(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "dart.json"
+    file.write_text(content)
+    with pytest.raises(BadExamples, match=words):
+        read_dart(file)

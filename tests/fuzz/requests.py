@@ -340,8 +340,8 @@ def _patterns() -> tuple[tuple[re.Pattern[str], dict[str, Any]], ...]:
 
 
 def _described(method: str, path: str) -> dict[str, Any] | None:
-    for form, operations in _patterns():
-        if form.fullmatch(path) and method.lower() in operations:
+    for form, operations in _patterns():  # clients put a slash behind a list's path, too
+        if (form.fullmatch(path) or form.fullmatch(path.rstrip("/"))) and method.lower() in operations:
             responses: dict[str, Any] = operations[method.lower()]["responses"]
             return responses
     return None

@@ -60,12 +60,13 @@ def test_the_openapi_document_is_what_is_answered(gateway: Gateway, tmp_path: Pa
     # What can't be said in a schema (a file that holds examples, fields that exclude each other) is refused.
     command += ["--exclude-checks", "positive_data_acceptance"]
     command += ["--phases", "examples,coverage,fuzzing,stateful"]
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    paths = [str(Path(__file__).parents[1]), *map(os.path.abspath, given)]  # it runs in another folder
     plain = {
         **os.environ,
         "NO_COLOR": "1",
         "COLUMNS": "200",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONPATH": os.pathsep.join(paths),
     }
     plain["SCHEMATHESIS_HOOKS"] = "fuzz.schemathesis_hooks"
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=plain, cwd=tmp_path)

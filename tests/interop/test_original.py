@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,17 @@ def test_paths_without_a_checkpoint_are_refused(base: BaseModel, tmp_path: Path)
         import_prefix_tuning(tmp_path / "nowhere", base)
     with pytest.raises(ForeignFormat, match=r"none of pytorch_model\.bin"):
         import_prefix_tuning(tmp_path, base)
+
+
+@pytest.mark.parametrize(
+    "name", ["wte.weight", "control_trans.0.weight", "control_trans.0.bias", "control_trans.2.bias"]
+)
+def test_tensors_of_other_dimensions_are_named(
+    name: str, base: BaseModel, module: PrefixTuning, tmp_path: Path
+) -> None:
+    tensors = module.state_dict()
+    for other in (tensors[name].flatten()[0], tensors[name][None, None]):
+        file = tmp_path / "pytorch_model.bin"
+        torch.save({**tensors, name: other}, file)
+        with pytest.raises(ForeignFormat, match=rf"{re.escape(name)} is .*expected a tensor of [12] dim"):
+            import_prefix_tuning(file, base)

@@ -90,6 +90,13 @@ def test_loopback_needs_no_keys(host: str) -> None:
     assert Configuration(host=host, keys=False).host == host
 
 
+def test_toml_without_end_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("a = " + "[" * 5000)
+    with pytest.raises(UsageError, match="is not TOML"):
+        read(file, {}, {})
+
+
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(CannotRead, match="expected a TOML file"):
         read(tmp_path / "none.toml", {}, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -13,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from foreword.serving.config import read
+from foreword.serving.config import Configuration, read
 from foreword.serving.vllm import launch, ticket
 from support.gateways import Gateway, running, tiny_chat_base
 
@@ -79,3 +80,28 @@ def test_compose_starts_vllm_as_the_server_would(tmp_path: Path) -> None:
     assert configuration.engine_url == "http://vllm:8001"
     assert services["pull"]["command"] == ["pull", configuration.base]
     assert services["vllm"]["environment"][ticket.SECRET] == environment[ticket.SECRET]
+
+
+def test_the_page_on_security_names_tests_targets_and_settings_that_there_are() -> None:
+    page = (DEPLOY.parent / "docs" / "security.md").read_text()
+    paths = set(re.findall(r"`((?:tests|deploy)/[^`]+)`", page))
+    assert len(paths) > 10
+    assert {path for path in paths if not (DEPLOY.parent / path).exists()} == set()
+    makefile = (DEPLOY.parent / "Makefile").read_text()
+    assert all(f"\n{target}:" in makefile for target in re.findall(r"`make ([a-z-]+)`", page))
+    settings = {each.name for each in dataclasses.fields(Configuration)}
+    assert set(re.findall(r"`([a-z]+_(?:seconds|bytes|address))`?", page)) <= settings
+
+
+def test_the_proxy_keeps_to_what_the_server_allows() -> None:
+    """nginx itself reads the file in tests/faults, where it is installed."""
+    text = re.sub(r"#.*", "", (DEPLOY / "nginx.conf").read_text())
+    told = {name: value for name, value in re.findall(r"^\s*([a-z_]+) ([^;{]+);", text, flags=re.M)}
+    assert (told["proxy_buffering"], told["proxy_request_buffering"]) == ("off", "on")
+    sizes = [int(size) << 20 for size in re.findall(r"client_max_body_size (\d+)m;", text)]
+    assert sizes[0] == Configuration().body_bytes
+    assert Configuration().upload_bytes < sizes[1] < 1.1 * Configuration().upload_bytes
+    (upstream,) = re.findall(r"upstream foreword {(.*?)}", text, flags=re.S)
+    (idle,) = re.findall(r"keepalive_timeout (\d+)s;", upstream)
+    assert int(idle) < Configuration().head_seconds
+    assert f"server 127.0.0.1:{Configuration().port};" in upstream

@@ -27,6 +27,7 @@ OTHERS: dict[str, Any] = {
     "owner": "alice",
     "engine_url": "http://127.0.0.1:1",
     "keys": True,
+    "cors_origins": "http://localhost:3000",
 }
 """Values for settings that do not take any."""
 NEEDED = {"engine_url": {"engine": "vllm"}, "engine_arguments": {"engine": "vllm"}}

@@ -48,6 +48,36 @@ def test_every_command_has_help_with_an_example(run):
         assert f"Example: foreword store {' '.join(path)}" in run(*path, "--help")
 
 
+def test_a_slow_check_reads_what_is_due_and_says_what_is_bad(run, file, tmp_path):
+    run("put", "alice/reviews", file)
+    assert run("verify", "--every", "1") == "0 files, 0.0 MB read, 0 bad\n"
+    (path,) = (tmp_path / "store" / "blobs").rglob("*.prefix")
+    path.write_bytes(b"rotten")
+    seen = json.loads(run("verify", "--every", "0", "--json", status=1))
+    assert (seen["files"], len(seen["damaged"]), seen["missing"]) == (1, 1, [])
+    with pytest.raises(UsageError, match="--every"):
+        run("verify", "--every", "1", "--owner", "alice")
+
+
+def test_usage_is_listed_by_day_and_fits_a_terminal(run, file, tmp_path):
+    from foreword.store import PrefixStore
+    from foreword.store.usage import add
+
+    run("put", "alice/reviews", file)
+    with PrefixStore(tmp_path / "store") as store:
+        for day in ("2026-01-30", "2026-01-31"):
+            store.database.write(
+                lambda connection, day=day: add(connection, "alice", day, requests=2, prompt_tokens=31)
+            )
+    (row,) = json.loads(run("usage", "--since", "2026-01-31", "--json"))["usage"]
+    assert (row["owner"], row["day"], row["requests"], row["prompt_tokens"]) == ("alice", "2026-01-31", 2, 31)
+    shown = run("usage", "--owner", "alice", "--until", "2026-01-30")
+    (line,) = [line for line in shown.splitlines() if "alice" in line]
+    assert line.split()[:4] == ["2026-01-30", "alice", "2", "31"]
+    assert "2026-01-31" not in shown
+    assert max(map(len, map(str.rstrip, shown.splitlines()))) <= 80
+
+
 def test_a_prefix_goes_in_is_shown_and_comes_out_the_same(run, file, tmp_path):
     version = json.loads(run("put", "alice/reviews", file, "--label", "production", "--json"))
     assert version["reference"] == "alice/reviews@1"

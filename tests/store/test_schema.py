@@ -1,5 +1,6 @@
 """The catalogue's tables: made once, brought up to date on request, refused when newer."""
 
+import json
 import subprocess
 import sys
 
@@ -14,7 +15,16 @@ from alembic.script import ScriptDirectory
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store import PrefixStore
 from foreword.store.database import Database
-from foreword.store.schema import REVISIONS, metadata, migrate, open_to_migrate, revision
+from foreword.store.schema import (
+    REVISIONS,
+    blob,
+    blob_owner,
+    metadata,
+    migrate,
+    open_to_migrate,
+    revision,
+    version,
+)
 
 
 def at_revision(catalogue, target):
@@ -58,6 +68,38 @@ def test_older_catalogue_is_refused_until_migrated_and_keeps_its_rows(place, pre
     assert migrate(open_to_migrate(place.arguments["place"])) == ("0001", REVISIONS[-1])
     assert migrate(open_to_migrate(place.arguments["place"])) == (REVISIONS[-1], REVISIONS[-1])
     assert place.open().put("a/x", prefixes()).number == 8
+
+
+def test_facts_beyond_the_limit_lose_their_notes_and_fingerprints_become_columns(place):
+    """As of a file whose header was longer than a header may be by now."""
+    if "checkpoints" not in place.arguments:
+        place.arguments["place"].mkdir()
+    old = Database(place.database)
+    at_revision(old, "0004")
+
+    def fill(connection):
+        put = connection.exec_driver_sql
+        put("INSERT INTO prefix (owner, name, public, counter, latest) VALUES ('a', 'x', false, 2, 2)")
+        put(
+            f"INSERT INTO blob (digest, key, size, ready, touched) VALUES ('{'d' * 64}', 'k', 9, true, 'then')"
+        )
+        for number, notes in ((1, {"a": "b"}), (2, {f"note {n}": "x" * 90 for n in range(900)})):
+            facts = json.dumps({"base": {"fingerprint": "ab" * 32}, "notes": notes, "licence": "MIT"})
+            put(
+                "INSERT INTO version (owner, name, number, digest, created, base, length, dtype, facts) "
+                f"VALUES ('a', 'x', {number}, '{'d' * 64}', 'then', 'tiny', 3, 'float32', '{facts}')"
+            )
+
+    old.write(fill)
+    old.close()
+    database = open_to_migrate(place.arguments["place"])
+    migrate(database)
+    rows = database.rows(sqlalchemy.select(version).order_by(version.c.number))
+    assert [row.fingerprint for row in rows] == ["ab" * 32] * 2
+    assert [row.facts["notes"] for row in rows] == [{"a": "b"}, {}]
+    assert rows[1].facts["licence"] == "MIT"
+    assert [row.checked for row in database.rows(sqlalchemy.select(blob))] == ["then"]
+    assert [tuple(row) for row in database.rows(sqlalchemy.select(blob_owner))] == [("a", "d" * 64)]
 
 
 def test_newer_catalogue_is_refused_and_untouched(place, prefixes):
@@ -104,8 +146,6 @@ def test_failed_migration_leaves_no_table_behind(place, monkeypatch):
 def test_processes_that_open_a_fresh_store_at_once_all_succeed(place):
     arguments = {name: str(value) for name, value in place.arguments.items()}
     program = "import sys, json; from foreword.store import PrefixStore; PrefixStore(**json.loads(sys.argv[1])).list()"
-    import json
-
     started = [
         subprocess.Popen(
             [sys.executable, "-c", program, json.dumps(arguments)], stderr=subprocess.PIPE, text=True

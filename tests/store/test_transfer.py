@@ -125,3 +125,46 @@ def test_altered_or_foreign_content_is_refused_whole(archive, tmp_path, prefixes
     with pytest.raises(CannotRead):
         other.import_owner(tmp_path / "absent.zip")
     assert len(other.list()) == 0
+
+
+@pytest.mark.parametrize(
+    "created", ["2026-02-30T00:00:00", "x", "", 1, "9999-12-31T23:59:59-14:00", None, "0001-01-01"]
+)
+def test_a_time_that_is_none_is_refused_and_listing_goes_on(archive, tmp_path, created):
+    def change(content):
+        manifest = json.loads(content)
+        manifest["versions"][0]["created"] = created
+        return json.dumps(manifest)
+
+    other = PrefixStore(tmp_path / "other")
+    with pytest.raises(BadArchive, match="created is"):
+        other.import_owner(changed(archive, tmp_path / "altered.zip", "manifest.json", change))
+    assert list(other.each()) == []
+
+
+def test_a_packed_archive_is_refused_before_it_is_unpacked(archive, tmp_path):
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(BadArchive, match="is compressed, and an export is not"):
+        PrefixStore(tmp_path / "other").import_owner(packed)
+
+
+ALICE = b'{"foreword-export": 1, "owner": "alice", "labels": [], "versions": '
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *(b"[]", b"{}", b"[" * 100_000, b"5", b'{"foreword-export": 1, "owner": 3}', ALICE[:-13] + b"}"),
+        *(ALICE + versions + b"}" for versions in (b"5", b"[5]", b'[{"name": []}]', b'[{"name": "x"}]')),
+    ],
+    ids=lambda manifest: manifest[-20:].decode(),
+)
+def test_a_manifest_of_other_types_is_refused_in_our_words(archive, tmp_path, manifest):
+    altered = changed(archive, tmp_path / "altered.zip", "manifest.json", lambda _: manifest)
+    with pytest.raises(BadArchive) as caught:
+        PrefixStore(tmp_path / "other").import_owner(altered)
+    for word in ("object is not", "indices", "NoneType", "attribute"):  # Python's
+        assert word not in str(caught.value)

@@ -66,7 +66,7 @@ class Gateway:
 def running(folder: Path, base: BaseModel, **settings: Any) -> Iterator[Gateway]:
     """Serve until the block ends."""
     configuration: Configuration = of({"store": str(folder / "store"), "training": False, **settings})
-    with PrefixStore(configuration.store) as store:
+    with PrefixStore(configuration.store, blobs=configuration.blobs) as store:
         engine = PlainEngine(base)
         server = ServerState(configuration, store, served_of(base), engine, Metrics())
         add_readings(server, None)

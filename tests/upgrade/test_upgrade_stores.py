@@ -14,6 +14,7 @@ import pytest
 
 from foreword import Prefix, PrefixStore
 from foreword.errors import NotAllowed, UnknownKey, UnknownPrefix
+from foreword.store import quota, tasks
 from upgrade import runs, surface
 
 FOLDER = surface.FIXTURES / "stores"
@@ -43,7 +44,7 @@ def test_a_store_in_a_folder_holds_what_it_held(here: Path, revision: str) -> No
         check(store, surface.recorded(f"stores/{revision}/expected.json"))
 
 
-@pytest.mark.parametrize("revision", [REVISIONS[0], "0003"])
+@pytest.mark.parametrize("revision", [REVISIONS[0], "0003", "0004"])
 def test_a_store_in_postgresql_holds_what_it_held(here: Path, postgres: str, revision: str) -> None:
     import psycopg
 
@@ -80,6 +81,14 @@ def check(store: PrefixStore, expected: dict[str, Any]) -> None:
     declared = [one.to_json() for one in store.equivalences()]
     assert_holds(declared, expected.get("equivalences", []))
     assert store.equivalents("ef" * 32) == {one["trained"] for one in declared}
+    # What has become columns of their own since.
+    assert {version.fingerprint for version in store.each()} == {"ab" * 32}
+    mine = {
+        version["digest"]: version["size"] for version in expected["versions"] if version["owner"] == "bob"
+    }
+    counted = store.database.read(lambda connection: quota.stored_bytes(connection, "bob"))
+    assert counted == sum(mine.values())
+    assert tasks.checks(store.database)["all_checked_since"] > 0
     secrets = expected["secrets"]
     if secrets:
         assert store.as_key(secrets["alice"]).get("alice/notes").length == 3

@@ -49,6 +49,10 @@ ADVICE = {
     "other weights": "load the base it was trained for, or train a prefix for this one. A quantised copy of "
     "the base can be declared equivalent: foreword store equate",
     "not declared": "`foreword store equivalences` lists what is declared",
+    "unknown prefix": "`foreword store list` shows those that are there",
+    "which versions": "name one, as in owner/name@3, or give --all with a name alone",
+    "no place for files": "name it, a folder or a URL such as s3://bucket/folder, in FOREWORD_STORE_BLOBS",
+    "format not told": "if it is one of these, pass its name with --format",
     "no dev examples": "give --dev, or leave --patience out",
 }
 """What to do on the command line, by `ForewordError.remedy`."""

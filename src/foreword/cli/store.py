@@ -256,7 +256,7 @@ def delete(
 def verify(
     owner: str | None = _only_owner,
     every: float | None = setting(
-        None, metavar="DAYS", help="Slowly, only files that were not checked for so long, as servers do"
+        None, ge=0, metavar="DAYS", help="Slowly, only files that were not checked for so long, as servers do"
     ),
     *,
     store: AsAdministrator,
@@ -283,9 +283,14 @@ def verify(
 def _verify_slowly(store: AsAdministrator, days: float) -> None:
     from foreword.store.tasks import Checked
 
-    seen = Checked()
+    seen, began = Checked(), time.monotonic()
     with store.opened() as opened:
-        while (some := opened.check_files(older_than=days * 86400, pause=_sleep)).files:
+        while True:
+            # Counted from the beginning, so that nothing that was checked here is due here again.
+            older_than = days * 86400 + time.monotonic() - began
+            some = opened.check_files(older_than=older_than, pause=_sleep)
+            if not some.files:
+                break
             seen += some
     if not store.json:
         bad = [(digest, fault) for fault in ("damaged", "missing") for digest in getattr(seen, fault)]

@@ -1,7 +1,8 @@
 """Conversations as in OpenAI's fine-tuning files: an object with messages a line.
 
 Each message of the assistant becomes an example, with the messages before it as its source; one
-that has `"weight": 0` is context only, as OpenAI has it.
+that has `"weight": 0` is context only, as OpenAI has it. What a server takes in a chat is taken here, too: a
+developer's message is a system message, and parts that are all text are one text.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 from foreword.errors import BadExamples
 from foreword.examples.example import Example, kind
 from foreword.examples.jsonl import parse_objects, read_owner
-from foreword.examples.records import Fields, Line, missing_field
+from foreword.examples.records import Fields, Line, excerpt, missing_field
 from foreword.template import Message
 
 ROLES = ("system", "user", "assistant")
+_OTHER_NAMES = {"developer": "system"}
 _TOOL_FIELDS = ("tool_calls", "function_call")
 
 
@@ -73,12 +75,13 @@ def _role_and_content(line: Line, number: int, message: Any) -> tuple[str, str]:
         if message.get(field):
             raise _tools(line, f"message {number} has {field}")
     role = message.get("role")
+    if isinstance(role, str):
+        role = _OTHER_NAMES.get(role, role)
     if role in ("tool", "function"):
         raise _tools(line, f"message {number} has the role {role!r}")
     if role not in ROLES:
-        given = repr(role) if isinstance(role, str) else kind(role) if "role" in message else "absent"
-        advice = "; write system instead" if role == "developer" else ""
-        raise line.fault(f"the role of message {number} is {given}; expected {', '.join(ROLES)}{advice}")
+        given = excerpt(role) if isinstance(role, str) else kind(role) if "role" in message else "absent"
+        raise line.fault(f"the role of message {number} is {given}; expected {', '.join(ROLES)}")
     return str(role), _text(line, number, message)
 
 
@@ -88,17 +91,29 @@ def _text(line: Line, number: int, message: dict[str, Any]) -> str:
         return content
     given = kind(content) if "content" in message else "absent"
     if isinstance(content, list):
-        types = {str(part.get("type")) for part in content if isinstance(part, dict)}
-        given = f"a list of parts ({', '.join(sorted(types)) or 'none'})"
+        texts = [_text_of_part(part) for part in content]
+        if texts and None not in texts:
+            return "".join(text for text in texts if text is not None)
+        types = {str(part.get("type"))[:20] for part in content if isinstance(part, dict)}
+        given = f"a list of parts ({', '.join(sorted(types)[:5]) or 'none'})"
     raise line.fault(
         f"the content of message {number} is {given}; expected text: Foreword's base models read text only"
     )
 
 
+def _text_of_part(part: Any) -> str | None:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    return None
+
+
 def _weight(line: Line, number: int, message: dict[str, Any]) -> bool:
-    weight = message.get("weight", 1)
+    weight = message.get("weight")
+    if weight is None:  # absent, or as clients write what they leave out
+        return True
     if weight not in (0, 1):
-        raise line.fault(f"the weight of message {number} is {weight!r}; expected 0 or 1")
+        given = str(weight) if isinstance(weight, float) else kind(weight)
+        raise line.fault(f"the weight of message {number} is {given}; expected 0 or 1")
     return bool(weight)
 
 

@@ -78,7 +78,7 @@ def _columns(header: Line, required: list[str]) -> tuple[str, list[str]]:
 
 def _split(lines: Iterator[Line], header: Line, separator: str) -> Iterator[tuple[Line, list[str]]]:
     """The cells of each row after the header; a row in quotes may span several lines."""
-    rows = csv.reader((line.text + "\n" for line in lines), delimiter=separator, strict=True)
+    rows = csv.reader((line.text + line.end for line in lines), delimiter=separator, strict=True)
     while True:
         begin = Line(header.file, header.number + rows.line_num + 1, "")
         try:

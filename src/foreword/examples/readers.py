@@ -69,6 +69,19 @@ def examples_in(
     limit: int | None = None,
 ) -> list[Example]:
     """As `read_examples`, of the lines of what messages call `file`, whose `ending` may tell the format."""
+    return list(iterate_examples(lines, file, ending, format=format, fields=fields, limit=limit))
+
+
+def iterate_examples(
+    lines: Iterator[Line],
+    file: str,
+    ending: str,
+    *,
+    format: Format = "auto",
+    fields: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> Iterator[Example]:
+    """As `examples_in`, one at a time: memory does not grow with the file."""
     names = make_fields(fields)
     name: str = format
     if format == "auto":
@@ -76,10 +89,12 @@ def examples_in(
     if wrong := sorted(set(fields or ()) - _PARTS[name]):
         takes = ", ".join(sorted(_PARTS[name])) or "no fields at all"
         raise UsageError(f"fields names {wrong[0]!r}, but the format {name} takes {takes}")
-    examples = list(itertools.islice(_READERS[name](lines, names), limit))
-    if not examples:
+    found = False
+    for example in itertools.islice(_READERS[name](lines, names), limit):
+        found = True
+        yield example
+    if not found:
         raise BadExamples(f"{file} is empty; expected at least one example")
-    return examples
 
 
 def _detect(
@@ -114,5 +129,7 @@ def _format_of(line: Line, fields: Fields, ending: str, *, mapped: bool) -> str:
         f"can't tell the format from {excerpt(line.text)}; expected a JSON object with "
         f"{fields.source} and {fields.target} (jsonl) or {fields.messages} (chat), a line that names the "
         f"columns {fields.source} and {fields.target} (csv) or mr and ref (e2e), or source{BETWEEN}target "
-        "(e2e); if it is one of these, pass its name as the format"
+        "(e2e)",
+        advice="if it is one of these, pass its name as format",
+        remedy="format not told",
     )

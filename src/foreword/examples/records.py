@@ -32,20 +32,25 @@ _NOT_TEXT = (
 
 
 class Line(NamedTuple):
-    """A line without its line end, and where it stands (numbers from 1)."""
+    """A line without its line end, and where it stands (numbers from 1).
+
+    Attributes:
+        end: of the line, which belongs to a text that spans several.
+    """
 
     file: str
     number: int
     text: str
+    end: str = "\n"
 
     @property
     def blank(self) -> bool:
         """Nothing but white space: readers skip such lines."""
         return not self.text or self.text.isspace()
 
-    def fault(self, message: str) -> BadExamples:
-        """The error to raise for a fault in this line."""
-        return BadExamples(f"{self.file}, line {self.number}: {message}")
+    def fault(self, message: str, *, advice: str | None = None, remedy: str | None = None) -> BadExamples:
+        """The error to raise for a fault in this line; `advice` and `remedy` as of `ForewordError`."""
+        return BadExamples(f"{self.file}, line {self.number}: {message}", advice=advice, remedy=remedy)
 
     def example(self, source: Source, target: str, owner: str | None) -> Example:
         """The example that stands in this line.
@@ -98,7 +103,8 @@ def lines_of(stream: BinaryIO, name: str) -> Iterator[Line]:
                 "a byte-order mark; save the file as UTF-8, without zero bytes"
             )
         begun = begun or not content.isspace()
-        yield Line(name, number, _decode(name, number, content))
+        end = "\r\n" if content.endswith(b"\r\n") else "\n"
+        yield Line(name, number, _decode(name, number, content), end)
 
 
 def excerpt(text: str, length: int = 60) -> str:

@@ -76,6 +76,11 @@ def run(tensors: Mapping[str, torch.Tensor], activation: Activation, *, suffix: 
     wanted = [f"{network}{number}.{part}" for number in numbers for part in ("weight", "bias")]
     if missing := [name for name in (f"wte{suffix}.weight", *wanted) if name not in tensors]:
         raise ForeignFormat(f"it lacks {', '.join(missing)}; the file is not whole, fetch it again")
+    for name in (f"wte{suffix}.weight", *wanted):
+        dims = 1 if name.endswith("bias") else 2
+        if tensors[name].ndim != dims:
+            shape = list(tensors[name].shape)
+            raise ForeignFormat(f"{name} is {shape}; expected a tensor of {dims} dimensions")
     states = tensors[f"wte{suffix}.weight"]
     for place, number in enumerate(numbers):
         weight, bias = (tensors[f"{network}{number}.{part}"] for part in ("weight", "bias"))

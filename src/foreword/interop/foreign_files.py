@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from foreword.errors import BadPrefix, CannotRead, ForeignFormat, UnsafePickle
+from foreword.examples.example import kind
 
 
 def read_json(path: Path, *, what: str) -> dict[str, Any]:
@@ -31,8 +32,8 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
         ForeignFormat: no such file in the folder, or not a JSON object.
     """
     if not path.parent.is_dir():
-        kind = "a file" if path.parent.exists() else "not there"
-        raise CannotRead(f"{path.parent} is {kind}; expected {what}, which is a folder")
+        state = "a file" if path.parent.exists() else "not there"
+        raise CannotRead(f"{path.parent} is {state}; expected {what}, which is a folder")
     if not path.is_file():
         raise ForeignFormat(
             f"{path.parent} has no {path.name}; expected {what}. It holds {_listing(path.parent)}"
@@ -44,7 +45,7 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ForeignFormat(f"{path} is not JSON ({error}); expected {what}. Fetch it again") from error
     if not isinstance(content, dict):
-        raise ForeignFormat(f"{path} holds {type(content).__name__}, not an object; expected {what}")
+        raise ForeignFormat(f"{path} holds {kind(content)}, not an object; expected {what}")
     return content
 
 

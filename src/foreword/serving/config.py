@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from foreword.validation import Setting, check_settings, current_names, setting,
 
 ENVIRONMENT = "FOREWORD_SERVE_"
 ENGINE = "Engine"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*]+")
+"""As browsers write it in the header Origin, https://www.rfc-editor.org/rfc/rfc6454#section-6.1."""
 
 _model = partial(setting, section=MODEL, metavar="NAME")
 _engine = partial(setting, section=ENGINE)
@@ -42,7 +45,7 @@ class Limits:
     )
     jobs: int | None = setting(10, ge=1, help="Jobs that wait or train, of each owner")
     stored_bytes: int | None = setting(
-        1 << 30, ge=1, help="Bytes of uploaded files and prefixes together, of each owner"
+        1 << 30, ge=1, help="Bytes of uploaded files, prefixes and jobs together, of each owner"
     )
 
     def __post_init__(self) -> None:
@@ -104,6 +107,12 @@ class Configuration(ModelOptions):
     keys: bool = _address(
         True, help="Require an API key; without, for your own machine, on a loopback address only"
     )
+    cors_origins: str | None = _address(
+        None,
+        metavar="ORIGINS",
+        help="Origins whose pages may use the API, such as http://localhost:3000, with commas between; * is "
+        "any, where keys are required",
+    )
     owner: str = _address("local", metavar="NAME", help="Owner of all files and jobs, without keys")
     body_bytes: int = _requests(4 << 20, ge=1, help="Largest request")
     upload_bytes: int = _requests(64 << 20, ge=1, help="Largest file")
@@ -118,7 +127,11 @@ class Configuration(ModelOptions):
     )
     drain_seconds: float = _requests(120.0, gt=0, help="Time for running requests after SIGTERM")
     rows: int = _requests(64, ge=1, help="Most texts of one request: prompts times n")
-    waiting_rows: int = _requests(2048, ge=1, help="Most texts written or waiting; beyond, requests get 503")
+    waiting_rows: int = _requests(
+        2048,
+        ge=1,
+        help="Most texts written or waiting, of all owners; an owner may hold as many as it leaves free",
+    )
     default_max_tokens: int = _requests(
         512, ge=1, help="New tokens of a chat answer where the request does not say"
     )
@@ -148,6 +161,12 @@ class Configuration(ModelOptions):
                 f"host is {self.host!r}, and without keys anybody who reaches it could use everything; "
                 "listen on 127.0.0.1, or leave keys on (foreword store keys make)"
             )
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin) and not (origin == "*" and self.keys):
+                raise UsageError(
+                    f"cors_origins has {origin!r}; expected origins such as http://localhost:3000, without a "
+                    "path, or * where keys are required"
+                )
         check_owner(self.owner)
         if self.engine != "vllm" and (self.engine_url or self.engine_arguments):
             raise UsageError(
@@ -167,6 +186,11 @@ class Configuration(ModelOptions):
             raise UsageError(
                 f"engine_url is {self.engine_url!r}; expected a URL such as http://127.0.0.1:8001"
             )
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """Origins whose pages may use the API: answered to preflights, and let through without keys."""
+        return tuple(origin.strip() for origin in (self.cors_origins or "").split(",") if origin.strip())
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, from which `of` makes the same again."""

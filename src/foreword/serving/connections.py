@@ -52,7 +52,8 @@ class Connection(H11Protocol):
         super().connection_made(cast(asyncio.Transport, transport))
         self.address = network_of(self.client[0] if self.client else "")
         if not self._others.admit(self):
-            self.refuse(Refused(503, "the server has too many connections; try again in a moment"))
+            text = "the server has too many connections; try again in a moment"
+            self.refuse(Refused(503, text, code="overloaded", headers={"retry-after": "5"}))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Make room."""

@@ -54,6 +54,8 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
 ADVICE = {
     "other weights": "take a prefix that was trained for this server's base, or train one here",
     "too large for the type": "train it again with a lower learning rate, or for a base in another data type",
+    "unknown prefix": "GET /v1/models lists those you may use",
+    "format not told": "write one JSON object a line, or a table with named columns",
     "no dev examples": "give validation_file, or leave hyperparameters.patience out",
     "two starts": "leave hyperparameters.init out, or train from the base model",
     "no start": "take another hyperparameters.parameterization, such as direct, or train from the base model",

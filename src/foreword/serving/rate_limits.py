@@ -1,7 +1,7 @@
 """Rate limits: how many requests and tokens a key may have in a minute, in this process.
 
-A bucket holds a minute's worth and refills steadily. Tokens are known only when they are there, so
-they may bring a bucket below zero: the next request then waits until it is filled again.
+A bucket holds a minute's worth and refills steadily. A request for text takes at once what it may come to
+need, and gives back what it did not use at its end, so that the limit holds however many come together.
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ class Bucket:
     def fill(self) -> None:
         """Add what time has brought."""
         now = self._clock()
-        self.level = min(self.per_minute, self.level + (now - self._filled) * self.per_minute / 60)
+        self.add((now - self._filled) * self.per_minute / 60)
         self._filled = now
+
+    def add(self, amount: float) -> None:
+        """Put in so much, as far as it holds it."""
+        self.level = min(self.per_minute, self.level + amount)
 
     def seconds_until(self, amount: float) -> float:
         """How long until `amount` is there; 0 when it is."""
@@ -58,12 +62,46 @@ class Limiter:
             if requests is not None:
                 requests.level -= 1
 
-    def spend(self, who: str, limits: Limits, tokens: int) -> None:
-        """Count tokens of a prompt or an answer."""
+    def reserve(self, who: str, limits: Limits, tokens: int) -> None:
+        """Take the tokens that a request may come to need; `give_back` what it did not.
+
+        Raises:
+            Refused: 429, with the seconds to wait; or, where it needs more than a minute brings, without, and
+                with the header by which OpenAI's clients do not try again.
+        """
+        with self._lock:
+            bucket = self._bucket(who, "tokens", limits.tokens_per_minute)
+            if bucket is None:
+                return
+            if tokens > bucket.per_minute:
+                raise Refused(
+                    429,
+                    f"the request may need {tokens} tokens, prompt and answer together, and the limit is "
+                    f"{bucket.per_minute} a minute; ask for fewer (max_tokens, n), or send a shorter prompt",
+                    code="tokens_per_minute_exceeded",
+                    headers={"x-should-retry": "false"},
+                )
+            if (wait := bucket.seconds_until(tokens)) > 0:
+                raise too_many(f"{bucket.per_minute} tokens a minute", wait, "tokens_per_minute")
+            bucket.level -= tokens
+
+    def give_back(self, who: str, limits: Limits, tokens: int) -> None:
+        """Return reserved tokens that were not used."""
         with self._lock:
             bucket = self._bucket(who, "tokens", limits.tokens_per_minute)
             if bucket is not None:
-                bucket.level -= tokens
+                bucket.add(tokens)
+
+    def charge_refused(self, who: str, limits: Limits, tokens: int) -> None:
+        """Count the tokens of a request that was read and refused.
+
+        They may bring the bucket below zero, by a minute's worth at most: nobody waits longer than that for
+        a mistake that was made many times at once.
+        """
+        with self._lock:
+            bucket = self._bucket(who, "tokens", limits.tokens_per_minute)
+            if bucket is not None:
+                bucket.level = max(bucket.level - tokens, -bucket.per_minute)
 
     def _bucket(self, who: str, what: str, per_minute: int | None) -> Bucket | None:
         if per_minute is None:

@@ -1,31 +1,74 @@
-"""Schemas of requests: every field that is understood, with its bounds, and what is said of any other.
+"""Schemas of requests: every field that is understood, with its bounds.
 
-A field that is not understood is refused by name, never ignored.
+A field that asks for something and is not understood is refused by name, never ignored. One that is null or
+empty asks for nothing, whatever its name: clients send every field that they know, and send an answer back as
+they got it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from foreword.serving.errors import Refused, shown
+from pydantic.config import JsonDict
 
 LONGEST_NAME = 300
 """Characters of a model's name."""
+MOST_FIELDS = 100
+"""Of an object; none has half as many that are known."""
 Text = Annotated[str, Field(max_length=1 << 23)]
+MOST_STOPS = 4
+"""As many as OpenAI's API takes."""
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
+# The first fault says enough: a million of them would take a gigabyte.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
+
+
+NOTHING: tuple[Any, ...] = (None, "", [], {})
+"""What any field that is not understood may hold."""
+
+
+def _describe(schema: JsonDict, kind: type[Body]) -> None:
+    """Say in the OpenAPI document what is accepted without effect, beside the fields."""
+    schema["additionalProperties"] = {"enum": [*NOTHING]}
+    properties: Any = schema.setdefault("properties", {})
+    for name, values in kind.without_effect.items():
+        properties[name] = {"enum": [*values, *NOTHING], "description": "Without effect at these values."}
 
 
 class Body(BaseModel):
-    """Strict: no unknown field, no NaN, no number in quotes."""
+    """Strict: no NaN, no number in quotes, no unknown field that asks for something.
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    Attributes:
+        without_effect: values of fields that are not understood which ask for nothing beyond what is done.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_describe)  # type: ignore[arg-type]
+    without_effect: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        fields, known = cls.model_fields, cls.without_effect
+        # `1 in (True,)` holds in Python; a number is no truth value here.
+        return {
+            name: value
+            for name, value in given.items()
+            if name in fields
+            or not any(type(value) is type(one) and value == one for one in (*NOTHING, *known.get(name, ())))
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MOST_FIELDS:  # each would be told of as unknown
+            raise ValueError(f"{len(data)} fields, more than there are; leave out those that are not known")
+        return data
 
 
 class StreamOptions(Body):
@@ -35,12 +78,6 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
-class ResponseFormat(Body):
-    """The form of an answer: text is the only one."""
-
-    type: Literal["text"]
-
-
 class Sampled(Body):
     """What completions and chat have in common."""
 
@@ -48,7 +85,9 @@ class Sampled(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
+    stop: (
+        Annotated[str, Field(max_length=256)] | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None
+    ) = None
     seed: Seed | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -59,16 +98,19 @@ class Sampled(Body):
     raw: Annotated[
         bool | None, Field(description="Take the text as it is, without the prefix's own template.")
     ] = None
-    # Accepted because clients send them, and without effect at the only values that are accepted.
-    user: Annotated[str, Field(max_length=512)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    user: Annotated[str | None, Field(max_length=512, description="Without effect.")] = None
+
+    without_effect = {
+        "presence_penalty": (0, 0.0),
+        "frequency_penalty": (0, 0.0),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+    }
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Stop texts, none or more."""
-        if self.stop is None:
+        if not self.stop:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
@@ -79,8 +121,8 @@ class Sampled(Body):
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Sampled:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is given, but stream is not true")
+        if self.wants_usage and not self.stream:
+            raise ValueError("The 'stream_options' parameter is only allowed when 'stream' is enabled.")
         return self
 
 
@@ -94,9 +136,8 @@ class CompletionBody(Sampled):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=128)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = None
+
+    without_effect = {**Sampled.without_effect, "echo": (False,), "best_of": (1,)}
 
 
 class TextPart(Body):
@@ -128,14 +169,19 @@ class ChatBody(Sampled):
     max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    # As above.
-    response_format: ResponseFormat | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    store: Literal[False] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
-    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    metadata: Annotated[dict[str, str] | None, Field(max_length=16, description="Without effect.")] = None
+    safety_identifier: Annotated[str | None, Field(max_length=512, description="Without effect.")] = None
+    prompt_cache_key: Annotated[str | None, Field(max_length=512, description="Without effect.")] = None
+
+    without_effect = {
+        **Sampled.without_effect,
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "tool_choice": ("none", "auto"),  # of no tools
+        "function_call": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "reasoning_effort": ("none",),
+    }
 
     @model_validator(mode="after")
     def _belongs_together(self) -> ChatBody:
@@ -144,35 +190,3 @@ class ChatBody(Sampled):
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens and max_completion_tokens are both given; give one")
         return self
-
-
-def refuse_fields_beside(form: Iterable[str], known: Collection[str]) -> None:
-    """Refuse a form with a field that has no meaning here, as bodies in JSON are. Raises Refused: 400."""
-    for field in form:
-        if field not in known:
-            param = field.partition("[")[0]  # a field with parts comes as `expires_after[seconds]`
-            raise _unknown_field(field, param if param.isidentifier() else None)
-
-
-def _unknown_field(where: str, param: str | None) -> Refused:
-    return Refused(
-        400, f"the field {shown(where)} is not known here; leave it out", code="unknown_field", param=param
-    )
-
-
-def refusal_of(error: RequestValidationError) -> Refused:
-    """What pydantic found wrong with a request first, in our words."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    kind = first["type"]
-    if kind == "json_invalid":
-        detail = first.get("ctx", {}).get("error", "")
-        return Refused(400, f"the body is not JSON: {detail} at byte {first['loc'][-1]}", code="invalid_json")
-    # Types of a union stand in the path too; a caller looks for the field.
-    param = ".".join(part for part in path if part.isidentifier() or part.isdigit()) or None
-    where = param or "the body"
-    if kind == "extra_forbidden":
-        return _unknown_field(where, param)
-    if kind == "missing":
-        return Refused(400, f"{where} is missing", code="missing_field", param=param)
-    return Refused(400, f"{where}: {first['msg']}", code="invalid_value", param=param)

@@ -36,6 +36,8 @@ BACKLOG = 2048
 """Connections that the system keeps until they are accepted; uvicorn's own number."""
 QUERY_SECONDS = 5.0
 """How long what a measurement asks the database for is told again: anybody may ask, at any rate."""
+WRITE_SECONDS = 5.0
+"""How long a request's write waits for another one; then the client gets 503 and may try again."""
 LAST_SECONDS = 3
 """For requests that a drain did not see the end of: then they are cut off."""
 
@@ -53,6 +55,7 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
     listening = _listen(configuration)
     logs.install()
     with listening, open_store(configuration) as store:
+        store.database.wait_seconds = WRITE_SECONDS
         # vLLM has the weights, and jobs are trained in a process that loads its own.
         base = open_base(configuration, store, weights=configuration.engine != "vllm")
         engine = make_engine(configuration, base)
@@ -68,7 +71,7 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
         )
         upkeep = Upkeep(store, server.usage, verify_days=configuration.verify_days)
         what = "Files of the store: checked by this server; bad when last read; when all had been read."
-        server.metrics.measure("foreword_store_verify", what, upkeep.measurements, "what")
+        server.metrics.measure("foreword_store_verify", what, upkeep.measurements, "what", QUERY_SECONDS)
         app = make_app(server)
 
         @contextlib.asynccontextmanager

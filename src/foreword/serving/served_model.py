@@ -6,11 +6,13 @@ The server, its training process and the start of a vLLM open them in the same w
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from foreword.base.base_model import BaseModel
+from foreword.encoding import most_characters_per_token
 from foreword.errors import UsageError, WindowExceeded
 from foreword.prefix import BaseIdentity, Geometry, Prefix
 from foreword.serving import logs
@@ -90,6 +92,11 @@ class ServedModel:
     check_ids: Callable[[Sequence[int], str], None]
     check: Callable[[Prefix], object]
     equivalent: frozenset[str] = frozenset()
+
+    @functools.cached_property
+    def most_characters_per_token(self) -> int | None:
+        """Characters for which one token may stand; None where that has no bound."""
+        return most_characters_per_token(self.tokenizer)
 
     @property
     def chats(self) -> bool:

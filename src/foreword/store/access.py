@@ -127,8 +127,9 @@ def lock(connection: Connection, caller: Caller, owner: str, name: str) -> None:
 def unknown(reference: object, caller: Caller) -> UnknownPrefix:
     """The error for what is absent or hidden."""
     return UnknownPrefix(
-        f"there is no prefix {reference} that {caller} may read; "
-        "`foreword store list` shows those that are there"
+        f"there is no prefix {reference} that {caller} may read",
+        advice="store.list() has those that are there",
+        remedy="unknown prefix",
     )
 
 

@@ -114,7 +114,7 @@ def caller_of(connection: Connection, secret: str) -> Caller:
     if match:
         row = connection.execute(select(api_key).where(api_key.c.id == match[1])).first()
     if row is None or row.revoked is not None or not hmac.compare_digest(row.secret, _hash(secret)):
-        raise UnknownKey("this API key is not valid; ask an administrator for one (foreword store keys make)")
+        raise UnknownKey("this API key is not valid; ask an administrator for one")
     return Caller(owner=row.owner, role=row.role, key=row.id)
 
 

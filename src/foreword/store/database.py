@@ -55,7 +55,9 @@ def find_database(
     if "://" in str(place):
         if blobs is None:
             raise UsageError(
-                "a store in a database needs a place for its files: blobs='s3://bucket/folder' or a folder"
+                "a store in a database needs a place for its files",
+                advice="give blobs, a folder or a URL such as s3://bucket/folder",
+                remedy="no place for files",
             )
         return str(place), str(blobs), None
     folder = Path(place).expanduser()
@@ -73,11 +75,17 @@ def find_database(
 
 
 class Database:
-    """Connections to one database. Safe in threads and after a fork."""
+    """Connections to one database. Safe in threads and after a fork.
+
+    Attributes:
+        wait_seconds: how long a write waits for another one before it fails with StoreUnavailable; None:
+            `WAIT_SECONDS` on SQLite, without end on PostgreSQL.
+    """
 
     def __init__(self, url: str | sqlalchemy.URL) -> None:
         self.engine = _engine(url)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self.wait_seconds: float | None = None
         self._reader = self._snapshots = self.engine
         if not self.is_sqlite:
             # A single read needs no transaction of its own: two round trips fewer on PostgreSQL.
@@ -113,12 +121,15 @@ class Database:
             StoreUnavailable: the database does not answer.
             CannotWrite: its disk is full or it is read-only; nothing was changed.
         """
-        writer = self.engine.execution_options(writes=True, durable=durable)
+        wait = self.wait_seconds
+        writer = self.engine.execution_options(writes=True, durable=durable, wait_seconds=wait)
         for attempt in range(ATTEMPTS):
             try:
                 with writer.connect() as connection, connection.begin():
                     if not self.is_sqlite and not durable:
                         connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
+                    if not self.is_sqlite and wait is not None:
+                        connection.exec_driver_sql(f"SET LOCAL lock_timeout TO {int(wait * 1000)}")
                     return work(connection)
             except (exc.DBAPIError, exc.TimeoutError) as error:
                 code = getattr(getattr(error, "orig", None), "sqlstate", None)
@@ -201,6 +212,9 @@ def _begin_sqlite(connection: Connection) -> None:
         # In WAL mode FULL flushes at each commit, NORMAL only at checkpoints (sqlite.org/pragma.html);
         # a later FULL commit flushes the earlier NORMAL ones with it.
         connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get('durable') else 'NORMAL'}")
+        wait = options.get("wait_seconds")
+        if wait is not None:  # it stays set on this connection, whose reads wait for nobody
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={int(wait * 1000)}")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
         connection.exec_driver_sql("BEGIN")

@@ -336,8 +336,9 @@ class PrefixStore:
         parsed = names.parse(reference)
         if ("@" in reference) == all_versions:
             raise UsageError(
-                f"name the version to delete, as in {parsed.owner}/{parsed.name}@3, or ask for all versions "
-                f"of {parsed.owner}/{parsed.name} (all_versions=True, --all)"
+                f"which versions of {parsed.owner}/{parsed.name} to delete is not said, or said twice",
+                advice="name one, as in owner/name@3, or give all_versions=True with a name alone",
+                remedy="which versions",
             )
         return self._write(versions.remove, parsed, all_versions)
 

@@ -299,6 +299,9 @@ def test_curl_gets_an_answer_and_a_stream(gateway: Gateway) -> None:
 
 
 def test_a_client_that_stops_reading_loses_its_texts(gateway: Gateway) -> None:
+    wait_until(
+        lambda: gateway.server.running == 0
+    )  # the request of the test before is counted until it is logged
     configuration = dataclasses.replace(gateway.server.configuration, write_seconds=0.2)
     server = dataclasses.replace(gateway.server, configuration=configuration)
     app = make_app(server)

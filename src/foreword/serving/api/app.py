@@ -9,7 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foreword import __version__
 from foreword.errors import ForewordError
@@ -18,7 +20,7 @@ from foreword.serving.api.middleware import RequestMiddleware
 from foreword.serving.api.operations import operations, share_readings
 from foreword.serving.api.state import ServerState
 from foreword.serving.errors import Refused, refused, response_of, shown
-from foreword.serving.requests import refusal_of
+from foreword.serving.validation_errors import refusal_of, unreadable_body
 
 ROUTERS = (
     models.router,
@@ -50,7 +52,30 @@ def make_app(server: ServerState) -> FastAPI:
     app.include_router(operations)
     _handle_errors(app)
     app.add_middleware(RequestMiddleware, server=server)
+    app.add_middleware(HeadAsGet)
+    if origins := server.configuration.allowed_origins:
+        # No credentials: a page sends its key in a header, and there are no cookies to send along.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "retry-after"),
+        )
     return app
+
+
+class HeadAsGet:
+    """Answer HEAD wherever there is GET; whatever serves the app leaves out the body (RFC 9110, 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 def _declared(key: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
@@ -71,10 +96,12 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_validation(request: Request, error: RequestValidationError) -> Response:
-        return response_of(refusal_of(error))
+        return response_of(refusal_of(error, request.headers))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
+        if (unreadable := unreadable_body(error.__cause__, request.headers)) is not None:
+            return response_of(unreadable)
         path = request.url.path
         known = {
             404: f"there is nothing at {shown(path)}; /docs lists what there is",

@@ -29,7 +29,8 @@ def check_site(configuration: Configuration, headers: Headers) -> None:
     if not configuration.keys:
         host = headers.get("host", "").lower()
         check_host(host)
-        check_origin(host, headers.get("origin"), headers.get("sec-fetch-site"))
+        allowed = configuration.allowed_origins
+        check_origin(host, headers.get("origin"), headers.get("sec-fetch-site"), allowed)
 
 
 def check_host(host: str) -> None:
@@ -68,5 +69,5 @@ def check_origin(host: str, origin: str | None, site: str | None, allowed: Colle
         raise Refused(
             403,
             f"this server has no keys, and a page of {page} asks; only its own pages may. Serve with "
-            "keys to let others ask",
+            "keys, or name the page's origin in cors_origins, to let it ask",
         )

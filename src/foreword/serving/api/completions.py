@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 
-from foreword.sampling import UNFINISHED
+from foreword.prefix import Prefix
 from foreword.serving.api import schemas
-from foreword.serving.api.prompts import conversation, find_prefix, make_rows, prompt_ids
+from foreword.serving.api.pools import tokenizer_places
+from foreword.serving.api.prompts import (
+    characters_of,
+    check_count,
+    conversation,
+    find_prefix,
+    make_rows,
+    prompt_ids,
+)
 from foreword.serving.api.schemas import ERRORS
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.api.streaming import CompletedText, Completions, plain, stream, unless_gone
-from foreword.serving.engine.detokenizer import TextDelta, TokenText
+from foreword.serving.engine.detokenizer import Spelling, TextDelta, TokenText
 from foreword.serving.engine.protocol import Row
-from foreword.serving.requests import ChatBody, CompletionBody
+from foreword.serving.requests import ChatBody, CompletionBody, Sampled
 
 router = APIRouter(tags=["text"])
+SomeBody = TypeVar("SomeBody", bound=Sampled)
+RowMaker = Callable[[ServerState, RequestIdentity, Prefix | None, SomeBody], list[Row]]
 DEFAULT_MAX_TOKENS = 16
 """New tokens of /v1/completions, as OpenAI's own; those of chat are a setting of the server."""
 
@@ -30,29 +38,25 @@ DEFAULT_MAX_TOKENS = 16
 async def complete(request: Request, body: CompletionBody) -> Any:
     """Continue one or more prompts, each behind the model's prefix and in its template."""
     server, identity = server_of(request), identity_of(request)
-    rows = await run_in_threadpool(_completion_rows, server, identity, body)
+    rows = await _rows(server, identity, body, _completion_rows)
     texts = Completions(server, identity, rows, body)
     head = _head("cmpl", body.model)
 
-    def choice(index: int, part: CompletedText | TextDelta, offset: int) -> schemas.CompletionChoice:
+    def choice(index: int, part: CompletedText | TextDelta) -> schemas.CompletionChoice:
         return schemas.CompletionChoice(
             index=index,
             text=part.text,
-            logprobs=None if body.logprobs is None else _completion_logprobs(part.logprobs, offset),
+            logprobs=None if body.logprobs is None else _completion_logprobs(part.logprobs),
             finish_reason=part.finish_reason,
         )
 
     if not body.stream:
         whole = await unless_gone(request, texts.whole())
-        choices = [choice(index, text, 0) for index, text in enumerate(whole)]
+        choices = [choice(index, text) for index, text in enumerate(whole)]
         return schemas.Completion(**head, choices=choices, usage=texts.usage)
 
-    offsets = [0] * len(rows)
-
     def chunks(delta: TextDelta) -> Sequence[dict[str, Any]]:
-        piece = choice(delta.row, delta, offsets[delta.row])
-        offsets[delta.row] += len(delta.text)
-        return [plain(schemas.Completion(**head, choices=[piece]))]
+        return [plain(schemas.Completion(**head, choices=[choice(delta.row, delta)]))]
 
     def ending() -> Sequence[dict[str, Any]]:
         return [plain(schemas.Completion(**head, choices=[], usage=texts.usage))] if body.wants_usage else []
@@ -64,7 +68,7 @@ async def complete(request: Request, body: CompletionBody) -> Any:
 async def chat(request: Request, body: ChatBody) -> Any:
     """Answer a conversation, or the one message of a model that was trained on single texts."""
     server, identity = server_of(request), identity_of(request)
-    rows = await run_in_threadpool(_chat_rows, server, identity, body)
+    rows = await _rows(server, identity, body, _chat_rows)
     texts = Completions(server, identity, rows, body)
     head = _head("chatcmpl", body.model)
     if not body.stream:
@@ -106,48 +110,65 @@ def _head(kind: str, model: str) -> dict[str, Any]:
     return {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
 
-def _completion_rows(server: ServerState, identity: RequestIdentity, body: CompletionBody) -> list[Row]:
-    prefix = find_prefix(server, identity.view, body.model)
+async def _rows(
+    server: ServerState, identity: RequestIdentity, body: SomeBody, make: RowMaker[SomeBody]
+) -> list[Row]:
+    """The rows of a request: its prefix by one pool, its token ids by another."""
+    pools, account = server.pools, identity.account
+    prefix = await pools.reads.run(account, lambda: find_prefix(server, identity.view, body.model))
+    places = tokenizer_places(characters_of(body))
+    return await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
+
+
+def _completion_rows(
+    server: ServerState, identity: RequestIdentity, prefix: Prefix | None, body: CompletionBody
+) -> list[Row]:
     given: Any = body.prompt
     several = isinstance(given, list) and not isinstance(given[0], int)
-    prompts = [prompt_ids(server, prefix, prompt, body) for prompt in (given if several else [given])]
+    given = given if several else [given]
+    check_count(server, len(given), body)
+    prompts = [prompt_ids(server, prefix, prompt, body) for prompt in given]
     longest = body.max_tokens or DEFAULT_MAX_TOKENS
-    return make_rows(
-        server, identity.caller, prefix, prompts, body, max_tokens=longest, logprobs=body.logprobs
-    )
+    return make_rows(server, identity, prefix, prompts, body, max_tokens=longest, logprobs=body.logprobs)
 
 
-def _chat_rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -> list[Row]:
-    prefix = find_prefix(server, identity.view, body.model)
+def _chat_rows(
+    server: ServerState, identity: RequestIdentity, prefix: Prefix | None, body: ChatBody
+) -> list[Row]:
+    check_count(server, 1, body)
     prompt = prompt_ids(server, prefix, conversation(server, prefix, body), body)
     longest = body.max_completion_tokens or body.max_tokens or server.configuration.default_max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return make_rows(server, identity.caller, prefix, [prompt], body, max_tokens=longest, logprobs=logprobs)
+    return make_rows(server, identity, prefix, [prompt], body, max_tokens=longest, logprobs=logprobs)
 
 
-def _completion_logprobs(tokens: Sequence[TokenText], offset: int) -> schemas.CompletionLogprobs:
-    offsets = itertools.accumulate((len(token.text) for token in tokens), initial=offset)
+def _completion_logprobs(tokens: Sequence[TokenText]) -> schemas.CompletionLogprobs:
     return schemas.CompletionLogprobs(
-        tokens=[token.text for token in tokens],
+        tokens=[token.spelling.key for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
-        top_logprobs=[dict(token.likeliest) for token in tokens],
-        text_offset=list(offsets)[:-1],
+        top_logprobs=[_by_key(token) for token in tokens],
+        text_offset=[token.offset for token in tokens],
     )
 
 
+def _by_key(token: TokenText) -> dict[str, float]:
+    """The likeliest tokens, and the chosen one; of two with the same text, the likelier."""
+    named: dict[str, float] = {}
+    for spelling, logprob in token.likeliest:
+        named.setdefault(spelling.key, logprob)
+    if named:
+        named.setdefault(token.spelling.key, token.logprob)
+    return named
+
+
 def _chat_logprobs(tokens: Sequence[TokenText]) -> schemas.ChatLogprobs:
-    def likely(text: str, logprob: float) -> dict[str, Any]:
-        # No bytes for a token that is a part of a character: its text does not tell them.
-        return {
-            "token": text,
-            "bytes": None if UNFINISHED in text else list(text.encode()),
-            "logprob": logprob,
-        }
+    def likely(spelling: Spelling, logprob: float) -> dict[str, Any]:
+        return {"token": spelling.text, "bytes": list(spelling.bytes), "logprob": logprob}
 
     return schemas.ChatLogprobs(
         content=[
             schemas.ChatToken(
-                **likely(token.text, token.logprob),
+                **likely(token.spelling, token.logprob),
                 top_logprobs=[schemas.LikelyToken(**likely(*pair)) for pair in token.likeliest],
             )
             for token in tokens

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.schemas import BINARY, ERRORS, Deleted, FileAnswer, FileList, seconds_of
 from foreword.serving.api.state import identity_of, server_of
 from foreword.serving.jobs import uploads
-from foreword.serving.requests import refuse_fields_beside
+from foreword.serving.jobs.settings import NO_ZERO
+from foreword.serving.validation_errors import refuse_fields_beside
 
-router = APIRouter(tags=["files"])
-FileId = Annotated[str, Path(max_length=40)]
+router = APIRouter(tags=["files"], route_class=FairRoute)
+FileId = Annotated[str, Path(max_length=40, pattern=NO_ZERO)]
 
 
 @router.post("/v1/files", response_model=FileAnswer, responses=ERRORS)
@@ -27,24 +28,25 @@ async def upload_file(
     refuse_fields_beside(await request.form(), {"file", "purpose"})
     server, identity = server_of(request), identity_of(request)
     owner = identity.writer("files")
-    content = await file.read()
-    record = await run_in_threadpool(
-        uploads.add,
-        server.store.database,
-        identity.caller,
-        owner,
-        file.filename or "upload.jsonl",
-        content,
-        limit=identity.limits.stored_bytes,
-    )
-    return _answer(record)
+
+    def add() -> uploads.Upload:
+        return uploads.add(
+            server.store.database,
+            identity.caller,
+            owner,
+            file.filename or "upload.jsonl",
+            file.file.read(),
+            limit=identity.limits.stored_bytes,
+        )
+
+    return _answer(await server.pools.uploads.run(identity.account, add))
 
 
 @router.get("/v1/files", response_model=FileList, responses=ERRORS)
 def list_files(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[str | None, Query(max_length=40)] = None,
+    after: Annotated[str | None, Query(max_length=40, pattern=NO_ZERO)] = None,
     purpose: Annotated[str | None, Query(max_length=40)] = None,
     order: Literal["asc", "desc"] = "desc",
 ) -> Any:

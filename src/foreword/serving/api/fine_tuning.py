@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 
 from foreword.serving.api import schemas
 from foreword.serving.api.models import describe
+from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.prompts import find_prefix
 from foreword.serving.api.schemas import ERRORS, seconds_of
 from foreword.serving.api.state import identity_of, server_of
@@ -16,14 +17,14 @@ from foreword.serving.errors import Refused
 from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.settings import JobBody, OpenAIHyperparameters
+from foreword.serving.jobs.settings import NO_ZERO, JobBody, OpenAIHyperparameters
 from foreword.store.names import parse_name
 from foreword.store.schema import now
 
-router = APIRouter(tags=["fine-tuning"], prefix="/v1/fine_tuning/jobs")
-JobId = Annotated[str, Path(max_length=40)]
+router = APIRouter(tags=["fine-tuning"], prefix="/v1/fine_tuning/jobs", route_class=FairRoute)
+JobId = Annotated[str, Path(max_length=40, pattern=NO_ZERO)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
-After = Annotated[str | None, Query(max_length=40)]
+After = Annotated[str | None, Query(max_length=40, pattern=NO_ZERO)]
 
 
 @router.post("", response_model=schemas.JobAnswer, responses=ERRORS)

@@ -8,12 +8,12 @@ untouched.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import time
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from foreword.errors import ForewordError
 from foreword.serving import logs
 from foreword.serving.api.browsers import check_site
-from foreword.serving.api.state import ServerState, authenticate
+from foreword.serving.api.pools import SMALL_BODY
+from foreword.serving.api.state import RequestIdentity, ServerState, authenticate
 from foreword.serving.api.streaming import ClientGone
 from foreword.serving.errors import Refused, refused, response_of
 
@@ -30,6 +31,8 @@ OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
 UPLOADS = ("/v1/files", "/v1/prefixes")
 SLOWEST_BYTES_PER_SECOND = 64_000
 """An upload may be as slow as this, beyond the seconds that every body has."""
+BYTES_PER_TOKEN = 4
+"""Of a request that was read and refused: a rough number of tokens, to count it."""
 CLIENT_GONE = 499
 """What logs and metrics say of a request whose client went away; nobody gets to read it."""
 POLICY_VIOLATION = 1008
@@ -58,6 +61,7 @@ class RequestMiddleware:
         try:
             await self._handle(context)
         finally:
+            await context.leave()
             self._count(-1, context)
             context.log()
 
@@ -109,10 +113,13 @@ class _RequestContext:
         self._state: dict[str, Any] = scope.setdefault("state", {})
         self._state["request_id"] = self._id
         self._start_time = time.perf_counter()
+        self._body_time = self._start_time
         self._received = 0
         self._body_complete = False
-        is_upload = scope["method"] == "POST" and scope["path"] in UPLOADS
-        self._limit = server.configuration.upload_bytes if is_upload else server.configuration.body_bytes
+        self._held = contextlib.AsyncExitStack()
+        self._is_upload = scope["method"] == "POST" and scope["path"] in UPLOADS
+        configuration = server.configuration
+        self._limit = configuration.upload_bytes if self._is_upload else configuration.body_bytes
 
     async def enter(self) -> None:
         """Ask for the key, and whether there is room. Raises Refused: 403, 503 (draining), 401, 429, 413."""
@@ -126,19 +133,42 @@ class _RequestContext:
                 headers={"retry-after": "5", "connection": "close"},
             )
         configuration = self._server.configuration
-        identity = await run_in_threadpool(authenticate, configuration, self._server.store, self._headers)
+        # In threads of their own: a key is never checked behind an upload.
+        identity = await self._server.pools.keys.run(
+            "", lambda: authenticate(configuration, self._server.store, self._headers)
+        )
         self._state["identity"] = identity
         self._server.limiter.admit(identity.name, identity.limits)
         declared = self._headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._limit:
             raise Refused(413, self._too_large())
+        await self._hold_body(identity, declared)
+
+    async def _hold_body(self, identity: RequestIdentity, declared: str) -> None:
+        """Wait until there is room for the body, before any of it is read. Raises Refused: 429."""
+        size = int(declared) if declared.isdigit() else 0
+        if "transfer-encoding" in self._headers:  # which does not say how much will come
+            size = self._limit
+        if size > SMALL_BODY:
+            pools = self._server.pools
+            bodies = pools.spooled if self._is_upload else pools.bodies
+            await self._held.enter_async_context(bodies.hold(identity.account, size))
+            self._body_time = time.perf_counter()
+
+    async def leave(self) -> None:
+        """Give back what the request held, and count what was read and refused."""
+        await self._held.aclose()
+        identity = self._state.get("identity")
+        if identity is not None and 400 <= self.status < 500 and self.status not in (429, CLIENT_GONE):
+            tokens = self._received // BYTES_PER_TOKEN
+            self._server.limiter.charge_refused(identity.name, identity.limits, tokens)
 
     async def receive(self) -> Message:
         """The next part of the request's body, which comes in time and does not grow without end."""
         if self._body_complete:
             return await self._receive()
         allowed = self._server.configuration.body_seconds + self._received / SLOWEST_BYTES_PER_SECOND
-        left = allowed - (time.perf_counter() - self._start_time)
+        left = allowed - (time.perf_counter() - self._body_time)
         try:
             message = await asyncio.wait_for(self._receive(), max(left, 0))
         except TimeoutError as error:

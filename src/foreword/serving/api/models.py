@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from foreword.errors import BadName, ForewordError, TemplateRefuses, UnknownPrefix, UsageError
 from foreword.prefix import Prefix
 from foreword.serving.api import schemas
+from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.schemas import BINARY, ERRORS, seconds_of
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.errors import Refused, refused, unknown_model
-from foreword.serving.requests import refuse_fields_beside
+from foreword.serving.validation_errors import refuse_fields_beside
 from foreword.store import Description, PrefixStore, Version
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=FairRoute)
 ModelName = Annotated[str, Path(description="The base, owner/name, or owner/name@version.", max_length=300)]
 
 
+@router.get("/v1/models/", include_in_schema=False)
 @router.get("/v1/models", response_model=schemas.ModelList, responses=ERRORS)
 def list_models(
     request: Request,
@@ -104,7 +105,7 @@ def _base(server: ServerState) -> schemas.ModelAnswer:
     return schemas.ModelAnswer(id=server.served.name, created=0, owned_by="foreword")
 
 
-prefix_router = APIRouter(tags=["prefixes"], prefix="/v1/prefixes")
+prefix_router = APIRouter(tags=["prefixes"], prefix="/v1/prefixes", route_class=FairRoute)
 Owner = Annotated[str, Path(max_length=128)]
 Name = Annotated[str, Path(max_length=220, description="Name, or name@version.")]
 
@@ -117,8 +118,12 @@ async def upload_prefix(
 ) -> Any:
     """Store a prefix file as the next version of a name."""
     refuse_fields_beside(await request.form(), {"file", "name"})
-    content = await file.read()
-    return await run_in_threadpool(_put, server_of(request), identity_of(request), name, content)
+    server, identity = server_of(request), identity_of(request)
+
+    def put() -> schemas.PrefixAnswer:
+        return _put(server, identity, name, file.file.read())
+
+    return await server.pools.uploads.run(identity.account, put)
 
 
 @prefix_router.get("/{owner}/{name}", response_model=schemas.PrefixAnswer, responses=ERRORS)

@@ -69,7 +69,7 @@ def share_readings(server: ServerState) -> dict[str, Shared[Any]]:
     def ask_store() -> None:
         server.store.database.rows(select(setting.c.name).limit(1))
 
-    return {"store": Shared(ask_store, READY_SECONDS), "metrics": Shared(server.metrics.exposition)}
+    return {"store": Shared(ask_store, READY_SECONDS), "metrics": Shared(lambda: server.metrics.exposition())}
 
 
 @operations.get("/healthz", response_model=Health, responses=ERRORS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from foreword.errors import (
     BadName,
@@ -16,13 +17,13 @@ from foreword.errors import (
 )
 from foreword.prefix import Prefix
 from foreword.sampling import SEEDS, row_seed
-from foreword.serving.api.state import ServerState
+from foreword.serving.api.state import RequestIdentity, ServerState
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, refused, unknown_model
 from foreword.serving.requests import ChatBody, Sampled
+from foreword.serving.served_model import ServedModel
 from foreword.store import PrefixStore
-from foreword.store.access import Caller
-from foreword.template import Source
+from foreword.template import Source, Template
 
 SMALLEST_TOP_P = 1e-6
 """What a `top_p` of 0 means: the likeliest token alone."""
@@ -83,6 +84,8 @@ def prompt_ids(
     """
     served, chat = server.served, isinstance(body, ChatBody)
     param = "messages" if chat else "prompt"
+    length = 0 if prefix is None else prefix.length
+    limit = served.text_limit(length)
     if isinstance(source, list):
         ids = source
         if (highest := max(ids)) >= len(served.tokenizer):
@@ -100,14 +103,14 @@ def prompt_ids(
                 param="model",
             )
         try:
+            if limit is not None:
+                _check_characters(served, template, source, limit, param)  # type: ignore[arg-type]
             ids = template.source_ids(served.tokenizer, source)  # type: ignore[arg-type]
         except (TemplateRefuses, UsageError) as error:
             raise Refused(400, str(error), param=param) from error
     if not ids:
         raise Refused(400, "the prompt is empty; give at least one token of text", param=param)
     served.check_ids(ids, "the prompt")
-    length = 0 if prefix is None else prefix.length
-    limit = served.text_limit(length)
     if limit is not None and len(ids) >= limit:
         raise Refused(
             400,
@@ -119,9 +122,55 @@ def prompt_ids(
     return tuple(ids)
 
 
+def _check_characters(
+    served: ServedModel, template: Template, source: Source, limit: int, param: str
+) -> None:
+    """Refuse, before token ids are made of it, a text that can't fit whatever its tokens are.
+
+    Raises:
+        Refused: 400, more characters than so many tokens can stand for.
+    """
+    texts = (source,) if isinstance(source, str) else tuple(message["content"] for message in source)
+    if sum(map(len, texts)) < limit or (each := served.most_characters_per_token) is None:
+        return
+    if sum(map(len, texts)) <= limit * each:
+        return
+    # A chat template may leave messages, or parts of them, out: what it writes counts.
+    characters = len(template.source_text(served.tokenizer, source))
+    if characters > limit * each:
+        raise Refused(
+            400,
+            f"the prompt has {characters} characters, more than fit into {limit} tokens. Shorten it",
+            code="context_length_exceeded",
+            param=param,
+        )
+
+
+def characters_of(body: Sampled) -> int:
+    """Characters of all prompts of a request; none where it gives token ids."""
+    if isinstance(body, ChatBody):
+        return sum(len(message.text) for message in body.messages)
+    prompt: Any = body.prompt  # type: ignore[attr-defined]
+    return sum(
+        len(text) for text in ([prompt] if isinstance(prompt, str) else prompt) if isinstance(text, str)
+    )
+
+
+def check_count(server: ServerState, prompts: int, body: Sampled) -> None:
+    """Refuse more texts than one request may have. Raises Refused: 400."""
+    each = body.n or 1
+    if prompts * each > server.configuration.rows:
+        raise Refused(
+            400,
+            f"{prompts} prompts with n = {each} are {prompts * each} texts; expected at most "
+            f"{server.configuration.rows} in one request",
+            param="n",
+        )
+
+
 def make_rows(
     server: ServerState,
-    caller: Caller,
+    identity: RequestIdentity,
     prefix: Prefix | None,
     prompts: Sequence[tuple[int, ...]],
     body: Sampled,
@@ -132,7 +181,7 @@ def make_rows(
     """`n` rows for every prompt, each with a seed of its own.
 
     Raises:
-        Refused: more rows than one request may have, or a shortest length above the longest.
+        Refused: a shortest length above the longest.
     """
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
@@ -142,25 +191,16 @@ def make_rows(
             "fewer min_tokens",
             param="min_tokens",
         )
-    each = body.n or 1
-    if len(prompts) * each > server.configuration.rows:
-        raise Refused(
-            400,
-            f"{len(prompts)} prompts with n = {each} are {len(prompts) * each} texts; expected at most "
-            f"{server.configuration.rows} in one request",
-            param="n",
-        )
     seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
     ends = server.served.ends_of(prefix)
     temperature = 1.0 if body.temperature is None else body.temperature
     top_p = 1.0 if body.top_p is None else max(body.top_p, SMALLEST_TOP_P)
-    numbered = [ids for ids in prompts for _ in range(each)]
+    numbered = [ids for ids in prompts for _ in range(body.n or 1)]
     return [
         Row(
             prompt_ids=ids,
             prefix=prefix,
-            # An administrator's key has no owner; no owner's name has a space.
-            owner=caller.owner or f"key {caller.key}",
+            owner=identity.account,
             sampling=Sampling(
                 max_tokens=max_tokens,
                 temperature=temperature,

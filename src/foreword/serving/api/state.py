@@ -9,6 +9,7 @@ from typing import cast
 from starlette.requests import Request
 
 from foreword.errors import UnknownKey
+from foreword.serving.api.pools import Pools
 from foreword.serving.config import NO_LIMITS, Configuration, Limits
 from foreword.serving.engine.protocol import Engine
 from foreword.serving.errors import Refused
@@ -27,7 +28,7 @@ class ServerState:
     Attributes:
         store: as local administrator; routes use the caller's view of it.
         usage: what owners have used, until it is written down.
-        rows: texts that are written or wait for it.
+        pools: what its requests share.
     """
 
     configuration: Configuration
@@ -38,8 +39,16 @@ class ServerState:
     limiter: Limiter = field(default_factory=Limiter)
     usage: Meter = field(default_factory=Meter)
     running: int = 0
-    rows: int = 0
     draining: bool = False
+    pools: Pools = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pools = Pools(self.configuration)
+
+    @property
+    def rows(self) -> int:
+        """Texts that are written or wait for it."""
+        return self.pools.rows.held
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,14 @@ class RequestIdentity:
     def name(self) -> str:
         """Whose minute is counted: the key's, or everybody's where there are no keys."""
         return self.caller.key or str(self.caller)
+
+    @property
+    def account(self) -> str:
+        """Whose share of the server it takes: the owner's, or the key's own where it has none.
+
+        No owner's name has a space.
+        """
+        return self.caller.owner or f"key {self.caller.key}"
 
     def owner(self, what: str) -> str:
         """Whose `what` (files, jobs) the caller's are.

@@ -64,20 +64,21 @@ class Completions:
         self._stop = body.stops
         self.prompt_tokens = sum(len(row.prompt_ids) for row in rows[:: body.n or 1])
         self.completion_tokens = 0
+        self._most_tokens = self.prompt_tokens + sum(map(self._room, rows))
 
     async def deltas(self) -> AsyncGenerator[TextDelta, None]:
         """Pieces of text as they come; closing this frees the rows. Raises as `text_deltas`."""
         server, start_time, first = self._server, time.perf_counter(), True
-        if server.rows + len(self._rows) > server.configuration.waiting_rows:
-            raise Refused(
-                503,
-                f"{server.rows} texts are being written or wait for it already; try again in a moment",
-                code="overloaded",
-                headers={"retry-after": "2"},
-            )
-        server.rows += len(self._rows)
+        identity = self._identity
+        self._take_places()
         server.metrics.rows.set(server.rows)
-        self._charge("prompt", self.prompt_tokens)
+        try:
+            # All that it may need: many at once would pass the limit before their tokens are counted.
+            server.limiter.reserve(identity.name, identity.limits, self._most_tokens)
+        except Refused:
+            self._give_places_back()
+            raise
+        self._count("prompt", self.prompt_tokens)
         try:
             source = text_deltas(server.engine, server.served.tokenizer, self._rows, self._stop)
             async with contextlib.aclosing(source):
@@ -88,9 +89,10 @@ class Completions:
                     self.completion_tokens += delta.tokens
                     yield delta
         finally:
-            server.rows -= len(self._rows)
-            server.metrics.rows.set(server.rows)
-            self._charge("completion", self.completion_tokens)
+            self._give_places_back()
+            self._count("completion", self.completion_tokens)
+            unused = self._most_tokens - self.prompt_tokens - self.completion_tokens
+            server.limiter.give_back(identity.name, identity.limits, unused)
 
     async def whole(self) -> list[CompletedText]:
         """Every text, finished."""
@@ -109,11 +111,41 @@ class Completions:
             total_tokens=self.prompt_tokens + self.completion_tokens,
         )
 
-    def _charge(self, kind: str, tokens: int) -> None:
+    def _room(self, row: Row) -> int:
+        """New tokens that a row may come to have."""
+        limit = self._server.served.text_limit(row.prefix_length)
+        most = row.sampling.max_tokens
+        return most if limit is None else min(most, limit - len(row.prompt_ids))
+
+    def _take_places(self) -> None:
+        places, account, count = self._server.pools.rows, self._identity.account, len(self._rows)
+        if places.take(account, count):
+            return
+        later = {"retry-after": "2"}
+        if places.free_for(count):
+            raise Refused(
+                429,
+                f"{places.held_by(account)} texts of yours are written or wait for it, and {count} more "
+                "would leave too few places to others; send fewer at once",
+                code="too_many_at_once",
+                headers=later,
+            )
+        raise Refused(
+            503,
+            f"{places.held} texts are being written or wait for it already; try again in a moment",
+            code="overloaded",
+            headers=later,
+        )
+
+    def _give_places_back(self) -> None:
+        server = self._server
+        server.pools.rows.give_back(self._identity.account, len(self._rows))
+        server.metrics.rows.set(server.rows)
+
+    def _count(self, kind: str, tokens: int) -> None:
         used = {"requests": 1, "prompt_tokens": tokens} if kind == "prompt" else {"completion_tokens": tokens}
         self._server.usage.add(self._identity.caller.owner, **used)
         self._server.metrics.tokens.labels(kind).inc(tokens)
-        self._server.limiter.spend(self._identity.name, self._identity.limits, tokens)
 
 
 async def text_deltas(

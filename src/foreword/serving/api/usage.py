@@ -8,11 +8,12 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from foreword.errors import NotAllowed, UnknownPrefix
+from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.schemas import ERRORS
 from foreword.serving.api.state import identity_of
 from foreword.serving.errors import Refused
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(tags=["usage"], route_class=FairRoute)
 Day = Annotated[str | None, Query(max_length=10, description="UTC, such as 2026-01-31.")]
 
 

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import codecs
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foreword.sampling import Detokenizer
+from foreword.sampling import UNFINISHED, Detokenizer
 from foreword.serving.engine.protocol import FinishReason, Token
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """A token alone.
+
+    Attributes:
+        text: as decoded; of a part of a character, the replacement character.
+        bytes: what it adds to the UTF-8 of a text, real for a part of a character, too.
+    """
+
+    text: str
+    bytes: bytes
+
+    @property
+    def key(self) -> str:
+        """A name by the bytes; where they are no characters, `bytes:` and their escapes, as OpenAI does."""
+        try:
+            return self.bytes.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.bytes)
 
 
 @dataclass(frozen=True)
@@ -15,14 +39,17 @@ class TokenText:
     """A token with its log-probability, as text.
 
     Attributes:
-        text: the token alone, decoded.
+        spelling: of the token alone.
         logprob: natural logarithm.
         likeliest: the likeliest tokens in its place.
+        offset: characters of the text in front of it; in front of its character, if it is a part of
+            one that began before.
     """
 
-    text: str
+    spelling: Spelling
     logprob: float
-    likeliest: tuple[tuple[str, float], ...]
+    likeliest: tuple[tuple[Spelling, float], ...]
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +80,8 @@ class RowText:
         self._text = Detokenizer(tokenizer, stop)
         self._tokens = 0
         self._logprobs: list[TokenText] = []
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._length = 0
         self.ended = False
 
     def add(self, token: Token) -> TextDelta | None:
@@ -60,8 +89,10 @@ class RowText:
         self._tokens += 1
         final, ends = token.finish_reason is not None, token.token_id in self._end_ids
         if not ends and token.logprob is not None:
-            likeliest = tuple((self._one(identifier), value) for identifier, value in token.likeliest)
-            self._logprobs.append(TokenText(self._one(token.token_id), token.logprob, likeliest))
+            spelling = spell(self._tokenizer, token.token_id)
+            likeliest = tuple((spell(self._tokenizer, each), value) for each, value in token.likeliest)
+            self._logprobs.append(TokenText(spelling, token.logprob, likeliest, self._length))
+            self._length += len(self._characters.decode(spelling.bytes))
         text = self._text.add(None if ends else token.token_id, final=final)
         reason = "stop" if self._text.stopped else token.finish_reason
         if reason is None and not text:
@@ -71,5 +102,28 @@ class RowText:
         self._tokens, self._logprobs = 0, []
         return piece
 
-    def _one(self, identifier: int) -> str:
-        return str(self._tokenizer.decode([identifier]))
+
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+_SPACE = "▁"
+"""What stands for a space in the vocabularies of SentencePiece."""
+
+
+def spell(tokenizer: Any, token: int) -> Spelling:
+    """Text and bytes of a token alone, for the kinds of tokenizers that models have."""
+    text = str(tokenizer.decode([token]))
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    if (byte := _BYTE.fullmatch(piece)) is not None:  # byte fallback
+        return Spelling(text, bytes.fromhex(byte[1]))
+    if UNFINISHED in text and all(letter in _byte_letters() for letter in piece):
+        return Spelling(text, bytes(_byte_letters()[letter] for letter in piece))
+    if piece.startswith(_SPACE) and not text.startswith(" "):  # which decoding takes off what begins a text
+        text = f" {text}"
+    return Spelling(text, text.encode())
+
+
+@functools.cache
+def _byte_letters() -> dict[str, int]:
+    """The byte that each letter stands for in byte-level BPE, as GPT-2 defined it (`bytes_to_unicode`)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}

@@ -24,7 +24,9 @@ from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings, 
 from foreword.validation import Setting, current_names, flat_settings
 
 Auto = Literal["auto"]
-FileId = Annotated[str, Field(min_length=1, max_length=40)]
+NO_ZERO = r"^[^\x00]*$"
+"""Pattern of text that PostgreSQL can be asked for."""
+FileId = Annotated[str, Field(min_length=1, max_length=40, pattern=NO_ZERO)]
 _SUFFIX = "Name of the prefix; the owner's name goes in front."
 Suffix = Annotated[str, Field(min_length=1, max_length=128, description=_SUFFIX)]
 MetadataKey = Annotated[str, Field(max_length=64)]

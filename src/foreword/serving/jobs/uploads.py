@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, or_, select, tuple_
 
 from foreword.examples import Example
-from foreword.examples.readers import examples_in
+from foreword.examples.readers import iterate_examples
 from foreword.examples.records import lines_of
 from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs.queue import LIVE, page, transaction
@@ -46,8 +47,12 @@ class Upload:
 
 def parse(content: bytes, filename: str) -> list[Example]:
     """The examples of a file. Raises BadExamples: names the line that is wrong, and why."""
+    return list(_examples(content, filename))
+
+
+def _examples(content: bytes, filename: str) -> Iterator[Example]:
     name = shown(filename)
-    return examples_in(lines_of(io.BytesIO(content), name), name, ".jsonl")
+    return iterate_examples(lines_of(io.BytesIO(content), name), name, ".jsonl")
 
 
 def add(
@@ -60,15 +65,19 @@ def add(
         StorageLimitExceeded: more bytes than an owner may store.
         UnknownKey: the caller's key went meanwhile.
     """
-    examples = parse(content, filename)
+    examples, style = 0, "text"
+    for example in _examples(content, filename):  # none is kept: a file's examples take many times its bytes
+        examples += 1
+        if not isinstance(example.source, str):
+            style = "chat"
     record = Upload(
         id=f"file-{secrets.token_hex(12)}",
         owner=owner,
         created=now(),
         filename=filename[:256].replace("\0", "\ufffd").encode(errors="replace").decode(),
-        style="text" if all(isinstance(example.source, str) for example in examples) else "chat",
+        style=style,
         size=len(content),
-        examples=len(examples),
+        examples=examples,
     )
 
     def insert(connection: Connection) -> Upload:

@@ -17,7 +17,7 @@ from support.stand_ins import random_prefix
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """With small limits, and a prefix each of Alice and Bob."""
     settings: dict[str, Any] = {"body_bytes": 1 << 20, "upload_bytes": 2 << 20}
-    settings["limits"] = {"requests_per_minute": "none"}
+    settings["limits"] = {"requests_per_minute": "none", "tokens_per_minute": "none"}
     with running(tmp_path_factory.mktemp("gateway"), tiny_chat_base(), **settings) as found:
         found.store.put("alice/one", random_prefix(found.base, 5))
         found.store.put("bob/one", random_prefix(found.base, 5, seed=1))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import httpx
 import pytest
+import torch
 
+from foreword import Prefix
+from foreword.template import Template
 from support.gateways import Gateway
 from support.refusals import error
+from support.stand_ins import random_prefix
 
 EXAMPLES = b'{"source": "a", "target": "b"}\n' * 3
 
@@ -69,3 +76,66 @@ def test_nobody_writes_below_another_owner(gateway: Gateway, http: httpx.Client)
     content = gateway.store.get("alice/one").to_bytes()
     found = error(http.post("/v1/prefixes", data={"name": "bob/new"}, files={"file": content}), 403)
     assert found["type"] == "permission_error"
+
+
+def large(prefix: Prefix, number: float, dtype: torch.dtype) -> Prefix:
+    return dataclasses.replace(
+        prefix, tensors={name: t.to(dtype) * number for name, t in prefix.tensors.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("no room", "no room for text"),
+        ("infix", "is an infix"),
+        ("unknown end", "no token '<other end>'"),
+        ("unknown start", "no token '<s>'"),
+        ("overflow", "infinite in float32"),
+        ("long template", "its template alone|tokens around a text"),
+        ("other sizes", "key/value heads"),
+        ("other weights", "take a prefix that was trained for this server's base"),
+    ],
+)
+def test_what_this_server_can_not_run_is_refused_at_the_upload(
+    gateway: Gateway, http: httpx.Client, what: str, words: str
+) -> None:
+    base = gateway.base
+    plain = random_prefix(base, 3)
+    template = base.template
+    made = {
+        "no room": lambda: random_prefix(base, 255),
+        "infix": lambda: dataclasses.replace(
+            plain, template=dataclasses.replace(template, placement="infix")
+        ),
+        "unknown end": lambda: dataclasses.replace(
+            plain, template=dataclasses.replace(template, end="<other end>")
+        ),
+        "unknown start": lambda: dataclasses.replace(
+            plain, template=Template(style="raw", source_tokens=(("<s>",), ()))
+        ),
+        "overflow": lambda: large(plain, 1e300, torch.float64),
+        "long template": lambda: dataclasses.replace(plain, template=Template(separator="x" * 300)),
+        "other sizes": lambda: Prefix({n: t[:, :1] for n, t in plain.tensors.items()}, base.identity),
+        "other weights": lambda: dataclasses.replace(
+            plain, base=dataclasses.replace(base.identity, fingerprint="cd" * 32)
+        ),
+    }[what]()
+    found = error(
+        http.post("/v1/prefixes", data={"name": "new"}, files={"file": ("x", made.to_bytes())}), 400
+    )
+    assert re.search(words, found["message"]), found
+    assert found["param"] == "file"
+    for advice in ("PrefixStore", "load the base", "foreword "):  # of Python and of the command line
+        assert advice not in found["message"]
+
+
+def test_text_where_a_file_belongs_is_named(http: httpx.Client) -> None:
+    found = error(http.post("/v1/prefixes", files={"name": (None, "new"), "file": (None, "text")}), 400)
+    assert found["param"] == "file"
+    assert "expected a file" in found["message"]
+    assert "class" not in found["message"]
+
+
+def test_a_path_that_ends_with_a_slash_is_not_sent_elsewhere(http: httpx.Client) -> None:
+    error(http.get("/v1/files/"), 404)

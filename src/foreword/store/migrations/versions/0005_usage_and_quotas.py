@@ -75,7 +75,9 @@ def _fill_fingerprints(connection: sa.Connection) -> None:
     while rows:
         for row in rows:
             fingerprint = row.facts.get("base", {}).get("fingerprint")
-            values = {"fingerprint": None if fingerprint is None else str(fingerprint).replace("\0", "")[:64]}
+            values: dict[str, object] = {
+                "fingerprint": None if fingerprint is None else str(fingerprint).replace("\0", "")[:64]
+            }
             if len(json.dumps(row.facts)) > LONGEST_FACTS:
                 values["facts"] = {**row.facts, "notes": {}}
             here = dict(zip(("owner", "name", "number"), row[:3], strict=True))
