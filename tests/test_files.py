@@ -52,5 +52,47 @@ def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
         files.write_text(tmp_path, "mine")
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_folder_that_could_not_be_flushed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What was renamed in it may be lost with the power, so it isn't confirmed."""
+    flush = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CannotWrite):
+        files.write_text(tmp_path / "a", "mine")
+
+
+def test_a_folder_that_can_not_be_flushed_at_all_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    files.write_text(tmp_path / "a", "mine")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_what_a_killed_writer_left_goes_when_the_file_is_written_again(tmp_path: Path) -> None:
+    old, young, other = (tmp_path / name for name in (".a.00.partial", ".a.01.partial", ".b.00.partial"))
+    for path in (old, young, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    files.write_text(tmp_path / "a", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", young.name, other.name}
+
+
 def _no_links(*_: Any) -> None:
     raise OSError(errno.EPERM, "Operation not permitted")

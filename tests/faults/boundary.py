@@ -72,6 +72,7 @@ FAILURES: dict[str, tuple[str, ...]] = {
     "training step": (MEMORY, KILLED),
 }
 """What can go wrong at a point of each kind."""
+OF_DATABASES = ("connect", "query", "statement", "commit")
 POSTGRES_ONLY = (DEADLOCK,)
 """SQLite has one writer at a time, and so no circle of writers who wait for each other."""
 KILLS = (KILLED, KILLED_AFTER)
@@ -119,6 +120,10 @@ class Boundary:
             yield
         finally:
             self._watching = self._full = False
+
+    def make_room(self) -> None:
+        """A disk that is full has room again."""
+        self._full = False
 
     def install(self) -> None:
         """Replace the calls, until the end of the process."""
@@ -331,7 +336,10 @@ def _install_database(boundary: Boundary) -> None:
             with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line:
                 line.shutdown(socket.SHUT_RDWR)
             if failure == LOST_AFTER:
-                return psycopg.OperationalError("server closed the connection unexpectedly")
+                try:
+                    connection.execute("SELECT 1")
+                except psycopg.OperationalError as error:
+                    return error
             return None
 
         return fail

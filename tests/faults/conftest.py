@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure
 import pytest
 
 from faults.scenarios import Outcome, Scenario, World, check
@@ -42,6 +43,12 @@ def quick_postgres(postgres_server: str) -> str:
 def database(request: pytest.FixtureRequest) -> str | None:
     """The URL of an empty PostgreSQL database; None for SQLite."""
     return new_database(request.getfixturevalue("quick_postgres")) if request.param == "postgres" else None
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of losses takes a tenth of a second; here its bytes are enough."""
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, file, **_: file.write(b"picture"))
 
 
 @pytest.fixture

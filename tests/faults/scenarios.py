@@ -20,7 +20,17 @@ from typing import Any
 
 import torch
 
-from faults.boundary import BESIDE, FAILURES, KILLS, LOST_AFTER, MEMORY, POSTGRES_ONLY, Boundary, Point
+from faults.boundary import (
+    BESIDE,
+    FAILURES,
+    KILLS,
+    LOST_AFTER,
+    MEMORY,
+    OF_DATABASES,
+    POSTGRES_ONLY,
+    Boundary,
+    Point,
+)
 from foreword.errors import ForewordError
 
 PATIENCE = 60.0
@@ -34,6 +44,8 @@ class World:
     """Where a scenario takes place: what its operations need, and what they leave for one another."""
 
     folder: Path
+    make_room: Callable[[], None] = staticmethod(lambda: None)
+    """For operations that go on by themselves after a failure: a full disk has room again."""
 
     def prepare(self) -> None:
         """Make what is there before the first operation."""
@@ -80,6 +92,9 @@ class Scenario:
         meanwhile: what somebody else does at the point of failure, where no lock is held. It is seen in `state`
             under the key "others", which a failure must never change.
         tolerated: sites whose failed writes may pass unseen, each with the reason.
+        only: which points are made to fail; all, where it is not given.
+        failures: in which ways; all that fit the point, where it is not given.
+        final: the state in the end, where what happens meanwhile changes it.
     """
 
     name: str
@@ -87,6 +102,8 @@ class Scenario:
     meanwhile: Callable[[Any], Any] | None = None
     tolerated: dict[str, str] = dataclasses.field(default_factory=dict)
     only: Callable[[Point], bool] = lambda point: True
+    failures: Sequence[str] | None = None
+    final: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass
@@ -101,6 +118,9 @@ class Outcome:
 
 def failures_of(scenario: Scenario, point: Point, *, postgres: bool) -> Iterator[str]:
     """What can go wrong at a point, in this scenario."""
+    if scenario.failures is not None:
+        yield from scenario.failures
+        return
     for failure in FAILURES[point.kind]:
         if postgres or failure not in POSTGRES_ONLY:
             yield failure
@@ -128,6 +148,8 @@ def check(scenario: Scenario, world: World, *, postgres: bool) -> Outcome:
     _clean(world)
     assert points, f"{scenario.name} reaches no point"
     chosen = [point for point in points if scenario.only(point)]
+    if postgres and scenario.meanwhile is None:  # what happens to files depends on no database: see SQLite
+        chosen = [point for point in chosen if point.kind in OF_DATABASES]
     outcome.points = len(chosen)
     for point in chosen:
         for failure in failures_of(scenario, point, postgres=postgres):
@@ -181,9 +203,11 @@ def _inject(scenario: Scenario, world: World, states: list[Any], point: Point, f
             return f"{name} was confirmed although its {point.kind} failed"
         allowed = [states[done + 1]] if confirmed else [states[done], states[done + 1]]
         others = None
-        if scenario.meanwhile is not None:
+        if scenario.meanwhile is not None and scenario.final is None:
             others = state.pop("others")
             allowed = [{k: v for k, v in each.items() if k != "others"} for each in allowed]
+        if scenario.final is not None:
+            state, allowed = _without_log(state), [scenario.final]
         if (operations[done].whole or confirmed) and state not in allowed:
             return f"after {name}: {_difference(state, allowed)}"
         was_done = confirmed or state == allowed[-1]
@@ -203,7 +227,9 @@ def _inject(scenario: Scenario, world: World, states: list[Any], point: Point, f
             if message is None:
                 return f"the process died later: status {run.status()}"
         final = world.state()
-        if scenario.meanwhile is not None:
+        if scenario.final is not None:
+            expected = scenario.final
+        elif scenario.meanwhile is not None:
             if others is not None and final["others"] != others:
                 return f"what another was promised is gone: {_difference(final['others'], [others])}"
             final.pop("others")
@@ -317,6 +343,7 @@ def _play(scenario: Scenario, world: World, boundary: Boundary, answers: int, si
         others = scenario.meanwhile
         boundary.meanwhile = lambda: others(world)
     boundary.install()
+    world.make_room = boundary.make_room
 
     def attempt(operation: Operation, expected: tuple[type[Exception], ...] = ()) -> dict[str, Any]:
         try:

@@ -123,29 +123,29 @@ class StoreWorld(World):
     def seen(self, store: PrefixStore) -> dict[str, Any]:
         """What `state` is made of."""
         versions, others = {}, {}
-        keys = {row.digest: row.key for row in _rows(store, "blob")}
-        for row in _rows(store, "version"):
+        keys = {row.digest: row.key for row in rows_of(store, "blob")}
+        for row in rows_of(store, "version"):
             # Raises where it can't be read, or is another one.
             content = read_checked(store._blobs, keys[row.digest], row.digest)
             mine = others if row.owner == OTHERS else versions
             mine[f"{row.owner}/{row.name}@{row.number}"] = _tensors_digest(content)
-        audit = Counter(f"{r.action} {r.owner}" for r in _rows(store, "audit") if r.owner != OTHERS)
+        audit = Counter(f"{r.action} {r.owner}" for r in rows_of(store, "audit") if r.owner != OTHERS)
         return {
             "versions": versions,
             "others": others,
             "latest": sorted(
                 [r.owner, r.name, r.latest, bool(r.public)]
-                for r in _rows(store, "prefix")
+                for r in rows_of(store, "prefix")
                 if r.owner != OTHERS and r.latest is not None
             ),
-            "labels": sorted([r.owner, r.name, r.label, r.number] for r in _rows(store, "label")),
-            "shares": sorted([r.owner, r.name, r.grantee] for r in _rows(store, "share")),
-            "keys": sorted([r.owner, r.role, r.revoked is not None] for r in _rows(store, "api_key")),
+            "labels": sorted([r.owner, r.name, r.label, r.number] for r in rows_of(store, "label")),
+            "shares": sorted([r.owner, r.name, r.grantee] for r in rows_of(store, "share")),
+            "keys": sorted([r.owner, r.role, r.revoked is not None] for r in rows_of(store, "api_key")),
             "uploads": sorted(
                 [r.owner, r.filename, hashlib.sha256(r.content).hexdigest()[:12]]
-                for r in _rows(store, "upload")
+                for r in rows_of(store, "upload")
             ),
-            "jobs": sorted([r.owner, r.name, r.state] for r in _rows(store, "job")),
+            "jobs": sorted([r.owner, r.name, r.state] for r in rows_of(store, "job")),
             "audit": dict(sorted(audit.items())),
         }
 
@@ -154,8 +154,8 @@ class StoreWorld(World):
         left = []
         with PrefixStore(**self.arguments) as store:
             store.collect_garbage(grace=0)
-            named = {row.digest for row in _rows(store, "version")}
-            rows = _rows(store, "blob")
+            named = {row.digest for row in rows_of(store, "version")}
+            rows = rows_of(store, "blob")
             left += [
                 f"a row of {row.digest[:8]} that no version names" for row in rows if row.digest not in named
             ]
@@ -169,7 +169,8 @@ class StoreWorld(World):
         return left
 
 
-def _rows(store: PrefixStore, table: str) -> Any:
+def rows_of(store: PrefixStore, table: str) -> Any:
+    """Every row of a table."""
     # As text: SQLAlchemy would compile a query anew for each of the thousands of stores that are opened.
     return store.database.read(lambda connection: connection.exec_driver_sql(f"SELECT * FROM {table}").all())
 

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import matplotlib.figure
 import pytest
 import safetensors
 
@@ -109,12 +108,6 @@ def _whole_lines(log: Path) -> list[str]:
         if log.exists()
         else []
     )
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture of losses takes a tenth of a second; here its bytes are enough."""
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, file, **_: file.write(b"picture"))
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -71,6 +71,18 @@ def test_two_catalogues_can_not_share_one_place_for_files(tmp_path, prefixes):
         PrefixStore(tmp_path / "two", blobs=tmp_path / "blobs")
 
 
+@pytest.mark.parametrize("written", [0, 10])
+def test_a_marker_that_was_cut_off_is_written_again(tmp_path, prefixes, written):
+    """Whoever made the store was killed while writing it; nobody else's marker begins like ours."""
+    store = PrefixStore(tmp_path / "one")
+    marker = tmp_path / "one" / "blobs" / "foreword-store"
+    whole = marker.read_bytes()
+    marker.write_bytes(whole[:written])
+    store.put("a/x", prefixes())
+    assert PrefixStore(tmp_path / "one").get("a/x") == prefixes()
+    assert marker.read_bytes() == whole
+
+
 def test_arguments_that_do_not_go_together_are_refused(tmp_path):
     for place, options in (
         ("postgresql://somewhere/db", {}),

@@ -38,10 +38,14 @@ def save(store: PrefixStore, worker: str, record: Job, path: Path) -> None:
         NotClaimed: the job is no longer this worker's; nothing stays.
         StoreUnavailable, CannotWrite: the last one is still there.
     """
-    if path.stat().st_size > LARGEST_BYTES:
-        logs.event("checkpoint not stored", job=record.id, size=path.stat().st_size, most=LARGEST_BYTES)
-        return
-    content = path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_BYTES:
+            logs.event("checkpoint not stored", job=record.id, size=size, most=LARGEST_BYTES)
+            return
+        content = path.read_bytes()
+    except FileNotFoundError as error:  # its owner was forgotten since it was written
+        raise queue.NotClaimed from error
     digest = hashlib.sha256(content).hexdigest()
 
     def commit(connection: Connection) -> str | None:
