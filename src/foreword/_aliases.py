@@ -274,7 +274,7 @@ RENAMED = {
         "Token": "serving.engine.protocol.Token",
     },
     "serving.engine.continuous_batch": {"RunningBatch": "ContinuousBatch"},
-    "serving.engine.detokenizer": {"Piece": "TextDelta", "UNFINISHED": "sampling.UNFINISHED"},
+    "serving.engine.detokenizer": {"Piece": "TextDelta"},
     "serving.engine.scheduler": {"Waiting": "FairQueue"},
     "serving.jobs": {
         "After": "serving.api.fine_tuning.After",

@@ -66,7 +66,7 @@ def test_deleted_version_is_unknown_and_the_one_before_is_latest(store, prefixes
 
 def test_delete_wants_to_know_which_version(store, prefixes):
     store.put("a/x", prefixes())
-    with pytest.raises(UsageError, match=r"a/x@3.*all versions"):
+    with pytest.raises(UsageError, match=r"owner/name@3, or give all_versions=True"):
         store.delete("a/x")
     with pytest.raises(UsageError):
         store.delete("a/x@1", all_versions=True)
