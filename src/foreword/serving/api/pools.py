@@ -22,7 +22,7 @@ BODIES = 16
 SMALL_BODY = 1 << 16
 """Bytes of a body that needs no place: as many requests as there can be do not fill the memory with them."""
 CHARACTERS_PER_PLACE = 1 << 18
-"""Text for each place among the tokenizer's threads: a tokenizer takes hundreds of bytes a character, for a while."""
+"""Text for each place among the tokenizer's threads, which need hundreds of bytes a character for a while."""
 
 
 class Pools:
