@@ -310,7 +310,12 @@ def _server(base: str, limits: str) -> Iterator[tuple[subprocess.Popen[str], str
         try:
             assert process.stdout is not None
             told = json.loads(process.stdout.readline())
-            yield process, told["url"], told["base"], {owner: key.secret for owner, key in made.items()}
+            yield (
+                process,
+                told["url"].removesuffix("/v1"),
+                told["base"],
+                {owner: key.secret for owner, key in made.items()},
+            )
         finally:
             process.kill()
             process.wait()
