@@ -229,10 +229,12 @@ def _attention_function(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, tor
         layer: LayerInfo | None = getattr(module, "foreword_layer", None)
         if state.ragged is not None and layer is not None:
 
-            def attend(*given: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            def attend(
+                query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, mask: torch.Tensor | None
+            ) -> torch.Tensor:
                 if mask is not None and kernel == "eager":
-                    mask = _additive(mask, given[0].dtype)
-                return _attend(kernel, module, *given, mask, False, kwargs)[0]
+                    mask = _additive(mask, query.dtype)
+                return _attend(kernel, module, query, key, value, mask, False, kwargs)[0]
 
             return state.ragged.attend(layer.layer, query, key, value, attend), None
         stream: Stream = "decoder" if layer is None else layer.stream
