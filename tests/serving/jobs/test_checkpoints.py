@@ -12,9 +12,9 @@ import torch
 from sqlalchemy import select
 
 from foreword import BaseModel, Prefix, train
-from foreword.errors import StoreUnavailable
+from foreword.errors import CannotWrite, StoreUnavailable
 from foreword.serving.config import Configuration
-from foreword.serving.jobs import checkpoints, queue, uploads
+from foreword.serving.jobs import checkpoints, queue, trainer, uploads
 from foreword.serving.jobs.queue import Job
 from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.store import PrefixStore
@@ -220,6 +220,24 @@ def test_a_store_that_is_away_costs_no_job_anything(
     monkeypatch.undo()
     work(store, tiny_base, "w2")
     assert queue.find(store.database, "alice", first).state == "succeeded"
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable, CannotWrite])
+def test_a_full_disk_or_a_store_that_is_away_costs_no_attempt(
+    store: PrefixStore, tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    identifier = add_job(store, tiny_base, "alice")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error("no space left on device")
+
+    monkeypatch.setattr(trainer, "open_store", lambda configuration: store)
+    process = trainer.TrainingProcess(CONFIGURATION, "w1")
+    monkeypatch.setattr(TrainingRun, "train", fails)
+    with pytest.raises(error):
+        process._train(tiny_base, queue.claim(store.database, "w1", 8))
+    job = queue.find(store.database, "alice", identifier)
+    assert (job.state, job.attempts) == ("queued", 0)
 
 
 def test_garbage_collection_takes_the_checkpoints_of_ended_jobs_alone(

@@ -24,7 +24,7 @@ from types import FrameType
 import torch
 
 from foreword.base.base_model import BaseModel
-from foreword.errors import ForewordError, ForewordWarning, StoreUnavailable
+from foreword.errors import CannotWrite, ForewordError, ForewordWarning, StoreUnavailable
 from foreword.serving import logs
 from foreword.serving.config import Configuration, of
 from foreword.serving.jobs import checkpoints, queue
@@ -72,9 +72,9 @@ class TrainingProcess:
             self.stopping = self.stopping or not heartbeat.stopped_run
         except KeyboardInterrupt:  # asked for twice: without a last checkpoint
             self.stopping = True
-        except StoreUnavailable as error:
+        except (StoreUnavailable, CannotWrite) as error:  # the second: this machine's disk is full
             # No fault of any job. The supervisor waits, longer each time, before it starts another process.
-            logs.failure("store not available", error, worker=self._worker)
+            logs.failure("no place to keep what is trained", error, worker=self._worker)
             queue.release(self._database, self._worker, orderly=True)
             raise
         except ForewordError as error:
