@@ -97,10 +97,10 @@ def main() -> None:
         _compare_ways(ways, base, prefixes, given)
         return
     with _served(ways[0], given) as (server, url, keys):
-        answers = asyncio.run(_load(url, keys, given.clients, given.seconds))
+        answers, rate = asyncio.run(_load(url, keys, given.clients, given.seconds))
         begun, drained = asyncio.run(_drain(url, keys, given.clients, server))
         status = server.wait()
-    _tell_load(answers, given.seconds)
+    _tell_load(answers, rate)
     print(json.dumps({"what": "equal to the offline answer", **_compare(base, prefixes, answers)}))
     complete = sum(answer.finish is not None for answer in drained)
     figures = {"begun": begun, "complete": complete, "server's exit status": status}
@@ -120,10 +120,10 @@ def _compare_ways(
     for number in range(given.rounds):
         for way in ways if number % 2 else reversed(ways):
             with _served(way, given) as (_, url, keys):
-                answers = asyncio.run(_load(url, keys, given.clients, given.seconds))
+                answers, rate = asyncio.run(_load(url, keys, given.clients, given.seconds))
             first = _percentiles([answer.first for answer in answers])
             figures = {
-                "requests a second": len(answers) / given.seconds,
+                "requests a second": rate,
                 "seconds to the first token, p50": first["p50"],
                 "seconds to the first token, p95": first["p95"],
             }
@@ -189,22 +189,30 @@ def _connected(url: str, keys: Mapping[str, str], clients: int) -> list[tuple[op
     ]
 
 
-async def _load(url: str, keys: Mapping[str, str], clients: int, seconds: float) -> list[Answer]:
-    """Answers of clients who ask again as soon as they are answered, for so many seconds."""
+async def _load(
+    url: str, keys: Mapping[str, str], clients: int, seconds: float
+) -> tuple[list[Answer], float]:
+    """Answers of clients who ask again as soon as they are answered, for so many seconds; how many a second.
+
+    What is under way at the end is answered, too, and is not counted: of a slow server it would be more.
+    """
     connected = _connected(url, keys, clients)
     await asyncio.gather(*(_ask(client, owner, PROMPTS[0], 2) for client, owner in connected))
     ends = time.perf_counter() + seconds
     answers: list[Answer] = []
+    in_time = 0
 
     async def ask_again(number: int) -> None:
+        nonlocal in_time
         for turn in itertools.count(number):
             if time.perf_counter() >= ends:
                 return
             prompt, tokens = PROMPTS[turn % len(PROMPTS)], TOKENS[turn // len(PROMPTS) % len(TOKENS)]
             answers.append(await _ask(*connected[number], prompt, tokens))
+            in_time += time.perf_counter() < ends
 
     await asyncio.gather(*map(ask_again, range(clients)))
-    return answers
+    return answers, in_time / seconds
 
 
 async def _drain(
@@ -240,12 +248,12 @@ async def _ask(
     return Answer(owner, prompt, tokens, "".join(pieces), finish, first, time.perf_counter() - start)
 
 
-def _tell_load(answers: Sequence[Answer], seconds: float) -> None:
+def _tell_load(answers: Sequence[Answer], rate: float) -> None:
     whole, first = [answer.whole for answer in answers], [answer.first for answer in answers]
     figures = {
         "requests": len(answers),
         "complete": sum(answer.finish is not None for answer in answers),
-        "requests_per_second": round(len(answers) / max(seconds, 1e-9), 2),
+        "requests_per_second": round(rate, 2),
         "seconds": _percentiles(whole),
         "seconds_to_first_token": _percentiles(first),
     }
