@@ -150,6 +150,7 @@ def check(scenario: Scenario, world: World, *, postgres: bool) -> Outcome:
     chosen = [point for point in points if scenario.only(point)]
     if postgres and scenario.meanwhile is None:  # what happens to files depends on no database: see SQLite
         chosen = [point for point in chosen if point.kind in OF_DATABASES]
+    assert chosen, "no point of this scenario is to be failed"
     outcome.points = len(chosen)
     for point in chosen:
         for failure in failures_of(scenario, point, postgres=postgres):

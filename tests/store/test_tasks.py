@@ -56,6 +56,26 @@ def test_what_has_gone_bad_is_found_and_a_put_mends_it(store, place, prefixes):
         assert place.open(memory_bytes=0).get(f"alice/{kept.index(prefix)}") == prefix
 
 
+def test_a_file_that_can_t_be_read_alone_keeps_no_other_from_being_checked(
+    store, place, prefixes, monkeypatch
+):
+    first, second = (store.put(f"alice/{number}", prefixes(number)) for number in range(2))
+    grow_old(store)
+    read = type(store._blobs).read
+
+    def bad_sector(self, key):
+        if first.digest in key:
+            raise StoreUnavailable("input/output error")
+        return read(self, key)
+
+    monkeypatch.setattr(type(store._blobs), "read", bad_sector)
+    seen = check(store, 60.0)
+    assert (seen.files, seen.damaged, seen.missing) == (2, (first.digest,), ())
+    assert tasks.checks(store.database)["damaged"] == 1
+    assert [problem.digest for problem in store.verify().problems] == [first.digest]
+    assert second.digest != first.digest
+
+
 def test_the_longest_unchecked_come_first_and_a_check_can_be_left(sqlite_store, prefixes):
     for number in range(3):
         sqlite_store.put(f"alice/{number}", prefixes(number))

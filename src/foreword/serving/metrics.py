@@ -11,6 +11,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from foreword.errors import ForewordError
+from foreword.serving import logs
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -72,7 +75,11 @@ class _Readings(Collector):
     def collect(self) -> Iterable[Metric]:
         """What is read now, or was a moment ago."""
         if time.monotonic() >= self._until:
-            self._last = self.read()
+            try:
+                self._last = self.read()
+            except ForewordError as error:  # the database is away: the others are told all the same
+                logs.failure("not measured", error, measurement=self.name)
+                self._last = {}
             self._until = time.monotonic() + self.seconds
         family = GaugeMetricFamily(self.name, self.text, labels=(self.label,))
         for value, number in self._last.items():

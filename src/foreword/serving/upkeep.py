@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-from foreword.errors import ForewordError
 from foreword.serving import logs
 from foreword.store import PrefixStore, tasks
 from foreword.store.tasks import Checked
@@ -96,5 +95,5 @@ class Upkeep(threading.Thread):
     def _logged(self, what: str) -> Iterator[None]:
         try:
             yield
-        except ForewordError as error:  # the database or the storage is away: it is tried again
+        except Exception as error:  # whatever it is, usage is to be written, and the rest is tried again
             logs.failure(what, error)

@@ -84,7 +84,7 @@ def read_checked(blobs: Blobs, key: str, digest: str) -> bytes:
     try:
         content = blobs.read(key)
     except MissingBlob:
-        _check_there(blobs)
+        check_there(blobs)
         raise
     actual = hashlib.sha256(content).hexdigest()
     if actual != digest:  # what was lost on the way here is no fault of the file's: a second look decides
@@ -99,7 +99,7 @@ def read_checked(blobs: Blobs, key: str, digest: str) -> bytes:
     return content
 
 
-def _check_there(blobs: Blobs) -> None:
+def check_there(blobs: Blobs) -> None:
     """A disk that is not mounted looks like one without files. Raises StoreUnavailable: no marker there."""
     try:
         blobs.read(MARKER)

@@ -64,7 +64,7 @@ blob = Table(
     Column("ready", Boolean, nullable=False),  # false while the first upload runs
     Column("touched", String(32), nullable=False),
     Column("checked", String(32), nullable=False, server_default=""),  # when it was last seen to be whole
-    Column("fault", String(16)),  # missing or altered, if that is how it was last seen
+    Column("fault", String(16)),  # missing, altered or unreadable, if that is how it was last seen
     Index("blob_by_checked", "checked"),
     Index("blob_by_fault", "fault"),
 )

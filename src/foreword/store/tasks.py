@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, and_, func, or_, select
 
-from foreword.errors import DamagedBlob, MissingBlob
-from foreword.store.blobs import Blobs, read_checked
+from foreword.errors import DamagedBlob, MissingBlob, StoreUnavailable
+from foreword.store.blobs import Blobs, check_there, read_checked
 from foreword.store.database import Database, insert
 from foreword.store.record import Record
 from foreword.store.schema import blob, now, task
@@ -25,6 +25,8 @@ from foreword.store.schema import blob, now, task
 BYTES_A_SECOND = 16 << 20
 """How fast files are checked: 1.3 TB a day, a small part of what a disk or a bucket gives."""
 BATCH = 64
+DAMAGED = ("altered", "unreadable")
+"""What `fault_of` says of a file that is there."""
 
 
 def claim(database: Database, name: str, holder: str, *, seconds: float, every: float = 0.0) -> bool:
@@ -106,7 +108,7 @@ def check_files(
     for row in database.rows(due.order_by(blob.c.checked).limit(BATCH)):
         fault = fault_of(blobs, row.key, row.digest)
         note_check(database, row.key, fault)
-        damaged = (row.digest,) if fault == "altered" else ()
+        damaged = (row.digest,) if fault in DAMAGED else ()
         seen += Checked(1, row.size, damaged, (row.digest,) if fault == "missing" else ())
         if pause(row.size / BYTES_A_SECOND):
             break
@@ -120,11 +122,18 @@ def are_due(database: Database, older_than: float) -> bool:
 
 
 def fault_of(blobs: Blobs, key: str, digest: str) -> str | None:
-    """What is wrong with a file: it is "missing" or "altered". Raises StoreUnavailable."""
+    """What is wrong with a file: "missing", "altered" or "unreadable".
+
+    Raises:
+        StoreUnavailable: the place for files is away, not this one alone.
+    """
     try:
         read_checked(blobs, key, digest)
     except DamagedBlob as error:
         return "missing" if isinstance(error, MissingBlob) else "altered"
+    except StoreUnavailable:  # a bad sector under this file alone must not keep the others from being read
+        check_there(blobs)
+        return "unreadable"
     return None
 
 
@@ -145,7 +154,7 @@ def checks(database: Database) -> dict[str, float]:
     counted = {row.fault: float(row.number) for row in faults}
     (oldest,) = database.rows(select(func.min(blob.c.checked).label("at")).where(blob.c.ready))
     return {
-        "damaged": counted.get("altered", 0.0),
+        "damaged": sum(counted.get(fault, 0.0) for fault in DAMAGED),
         "missing": counted.get("missing", 0.0),
         "all_checked_since": datetime.datetime.fromisoformat(oldest.at).timestamp() if oldest.at else 0.0,
     }

@@ -279,8 +279,12 @@ class Health(BaseModel):
 
 
 def seconds_of(moment: str) -> int:
-    """A time of the store's database as a Unix time stamp."""
-    return int(datetime.datetime.fromisoformat(moment).timestamp())
+    """A time of the store's database as a Unix time stamp; 0 for one that is none, which an earlier release
+    could import: a list must not fail over one entry."""
+    try:
+        return int(datetime.datetime.fromisoformat(moment).timestamp())
+    except (ValueError, OverflowError):
+        return 0
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {

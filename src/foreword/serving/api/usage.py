@@ -12,6 +12,7 @@ from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.schemas import ERRORS
 from foreword.serving.api.state import identity_of
 from foreword.serving.errors import Refused
+from foreword.serving.jobs.settings import NO_ZERO
 
 router = APIRouter(tags=["usage"], route_class=FairRoute)
 Day = Annotated[str | None, Query(max_length=10, description="UTC, such as 2026-01-31.")]
@@ -45,9 +46,9 @@ def list_usage(
     request: Request,
     start: Day = None,
     end: Day = None,
-    owner: Annotated[str | None, Query(max_length=128)] = None,
+    owner: Annotated[str | None, Query(max_length=128, pattern=NO_ZERO)] = None,
     limit: Annotated[int, Query(ge=1, le=999)] = 100,
-    after: Annotated[str | None, Query(max_length=140)] = None,
+    after: Annotated[str | None, Query(max_length=140, pattern=NO_ZERO)] = None,
 ) -> Any:
     """What owners used, by day; administrators see everybody's, owners their own."""
     view = identity_of(request).view
