@@ -59,6 +59,25 @@ def test_an_owner_who_fills_its_share_of_the_places_leaves_some_to_others(gatewa
     assert alice.completions.create(model="tiny-llama", prompt="x", max_tokens=1).choices
 
 
+def test_a_small_body_that_did_not_say_its_size_gives_its_room_back_when_it_is_there(
+    gateway: Gateway,
+) -> None:
+    gateway.engine.pause = 0.2
+    bodies = gateway.server.pools.bodies
+    body = b'{"model": "tiny-llama", "prompt": "x", "max_tokens": 20, "stream": true}'
+    headers = {"authorization": f"Bearer {gateway.key('alice')}", "content-type": "application/json"}
+    try:
+        with httpx.stream(
+            "POST", f"{gateway.url}/v1/completions", content=iter([body]), headers=headers
+        ) as answer:
+            next(answer.iter_lines())
+            assert answer.status_code == 200
+            assert bodies._shares.held == 0
+    finally:
+        gateway.engine.pause = 0.0
+    until(lambda: gateway.server.rows == 0)
+
+
 def test_tokens_are_reserved_before_they_are_written_and_given_back_after(gateway: Gateway) -> None:
     client = gateway.client("carol")
     gateway.engine.pause = 0.2

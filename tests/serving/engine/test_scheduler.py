@@ -146,6 +146,19 @@ def test_a_flood_of_long_prompts_does_not_keep_another_owner_waiting() -> None:
     assert simulation.until(one) <= 3
 
 
+def test_rows_that_nobody_wants_do_not_wait_behind_one_that_can_not_run_yet() -> None:
+    simulation = Simulation(max_held=200)
+    simulation.ask("alice", prompt=150)
+    simulation.step()
+    waiting = [simulation.ask("bob", prompt=150), *(simulation.ask("bob") for _ in range(100))]
+    simulation.step()
+    assert simulation.scheduler.waiting == 101
+    for row in waiting[1:]:
+        row.gone = True
+    simulation.scheduler.drop_gone()
+    assert simulation.scheduler.waiting == 1
+
+
 def test_columns_are_shared_too() -> None:
     """Alice's rows fill the memory, not the places."""
     simulation = Simulation(max_rows=32, max_held=8192)

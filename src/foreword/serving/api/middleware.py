@@ -41,6 +41,10 @@ _LONGEST_METHOD = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
+class NotTaken(Exception):
+    """The client does not read its answer. (A bare TimeoutError can be a disk's, too.)"""
+
+
 class RequestMiddleware:
     """ASGI middleware around the whole app."""
 
@@ -88,7 +92,7 @@ class RequestMiddleware:
         except ForewordError as error:
             context.fault = error
             await context.answer(refused(error))
-        except TimeoutError as error:  # of `send`: the client does not read
+        except NotTaken as error:
             context.fault = error
             context.status = CLIENT_GONE
         except Exception as error:
@@ -179,6 +183,8 @@ class _RequestContext:
         if self._received > self._limit:
             raise HTTPException(413, self._too_large())
         self._body_complete = not message.get("more_body", False)
+        if self._body_complete and self._received <= SMALL_BODY:
+            await self._held.aclose()  # a body that did not say its size had room for the largest
         return message
 
     async def send(self, message: Message) -> None:
@@ -189,7 +195,10 @@ class _RequestContext:
             headers["x-request-id"] = self._id
             # An uploaded file that is read back is never taken for a page.
             headers["x-content-type-options"] = "nosniff"
-        await asyncio.wait_for(self._send(message), self._server.configuration.write_seconds)
+        try:
+            await asyncio.wait_for(self._send(message), self._server.configuration.write_seconds)
+        except TimeoutError as error:
+            raise NotTaken(f"no piece of the answer was taken within its time: {error}") from error
 
     async def answer(self, error: Refused) -> None:
         """Answer with an error, if nothing was answered yet."""

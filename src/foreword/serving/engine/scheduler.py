@@ -41,7 +41,7 @@ class FairQueue(Generic[Item]):
         self._queues: dict[str, deque[Item]] = {}
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._queues.values())
+        return sum(map(len, list(self._queues.values())))  # asked from other threads, too
 
     def put(self, owner: str, item: Item) -> None:
         """Behind this owner's other rows."""
@@ -58,6 +58,14 @@ class FairQueue(Generic[Item]):
     def first(self, owner: str) -> Item:
         """What `next` would give, still waiting."""
         return self._queues[owner][0]
+
+    def drop(self, unwanted: Callable[[Item], bool]) -> None:
+        """Let go of some, whatever their place."""
+        left = {
+            owner: deque(item for item in queue if not unwanted(item))
+            for owner, queue in self._queues.items()
+        }
+        self._queues = {owner: queue for owner, queue in left.items() if queue}
 
     def clear(self) -> list[Item]:
         """Everything; it does not wait any more."""
@@ -111,8 +119,9 @@ class Scheduler:
         self._waiting.put(row.owner, row)
 
     def drop_gone(self) -> None:
-        """Running rows that have ended or that nobody wants leave; those that wait, when it is their turn."""
+        """Rows that have ended or that nobody wants leave, those that wait among them."""
         self.running = [row for row in self.running if not row.gone]
+        self._waiting.drop(lambda row: row.gone)
 
     def everyone(self) -> list[RunningRow]:
         """All rows, those that run and those that wait; none is here any more."""
@@ -207,12 +216,8 @@ class Scheduler:
     def _next(self) -> RunningRow | None:
         """Of the owners who wait, the first row of the one with the fewest running; among those, by turns."""
         running = Counter(row.owner for row in self.running)
-        for owner in sorted(self._waiting.owners(), key=lambda owner: running[owner]):
-            while owner in self._waiting.owners():
-                if not (row := self._waiting.first(owner)).gone:
-                    return row
-                self._waiting.next(owner)
-        return None
+        owners = self._waiting.owners()
+        return self._waiting.first(min(owners, key=lambda owner: running[owner])) if owners else None
 
     def _make_way(self, entering: RunningRow) -> list[RunningRow] | None:
         """Rows to be put out so that this one can run; None: it has to wait."""
