@@ -239,17 +239,12 @@ def token_reach(tokenizer: Any) -> TokenReach | None:
     steps = {step["type"] for step in _steps(parts["pre_tokenizer"]) + _steps(parts["normalizer"])}
     if model["type"] != "BPE" or "ByteLevel" not in steps or model["unk_token"] is not None:
         return None
-    dropped = bytes(byte for byte, letter in _byte_letters().items() if letter not in vocabulary)
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # reading examples needs no transformers
+
+    dropped = bytes(byte for byte, letter in bytes_to_unicode().items() if letter not in vocabulary)
     if dropped and parts["normalizer"] is not None:
         return None  # what it makes of a text may be dropped where the text itself would not be
     return TokenReach(most, in_bytes=True, dropped=dropped)
-
-
-def _byte_letters() -> dict[int, str]:
-    """The letter by which byte-level tokenizers write each byte (GPT-2's `bytes_to_unicode`)."""
-    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = (byte for byte in range(256) if byte not in shown)
-    return {**{byte: chr(byte) for byte in shown}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -56,20 +56,7 @@ def read_examples(
         raise UsageError(f"limit is {limit}; expected 1 or more, or None for all examples")
     file = os.fspath(path)
     ending = PurePath(file).suffix.lower()
-    return examples_in(read_lines(path), file, ending, format=format, fields=fields, limit=limit)
-
-
-def examples_in(
-    lines: Iterator[Line],
-    file: str,
-    ending: str,
-    *,
-    format: Format = "auto",
-    fields: Mapping[str, str] | None = None,
-    limit: int | None = None,
-) -> list[Example]:
-    """As `read_examples`, of the lines of what messages call `file`, whose `ending` may tell the format."""
-    return list(iterate_examples(lines, file, ending, format=format, fields=fields, limit=limit))
+    return list(iterate_examples(read_lines(path), file, ending, format=format, fields=fields, limit=limit))
 
 
 def iterate_examples(
@@ -81,7 +68,12 @@ def iterate_examples(
     fields: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> Iterator[Example]:
-    """As `examples_in`, one at a time: memory does not grow with the file."""
+    """As `read_examples`, one at a time, so that memory does not grow with the file.
+
+    Args:
+        file: what messages call the source of the lines.
+        ending: of its name, which may tell the format.
+    """
     names = make_fields(fields)
     name: str = format
     if format == "auto":

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from foreword.sampling import UNFINISHED, Detokenizer
 from foreword.serving.engine.protocol import FinishReason, Token
 
@@ -123,7 +125,5 @@ def spell(tokenizer: Any, token: int) -> Spelling:
 
 @functools.cache
 def _byte_letters() -> dict[str, int]:
-    """The byte that each letter stands for in byte-level BPE, as GPT-2 defined it (`bytes_to_unicode`)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+    """The byte that each letter stands for in byte-level BPE."""
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
