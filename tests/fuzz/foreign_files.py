@@ -140,9 +140,15 @@ def _archive(rng: random.Random) -> bytes:
     if rng.random() < 0.8:
         manifest = changed(manifest, rng, rng.choice((1, 1, 2)))
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
-        archive.writestr("manifest.json", dumps(manifest, rng).encode("utf-8", "surrogatepass"))
-        archive.writestr(f"blobs/{digest}.prefix", blob)
+    compression = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+    members = {
+        "manifest.json": dumps(manifest, rng).encode("utf-8", "surrogatepass"),
+        f"blobs/{digest}.prefix": blob,
+    }
+    with zipfile.ZipFile(made, "w", compression) as archive:
+        for name, content in members.items():
+            # With a date of its own: `writestr` of a name takes the clock's, and a seed must give the same bytes.
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
     return made.getvalue()
 
 
