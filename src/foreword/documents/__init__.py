@@ -1,0 +1,1 @@
+"""Where a prefix is made from a text."""
