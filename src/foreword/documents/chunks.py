@@ -41,9 +41,7 @@ def split(text: str, count: Callable[[str], int], most: int) -> list[Chunk]:
         first = 0
         while first < len(pieces):
             last = first
-            while (
-                last + 1 < len(pieces) and count(text[pieces[first][0] : pieces[last + 1][1]]) <= most
-            ):
+            while last + 1 < len(pieces) and count(text[pieces[first][0] : pieces[last + 1][1]]) <= most:
                 last += 1
             begin, stop = pieces[first][0], pieces[last][1]
             own = text[begin:stop].strip()
