@@ -104,8 +104,8 @@ def facts_of(text: str) -> Facts:
 
 
 def fault_of(question: str, answer: str, facts: Facts) -> str | None:
-    """Why an answer can't be right, or None: "empty", "too long", "repeats the question", or "number", "date" or
-    "name" where it has one that stands neither in the text nor in the question."""
+    """Why an answer can't be right, or None: "empty", "too long", "repeats the question", or "number", "date"
+    or "name" where it has one that stands neither in the text nor in the question."""
     answer = answer.strip()
     if not answer or not question.strip():
         return "empty"
