@@ -85,10 +85,7 @@ OWN = [
             {"role": "assistant", "content": "20 € a day"},
         ]
     },
-    {
-        "question": [{"role": "user", "content": "Hi"}][0]["content"] + ", where are fishing nets dried?",
-        "answer": "On the western pier.",
-    },
+    {"question": "Where are fishing nets dried?", "answer": "On the western pier."},
 ]
 
 
@@ -129,9 +126,6 @@ def test_conversations_about_another_text_are_refused(tmp_path: Path) -> None:
         BadConversations, match="2 of 3 conversations have hardly a word in common with the document"
     ):
         read_conversations(lines(tmp_path / "c.jsonl", *other), TEXT, CHUNKS)
-
-
-HEADER: dict[str, Any] = {}
 
 
 def header(tmp_path: Path) -> dict[str, Any]:

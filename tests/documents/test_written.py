@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import threading
@@ -76,10 +77,11 @@ class Scripted:
     parallel: int = 1
     name: str = "scripted"
     asked: list[tuple[str, str, int]] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def write(self, chunk: str, kind: str, n: int) -> Written:
         self.asked.append((chunk, kind, n))
-        number = len(self.asked)
+        number = next(self.numbers)
         return Written(
             tuple((question.format(number), answer) for question, answer in self.pairs), self.unparsed
         )
@@ -92,7 +94,7 @@ def test_every_chunk_gets_every_kind_in_turn(parallel: int) -> None:
     made, rejected = write_conversations(writer, CHUNKS, 20, on_progress=lambda *done: seen.append(done))
     assert len(made) == 20
     assert not rejected
-    assert {(chunk, kind) for chunk, kind, _ in writer.asked[:10]} == {
+    assert {(chunk, kind) for chunk, kind, _ in writer.asked} == {
         (chunk.text, kind) for chunk in CHUNKS for kind in KINDS
     }
     assert made[0].kind == "written: question"
