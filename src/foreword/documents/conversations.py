@@ -1,4 +1,4 @@
-"""Conversations about a document, from which a prefix that stands for it is trained: what one is, and its file.
+"""Conversations about a document, from which a prefix that stands for it is trained.
 
 A prefix is trained on question and answer, and the teacher reads the same with a chunk of the document in
 its context. Where they come from: drawn.py makes them of the text's own sentences, written.py lets a model
