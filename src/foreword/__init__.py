@@ -10,6 +10,7 @@ from foreword._version import __version__
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
+    from foreword.documents import compile_document
     from foreword.examples import Example
     from foreword.generation import generate
     from foreword.prefix import Prefix
@@ -25,6 +26,7 @@ __all__ = [
     "PrefixStore",
     "Template",
     "__version__",
+    "compile_document",
     "generate",
     "train",
     "train_many",
@@ -37,6 +39,7 @@ _HOMES = {
     "Prefix": "foreword.prefix",
     "PrefixStore": "foreword.store",
     "Template": "foreword.template",
+    "compile_document": "foreword.documents.compile",
     "generate": "foreword.generation",
     "train": "foreword.training.train",
     "train_many": "foreword.training.train_many",

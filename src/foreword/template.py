@@ -46,6 +46,9 @@ class Template:
             tokenised as the tokenizer's `text_target`, which may differ from how it reads a source.
         start: text of the token that an encoder-decoder's decoder begins with; None: the model's own.
         date: day that the chat template takes for today, ISO 8601; None: today.
+        system_in_prefix: the prefix holds everything up to the end of the system message's text, and a
+            source is what the chat template writes behind it. A system message among the source's own
+            messages stands there, too. For `chat` only.
     """
 
     style: Literal["separator", "chat", "raw"] = "separator"
@@ -58,6 +61,7 @@ class Template:
     target_tokens: SpecialTokens | None = None
     start: str | None = None
     date: str | None = None
+    system_in_prefix: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -65,6 +69,8 @@ class Template:
             check_whole_text(name, getattr(self, name) or "")
         if self.system is not None and self.style != "chat":
             raise UsageError("a system message needs the template style 'chat'")
+        if self.system_in_prefix and self.style != "chat":
+            raise UsageError("system_in_prefix needs the template style 'chat'")
         if self.date is not None:
             try:
                 datetime.date.fromisoformat(self.date)
@@ -80,7 +86,7 @@ class Template:
             TemplateRefuses: the chat template can't write these messages.
         """
         _check_source(source)
-        if self.style == "chat":
+        if self.style == "chat" and not self.system_in_prefix:
             return [int(i) for i in self._apply_chat_template(tokenizer, source, tokenize=True)]
         text = self.source_text(tokenizer, source)
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -100,11 +106,51 @@ class Template:
     def source_text(self, tokenizer: Any, source: Source) -> str:
         """The text that becomes `source_ids`, without special tokens around it. Raises as `source_ids`."""
         _check_source(source)
+        if self.system_in_prefix:
+            return self._around_system(tokenizer, source)[1]
         if self.style == "chat":
             return str(self._apply_chat_template(tokenizer, source, tokenize=False))
         if not isinstance(source, str):
             raise UsageError(f"a source of chat messages needs the template style 'chat', not {self.style!r}")
         return source + self.separator if self.style == "separator" else source
+
+    def opening(self, tokenizer: Any) -> str:
+        """What a prefix that holds the system message has in front of that message's text.
+
+        Raises:
+            UsageError: `system_in_prefix` is off.
+            TemplateRefuses: the chat template writes neither a system message nor a user's.
+        """
+        if not self.system_in_prefix:
+            raise UsageError("only a template with system_in_prefix has an opening")
+        return self._around_system(tokenizer, "?")[0]
+
+    def _around_system(self, tokenizer: Any, source: Source) -> tuple[str, str]:
+        """What the chat template writes in front of a system message's text, and behind it.
+
+        A template without system messages has that text at the beginning of the first user message.
+        """
+        messages = [{"role": "user", "content": source}] if isinstance(source, str) else list(source)
+        own = messages[0]["content"] if messages[0]["role"] == "system" else None
+        others = messages if own is None else messages[1:]
+        held = _HELD if own is None else f"{_HELD}\n\n{own}"
+        as_system = ({"role": "system", "content": held}, *others)
+        try:
+            text = str(self._apply_chat_template(tokenizer, as_system, tokenize=False))
+        except TemplateRefuses:
+            text = ""
+        if _HELD not in text:
+            if not others or others[0]["role"] != "user":
+                raise TemplateRefuses(
+                    "the base's chat template writes no system message, and the messages do not begin with "
+                    "a user's, where the prefix's text could stand; begin with one"
+                )
+            first = {"role": "user", "content": f"{held}\n\n{others[0]['content']}"}
+            text = str(self._apply_chat_template(tokenizer, (first, *others[1:]), tokenize=False))
+        if _HELD not in text:
+            raise TemplateRefuses("the base's chat template writes neither a system message nor a user's")
+        front, _, behind = text.partition(_HELD)
+        return front, behind
 
     def target_ids(self, tokenizer: Any, target: str) -> list[int]:
         """Token ids that carry the loss: the target, and the tokens around it that end it."""
@@ -168,6 +214,8 @@ class Template:
         if self.style != "chat":
             return None
         try:
+            if self.system_in_prefix:
+                return self.source_text(tokenizer, _CONVERSATION)[:LONGEST_RENDERING]
             texts = [self._apply_chat_template(tokenizer, _CONVERSATION, tokenize=False)]
         except (UsageError, TemplateRefuses):
             return None
@@ -189,6 +237,8 @@ class Template:
         for name in ("source_tokens", "target_tokens"):
             if data[name] is not None:
                 data[name] = [list(tokens) for tokens in data[name]]
+        if not self.system_in_prefix:
+            del data["system_in_prefix"]
         return {name: value for name, value in data.items() if value is not None or name not in _LATER}
 
     @classmethod
@@ -231,6 +281,10 @@ RAW = Template(style="raw")
 
 _LATER = ("source_tokens", "target_tokens", "start", "date")
 """Fields that are left out where they say nothing: files from before they were there keep their digest."""
+
+_HELD = "\ue000system\ue001"
+"""Stands for the system message's text in a rendering that is divided there: letters of the private use area,
+which no template's own text has. What users write comes behind it, where it is no longer looked for."""
 
 LONGEST_RENDERING = 1000
 """Characters of each of two texts that are kept to tell what differs."""

@@ -6,12 +6,13 @@ a row's loss by its hidden state is known as soon as the loss is, so each part i
 backward, before the next begins, and memory does not grow with rows times vocabulary (as in the fused losses
 of Liger-Kernel and Cut Your Losses, arXiv 2411.09009).
 
-Shapes: M rows, C rows of a part, I hidden size, V vocabulary.
+Shapes: M rows, C rows of a part, I hidden size, V vocabulary, K tokens of a soft target.
 """
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,13 +74,35 @@ def plain_head(model: Any) -> nn.Linear | None:
     return None if any(parameter.requires_grad for parameter in head.parameters()) else head
 
 
-def head_losses(head: nn.Linear, hidden_MI: torch.Tensor, target_M: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each row's target in nats, `[M]`, float32; `head` is frozen and linear."""
+@dataclass(frozen=True)
+class SoftTargets:
+    """For each of M places K tokens and their weights, such as the likeliest of another distribution.
+
+    Attributes:
+        ids_MK: token ids.
+        weights_MK: float32, not negative; zero where a place has fewer.
+    """
+
+    ids_MK: torch.Tensor
+    weights_MK: torch.Tensor
+
+
+def head_losses(
+    head: nn.Linear, hidden_MI: torch.Tensor, target_M: torch.Tensor, soft: SoftTargets | None = None
+) -> torch.Tensor:
+    """Cross entropy of each row's target in nats, `[M]`, float32; `head` is frozen and linear.
+
+    Args:
+        soft: what to take the cross entropy with, instead of the targets.
+    """
+    if soft is None:
+        ids_M1 = target_M[:, None]
+        soft = SoftTargets(ids_M1, torch.ones_like(ids_M1, dtype=torch.float32))
     if torch.is_grad_enabled() and hidden_MI.requires_grad:
-        losses_M: torch.Tensor = _HeadLosses.apply(hidden_MI, target_M, head)
+        losses_M: torch.Tensor = _HeadLosses.apply(hidden_MI, soft.ids_MK, soft.weights_MK, head)
         return losses_M
     with torch.no_grad():
-        parts = [_part(head, *part) for part in _parts(head, hidden_MI, target_M)]
+        parts = [_part(head, *part) for part in _parts(head, hidden_MI, soft.ids_MK, soft.weights_MK)]
     return torch.cat([losses_C for losses_C, _ in parts])
 
 
@@ -87,14 +110,17 @@ class _HeadLosses(torch.autograd.Function):
     """The losses, differentiated by the hidden states alone."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_MI: torch.Tensor, target_M: torch.Tensor, head: nn.Linear) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden_MI: torch.Tensor, ids_MK: torch.Tensor, weights_MK: torch.Tensor, head: nn.Linear
+    ) -> torch.Tensor:
         weight_VI = head.weight
         losses, gradients = [], []
-        for hidden_CI, target_C in _parts(head, hidden_MI, target_M):
-            losses_C, log_CV = _part(head, hidden_CI, target_C)
-            # The gradient of cross entropy by the logits: probabilities, less one at the target.
-            slope_CV = log_CV.exp_()
-            slope_CV[torch.arange(len(target_C), device=target_C.device), target_C] -= 1
+        for hidden_CI, ids_CK, weights_CK in _parts(head, hidden_MI, ids_MK, weights_MK):
+            losses_C, log_CV = _part(head, hidden_CI, ids_CK, weights_CK)
+            # The gradient of cross entropy by the logits: probabilities, as often as there is weight, less
+            # the weights at their tokens.
+            slope_CV = log_CV.exp_().mul_(weights_CK.sum(1, keepdim=True))
+            slope_CV.scatter_add_(1, ids_CK, -weights_CK)
             losses.append(losses_C)
             gradients.append(slope_CV.to(weight_VI.dtype) @ weight_VI)
         ctx.save_for_backward(torch.cat(gradients))
@@ -102,31 +128,89 @@ class _HeadLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[misc]
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (slope_MI,) = ctx.saved_tensors  # known since the forward pass: only scaled by what comes in
-        return slope_MI * gradients[0][:, None].to(slope_MI.dtype), None, None
+        return slope_MI * gradients[0][:, None].to(slope_MI.dtype), None, None, None
 
 
-def _parts(
-    head: nn.Linear, hidden_MI: torch.Tensor, target_M: torch.Tensor
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows and targets of each part, as even as can be."""
-    rows, vocabulary = len(target_M), head.weight.shape[0]
+def _parts(head: nn.Linear, *states: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """What each part has of tensors of M rows, as even as can be."""
+    rows, vocabulary = len(states[0]), head.weight.shape[0]
     count = max(1, -(-rows * vocabulary // (logits_at_once(head.weight.device) or PART)))
     size = max(1, -(-rows // count))
-    return list(zip(hidden_MI.split(size), target_M.split(size), strict=True))
+    return list(zip(*(each.split(size) for each in states), strict=True))
 
 
 def _part(
-    head: nn.Linear, hidden_CI: torch.Tensor, target_C: torch.Tensor
+    head: nn.Linear, hidden_CI: torch.Tensor, ids_CK: torch.Tensor, weights_CK: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses `[C]` and log probabilities `[C, V]`, both float32."""
     log_CV = log_softmax(head(hidden_CI), dim=-1, dtype=torch.float32)
-    return -log_CV.gather(1, target_C[:, None])[:, 0], log_CV
+    return -(log_CV.gather(1, ids_CK) * weights_CK).sum(1), log_CV
 
 
-def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> torch.Tensor:
+def target_losses(
+    model: Any, batch: Batch, prefixes: PrefixBatch | None, soft: SoftTargets | None = None
+) -> torch.Tensor:
     """Cross entropy of each target token in nats, `[M]`, float32.
+
+    Args:
+        soft: what to take the cross entropy with at each target token's place, instead of that token.
+    """
+    head, states = _at_targets(model, batch, prefixes)
+    target_M = batch.target_M.to(states.device)
+    if soft is not None:
+        soft = SoftTargets(soft.ids_MK.to(states.device), soft.weights_MK.to(states.device))
+    if head is not None:
+        return head_losses(head, states, target_M, soft)
+    if soft is None:
+        return cross_entropy(states.float(), target_M, reduction="none")
+    log_MV = log_softmax(states.float(), dim=-1)
+    return -(log_MV.gather(1, soft.ids_MK) * soft.weights_MK).sum(1)
+
+
+@torch.no_grad()
+def likeliest_tokens(model: Any, batch: Batch, prefixes: PrefixBatch | None, count: int) -> SoftTargets:
+    """The `count` likeliest tokens at each target token's place, and their probabilities, on the CPU."""
+    head, states = _at_targets(model, batch, prefixes)
+    found = []
+    for (states_C,) in [(states,)] if head is None else _parts(head, states):
+        logits_CV = (states_C if head is None else head(states_C)).float()
+        found.append(torch.softmax(logits_CV, dim=-1).topk(min(count, logits_CV.shape[-1])))
+    return SoftTargets(
+        torch.cat([each.indices for each in found]).cpu(), torch.cat([each.values for each in found]).cpu()
+    )
+
+
+@torch.no_grad()
+def divergences(
+    model: Any,
+    batch: Batch,
+    prefixes: PrefixBatch | None,
+    other: Batch,
+    other_prefixes: PrefixBatch | None,
+) -> torch.Tensor:
+    """KL(first || second) at each target token's place, in nats over the whole vocabulary: `[M]`, float32.
+
+    The two batches have the same targets behind different text or prefixes.
+    """
+    head, states = _at_targets(model, batch, prefixes)
+    other_head, other_states = _at_targets(model, other, other_prefixes)
+    pairs = [(states, other_states)] if head is None else _parts(head, states, other_states)
+    found = []
+    for ours, theirs in pairs:
+        logits_CV = ours if head is None else head(ours)
+        other_CV = theirs if other_head is None else other_head(theirs)
+        log_CV = log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+        other_log_CV = log_softmax(other_CV, dim=-1, dtype=torch.float32)
+        found.append((log_CV.exp() * (log_CV - other_log_CV)).sum(1))
+    return torch.cat(found)
+
+
+def _at_targets(
+    model: Any, batch: Batch, prefixes: PrefixBatch | None
+) -> tuple[nn.Linear | None, torch.Tensor]:
+    """The head and hidden states `[M, I]` at the places that predict a target; or None and logits `[M, V]`.
 
     Logits are computed at the M places that predict a target and nowhere else, where the model
     allows it: over a vocabulary of 49k they cost as much as a fifth of the layers.
@@ -146,8 +230,7 @@ def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> tor
         if head is not None:
             hidden_BTI = model.base_model(**batch.inputs, use_cache=False)[0]
             hidden_MI = take(hidden_BTI.flatten(0, 1), batch.logit_index_M.to(hidden_BTI.device))
-            where = head.weight.device
-            return head_losses(head, hidden_MI.to(where), batch.target_M.to(where))
+            return head, hidden_MI.to(head.weight.device)
         if batch.layout is not None and keeps_logits(model):
             # Of each place once, though it may predict targets of several rows.
             kept_K: torch.Tensor | list[int] = batch.logit_places_K
@@ -156,11 +239,9 @@ def target_losses(model: Any, batch: Batch, prefixes: PrefixBatch | None) -> tor
                 kept_K = batch.logit_places_K.tolist()
             logits_KV = model(**batch.inputs, use_cache=False, logits_to_keep=kept_K).logits[0]
             place_M = torch.searchsorted(batch.logit_places_K, batch.logit_index_M)
-            logits_MV = take(logits_KV, place_M.to(logits_KV.device))
-        else:
-            logits_BTV = model(**batch.inputs, use_cache=False).logits
-            logits_MV = take(logits_BTV.flatten(0, 1), batch.logit_index_M.to(logits_BTV.device))
-    return cross_entropy(logits_MV.float(), batch.target_M.to(logits_MV.device), reduction="none")
+            return None, take(logits_KV, place_M.to(logits_KV.device))
+        logits_BTV = model(**batch.inputs, use_cache=False).logits
+        return None, take(logits_BTV.flatten(0, 1), batch.logit_index_M.to(logits_BTV.device))
 
 
 def keeps_logits(model: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*\s*$", re.MULTILINE)
 """A heading of Markdown, which `reading.py` makes of those of other formats."""
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-ZÀ-ÖØ-Þ0-9])")
+_TABLE_LINE = re.compile(r"\s*\|.*\|\s*$")
+_TABLE_RULE = re.compile(r"\s*\|[\s:|-]+\|\s*$")
+_SENTENCE_END = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+(?=[\"'“‘(\[]?[A-ZÀ-ÖØ-Þ0-9])")
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Chunk:
     """A part of a document that a model reads at once.
 
     Attributes:
-        text: as it stands in the document, the heading of its section in front where that stands elsewhere.
+        text: as it stands in the document; the heading of its section, and the head of a table in whose
+            rows it begins, in front where they stand elsewhere.
         section: the heading that it stands under; "" in front of the first.
         start, end: where it stands in the document, in characters.
     """
@@ -45,8 +49,11 @@ def split(text: str, count: Callable[[str], int], most: int) -> list[Chunk]:
                 last += 1
             begin, stop = pieces[first][0], pieces[last][1]
             own = text[begin:stop].strip()
-            shown = own if not section or begin == start else f"# {section}\n\n{own}"
-            if own and not (HEADING.fullmatch(own) and len(pieces) > 1):
+            if own and not HEADING.fullmatch(own):
+                head = table_head(text, begin)
+                shown = own if head is None else f"{head}\n{own}"
+                if section and begin != start:
+                    shown = f"# {section}\n\n{shown}"
                 chunks.append(Chunk(shown, section, begin, stop))
             first = last + 1
     return chunks
@@ -67,20 +74,52 @@ def sections(text: str) -> list[tuple[str, int, int]]:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text without its headings; lines of lists and tables are sentences of their own."""
+    """The sentences of a text without its headings and tables; items of lists are sentences of their own."""
     found: list[str] = []
     for paragraph in re.split(r"\n\s*\n", HEADING.sub("", text)):
-        listed = re.search(r"^\s*([-*|]|\d+[.)])\s*", paragraph, re.MULTILINE)
-        for line in paragraph.splitlines() if listed else [" ".join(paragraph.split())]:
+        lines = [line for line in paragraph.splitlines() if not _TABLE_LINE.match(line)]
+        for line in lines if _is_listed("\n".join(lines)) else [" ".join(" ".join(lines).split())]:
             found += [each.strip() for each in _SENTENCE_END.split(line) if each.strip()]
     return found
+
+
+def tables(text: str) -> list[tuple[list[str], list[list[str]]]]:
+    """The heads and rows of Markdown tables."""
+    found: list[tuple[list[str], list[list[str]]]] = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if number > 0 and _TABLE_RULE.match(line) and _TABLE_LINE.match(lines[number - 1]):
+            rows = itertools.takewhile(_TABLE_LINE.match, lines[number + 1 :])
+            found.append((_cells(lines[number - 1]), [_cells(row) for row in rows]))
+    return found
+
+
+def table_head(text: str, place: int) -> str | None:
+    """The head of the table in whose rows a place stands, for a part that begins there; else None."""
+    above = text[:place].rstrip(" \n")
+    line = text[place:].split("\n", 1)[0]
+    if "\n\n" in text[len(above) : place] or not _TABLE_LINE.match(line):
+        return None
+    rows = list(itertools.takewhile(_TABLE_LINE.match, reversed(above.splitlines())))[::-1]
+    return "\n".join(rows[:2]) if len(rows) > 1 and _TABLE_RULE.match(rows[1]) else None
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def _is_listed(text: str) -> bool:
+    return re.search(r"^\s*([-*|]|\d+[.)])\s", text, re.MULTILINE) is not None
 
 
 def _pieces(
     text: str, start: int, end: int, count: Callable[[str], int], most: int
 ) -> Iterator[tuple[int, int]]:
-    """Places of paragraphs; of what is too long its sentences, and of those words."""
-    for pattern in (r"\n\s*\n", _SENTENCE_END, r"\s+"):
+    """Places of paragraphs; of what is too long its lines in lists and tables, its sentences, its words."""
+    places = [(start, end)]
+    for pattern in (r"\n\s*\n", r"\n", _SENTENCE_END, r"\s+"):
+        if pattern == r"\n" and not _is_listed(text[start:end]):
+            continue
         places = _divide(text, start, end, pattern)
         if len(places) > 1:
             break

@@ -24,6 +24,7 @@ from foreword.prefix_file import check_description
 from foreword.template import Template
 from foreword.training import checkpoint
 from foreword.training.loop import run
+from foreword.training.objective import CROSS_ENTROPY, Objective
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import TrainingOptions, TrainingSettings, make_settings
 from foreword.training.trainer import Trainer, build_trainer
@@ -142,6 +143,24 @@ def train(
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
     )
+    run_to_end(base, trainer, run_log, f"{base.name}: {settings.parameterization}, length {settings.length}")
+    return make_prefix(
+        base, trainer, chosen, description["data"], start=start, labels=labels, licence=licence
+    )
+
+
+def run_to_end(
+    base: BaseModel, trainer: Trainer, run_log: RunLog, title: str, objective: Objective = CROSS_ENTROPY
+) -> None:
+    """Step one trainer until it is done, or the user stops it; its checkpoints and log are kept.
+
+    Args:
+        title: of the picture of its losses.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite.
+        TrainingStopped: Ctrl-C.
+    """
     try:
         with stop_on_interrupt() as request:
 
@@ -152,6 +171,7 @@ def train(
             run(
                 base,
                 iter([trainer]),
+                objective=objective,
                 on_step=lambda _, step: run_log.on_step(step),
                 on_evaluation=lambda _, loss: run_log.on_evaluation(loss),
                 on_finish=lambda _: None,
@@ -160,12 +180,9 @@ def train(
             )
         if not trainer.finished:
             raise TrainingStopped(trainer.step, run_log.save())
-        run_log.finish(f"{base.name}: {settings.parameterization}, length {settings.length}")
+        run_log.finish(title)
     finally:
         run_log.close()
-    return make_prefix(
-        base, trainer, chosen, description["data"], start=start, labels=labels, licence=licence
-    )
 
 
 def make_prefix(

@@ -1,0 +1,326 @@
+"""compile_document: a text and a base model in, a prefix that stands for the text out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from foreword.base.base_model import BaseModel
+from foreword.base.prefix_batch import KeyValues
+from foreword.documents.chunks import Chunk, split
+from foreword.documents.conversations import Conversation
+from foreword.documents.distillation import Distillation, DistilledExample, taught
+from foreword.documents.drawn import drawn
+from foreword.documents.report import bare_template, harm, harm_answers, own_answers, prompts_of, recovered
+from foreword.documents.settings import DocumentOptions, DocumentSettings
+from foreword.encoding import EncodedExample, encode_example
+from foreword.errors import UsageError
+from foreword.examples import Example
+from foreword.prefix import Origin, Prefix
+from foreword.prefix_file import check_description
+from foreword.prefix_sizes import tensor_names
+from foreword.template import Template, default_template
+from foreword.training.initialization import activations
+from foreword.training.run_log import Progress, RunLog
+from foreword.training.train import check_folder, describe, make_prefix, run_to_end
+from foreword.training.trainer import build_trainer
+from foreword.validation import checks_arguments
+
+PIECE_TOKENS = 64
+"""Of the pieces of a document that training starts from (Cartridges, arXiv 2506.06266)."""
+
+SEPARATOR = "\n\n"
+"""Between a document and a question, on a base without a chat template."""
+
+
+HARM_PROMPTS = 24
+"""Unrelated prompts that a report's harm is measured on; benchmarks/documents.py takes all 100."""
+
+HELD_OUT = 32
+"""Conversations that training does not have: they choose the step, and the report is about them."""
+
+
+def document_template(base: BaseModel) -> Template:
+    """The template of a document's prefix: the base's chat template, with the document as system message.
+
+    On a base without one, the document, an empty line, and a source and its answer on lines of their own.
+    """
+    if getattr(base.tokenizer, "chat_template", None):
+        chat = default_template(base.tokenizer, style="chat", begin=False, source_tokens=None)
+        return dataclasses.replace(chat, system_in_prefix=True).dated(base.tokenizer)
+    return dataclasses.replace(base.template, begin=False, source_tokens=None)
+
+
+def opening_ids(base: BaseModel, template: Template) -> list[int]:
+    """What stands in front of the document in its prefix: its first token is the attention sink."""
+    if template.system_in_prefix:
+        return _ids(base, template.opening(base.tokenizer))
+    begins = base.raw_template.begin
+    return [base.tokenizer.bos_token_id] if begins else []
+
+
+def document_ids(base: BaseModel, template: Template, text: str) -> list[int]:
+    """The tokens that a document's prefix stands for: all in front of what a source becomes."""
+    text = text.strip() if template.system_in_prefix else text.strip() + SEPARATOR
+    return [*opening_ids(base, template), *_ids(base, text)]
+
+
+def exact_key_values(base: BaseModel, ids: Sequence[int]) -> KeyValues:
+    """The base's own keys and values of some tokens, at positions from 0, in float32."""
+    return activations(base, ids, ids, len(ids))
+
+
+def piecewise_start(base: BaseModel, template: Template, text: str, length: int, seed: int) -> KeyValues:
+    """The base's own keys and values of pieces of the document, read anew one behind the other.
+
+    Pieces stand in the document's order and begin at random, so that each part of the text is as likely.
+    """
+    front, ids = opening_ids(base, template), _ids(base, text)
+    rng = random.Random(seed)
+    wanted = max(0, length - len(front))
+    count = max(1, round(wanted / PIECE_TOKENS))
+    sizes = [wanted * (n + 1) // count - wanted * n // count for n in range(count)]
+    spread = [len(ids) * n // count for n in range(count + 1)]
+    pieces: list[int] = []
+    for size, low, high in zip(sizes, spread, spread[1:], strict=False):
+        begin = rng.randint(low, max(low, high - size))
+        pieces += ids[begin : begin + size]
+    pieces += ids[: wanted - len(pieces)]
+    return exact_key_values(base, [*front, *pieces][:length])
+
+
+def study(
+    base: BaseModel,
+    template: Template,
+    chunks: Sequence[Chunk],
+    conversations: Sequence[Conversation],
+) -> list[DistilledExample]:
+    """Conversations as token ids with what the teacher predicts, in their order.
+
+    Each chunk's keys and values are computed once, and all its conversations are read behind them.
+    """
+    bare = bare_template(base, template)
+    made: dict[int, DistilledExample] = {}
+    by_chunk: dict[int | None, list[int]] = {}
+    for number, conversation in enumerate(conversations):
+        by_chunk.setdefault(conversation.chunk, []).append(number)
+    for chunk, numbers in by_chunk.items():
+        rows = [_encoded(base, template, conversations[number]) for number in numbers]
+        if chunk is None:
+            alone = [_encoded(base, bare, conversations[number]) for number in numbers]
+            found = [
+                dataclasses.replace(each, source_ids=row.source_ids)
+                for each, row in zip(taught(base, alone, None), rows, strict=True)
+            ]
+        else:
+            ids = document_ids(base, template, chunks[chunk].text)
+            found = taught(base, rows, exact_key_values(base, ids))
+        made |= dict(zip(numbers, found, strict=True))
+    return [made[number] for number in range(len(conversations))]
+
+
+def _encoded(base: BaseModel, template: Template, conversation: Conversation) -> EncodedExample:
+    example = Example(source=conversation.source, target=conversation.target)
+    return encode_example(example, base.tokenizer, template)[0]
+
+
+@dataclass(frozen=True)
+class Studies:
+    """What a prefix is trained on.
+
+    Attributes:
+        chunks: of the document.
+        training, held_out: conversations; unrelated prompts are among those of training.
+    """
+
+    chunks: list[Chunk]
+    training: list[Conversation]
+    held_out: list[Conversation]
+
+    @property
+    def digest(self) -> str:
+        """Of the chunks and all conversations: what a checkpoint must agree with."""
+        plain = [[dataclasses.asdict(each) for each in self.chunks]]
+        plain += [[dataclasses.asdict(each) for each in part] for part in (self.training, self.held_out)]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def studies(
+    base: BaseModel,
+    template: Template,
+    text: str,
+    settings: DocumentSettings,
+    conversations: Sequence[Conversation] | None = None,
+) -> Studies:
+    """Chunks, conversations about them, and unrelated prompts.
+
+    Args:
+        conversations: instead of those that are drawn from the text.
+    """
+    chunks = split(text, lambda part: len(_ids(base, part)), settings.chunk_tokens)
+    made = list(conversations or drawn(chunks, settings.draw + HELD_OUT, settings.seed))
+    if not made:
+        raise UsageError(
+            "the document has no sentence or table to draw a conversation from; give conversations"
+        )
+    order = list(range(len(made)))
+    random.Random(settings.seed).shuffle(order)
+    few = min(HELD_OUT, len(made) // 8)
+    held_out = [made[number] for number in order[:few]]
+    training = [made[number] for number in sorted(order[few:])]
+    count = round(len(training) * settings.unrelated / (1 - settings.unrelated))
+    if count:
+        prompts = prompts_of("unrelated_prompts")
+        answers = own_answers(base, prompts[:count], bare_template(base, template))
+        unrelated = [Conversation(each.source, each.target, None, "unrelated") for each in answers]
+        training += (unrelated * (count // len(unrelated) + 1))[:count]
+    return Studies(chunks, training, held_out)
+
+
+def _ids(base: BaseModel, text: str) -> list[int]:
+    ids: list[int] = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@checks_arguments
+def compile_document(
+    base: BaseModel,
+    text: str,
+    *,
+    conversations: Sequence[Conversation] | None = None,
+    questions: Sequence[Example] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    labels: dict[str, str] | None = None,
+    licence: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[DocumentOptions],
+) -> Prefix:
+    """A prefix that stands for a text: questions about it are answered as if it were in front of them.
+
+    Args:
+        text: plain text or Markdown; `foreword.documents.read_document` makes it of other files.
+        conversations: what to train on, instead of conversations drawn from the text.
+        questions: with their answers, for the report, which else is about held-out conversations.
+        checkpoint_dir, checkpoint_every, labels, licence, on_progress: as for `train`.
+        options: fields of `DocumentSettings`: `method` ("studied", "matched", "exact"), `length` virtual
+            tokens or `ratio`, `steps`, `seed` and so on; None stands for the default.
+
+    Returns:
+        The prefix, with what was measured in its `report` and how it was made in its `recipe`.
+
+    Raises:
+        UsageError: an option out of range, an empty text, one that is shorter than the prefix.
+        WindowExceeded: a prefix that leaves no room for text.
+        CheckpointMismatch, TrainingDiverged, TrainingStopped: as for `train`.
+    """
+    settings = DocumentSettings.from_mapping(options)
+    check_description({"labels": labels, "licence": licence})
+    check_folder(checkpoint_dir, checkpoint_every)
+    if base.is_encoder_decoder or base.is_hybrid:
+        kind = "an encoder-decoder" if base.is_encoder_decoder else "a hybrid"
+        raise UsageError(
+            f"{base.shown_name} is {kind}: keys and values of a text do not stand for the text there; take a "
+            "decoder-only base with attention alone"
+        )
+    if not text.strip():
+        raise UsageError("the document is empty; give a text")
+    template = document_template(base)
+    ids = document_ids(base, template, text)
+    length = settings.length_for(len(ids))
+    base.max_text_tokens(length)
+    run = _Run(base, settings, template, text, ids, length, on_progress or (lambda progress: None))
+    made = run.studies(conversations)
+    if settings.method == "exact":
+        prefix = run.prefix(exact_key_values(base, ids))
+    else:
+        start = run.prefix(piecewise_start(base, template, text, length, settings.seed))
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        prefix = run.trained(made, start, folder, checkpoint_every)
+    measured = run.measured(prefix, made, questions)
+    return dataclasses.replace(prefix, report=measured, labels=labels or {}, licence=licence)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One document on its way to a prefix.
+
+    Attributes:
+        ids: the tokens that the prefix stands for; its length is P.
+    """
+
+    base: BaseModel
+    settings: DocumentSettings
+    template: Template
+    text: str
+    ids: list[int]
+    length: int
+    report: Callable[[Progress], None]
+
+    def prefix(self, key_values: KeyValues) -> Prefix:
+        """Keys and values as a prefix that stands for this document."""
+        base, template = self.base, self.template
+        return Prefix(
+            tensors=tensor_names(key_values),
+            base=base.identity,
+            template=template,
+            positions=base.positions,
+            origin=Origin(seed=self.settings.seed, data_digest=self._digest),
+            recipe={"document": self.settings.to_json() | {"sha256": self._digest, "tokens": len(self.ids)}},
+            template_digest=template.rendering_digest(base.tokenizer),
+            template_rendering=template.rendering(base.tokenizer),
+        )
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def studies(self, conversations: Sequence[Conversation] | None) -> Studies:
+        """Conversations to train on, and some to choose by and report about."""
+        self._note("making conversations")
+        return studies(self.base, self.template, self.text, self.settings, conversations)
+
+    def trained(
+        self, made: Studies, start: Prefix, folder: Path | None, checkpoint_every: int | None
+    ) -> Prefix:
+        """The prefix that training ends in."""
+        base, training = self.base, self.settings.training(self.length)
+        self._note(f"reading {len(made.training) + len(made.held_out)} conversations as the teacher")
+        rows, dev = (study(base, self.template, made.chunks, each) for each in (made.training, made.held_out))
+        trainer = build_trainer(base, training, rows, dev, start=start)
+        description = describe(base, training, self.template, [], [], start) | {"data": made.digest}
+        run_log = RunLog(
+            trainer,
+            folder=folder,
+            description=description,
+            on_progress=self.report,
+            checkpoint_every=checkpoint_every,
+        )
+        run_to_end(base, trainer, run_log, f"{base.name}: document, length {self.length}", Distillation())
+        prefix = make_prefix(base, trainer, self.template, made.digest, start=start)
+        return dataclasses.replace(prefix, recipe=start.recipe)
+
+    def measured(self, prefix: Prefix, made: Studies, questions: Sequence[Example] | None) -> dict[str, Any]:
+        """What a prefix's report says."""
+        base = self.base
+        self._note("measuring")
+        document = self.prefix(exact_key_values(base, self.ids))
+        about = questions or [Example(source=each.source, target=each.target) for each in made.held_out]
+        whole = recovered(base, prefix, document, about)[""]
+        answers = harm_answers(base, bare_template(base, self.template), HARM_PROMPTS)
+        return {
+            **whole.to_json(),
+            "harm": round(harm(base, prefix, answers), 4),
+            "harm_of_document": round(harm(base, document, answers), 4),
+            "dev_loss": prefix.origin.dev_loss,
+        }
+
+    def _note(self, text: str) -> None:
+        self.report(Progress(0, self.settings.steps, note=text))

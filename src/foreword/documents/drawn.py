@@ -1,0 +1,151 @@
+"""Conversations drawn from a document's own sentences, by rules: for models too small to ask good questions.
+
+What is trained is not the sentence but what the teacher, which has its chunk in context, predicts along it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+
+from foreword.documents.chunks import HEADING, Chunk, sentences, tables
+from foreword.documents.conversations import Conversation
+
+CONTINUE = (
+    "Continue this sentence: {0}",
+    "How does this sentence go on? {0}",
+    "Complete the sentence: {0} ...",
+    "What comes after these words: {0}",
+)
+FILL = (
+    "Which words are missing? {0}",
+    "Fill in the gap: {0}",
+    "What belongs in the gap? {0}",
+)
+ABOUT = (
+    "What is said about {0}?",
+    "What do you know about {0}?",
+    "Tell me about {0}.",
+    "What should I know about {0}?",
+)
+SECTION = ("What does the part about {0} say?", "Repeat the part about {0}.", "What is in the part {0}?")
+CELL = (
+    "What is the {column} of {row}?",
+    "{row}: {column}?",
+    "What does the table say for {row} under {column}?",
+    "Which {column} has {row}?",
+)
+
+GAP = "___"
+_WORD = re.compile(r"\S+")
+_FACT = re.compile(
+    r"(?:[A-Z][\w'’.-]*(?:\s+(?:(?:of|de|van|von|the|and|&)\s+)?[A-Z][\w'’.-]*)*"
+    r"|[€$£]?\d[\d.,:/–-]*\d*\s*(?:%|[a-zA-Zµ°²³]+)?(?:\s+[a-z]+)?)"
+)
+_COMMON = frozenset(
+    re.findall(
+        r"\w+",
+        "A An And As At But By For From He How I If In It Its Many No Nobody Not Nothing Of On One Or "
+        "Our She So That The Their Then There These They This Those To Under We What When Where Which "
+        "Who Whoever Why With You Your Every Each All After Before Only Both Once ",
+    )
+)
+"""Words that begin a sentence and name nothing."""
+
+
+def drawn(chunks: Sequence[Chunk], count: int, seed: int = 0) -> list[Conversation]:
+    """`count` conversations about the chunks, each at most once; fewer where the text gives no more.
+
+    The kinds take turns, and each kind goes through all chunks alike: no part of the text is left out.
+    """
+    rng = random.Random(seed)
+    made: dict[tuple[str, str], Conversation] = {}
+    by_kind: list[tuple[str, Callable[[Chunk, random.Random], tuple[str, str] | None]]] = [
+        ("continue", _continue),
+        ("cloze", _fill),
+        ("continue", _continue),
+        ("about", _about),
+        ("cell", _cell),
+        ("cell", _cell),
+    ]
+    order = [(number, kind) for kind in range(len(by_kind)) for number in range(len(chunks))]
+    failures = 0
+    while len(made) < count and failures < 8 * len(order):
+        rng.shuffle(order)
+        for number, kind in order:
+            name, make = by_kind[kind]
+            pair = make(chunks[number], rng)
+            if pair is None or pair in made:
+                failures += 1
+                continue
+            failures = 0
+            made[pair] = Conversation(pair[0], pair[1], number, name)
+            if len(made) == count:
+                break
+    return list(made.values())
+
+
+def _body(chunk: Chunk) -> list[str]:
+    return [each for each in sentences(chunk.text) if len(each.split()) > 2]
+
+
+def _facts(sentence: str) -> list[tuple[int, str]]:
+    """Names and numbers of a sentence and where they stand, but for a name that may be its first word."""
+    found = []
+    for match in _FACT.finditer(sentence):
+        fact = match.group().strip(" .,;:")
+        if len(fact) > 1 and fact not in _COMMON and (match.start() > 0 or fact[0].isdigit()):
+            found.append((match.start() + match.group().index(fact), fact))
+    return found
+
+
+def _continue(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A sentence cut behind its first words; the rest, now and then with the sentence behind it."""
+    found = _body(chunk)
+    if not found:
+        return None
+    place = rng.randrange(len(found))
+    words = [match.end() for match in _WORD.finditer(found[place])]
+    cut = words[rng.randrange(min(6, len(words) - 1))]
+    rest = found[place][cut:].strip()
+    if rng.random() < 0.25 and place + 1 < len(found):
+        rest = f"{rest} {found[place + 1]}"
+    return rng.choice(CONTINUE).format(found[place][:cut]), rest
+
+
+def _fill(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A sentence with a gap where a name or a number stood; what stood there."""
+    found = [(sentence, fact) for sentence in _body(chunk) for fact in _facts(sentence)]
+    if not found:
+        return None
+    sentence, (start, missing) = rng.choice(found)
+    return rng.choice(FILL).format(f"{sentence[:start]}{GAP}{sentence[start + len(missing) :]}"), missing
+
+
+def _about(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A name, a number or a heading of the chunk; the sentence that it stands in, or the section's text."""
+    if chunk.section and rng.random() < 0.15:
+        return rng.choice(SECTION).format(f'"{chunk.section}"'), HEADING.sub("", chunk.text).strip()
+    found = [(sentence, fact) for sentence in _body(chunk) for _, fact in _facts(sentence)]
+    if not found:
+        return None
+    sentence, subject = rng.choice(found)
+    if chunk.section and (subject[0].isdigit() or rng.random() < 0.3):
+        subject = f"{subject} ({chunk.section})"
+    return rng.choice(ABOUT).format(subject), sentence
+
+
+def _cell(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A row of a table and the name of a column; what stands there."""
+    found = [
+        (row[0], column, cell)
+        for head, rows in tables(chunk.text)
+        for row in rows
+        for column, cell in zip(head[1:], row[1:], strict=False)
+        if row[0] and column and cell
+    ]
+    if not found:
+        return None
+    row, column, cell = rng.choice(found)
+    return rng.choice(CELL).format(row=row, column=column), cell

@@ -1,0 +1,108 @@
+"""Settings of a compiled document, each defined once; docs/documents.md measures the defaults.
+
+The options of `foreword compile`, the method of a job and the keywords of `compile_document` come from them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, TypedDict
+
+from foreword.errors import UsageError
+from foreword.training.settings import TrainingSettings
+from foreword.validation import LARGEST_SEED, SMALLEST_SEED, check_settings, from_mapping, setting
+
+Method = Literal["studied", "matched", "exact"]
+
+DEFAULT_RATIO = 10.0
+
+
+@dataclass(frozen=True)
+class DocumentSettings:
+    """How a document becomes a prefix.
+
+    Every field is an option of `foreword compile`, where its help says what it is.
+    """
+
+    method: Method = setting(
+        "studied", help="studied: trained; matched: computed in seconds; exact: all keys and values"
+    )
+    length: int | None = setting(None, ge=1, metavar="P", help="Virtual tokens, instead of a ratio")
+    ratio: float | None = setting(
+        None, ge=1, default_text="10", help="How many times shorter than the document the prefix is"
+    )
+    steps: int = setting(240, ge=1, help="Optimiser steps")
+    batch_size: int = setting(8, ge=1, help="Conversations a step")
+    learning_rate: float = setting(0.03, gt=0, help="Peak learning rate of AdamW")
+    draw: int = setting(1000, ge=8, help="Conversations to draw from the text")
+    chunk_tokens: int = setting(160, ge=16, help="Tokens of the text that the teacher has in its context")
+    unrelated: float = setting(
+        0.1, ge=0, lt=1, help="Share of unrelated prompts, with the bare base as teacher"
+    )
+    seed: int = setting(
+        0, ge=SMALLEST_SEED, le=LARGEST_SEED, help="Seed of the start, conversations and order"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.length is not None and self.ratio is not None:
+            raise UsageError("give length or ratio, not both")
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> Self:
+        """Settings from keywords, a table of a file, a job's method; None stands for the default."""
+        made: Self = from_mapping(cls, given, "document options")
+        return made
+
+    def length_for(self, tokens: int) -> int:
+        """P for a document of so many tokens, those in front of it in its template among them.
+
+        Raises:
+            UsageError: a document that is not longer than that.
+        """
+        if self.method == "exact":
+            if self.length is not None or self.ratio is not None:
+                raise UsageError("exact keeps every token of the document; leave length and ratio out")
+            return tokens
+        length = self.length or max(2, round(tokens / (self.ratio or DEFAULT_RATIO)))
+        if length >= tokens:
+            raise UsageError(
+                f"the document has {tokens} tokens, and the prefix would have {length}; take a length below "
+                "that, or method exact, or put the text into the prompt"
+            )
+        return length
+
+    def training(self, length: int) -> TrainingSettings:
+        """Of the training run that `studied` is."""
+        return TrainingSettings.from_mapping(
+            {
+                "length": length,
+                "parameterization": "direct",
+                "freeze_first": True,
+                "steps": self.steps,
+                "batch_size": self.batch_size,
+                "learning_rate": self.learning_rate,
+                "seed": self.seed,
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the prefix file."""
+        return dataclasses.asdict(self)
+
+
+class DocumentOptions(TypedDict, total=False):
+    """The fields of `DocumentSettings`, as keywords."""
+
+    method: Method | None
+    length: int | None
+    ratio: float | None
+    steps: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    draw: int | None
+    chunk_tokens: int | None
+    unrelated: float | None
+    seed: int | None
