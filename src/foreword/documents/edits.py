@@ -36,7 +36,7 @@ def known_chunks(recipe: Mapping[str, Any]) -> frozenset[str]:
     kept = found.get("chunks") if isinstance(found, Mapping) else None
     if not isinstance(kept, list) or not kept:
         raise UsageError(
-            "the prefix to go on from does not say which parts its document had; it has to be made by compile "
+            "the prefix to go on from does not say which parts its document had; it must be made by compile "
             f"from a document of at most {MOST_CHUNKS} chunks"
         )
     return frozenset(str(each) for each in kept)
@@ -50,7 +50,7 @@ def changed(chunks: Sequence[Chunk], known: Collection[str]) -> list[int]:
 def replay(
     conversations: Sequence[Conversation], new: Collection[int], seed: int, share: float = REPLAYED
 ) -> list[Conversation]:
-    """All conversations about the chunks in `new`, and a share of those about each of the others, in order."""
+    """All conversations about the chunks in `new`, and a share of those about each other chunk, in order."""
     rng = random.Random(seed)
     by_chunk: dict[int | None, list[int]] = {}
     for number, each in enumerate(conversations):
