@@ -1,8 +1,8 @@
 """Usage: what each owner used, by day: what a bill is made from.
 
 `add` joins a transaction and adds to the row of a day in one statement, so that any number of servers add to
-the same row. A server collects what its requests use in memory (`Meter`) and writes it every few seconds, each
-time under a new number, by which it knows a write that was done though the answer was lost.
+the same row. A server collects what its requests use in memory (`Meter`) and writes it every few seconds.
+Every write has a number, by which one is known that was done though its answer was lost.
 """
 
 from __future__ import annotations

@@ -289,7 +289,7 @@ class Scheduler:
     ) -> RunningRow | None:
         """The youngest row of the owner who has most, if that one has no less without it than this one with.
 
-        Or, of columns, one that has had its turn, where that owner has more than a fair share, and this one none.
+        Or, of columns, one that has had its turn, if that owner has more than a fair share and this one none.
 
         Args:
             by_rows: places are scarce; else columns are.
@@ -316,7 +316,7 @@ class Scheduler:
         return max(turned, key=lambda row: row.number, default=None)
 
     def _turn(self, row: RunningRow) -> int:
-        """New tokens that a row makes before an owner who has none gets its columns: one a step of reading."""
+        """New tokens of a row before an owner who has none gets its columns: one for each step of reading."""
         read_first = len(row.text) - (row.made - row.made_before)
         return max(TURN, read_first // self._most[1])
 
