@@ -91,7 +91,7 @@ def test_uploads_and_the_queue(world_folder: Path, database: str | None, injecte
             on_queue("claim again", lambda database: queue.claim(database, "w2", 8), once=True),
             on_queue(
                 "fail",
-                lambda database: queue.fail(database, "w2", "ftjob-one", "x", "y", tokens=0, steps=0),
+                lambda database: queue.fail(database, "w2", "ftjob-one", "x", "y", queue.Used(1, 20)),
                 queue.NotClaimed,
             ),
             Op("create another", lambda world: add_job(world.store, "two", {}), None),
