@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import errno
 import json
@@ -20,6 +21,7 @@ from foreword.errors import CannotWrite, StoreUnavailable
 from foreword.serving.config import Configuration
 from foreword.serving.jobs import checkpoints, queue, trainer, uploads
 from foreword.serving.jobs.queue import Job
+from foreword.serving.jobs.supervisor import UNAVAILABLE, Supervisor
 from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.store import PrefixStore
 from foreword.store.access import ADMINISTRATOR, Caller
@@ -271,6 +273,19 @@ def test_a_full_disk_or_a_store_that_is_away_costs_no_attempt(
         train_once(one_store, tiny_base)
     job = queue.find(one_store.database, "alice", identifier)
     assert (job.state, job.attempts) == ("queued", 0)
+
+
+def test_a_training_process_that_ended_because_the_store_was_away_costs_no_attempt(
+    store: PrefixStore, tiny_base: BaseModel
+) -> None:
+    identifier = add_job(store, tiny_base, "alice")
+    supervisor = Supervisor(CONFIGURATION, store.database)
+    for status, attempts in ((UNAVAILABLE, 0), (1, 1)):
+        supervisor._worker = f"w{status}"
+        assert len(queue.claim(store.database, supervisor._worker, 8)) == 1
+        ended: Any = types.SimpleNamespace(returncode=status)
+        asyncio.run(supervisor._ended(ended))
+        assert queue.find(store.database, "alice", identifier).attempts == attempts
 
 
 def folder_that_is_a_file(store: PrefixStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,11 +276,12 @@ def test_a_job_at_which_a_run_broke_off_pays_alone_and_waits_before_it_is_tried_
     jobs.succeed(good)
     assert not queue.waits(jobs.catalogue)
     assert jobs.take() == []
-    monkeypatch.setattr(queue, "PAUSES", (0.0, 0.0))
-    for _ in range(queue.MOST_ATTEMPTS - 1):
+    for after_first, after_second in ((0.0, 1000.0), (1000.0, 0.0)):
+        monkeypatch.setattr(queue, "PAUSES", (after_first, after_second))
         assert queue.waits(jobs.catalogue)
         assert jobs.take() == [bad]
         queue.release(jobs.catalogue, "w", orderly=True, at_fault=bad, reason=reason)
+        assert not queue.waits(jobs.catalogue)
     assert jobs.state(bad) == "failed"
     told = jobs.events(bad)
     assert f"training broke off: {reason}; it goes on from the last checkpoint" in told

@@ -222,8 +222,9 @@ def waits(database: Database) -> bool:
 
 def _waiting() -> ColumnElement[bool]:
     """Condition: a job that waits for a worker, and not for the end of a pause."""
-    over = [and_(job.c.attempts >= n, job.c.beat < now(pause)) for n, pause in enumerate(PAUSES, 1)]
-    return and_(job.c.state == "queued", or_(job.c.beat.is_(None), job.c.attempts == 0, *over))
+    over = [and_(job.c.attempts == n, job.c.beat < now(pause)) for n, pause in enumerate(PAUSES, 1)]
+    none = or_(job.c.beat.is_(None), job.c.attempts.not_in(range(1, len(PAUSES) + 1)))
+    return and_(job.c.state == "queued", or_(none, *over))
 
 
 def live(database: Database) -> set[str]:
@@ -389,9 +390,9 @@ def _end(
     """
     if used is not None:
         values |= {"used_steps": used.steps, "used_tokens": used.tokens}
-    tokens = job.c.used_tokens if used is None else used.tokens
+    tokens = func.nullif(job.c.used_tokens, 0) if used is None else used.tokens or None
     # Without its worker's name, nothing that the worker still says of the job counts.
-    values |= {"state": state, "worker": None, "finished": now(), "trained_tokens": func.nullif(tokens, 0)}
+    values |= {"state": state, "worker": None, "finished": now(), "trained_tokens": tokens}
     # One statement asks and writes: between two, the lease could end and another worker claim the job.
     facts = (job.c.id, job.c.owner, job.c.used_steps, job.c.used_tokens)
     row = connection.execute(job.update().where(which).values(values).returning(*facts)).first()

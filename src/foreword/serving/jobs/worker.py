@@ -224,8 +224,11 @@ class TrainingRun:
         else:
             reason = ""
             if isinstance(error, errors.CheckpointMismatch):
-                self._drop_checkpoints(whose)
-            elif isinstance(error, (StoreUnavailable, CannotWrite)):
+                try:
+                    self._drop_checkpoints(whose)
+                except CannotWrite as failure:
+                    error = failure
+            if isinstance(error, (StoreUnavailable, CannotWrite)):
                 reason = "a file of this job could not be read or written; the server's log says which"
             queue.release(self._database, self._worker, orderly=True, at_fault=whose, reason=reason)
 
@@ -245,7 +248,9 @@ class TrainingRun:
         except FileNotFoundError:
             pass
         except OSError as error:  # it would be found again the next time, and so for ever
-            raise CannotWrite(f"{folder} could not be removed: {error.strerror}") from error
+            failure = CannotWrite(f"{folder} could not be removed: {error.strerror}")
+            failure.owner = identifier
+            raise failure from error
         goes_on = "goes on from the stored one" if another else "begins anew"
         message = f"the checkpoint can't be used; training {goes_on}"
         queue.note(self._database, identifier, "warn", message)
