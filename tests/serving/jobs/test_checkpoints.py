@@ -368,10 +368,10 @@ def test_only_the_job_whose_checkpoint_is_another_runs_pays_for_it(
     database = one_store.database
     changed = add_job(one_store, tiny_base, "alice")
     work(one_store, tiny_base, "w0", dying_at(10))
-    (found,) = database.rows(select(job_table.c.settings))
-    values = {"settings": {**found.settings, "steps": 30}, "attempts": 0}
-    database.write(lambda connection: connection.execute(job_table.update().values(values)))
     other = add_job(one_store, tiny_base, "bob")
+    (found, _) = database.rows(select(job_table.c.settings))
+    values = {"settings": {**found.settings, "seed": 4}, "attempts": 0}
+    database.write(lambda connection: connection.execute(job_table.update().values(values)))
     train_once(one_store, tiny_base)
     before = [queue.find(database, owner, each) for owner, each in (("alice", changed), ("bob", other))]
     assert [(job.state, job.attempts) for job in before] == [("queued", 1), ("queued", 0)]
