@@ -142,14 +142,15 @@ def injections(scenario: Scenario, points: Sequence[Point], *, postgres: bool) -
 
     Every point fails in every way, except these:
       - queries and statements: the first of a site fails in every way, each later one in one, in turn;
-      - of a sparse scenario: each way once for each kind and site, at its first, second, third, ... point.
+      - of a sparse scenario, and on PostgreSQL of what has failed everywhere on SQLite: each way once for each
+        kind and site, at its first, second, third, ... point.
     """
     of_site: dict[tuple[str, str], list[Point]] = {}
     for point in points:
         of_site.setdefault((point.kind, point.site), []).append(point)
     for (kind, _), alike in of_site.items():
         ways = list(failures_of(scenario, alike[0], postgres=postgres))
-        if scenario.sparse:
+        if scenario.sparse or postgres:
             yield from ((alike[number % len(alike)], way) for number, way in enumerate(ways))
             continue
         for number, point in enumerate(alike):

@@ -138,7 +138,7 @@ class StoreWorld(World):
             ),
             "labels": sorted([r.owner, r.name, r.label, r.number] for r in rows_of(store, "label")),
             "shares": sorted([r.owner, r.name, r.grantee] for r in rows_of(store, "share")),
-            "keys": sorted([r.owner, r.role, r.revoked is not None] for r in rows_of(store, "api_key")),
+            "keys": sorted([r.owner or "", r.role, r.revoked is not None] for r in rows_of(store, "api_key")),
             "uploads": sorted(
                 [r.owner, r.filename, hashlib.sha256(r.content).hexdigest()[:12]]
                 for r in rows_of(store, "upload")
