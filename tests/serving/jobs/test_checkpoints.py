@@ -293,11 +293,11 @@ def folder_that_is_a_file(store: PrefixStore, monkeypatch: pytest.MonkeyPatch) -
     (store.job_folder() / "@job-alice").write_text("")
 
 
-def checkpoint_on_a_bad_sector(store: PrefixStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def log_on_a_bad_sector(store: PrefixStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: Any, *_: Any) -> None:
         if self.folder is not None and self.folder.name == "@job-alice":
             raise CannotWrite("log.jsonl could not be written") from OSError(errno.EIO, "Input/output error")
-        return write(self, *_)
+        write(self, *_)
 
     write = RunLog._write_rows
     monkeypatch.setattr(RunLog, "_write_rows", fails)
@@ -313,9 +313,7 @@ def prefix_that_is_not_stored(store: PrefixStore, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(PrefixStore, "put", fails)
 
 
-@pytest.mark.parametrize(
-    "fault", [folder_that_is_a_file, checkpoint_on_a_bad_sector, prefix_that_is_not_stored]
-)
+@pytest.mark.parametrize("fault", [folder_that_is_a_file, log_on_a_bad_sector, prefix_that_is_not_stored])
 def test_a_job_that_fails_at_its_own_files_ends_after_some_attempts_and_no_other_pays(
     one_store: PrefixStore, tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., None]
 ) -> None:
