@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from foreword.serving.api.prompts import (
     characters_of,
     check_count,
     conversation,
-    find_prefix,
+    find_model,
     make_rows,
     prompt_ids,
 )
@@ -115,9 +116,10 @@ async def _rows(
 ) -> list[Row]:
     """The rows of a request: its prefix by one pool, its token ids by another."""
     pools, account = server.pools, identity.account
-    prefix = await pools.reads.run(account, lambda: find_prefix(server, identity.view, body.model))
+    prefix, joined = await pools.reads.run(account, lambda: find_model(server, identity.view, body.model))
     places = tokenizer_places(characters_of(body))
-    return await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
+    rows = await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
+    return [dataclasses.replace(row, joined=joined) for row in rows] if joined else rows
 
 
 def _completion_rows(
