@@ -38,14 +38,14 @@ from foreword.errors import (
     WindowExceeded,
     WrongBaseModel,
 )
-from foreword.prefix import Origin, Prefix
+from foreword.prefix import Prefix
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
 
 _IDS = (1, 2, 3)
-_STEPS = (1, 7)
-"""Distances at which rotations are tried, beside the farthest that the model has positions for."""
+_NEAR = 7
+"""A distance at which rotations are tried, beside the farthest that the model has positions for."""
 _FARTHEST = 1000
 """That distance where the architecture sets no limit."""
 _FAR = 1e-3
@@ -110,8 +110,8 @@ def join_prefixes(base: BaseModel, prefixes: Sequence[Prefix]) -> Prefix:
     except WindowExceeded as error:
         listed = " + ".join(str(prefix.length) for prefix in prefixes)
         raise WindowExceeded(
-            f"prefixes of {listed} virtual tokens are {length} when they are joined (one token of each but the "
-            f"first goes), which leaves no room for text in the {base.max_positions} positions of "
+            f"prefixes of {listed} virtual tokens are {length} when they are joined (one token of each but "
+            f"the first goes), which leaves no room for text in the {base.max_positions} positions of "
             f"{base.shown_name}{base.window_note}; join fewer, or shorter ones"
         ) from error
     return concatenated(prefixes, base.key_rotations)
@@ -139,8 +139,8 @@ def check_joinable(prefixes: Sequence[Prefix]) -> None:
             )
         if other.template != first.template:
             raise UsageError(
-                f"the template of prefix {number} is {other.template}, that of prefix 0 {first.template}; join "
-                "prefixes of equal templates: one text stands behind them all"
+                f"the template of prefix {number} is {other.template}, that of prefix 0 {first.template}; "
+                "join prefixes of equal templates: one text stands behind them all"
             )
         if other.positions != first.positions:
             raise UsageError(
@@ -149,8 +149,8 @@ def check_joinable(prefixes: Sequence[Prefix]) -> None:
             )
         if other.length < 2:
             raise UsageError(
-                f"prefix {number} has one virtual token, and the first of each goes but that of prefix 0 (the "
-                "attention sink), so nothing of it would be left; leave it out"
+                f"prefix {number} has one virtual token, and the first of each goes but that of prefix 0 "
+                "(the attention sink), so nothing of it would be left; leave it out"
             )
 
 
@@ -164,26 +164,26 @@ def concatenated(prefixes: Sequence[Prefix], rotations: Sequence[KeyRotation]) -
     Args:
         rotations: of each layer of the decoder.
     """
+    # Each stands so far behind where it was trained, at positions from 1.
+    all_steps = list(itertools.accumulate(prefix.length - 1 for prefix in prefixes[:-1]))
     tensors: dict[str, torch.Tensor] = {}
-    starts = list(itertools.accumulate(p.length - 1 for p in prefixes))
-    for name_, tensor in prefixes[0].tensors.items():
-        kind = _part(name_)
+    for tensor_name, tensor in prefixes[0].tensors.items():
+        _, part, *layer = tensor_name.split(".")
+        of_layers = [rotations[int(layer[0])]] if layer else rotations
         parts = [tensor]
-        for before, prefix in zip(starts, prefixes[1:], strict=False):
-            rest = prefix.tensors[name_][..., 1:, :]
-            if kind.key:
-                chosen = rotations if kind.layer is None else [rotations[kind.layer]]
-                layers = rest if kind.layer is None else rest[None]
-                moved = [one.move(key, before) for one, key in zip(chosen, layers, strict=True)]
-                rest = torch.stack(moved) if kind.layer is None else moved[0]
+        for steps, prefix in zip(all_steps, prefixes[1:], strict=True):
+            rest = prefix.tensors[tensor_name][..., 1:, :]
+            if part == "key":
+                keys = rest[None] if layer else rest
+                moved = [each.move(key, steps) for each, key in zip(of_layers, keys, strict=True)]
+                rest = moved[0] if layer else torch.stack(moved)
             parts.append(rest)
-        tensors[name_] = torch.cat(parts, dim=-2)
+        tensors[tensor_name] = torch.cat(parts, dim=-2)
     first = prefixes[0]
     return Prefix(
         tensors=tensors,
         base=first.base,
         template=first.template,
-        origin=Origin(initialization="joined"),
         created=max(prefix.created for prefix in prefixes),
         licence=" AND ".join(dict.fromkeys(p.licence for p in prefixes if p.licence)) or None,
         positions=first.positions,
@@ -191,18 +191,6 @@ def concatenated(prefixes: Sequence[Prefix], rotations: Sequence[KeyRotation]) -
         template_rendering=first.template_rendering,
         recipe={"joined": [prefix.digest for prefix in prefixes]},
     )
-
-
-@dataclass(frozen=True)
-class _Part:
-    key: bool
-    layer: int | None
-
-
-def _part(tensor: str) -> _Part:
-    """Of a tensor's name: `decoder.key`, or `decoder.key.3` where sizes differ by layer."""
-    _, part, *layer = tensor.split(".")
-    return _Part(part == "key", int(layer[0]) if layer else None)
 
 
 # -- how the keys of a model are moved ---------------------------------------------------------------
@@ -225,25 +213,22 @@ def find_rotations(model: Any, *, farthest: int | None, positions: bool) -> tupl
     if not embeddings:
         raise _cannot(model, "its positions are not rotary")
     last = (farthest or _FARTHEST) - len(_IDS)
-    steps = sorted({s for s in (*_STEPS, last) if 0 < s <= last})
+    steps = sorted({min(_NEAR, last), last})
     with torch.no_grad():
         at_start = _keys(model, 0)
         further = {s: _keys(model, s) for s in steps}
         found = []
         for layer, (module, key_HTD) in enumerate(at_start.items()):
-            candidates = {
-                candidate: max(
-                    float((candidate.move(key_HTD, s) - keys[module]).norm() / keys[module].norm())
-                    for s, keys in further.items()
-                )
+            tried = [
+                (_error(candidate, key_HTD, {s: keys[module] for s, keys in further.items()}), candidate)
                 for candidate in _candidates(model, module, embeddings, key_HTD.shape[-1])
-            }
-            best = min(candidates, key=lambda one: candidates[one])
-            if not candidates[best] <= _FAR:  # nor NaN
+            ]
+            error, best = min(tried, key=lambda each: each[0])
+            if not error <= _FAR:  # nor NaN
                 raise _cannot(
                     model,
-                    f"those of layer {layer} at other positions differ by {candidates[best]:.2g} of their size "
-                    "from what its rotary embedding makes of those at the start",
+                    f"those of layer {layer} at other positions differ by {error:.2g} of their size from what "
+                    "its rotary embedding makes of those at the start",
                 )
             found.append(best)
     if all(rotation.rotary is None for rotation in found):
@@ -276,6 +261,14 @@ def _keys(model: Any, first: int) -> dict[nn.Module, torch.Tensor]:
     return dict(keys[layer] for layer in range(len(keys)))
 
 
+def _error(rotation: KeyRotation, key_HTD: torch.Tensor, further: Mapping[int, torch.Tensor]) -> float:
+    """By which share of their size keys differ at the most from those that the model makes further on."""
+    return max(
+        float((rotation.move(key_HTD, steps) - moved_HTD).norm() / moved_HTD.norm())
+        for steps, moved_HTD in further.items()
+    )
+
+
 def _candidates(
     model: Any, module: nn.Module, embeddings: Sequence[nn.Module], size: int
 ) -> Iterator[KeyRotation]:
@@ -304,7 +297,7 @@ def _angles(rotary: nn.Module, layer_type: str | None, steps: int) -> tuple[torc
     of both the length is made one.
     """
     tensor = next(itertools.chain(rotary.buffers(), rotary.parameters()), None)
-    device = None if tensor is None else tensor.device
+    device = torch.device("cpu") if tensor is None else tensor.device
     positions_11 = torch.tensor([[steps]], device=device)
     more = () if layer_type is None else (layer_type,)
     with torch.no_grad():
@@ -343,21 +336,19 @@ def small_model(config: Any) -> Any:
     Raises:
         UnsupportedArchitecture: there is none.
     """
-    small = copy.deepcopy(config)
-    text = small.get_text_config(decoder=True)
-    heads = text.num_attention_heads
+    small = copy.deepcopy(config.get_text_config(decoder=True))
     settings: Mapping[str, Any] = {
         **_SMALL,
-        "hidden_size": text.hidden_size // heads,
+        "hidden_size": small.hidden_size // small.num_attention_heads,
         "num_attention_heads": 1,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     }
     for field, value in settings.items():
-        if getattr(text, field, None) is not None:
-            setattr(text, field, value)
+        if getattr(small, field, None) is not None:
+            setattr(small, field, value)
     kernel = choose_kernel(small, model_class(AutoModelForCausalLM, small))
     try:
-        with torch.random.fork_rng(devices=()):
+        with torch.device("cpu"), torch.random.fork_rng(devices=()):
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(
                 small, attn_implementation=IMPLEMENTATIONS[kernel], dtype=torch.float32
