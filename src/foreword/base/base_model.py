@@ -434,7 +434,11 @@ class BaseModel:
             given = list(prefixes)
         if len(given) != rows:
             raise UsageError(f"{len(given)} prefixes for {rows} rows; give one for all, or one per row")
-        listed = self._joined(given)
+        listed = [each for each in given if each is None or isinstance(each, Prefix)]
+        if len(listed) != rows:
+            from foreword.base.joining import join_rows  # needed where prefixes are joined alone
+
+            listed = join_rows(self, given)
         for prefix in {id(p): p for p in listed if p is not None}.values():
             self.check_fits(prefix)
             self.check_placement(prefix.template)
@@ -446,23 +450,6 @@ class BaseModel:
                     "sliding window whose positions can be moved; train a prefix for it, or take "
                     "the base it is for"
                 )
-        return listed
-
-    def _joined(self, given: Sequence[Prefix | Sequence[Prefix] | None]) -> list[Prefix | None]:
-        made: dict[tuple[int, ...], Prefix] = {}
-        listed: list[Prefix | None] = []
-        for row, each in enumerate(given):
-            if each is None or isinstance(each, Prefix):
-                listed.append(each)
-                continue
-            from foreword.base.joining import join_prefixes  # needed where prefixes are joined alone
-
-            if (known := tuple(map(id, each))) not in made:
-                try:
-                    made[known] = join_prefixes(self, each)
-                except UsageError as error:
-                    raise UsageError(f"prefixes of row {row}: {error}") from error
-            listed.append(made[known])
         return listed
 
     @cached_property

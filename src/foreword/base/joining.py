@@ -60,13 +60,13 @@ class KeyRotation:
         rotary: the model's module that makes cosines and sines of positions; None for a layer whose keys are
             the same at every position.
         layer_type: an argument of the module beside the positions, in models of several rotary embeddings.
-        every: which of the module's angles are those of the N pairs; others repeat them.
+        angles_N: which of the module's angles are those of the N pairs; others repeat them.
         first_N, second_N: the two numbers of each pair, by their places in a key.
     """
 
     rotary: nn.Module | None = None
     layer_type: str | None = None
-    every: slice = slice(None)
+    angles_N: tuple[int, ...] = ()
     first_N: tuple[int, ...] = ()
     second_N: tuple[int, ...] = ()
 
@@ -76,7 +76,7 @@ class KeyRotation:
             return key_HPD
         if max(self.first_N + self.second_N) >= key_HPD.shape[-1]:
             raise GeometryMismatch(f"keys have {key_HPD.shape[-1]} numbers; the model rotates more")
-        cosines_N, sines_N = (part[self.every] for part in _angles(self.rotary, self.layer_type, steps))
+        cosines_N, sines_N = (part[[*self.angles_N]] for part in _angles(self.rotary, self.layer_type, steps))
         wide_HPD = key_HPD.to(torch.promote_types(key_HPD.dtype, torch.float32))
         first_HPN, second_HPN = wide_HPD[..., self.first_N], wide_HPD[..., self.second_N]
         moved_HPD = wide_HPD.clone()
@@ -115,6 +115,23 @@ def join_prefixes(base: BaseModel, prefixes: Sequence[Prefix]) -> Prefix:
             f"{base.shown_name}{base.window_note}; join fewer, or shorter ones"
         ) from error
     return concatenated(prefixes, base.key_rotations)
+
+
+def join_rows(base: BaseModel, rows: Sequence[Prefix | Sequence[Prefix] | None]) -> list[Prefix | None]:
+    """Of each row one prefix, or None; what several rows join is made once. Raises as `join_prefixes`."""
+    made: dict[tuple[int, ...], Prefix] = {}
+    listed: list[Prefix | None] = []
+    for number, row in enumerate(rows):
+        if row is None or isinstance(row, Prefix):
+            listed.append(row)
+            continue
+        if (parts := tuple(map(id, row))) not in made:
+            try:
+                made[parts] = join_prefixes(base, row)
+            except UsageError as error:
+                raise UsageError(f"prefixes of row {number}: {error}") from error
+        listed.append(made[parts])
+    return listed
 
 
 def check_joinable(prefixes: Sequence[Prefix]) -> None:
@@ -227,8 +244,8 @@ def find_rotations(model: Any, *, farthest: int | None, positions: bool) -> tupl
             if not error <= _FAR:  # nor NaN
                 raise _cannot(
                     model,
-                    f"those of layer {layer} at other positions differ by {error:.2g} of their size from what "
-                    "its rotary embedding makes of those at the start",
+                    f"those of layer {layer} at other positions differ by {error:.2g} of their size from "
+                    "what its rotary embedding makes of those at the start",
                 )
             found.append(best)
     if all(rotation.rotary is None for rotation in found):
@@ -277,17 +294,16 @@ def _candidates(
     for rotary in embeddings:
         layer_type = rotary_layer_type(model, rotary, module)
         angles = _angles(rotary, layer_type, 1)[0].shape[0]
-        for every in (slice(0, angles // 2), slice(0, angles, 2), slice(0, angles)):
-            pairs = len(range(*every.indices(angles)))
-            for start, (halves, back) in itertools.product(
-                sorted({0, size - 2 * pairs}), itertools.product((True, False), repeat=2)
-            ):
-                if start < 0 or not pairs:
-                    continue
-                places = range(start, start + 2 * pairs)
-                pair = (places[:pairs], places[pairs:]) if halves else (places[::2], places[1::2])
+        for places in (range(angles // 2), range(0, angles, 2), range(angles)):
+            pairs = len(places)
+            if not 0 < 2 * pairs <= size:
+                continue
+            starts = sorted({0, size - 2 * pairs})
+            for start, halves, back in itertools.product(starts, (True, False), (True, False)):
+                turned = range(start, start + 2 * pairs)
+                pair = (turned[:pairs], turned[pairs:]) if halves else (turned[::2], turned[1::2])
                 first_N, second_N = (tuple(each) for each in (reversed(pair) if back else pair))
-                yield KeyRotation(rotary, layer_type, every, first_N, second_N)
+                yield KeyRotation(rotary, layer_type, tuple(places), first_N, second_N)
 
 
 def _angles(rotary: nn.Module, layer_type: str | None, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -325,7 +341,7 @@ def rotations_of(model: str, *, long_context: bool) -> tuple[KeyRotation, ...]:
     return find_rotations(small_model(config), farthest=max_positions(config), positions=True)
 
 
-_SMALL = {"vocab_size": 8, "intermediate_size": 2, "moe_intermediate_size": 2, "num_key_value_heads": 1}
+_SMALL = {"vocab_size": 8, "intermediate_size": 8, "moe_intermediate_size": 8, "num_key_value_heads": 1}
 
 
 def small_model(config: Any) -> Any:

@@ -308,8 +308,10 @@ def test_why_a_prefix_was_not_loaded_is_asked_of_the_store(
 ) -> None:
     monkeypatch.setattr("foreword.serving.vllm.engine.answers", lambda url: True)
     engine = VllmEngine(tiny_base, "http://127.0.0.1:9", SECRET, read=read)
-    error = asyncio.run(engine._meaning(Broken("status 500: KV load failed"), random_prefix(tiny_base, 2)))
-    assert type(error) is kind
+    prefix, broken = random_prefix(tiny_base, 2), Broken("status 500: KV load failed")
+    for joined in ((), ("one", "other")):
+        row = Row((5,), prefix, "alice", Sampling(7), frozenset(), joined)
+        assert type(asyncio.run(engine._meaning(broken, row))) is kind
 
 
 @pytest.mark.parametrize("version", ["0.30.0", "0.9.2.post2", "unknown"])
