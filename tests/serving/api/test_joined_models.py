@@ -10,7 +10,9 @@ import openai
 import pytest
 
 from foreword import generate
+from foreword.errors import BadName
 from foreword.serving.requests import MOST_JOINED
+from foreword.store.names import parse
 from support.gateways import Gateway, running, tiny_chat_base
 from support.refusals import error
 from support.stand_ins import random_prefix
@@ -143,6 +145,14 @@ def test_training_starts_from_one(gateway: Gateway) -> None:
     body = {"model": "alice/a+alice/b", "training_file": "file-0"}
     found = error(httpx.post(f"{gateway.url}/v1/fine_tuning/jobs", json=body, headers=headers), 400)
     assert (found["param"], "joins several prefixes" in found["message"]) == ("model", True)
+
+
+@pytest.mark.parametrize("name", ["alice/a+b", "a+b/c", "alice/a@b+c", "alice/a+bob/c"])
+def test_no_name_of_a_prefix_has_the_sign_that_joins(gateway: Gateway, name: str) -> None:
+    with pytest.raises(BadName):
+        parse(name)
+    with pytest.raises(BadName):
+        gateway.store.put(name, random_prefix(gateway.base, 3))
 
 
 def test_a_joined_name_can_not_be_deleted(gateway: Gateway) -> None:
