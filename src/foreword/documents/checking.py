@@ -35,7 +35,7 @@ _NUMBER_WORDS = {
 } | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80"}
 _NUMBER_WORDS |= {"ninety": "90", "hundred": "100", "thousand": "1000", "dozen": "12"}
 _NO_NUMBERS = {"zero", "one", "two", "hundred", "thousand", "dozen"}  # part of many a phrase, or of a number
-# Those that stand at the beginning of an answer and are no names.
+# They begin sentences and are no names; no text is about them.
 _ORDINARY = frozenset(
     re.findall(
         r"\w+",
@@ -47,6 +47,7 @@ _ORDINARY = frozenset(
     )
 )
 
+_ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s)$")
 _MARKER = re.compile(r"^\s*(?:\d{1,3}[.)]|[-*•])\s+", re.MULTILINE)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \xa0\u202f'’]\d{3})+(?![\d])")
@@ -60,7 +61,7 @@ _DATES = tuple(
     re.compile(pattern)
     for pattern in (
         rf"\b{_YEAR}-(?P<number>\d\d?)-(?P<day>\d\d?)\b",
-        rf"\b(?P<day>\d\d?)\.\s?(?P<number>\d\d?)\.\s?{_YEAR}?",
+        rf"\b(?P<day>\d\d?)\.\s?(?P<number>\d\d?)\.(?:\s?{_YEAR})?(?!\d)",
         rf"\b(?P<day>\d\d?)/(?P<number>\d\d?)/{_YEAR}",
         rf"\b(?:(?P<first>\d{{1,2}})(?:st|nd|rd|th)?\s*(?:[-–—]|to|and|until)\s*)?{_DAY}(?:\s+of)?\s+{_MONTH}"
         rf"(?:,?\s+{_YEAR}\b)?",
@@ -93,6 +94,8 @@ def facts_of(text: str) -> Facts:
     """What of a text answers are checked against."""
     numbers = {reading for one in _NUMBER.findall(text) for reading in _readings(one)}
     numbers |= {re.sub(r"\D", "", one) for one in _SPACED.findall(text)}
+    for hour, minute in re.findall(r"(?<!\d)(\d\d?):(\d\d)(?!\d)", text):
+        numbers |= _readings(f"{hour}.{minute}")  # as some write it
     words = {_bare(word) for word in _WORD.findall(text)}
     words |= {part for word in words for part in re.split(r"[-&.’']", word) if part}
     numbers |= {_NUMBER_WORDS[word] for word in words if word in _NUMBER_WORDS}
@@ -104,8 +107,8 @@ def facts_of(text: str) -> Facts:
 
 
 def fault_of(question: str, answer: str, facts: Facts) -> str | None:
-    """Why an answer can't be right, or None: "empty", "too long", "repeats the question", or "number", "date" or
-    "name" where it has one that stands neither in the text nor in the question."""
+    """Why an answer can't be right, or None: "empty", "too long", "repeats the question", or "number", "date"
+    or "name" where it has one that stands neither in the text nor in the question."""
     answer = answer.strip()
     if not answer or not question.strip():
         return "empty"
@@ -249,7 +252,7 @@ class PartFinder:
         whole = 0.0
         for word in _content_words(text):
             places = self._places.get(word, [])
-            weight = math.log((self._parts + 1) / (len(places) + 0.5))
+            weight = math.log(1 + self._parts / max(1, len(places)))
             whole += weight
             for number in places:
                 weights[number] += weight
@@ -260,6 +263,7 @@ class PartFinder:
 
 
 def _content_words(text: str) -> set[str]:
-    """Words without their endings, and numbers."""
-    words = {_bare(word)[:6] for word in _WORD.findall(text) if len(word) > 3}
-    return words | {reading for one in _NUMBER.findall(text) for reading in _readings(one)}
+    """Words that say what a text is about, without their endings, and numbers."""
+    words = (_bare(word) for word in _WORD.findall(text))
+    found = {_ENDING.sub("", word)[:6] for word in words if len(word) > 3 and word not in _ORDINARY}
+    return found | {reading for one in _NUMBER.findall(text) for reading in _readings(one)}

@@ -87,13 +87,13 @@ def text_of_pages(pages: Sequence[list[Line]]) -> str:
 
 def _joined(before: str, text: str, usual: int) -> str:
     """A line behind another, with what divides the two."""
+    if re.search(r"[^\W\d_]-$", before) and text[:1].islower():
+        return f"{DIVIDED}{text}"
     early = len(before) < FULL_LINE * usual
     if early and _SENTENCE_END.search(before):
         return f"\n\n{text}"
     if early and len(before) < FULL_LINE**2 * usual:
         return f"\n{text}"  # a row of a table, an address, a verse
-    if re.search(r"[a-zà-öø-ÿ]-$", before) and text[:1].islower():
-        return f"{DIVIDED}{text}"
     return f" {text}"
 
 

@@ -43,8 +43,8 @@ KINDS: dict[str, str] = {
 
 _TASK = (
     "Below is a text, or a part of one.\n\n<text>\n{text}\n</text>\n\nWrite {n} {task}. Each must be "
-    "understood by somebody who does not see the text. Answer each of them from the text alone, without anything "
-    "that it does not say. Write each in this form:\n\nQuestion: ...\nAnswer: ..."
+    "understood by somebody who does not see the text. Answer each of them from the text alone, without "
+    "anything that it does not say. Write each in this form:\n\nQuestion: ...\nAnswer: ..."
 )
 
 PAIRS_A_CALL = 4
@@ -214,6 +214,15 @@ class BaseWriter:
         Raises:
             WindowExceeded: a chunk that leaves no room for an answer.
         """
+        texts = self._texts(chunk, kind, n)
+        parsed = [parse_pairs(text, cut=self._is_cut(text)) for text in texts]
+        # What stands behind the first pair is another question, which was not asked for, and often the same.
+        return Written(
+            tuple(pair for one in parsed for pair in one.pairs[:1]),
+            sum(not one.pairs for one in parsed),
+        )
+
+    def _texts(self, chunk: str, kind: str, n: int) -> list[str]:
         prompt = _TASK.format(text=chunk, n="one of these:", task=KINDS[kind])
         template = dataclasses.replace(self._base.template, style="chat", begin=False)
         # A model that has not learned to chat goes on with the form that it is shown.
@@ -231,12 +240,7 @@ class BaseWriter:
             seed=(self._seed + own + (self._calls[own] << 33)) % (1 << 62),
         )
         self._calls[own] += 1
-        parsed = [parse_pairs(begun + text, cut=self._is_cut(text)) for text in texts]
-        # What stands behind the first pair is another question, which was not asked for, and often the same.
-        return Written(
-            tuple(pair for one in parsed for pair in one.pairs[:1]),
-            sum(not one.pairs for one in parsed),
-        )
+        return [begun + text for text in texts]
 
     def _is_cut(self, text: str) -> bool:
         ids = self._base.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -332,7 +336,7 @@ class EndpointWriter:
                 if re.fullmatch(r"\d{1,6}", given := headers.get("retry-after", "")):
                     wait = min(LONGEST_WAIT, max(wait, float(given)))
             if number < self.tries:
-                time.sleep(wait)
+                _wait(wait)
         raise self._failed(f"{why}, {self.tries} times")
 
     def _request(self, body: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
@@ -367,6 +371,10 @@ class EndpointWriter:
             f"the model {self.model} at {parts.scheme}://{parts.netloc} {why}; "
             "check its address, name, key and load"
         )
+
+
+def _wait(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 def _httpx() -> Any:
