@@ -7,6 +7,8 @@ always means a fault of ours.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 LONGEST_MESSAGE = 2000
@@ -26,13 +28,26 @@ class ForewordError(Exception):
     Attributes:
         found: the message without the advice.
         remedy: where the command line and HTTP have an advice of their own, what they look it up under.
+        owner: in a run of several owners, the one whose files or data it is about.
     """
+
+    owner: str | None = None
 
     def __init__(self, *given: object, advice: str | None = None, remedy: str | None = None) -> None:
         whole = given if advice is None else (f"{given[0]}; {advice}",)
         super().__init__(*(printable(one) if isinstance(one, str) else one for one in whole))
         self.found = printable(str(given[0])) if given else ""
         self.remedy = remedy
+
+
+@contextlib.contextmanager
+def concerning(owner: str) -> Iterator[None]:
+    """Let an error that leaves the block say whose it is."""
+    try:
+        yield
+    except ForewordError as error:
+        error.owner = error.owner or owner
+        raise
 
 
 class ForewordWarning(UserWarning):

@@ -48,20 +48,20 @@ def test_a_text_beyond_the_limit_is_refused(filename: str, monkeypatch: pytest.M
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MOST_UNPACKED_BYTES", 1 << 20)
-    bomb = docx_of_body(paragraph(WORD), {"word/other.xml": bytes(4 << 20)})
+    monkeypatch.setattr(formats, "MOST_UNPACKED_BYTES", 1 << 16)
+    bomb = docx_of_body(paragraph(WORD), {"word/other.xml": bytes(1 << 20)})
     assert len(bomb) < 10_000
-    refused(bomb, "a.docx", "unpacks to more than 1 MiB")
+    refused(bomb, "a.docx", "unpacks to more than")
     # Pictures are not unpacked at all.
-    picture = docx_of_body(paragraph(WORD), {"word/media/image.png": bytes(4 << 20)})
+    picture = docx_of_body(paragraph(WORD), {"word/media/image.png": bytes(1 << 20)})
     assert document_from_bytes(picture, "a.docx").text == f"{WORD}\n"
 
 
 def test_an_archive_that_lies_about_its_sizes_unpacks_to_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MOST_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(formats, "MOST_UNPACKED_BYTES", 1 << 16)
     body = f"<w:body>{paragraph(WORD)}</w:body>"
-    honest = docx_of_body(body, {"word/other.xml": bytes(4 << 20)})
-    size = (4 << 20).to_bytes(4, "little")
+    honest = docx_of_body(body, {"word/other.xml": bytes(1 << 20)})
+    size = (1 << 20).to_bytes(4, "little")
     assert honest.count(size) == 2  # in front of the content, and in the archive's directory
     refused(honest.replace(size, (100).to_bytes(4, "little")), "a.docx", "damaged or no DOCX")
 
@@ -77,7 +77,7 @@ def test_an_archive_of_very_many_parts_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_a_pdf_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "MOST_UNPACKED_BYTES", 1 << 16)
-    bomb = pdf_of_streams([stream(b" " * (1 << 22), packed=True)])
+    bomb = pdf_of_streams([stream(b" " * (1 << 20), packed=True)])
     assert len(bomb) < 10_000
     refused(bomb, "a.pdf", "unpacks to more than is read")
 
@@ -90,7 +90,7 @@ def test_a_pdf_of_too_many_pages_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_pdf_whose_forms_draw_each_other_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty forms, each drawing the next one twice, would be a million at the end."""
     now = iter(range(1_000_000))
-    monkeypatch.setattr(time, "monotonic", lambda: next(now) / 10)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
     forms = []
     for number in range(20):
         drawn = b"/X%d Do /X%d Do" % (number + 1, number + 1)

@@ -94,6 +94,8 @@ class Scenario:
         tolerated: sites whose failed writes may pass unseen, each with the reason.
         only: which points are made to fail; all, where it is not given.
         failures: in which ways; all that fit the point, where it is not given.
+        sparse: each way of failing once for each site; see `injections`.
+        recovers: an operation goes on by itself after a failure: that it is done does not mean that nothing failed.
         final: the state in the end, where what happens meanwhile changes it.
     """
 
@@ -103,6 +105,8 @@ class Scenario:
     tolerated: dict[str, str] = dataclasses.field(default_factory=dict)
     only: Callable[[Point], bool] = lambda point: True
     failures: Sequence[str] | None = None
+    sparse: bool = False
+    recovers: bool = False
     final: dict[str, Any] | None = None
 
 
@@ -128,6 +132,32 @@ def failures_of(scenario: Scenario, point: Point, *, postgres: bool) -> Iterator
         yield BESIDE
 
 
+ALIKE = ("query", "statement")
+"""Kinds whose points at one site are alike: a query changes nothing, and whichever way a statement fails, or its
+process dies, the transaction is undone."""
+
+
+def injections(scenario: Scenario, points: Sequence[Point], *, postgres: bool) -> Iterator[tuple[Point, str]]:
+    """The points to be failed, and the ways.
+
+    Every point fails in every way, except these:
+      - queries and statements: the first of a site fails in every way, each later one in one, in turn;
+      - of a sparse scenario, and on PostgreSQL of what has failed everywhere on SQLite: each way once for each
+        kind and site, at its first, second, third, ... point.
+    """
+    of_site: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        of_site.setdefault((point.kind, point.site), []).append(point)
+    for (kind, _), alike in of_site.items():
+        ways = list(failures_of(scenario, alike[0], postgres=postgres))
+        if scenario.sparse or postgres:
+            yield from ((alike[number % len(alike)], way) for number, way in enumerate(ways))
+            continue
+        for number, point in enumerate(alike):
+            in_turn = number > 0 and kind in ALIKE
+            yield from ((point, way) for way in (ways[number % len(ways) :][:1] if in_turn else ways))
+
+
 def check(scenario: Scenario, world: World, *, postgres: bool) -> Outcome:
     """Find the points of a scenario, and let each fail in every way."""
     outcome = Outcome()
@@ -151,18 +181,19 @@ def check(scenario: Scenario, world: World, *, postgres: bool) -> Outcome:
     if postgres and scenario.meanwhile is None:  # what happens to files depends on no database: see SQLite
         chosen = [point for point in chosen if point.kind in OF_DATABASES]
     assert chosen, "no point of this scenario is to be failed"
-    outcome.points = len(chosen)
-    for point in chosen:
-        for failure in failures_of(scenario, point, postgres=postgres):
-            outcome.failures += 1
-            outcome.kinds[failure] += 1
-            world.reset()
-            try:
-                found = _inject(scenario, world, states, point, failure)
-            except Exception:
-                found = traceback.format_exc(limit=-6)
-            if found is not None:
-                outcome.problems.append(f"{scenario.name}: {failure} at {point}: {found}")
+    failed = set()
+    for point, failure in injections(scenario, chosen, postgres=postgres):
+        failed.add(point)
+        outcome.failures += 1
+        outcome.kinds[failure] += 1
+        world.reset()
+        try:
+            found = _inject(scenario, world, states, point, failure)
+        except Exception:
+            found = traceback.format_exc(limit=-6)
+        if found is not None:
+            outcome.problems.append(f"{scenario.name}: {failure} at {point}: {found}")
+    outcome.points = len(failed)
     return outcome
 
 
@@ -195,6 +226,7 @@ def _inject(scenario: Scenario, world: World, states: list[Any], point: Point, f
         confirmed = message is not None and "done" in message
         if (
             confirmed
+            and not scenario.recovers
             and failure not in (BESIDE, LOST_AFTER)
             and point.kind in ("write", "flush", "create", "rename")
             and point.site not in scenario.tolerated

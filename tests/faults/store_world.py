@@ -125,10 +125,8 @@ class StoreWorld(World):
         versions, others = {}, {}
         keys = {row.digest: row.key for row in rows_of(store, "blob")}
         for row in rows_of(store, "version"):
-            # Raises where it can't be read, or is another one.
-            content = read_checked(store._blobs, keys[row.digest], row.digest)
             mine = others if row.owner == OTHERS else versions
-            mine[f"{row.owner}/{row.name}@{row.number}"] = _tensors_digest(content)
+            mine[f"{row.owner}/{row.name}@{row.number}"] = self.content(store, keys[row.digest], row.digest)
         audit = Counter(f"{r.action} {r.owner}" for r in rows_of(store, "audit") if r.owner != OTHERS)
         return {
             "versions": versions,
@@ -140,14 +138,23 @@ class StoreWorld(World):
             ),
             "labels": sorted([r.owner, r.name, r.label, r.number] for r in rows_of(store, "label")),
             "shares": sorted([r.owner, r.name, r.grantee] for r in rows_of(store, "share")),
-            "keys": sorted([r.owner, r.role, r.revoked is not None] for r in rows_of(store, "api_key")),
+            "keys": sorted([r.owner or "", r.role, r.revoked is not None] for r in rows_of(store, "api_key")),
             "uploads": sorted(
                 [r.owner, r.filename, hashlib.sha256(r.content).hexdigest()[:12]]
                 for r in rows_of(store, "upload")
             ),
             "jobs": sorted([r.owner, r.name, r.state] for r in rows_of(store, "job")),
             "audit": dict(sorted(audit.items())),
+            "usage": sorted(
+                [r.owner, r.requests, r.prompt_tokens, r.training_steps, r.trained_tokens]
+                for r in rows_of(store, "usage")
+            ),
+            "faults": sorted([r.digest[:8], r.fault] for r in rows_of(store, "blob") if r.fault is not None),
         }
+
+    def content(self, store: PrefixStore, key: str, digest: str) -> str:
+        """What can be read of a file; raises where it can't be read, or is another one."""
+        return _tensors_digest(read_checked(store._blobs, key, digest))
 
     def check_clean(self) -> list[str]:
         """See `World.check_clean`: garbage collection must leave only files that versions name."""

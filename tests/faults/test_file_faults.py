@@ -129,5 +129,7 @@ def test_training_goes_on_to_the_same_prefix(world_folder: Path, tiny_base: Base
         prefix.save(world.folder / "out.prefix", overwrite=True)
 
     tolerated = {"training/run_log.py:draw": "the picture"}
-    scenario = Scenario("train, checkpoints, log, save", [Op("train", run, whole=False)], tolerated=tolerated)
+    train_and_save = [Op("train", run, whole=False)]
+    # Steps are alike, and so are their checkpoints.
+    scenario = Scenario("train, checkpoints, log, save", train_and_save, tolerated=tolerated, sparse=True)
     injected(scenario, TrainingWorld(world_folder))

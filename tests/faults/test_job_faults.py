@@ -7,6 +7,7 @@ what one that died still held, and starts another, until no job is left.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from faults.scenarios import Operation as Op
 from faults.scenarios import Scenario
 from faults.store_world import StoreWorld, rows_of
 from foreword import BaseModel
-from foreword.errors import ForewordError
+from foreword.errors import CannotWrite, ForewordError, StoreUnavailable
 from foreword.serving.config import of
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import queue, trainer, uploads, worker
@@ -91,7 +92,7 @@ def test_uploads_and_the_queue(world_folder: Path, database: str | None, injecte
             on_queue("claim again", lambda database: queue.claim(database, "w2", 8), once=True),
             on_queue(
                 "fail",
-                lambda database: queue.fail(database, "w2", "ftjob-one", "x", "y", tokens=0, steps=0),
+                lambda database: queue.fail(database, "w2", "ftjob-one", "x", "y", queue.Used(1, 20)),
                 queue.NotClaimed,
             ),
             Op("create another", lambda world: add_job(world.store, "two", {}), None),
@@ -130,9 +131,9 @@ class JobWorld(StoreWorld):
         return name, trainer.TrainingProcess(of({**settings, **places}), name)
 
     def seen(self, store: PrefixStore) -> dict[str, Any]:
-        """See `StoreWorld.seen`: the events of steps, too, each once."""
-        steps = [row.message for row in rows_of(store, "job_event") if row.message.startswith("step ")]
-        return {**super().seen(store), "steps": steps}
+        """See `StoreWorld.seen`: the steps that events tell of twice, too."""
+        told = Counter(r.message for r in rows_of(store, "job_event") if r.message.startswith("step "))
+        return {**super().seen(store), "told twice": [step for step, times in told.items() if times > 1]}
 
     def check_clean(self) -> list[str]:
         """See `World.check_clean`: a training process removes what ended jobs left."""
@@ -156,7 +157,8 @@ def train_all(world: JobWorld) -> None:
             name, process = world.training_process()
             process.work()
             orderly = True
-        except (ForewordError, MemoryError, torch.OutOfMemoryError):
+        except (ForewordError, MemoryError, torch.OutOfMemoryError) as error:
+            orderly = isinstance(error, (StoreUnavailable, CannotWrite))  # as supervisor.py takes it
             world.make_room()
         try:
             queue.release(world.store.database, name, orderly=orderly)
@@ -171,11 +173,20 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tiny_base: BaseModel, no_pictures: Non
     monkeypatch.setattr(trainer, "open_base", lambda *_: tiny_base)
     monkeypatch.setattr(trainer, "POLL_SECONDS", 0.002)
     monkeypatch.setattr(worker, "LONGEST_PAUSE", 1000.0)  # heartbeats come by the clock, not at points
+    monkeypatch.setattr(queue, "PAUSES", (0.0, 0.0))
     monkeypatch.setattr(JobWorld, "base", tiny_base, raising=False)
     return JobWorld
 
 
 TRAIN = Op("train", train_all, whole=False)
+
+
+def test_a_job_ends_in_one_prefix(
+    world_folder: Path, database: str | None, jobs: type[JobWorld], injected: Any
+) -> None:
+    """Whatever fails once, it succeeds in the same prefix, is counted once, and leaves nothing."""
+    scenario = Scenario("a job: claim, train, checkpoints, prefix", [TRAIN], sparse=True, recovers=True)
+    injected(scenario, jobs(world_folder, database), postgres=database is not None)
 
 
 def test_an_owner_forgotten_at_any_moment_of_a_job(
@@ -185,7 +196,8 @@ def test_an_owner_forgotten_at_any_moment_of_a_job(
         with world.fresh().store as store:
             store.forget("a")
 
-    nothing = {name: [] for name in ("latest", "labels", "shares", "keys", "uploads", "jobs", "steps")}
+    lists = ("latest", "labels", "shares", "keys", "uploads", "jobs", "usage", "faults", "told twice")
+    nothing: dict[str, Any] = {name: [] for name in lists}
     scenario = Scenario(
         "a job whose owner is forgotten meanwhile",
         [TRAIN],

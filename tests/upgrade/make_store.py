@@ -8,8 +8,10 @@ the fixture of a new revision, with the code that has it as its newest; what it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,55 @@ def fill(store: PrefixStore) -> dict[str, Any]:
     store.revoke_key(keys["revoked"].record.id)
     if hasattr(store, "declare_equivalent"):
         store.declare_equivalent("ab" * 32, "ef" * 32, loss_difference=0.25, by="ana", facts={"targets": 9})
+    if hasattr(store, "usage"):
+        _add_usage(store)
+    with contextlib.suppress(ImportError):
+        _add_job_with_checkpoint(store)
     return {"secrets": {name: key.secret for name, key in keys.items()}}
+
+
+def _add_usage(store: PrefixStore) -> None:
+    from foreword.store import usage
+
+    for owner, tokens in (("alice", 40), ("bob", 7)):
+        counts = {"requests": 1, "prompt_tokens": tokens}
+        store.database.write(lambda c, o=owner, n=counts: usage.add(c, o, "2026-01-02", **n))
+
+
+def _add_job_with_checkpoint(store: PrefixStore) -> None:
+    """A job as a worker leaves it that was killed."""
+    from foreword.serving.jobs import checkpoints, queue
+    from foreword.store.access import Caller
+
+    record = queue.Job(
+        id="ftjob-000000000000000000000001",
+        owner="alice",
+        created="2026-01-02T03:04:05.000000+00:00",
+        state="queued",
+        model="tiny",
+        name="reviews",
+        training_file="file-000000000000000000000001",
+        validation_file=None,
+        settings={"steps": 20, "seed": 0, "template": Template().to_json(), "start": None},
+        alike="0" * 64,
+        asked={"hyperparameters": {"steps": 20}, "metadata": None},
+    )
+    queue.add(store.database, Caller("alice", "owner"), record, limit=None)
+    (claimed,) = queue.claim(store.database, "killed", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "step-0000005.checkpoint")
+        file.write_bytes(b"what a job goes on from")
+        checkpoints.save(store, "killed", claimed, file)
+
+
+def _checkpoints(store: PrefixStore) -> list[dict[str, Any]]:
+    try:
+        from foreword.store.schema import job_checkpoint  # noqa: F401
+    except ImportError:  # before revision 0006
+        return []
+    query = "SELECT job, owner, step, digest FROM job_checkpoint"
+    rows = store.database.read(lambda connection: connection.exec_driver_sql(query).all())
+    return [dict(row._mapping) for row in rows]
 
 
 def contents(store: PrefixStore) -> dict[str, Any]:
@@ -76,6 +126,8 @@ def contents(store: PrefixStore) -> dict[str, Any]:
         "keys": [key.to_json() for key in store.list_keys()],
         "audit": [entry.to_json() for entry in store.audit()],
         **({"equivalences": _equivalences(store)} if hasattr(store, "equivalences") else {}),
+        **({"usage": [row.to_json() for row in store.usage()]} if hasattr(store, "usage") else {}),
+        "checkpoints": _checkpoints(store),
         "seen by bob": [version.reference for version in store.as_owner("bob").each()],
     }
 

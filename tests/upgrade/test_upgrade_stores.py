@@ -14,7 +14,9 @@ import pytest
 
 from foreword import Prefix, PrefixStore
 from foreword.errors import NotAllowed, UnknownKey, UnknownPrefix
+from foreword.serving.jobs import checkpoints, queue
 from foreword.store import quota, tasks
+from foreword.training.checkpoint import list_checkpoints, step_of
 from upgrade import runs, surface
 
 FOLDER = surface.FIXTURES / "stores"
@@ -44,7 +46,7 @@ def test_a_store_in_a_folder_holds_what_it_held(here: Path, revision: str) -> No
         check(store, surface.recorded(f"stores/{revision}/expected.json"))
 
 
-@pytest.mark.parametrize("revision", [REVISIONS[0], "0003", "0004"])
+@pytest.mark.parametrize("revision", [REVISIONS[0], "0003", "0004", "0006"])
 def test_a_store_in_postgresql_holds_what_it_held(here: Path, postgres: str, revision: str) -> None:
     import psycopg
 
@@ -81,6 +83,14 @@ def check(store: PrefixStore, expected: dict[str, Any]) -> None:
     declared = [one.to_json() for one in store.equivalences()]
     assert_holds(declared, expected.get("equivalences", []))
     assert store.equivalents("ef" * 32) == {one["trained"] for one in declared}
+    assert_holds([row.to_json() for row in store.usage()], expected.get("usage", []))
+    for one in expected.get("checkpoints", []):  # the job goes on from it
+        assert queue.collect_lost(store.database, 0.0) == 1
+        (job,) = queue.claim(store.database, "another", 1)
+        assert (job.id, job.used_steps) == (one["job"], 0)
+        folder = store.job_folder() / f"@{job.id}"
+        assert checkpoints.fetch(store, job, folder)
+        assert [step_of(path) for path in list_checkpoints(folder)] == [one["step"]]
     # What has become columns of their own since.
     assert {version.fingerprint for version in store.each()} == {"ab" * 32}
     mine = {

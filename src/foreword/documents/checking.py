@@ -61,7 +61,7 @@ _DATES = tuple(
     re.compile(pattern)
     for pattern in (
         rf"\b{_YEAR}-(?P<number>\d\d?)-(?P<day>\d\d?)\b",
-        rf"\b(?P<day>\d\d?)\.\s?(?P<number>\d\d?)\.(?:\s?{_YEAR})?(?!\d)",
+        rf"\b(?P<day>\d\d?)\.\s?(?P<number>\d\d?)\.\s?{_YEAR}\b",
         rf"\b(?P<day>\d\d?)/(?P<number>\d\d?)/{_YEAR}",
         rf"\b(?:(?P<first>\d{{1,2}})(?:st|nd|rd|th)?\s*(?:[-–—]|to|and|until)\s*)?{_DAY}(?:\s+of)?\s+{_MONTH}"
         rf"(?:,?\s+{_YEAR}\b)?",

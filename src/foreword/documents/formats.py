@@ -169,8 +169,11 @@ class _HtmlText:
             self._unseen -= 1
         elif self._flat:
             self._flat -= tag in _FLAT
-            if not self._flat:
-                self._add(" |" if tag in ("td", "th") else "\n\n")
+            between = "" if self._behind_space() else " "
+            if self._flat:
+                self._add(between if tag in _BREAKS else "")
+            else:
+                self._add(f"{between}|" if tag in ("td", "th") else "\n\n")
         elif tag in _BREAKS:
             if tag in ("ol", "ul") and self._lists:
                 self._lists.pop()

@@ -56,9 +56,9 @@ MOST_RESPONSE_BYTES = 4 << 20
 LONGEST_WAIT = 60.0  # seconds between two tries
 
 _QUESTION = re.compile(
-    r"^[\W_]*(?:Question|Request|Case|Q)\s*\d*\s*[*_]*\s*:[*_]*", re.MULTILINE | re.IGNORECASE
+    r"^[\W\d_]*(?:Question|Request|Case|Q)\s*\d*\s*[*_]*\s*:[*_]*", re.MULTILINE | re.IGNORECASE
 )
-_ANSWER = re.compile(r"^[\W_]*(?:Answer|Response|A)\s*\d*\s*[*_]*\s*:[*_]*", re.MULTILINE | re.IGNORECASE)
+_ANSWER = re.compile(r"^[\W\d_]*(?:Answer|Response|A)\s*\d*\s*[*_]*\s*:[*_]*", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def parse_pairs(text: str, *, cut: bool = False) -> Written:
         cut: the text ended where it had to, not where it was finished; its last pair is left out.
     """
     places = [*_QUESTION.finditer(text)]
-    ends = [match.start() for match in places[1:]] + [len(text)]
+    ends = [*(match.start() for match in places[1:]), len(text)][: len(places)]
     pairs, unparsed = [], int(not places and bool(text.strip()))
     for number, (match, end) in enumerate(zip(places, ends, strict=True), 1):
         block = text[match.end() : end]

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from foreword.errors import OutdatedCatalogue, UnknownStore, UnsupportedCatalogue
 from foreword.store.database import Database, find_database
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Every revision in migrations/versions, oldest first; here so that opening a store needs no Alembic."""
 
 _LOCK = 0x666F7265
@@ -185,6 +185,8 @@ job = Table(
     Column("alike", String(64), nullable=False),  # jobs of one value can be trained in one run
     Column("asked", JSON, nullable=False),  # hyperparameters and metadata as the caller gave them
     Column("attempts", Integer, nullable=False),  # times that a worker took it and did not come back
+    Column("used_steps", Integer, nullable=False, server_default="0"),  # as of the last heartbeat
+    Column("used_tokens", BigInteger, nullable=False, server_default="0"),
     Column("worker", String(40)),
     Column("beat", String(32)),  # when that worker last said that it is alive
     Column("started", String(32)),  # when it last came to its turn

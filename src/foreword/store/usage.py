@@ -43,7 +43,7 @@ class Usage(Record):
         day: UTC, as in 2026-01-31.
         requests: for texts.
         prompt_tokens, completion_tokens: read and written; virtual ones are not among them.
-        training_steps, trained_tokens: of jobs that ended on that day.
+        training_steps, trained_tokens: of jobs that ended on that day, however they ended.
         stored_bytes: the most that was seen on that day, where a server looks about every hour.
     """
 

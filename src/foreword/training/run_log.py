@@ -96,6 +96,8 @@ class Progress:
         tokens_per_second: real tokens, over the last steps.
         seconds_left: at that speed; evaluations are not counted in.
         note: something to tell the user, once.
+        tokens: real tokens of all steps so far, also of those before the run was resumed; None where the run
+            has not been set up yet.
     """
 
     step: int
@@ -108,6 +110,7 @@ class Progress:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     note: str | None = None
+    tokens: int | None = None
 
 
 class RunLog:
@@ -152,6 +155,7 @@ class RunLog:
             checkpoint.prepare_folder(folder)
             note = self._resume(checkpoint.list_checkpoints(folder))
         self._written = trainer.step
+        self._tokens = sum(row.get("tokens", 0) for row in trainer.history)
         self._board = _summary_writer(folder) if tensorboard else None
         # The file begins with what an earlier part of the run did; rows after its checkpoint go.
         self._write_rows("w", trainer.history)
@@ -180,13 +184,15 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """Tell the user something, once."""
+        trainer = self.trainer
         self._on_progress(
-            Progress(self.trainer.step, self.trainer.steps, owner=self.trainer.owner, note=text)
+            Progress(trainer.step, trainer.steps, owner=trainer.owner, note=text, tokens=self._tokens)
         )
 
     def on_step(self, step: StepReport) -> None:
         """Record a step."""
         self._recent.append(step)
+        self._tokens += step.tokens
         self._add(
             {
                 "step": self.trainer.step,
@@ -278,4 +284,5 @@ class RunLog:
             best_step=trainer.best.step if evaluated else None,
             tokens_per_second=sum(step.tokens for step in recent) / seconds if seconds else None,
             seconds_left=(trainer.steps - trainer.step) * seconds / len(recent) if recent else None,
+            tokens=self._tokens,
         )

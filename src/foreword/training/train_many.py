@@ -24,11 +24,12 @@ from foreword.errors import (
     OwnersFailed,
     UsageError,
     WindowExceeded,
+    concerning,
 )
 from foreword.examples import Example
 from foreword.prefix import Prefix
 from foreword.template import Template
-from foreword.training.loop import run
+from foreword.training.loop import StepReport, run
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import OwnersOptions, TrainingSettings, make_settings, owners_settings
 from foreword.training.train import (
@@ -96,7 +97,8 @@ def train_many(
         OwnersFailed: some owners had no examples, or some that can't be cut to fit, that have nothing in
             front of the target or that the chat template refuses, or diverged, or ended in numbers beyond the
             base's data type, or have no whole checkpoint to go on from; it holds the other owners' prefixes.
-        UsageError, WindowExceeded, CheckpointMismatch, TrainingStopped: as for `train`.
+        UsageError, WindowExceeded, CheckpointMismatch, TrainingStopped: as for `train`; an error's
+            `owner` says whose files or data it is about, if it is about one's.
     """
     owners, training_options = owners_settings(options)
     settings = make_settings(**training_options)
@@ -124,8 +126,9 @@ def train_many(
     with stop_on_interrupt() as request:
 
         def should_stop() -> bool:
-            for run_log in owners_run.run_logs.values():
-                run_log.save_when_due()
+            for owner, run_log in owners_run.run_logs.items():
+                with concerning(owner):
+                    run_log.save_when_due()
             return request()
 
         try:
@@ -135,8 +138,8 @@ def train_many(
                 concurrent=owners.concurrent_owners,
                 max_batch_tokens=owners.max_batch_tokens or shared_tokens,
                 isolated=owners.isolated,
-                on_step=lambda trainer, step: owners_run.log_of(trainer).on_step(step),
-                on_evaluation=lambda trainer, loss: owners_run.log_of(trainer).on_evaluation(loss),
+                on_step=owners_run.on_step,
+                on_evaluation=owners_run.on_evaluation,
                 on_finish=owners_run.finish,
                 on_divergence=owners_run.diverged,
                 should_stop=should_stop,
@@ -197,7 +200,9 @@ class _OwnersRun:
             if owner in self.seen:
                 raise UsageError(f"owner {owner!r} comes twice; give all of an owner's examples at once")
             try:
-                yield self._enter(owner, examples)
+                with concerning(owner):
+                    trainer = self._enter(owner, examples)
+                yield trainer
             except (BadExamples, WindowExceeded, DamagedCheckpoint) as error:
                 self._fail(owner, error)
 
@@ -222,13 +227,25 @@ class _OwnersRun:
         )
         return trainer
 
-    def log_of(self, trainer: Trainer) -> RunLog:
-        """The log of an owner who is in training."""
-        return self.run_logs[trainer.owner or ""]
+    def on_step(self, trainer: Trainer, step: StepReport) -> None:
+        """Record a step of an owner who is in training."""
+        owner = trainer.owner or ""
+        with concerning(owner):
+            self.run_logs[owner].on_step(step)
+
+    def on_evaluation(self, trainer: Trainer, loss: float) -> None:
+        """Record a dev loss of an owner who is in training."""
+        owner = trainer.owner or ""
+        with concerning(owner):
+            self.run_logs[owner].on_evaluation(loss)
 
     def finish(self, trainer: Trainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
         owner = trainer.owner or ""
+        with concerning(owner):
+            self._finish(owner, trainer)
+
+    def _finish(self, owner: str, trainer: Trainer) -> None:
         run_log = self.run_logs.pop(owner)
         # As in file names: a picture's title takes $ for mathematics, and its font lacks many letters.
         run_log.finish(f"{quote(owner, safe=' @')}: {self.base.name}")

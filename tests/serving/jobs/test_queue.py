@@ -49,7 +49,7 @@ class Jobs:
         return [job.id for job in queue.claim(self.catalogue, worker, most)]
 
     def succeed(self, identifier: str, worker: str = "w", result: str = "x@1") -> None:
-        self.catalogue.write(lambda c: queue.succeed(c, worker, identifier, result, steps=2, tokens=5))
+        self.catalogue.write(lambda c: queue.succeed(c, worker, identifier, result, queue.Used(2, 5)))
 
     def state(self, identifier: str) -> str:
         return queue.find(self.catalogue, identifier.split("-")[0], identifier).state
@@ -242,10 +242,50 @@ def test_what_was_trained_is_added_to_the_owners_usage_when_a_job_ends(jobs: Job
     done, failed = jobs.add("alice"), jobs.add("alice")
     jobs.take()
     jobs.succeed(done)
-    queue.fail(jobs.catalogue, "w", failed, "TrainingDiverged", "m", steps=3, tokens=70)
+    queue.fail(jobs.catalogue, "w", failed, "TrainingDiverged", "m", queue.Used(3, 70))
     rows = jobs.catalogue.rows(select(usage.c.owner, usage.c.training_steps, usage.c.trained_tokens))
     assert [tuple(row) for row in rows] == [("alice", 5, 75)]
     assert queue.trained_tokens(jobs.catalogue) == 75
+
+
+def test_what_a_cancelled_job_and_one_that_broke_off_used_is_counted_too(jobs: Jobs) -> None:
+    cancelled, broken = jobs.add("alice"), jobs.add("bob")
+    for attempt in range(queue.MOST_ATTEMPTS):
+        claimed = [*jobs.take(), *jobs.take()]
+        used = {cancelled: queue.Used(7, 90), broken: queue.Used(attempt, 10 * attempt)}
+        queue.heartbeat(jobs.catalogue, "w", claimed, used)
+        if attempt == 0:
+            queue.cancel(jobs.catalogue, Caller("alice", "owner"), "alice", cancelled)
+        queue.release(jobs.catalogue, "w", orderly=False)
+    assert [jobs.state(each) for each in (cancelled, broken)] == ["cancelled", "failed"]
+    found = [queue.find(jobs.catalogue, each.split("-")[0], each) for each in (cancelled, broken)]
+    assert [job.trained_tokens for job in found] == [90, 20]
+    rows = jobs.catalogue.rows(select(usage.c.owner, usage.c.training_steps, usage.c.trained_tokens))
+    assert sorted(tuple(row) for row in rows) == [("alice", 7, 90), ("bob", 2, 20)]
+
+
+def test_a_job_at_which_a_run_broke_off_pays_alone_and_waits_before_it_is_tried_again(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = jobs.add("alice"), jobs.add("bob")
+    assert jobs.take() == [bad, good]
+    reason = "its folder can't be written"
+    assert queue.release(jobs.catalogue, "w", orderly=True, at_fault=bad, reason=reason) == 1
+    assert [queue.find(jobs.catalogue, each.split("-")[0], each).attempts for each in (bad, good)] == [1, 0]
+    assert jobs.take() == [good]
+    jobs.succeed(good)
+    assert not queue.waits(jobs.catalogue)
+    assert jobs.take() == []
+    for after_first, after_second in ((0.0, 1000.0), (1000.0, 0.0)):
+        monkeypatch.setattr(queue, "PAUSES", (after_first, after_second))
+        assert queue.waits(jobs.catalogue)
+        assert jobs.take() == [bad]
+        queue.release(jobs.catalogue, "w", orderly=True, at_fault=bad, reason=reason)
+        assert not queue.waits(jobs.catalogue)
+    assert jobs.state(bad) == "failed"
+    told = jobs.events(bad)
+    assert f"training broke off: {reason}; it goes on from the last checkpoint" in told
+    assert told[-1] == f"training broke off 3 times without coming to an end: {reason}"
 
 
 def test_a_job_counts_among_the_bytes_that_its_owner_stores(jobs: Jobs) -> None:

@@ -7,18 +7,19 @@ They count among the bytes that the job's owner stores, and go when the job ends
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
 from sqlalchemy import Connection, select
 
 from foreword import files
-from foreword.errors import DamagedBlob, StorageLimitExceeded
+from foreword.errors import DamagedBlob, StorageLimitExceeded, StoreUnavailable
 from foreword.serving import logs
 from foreword.serving.jobs import queue
 from foreword.serving.jobs.queue import Job
 from foreword.store import PrefixStore
-from foreword.store.blobs import read_checked
+from foreword.store.blobs import check_there, read_checked
 from foreword.store.database import insert
 from foreword.store.leases import deposit
 from foreword.store.maintenance import drop_ended, remove_unnamed
@@ -37,6 +38,7 @@ def save(store: PrefixStore, worker: str, record: Job, path: Path) -> None:
     Raises:
         NotClaimed: the job is no longer this worker's; nothing stays.
         StoreUnavailable, CannotWrite: the last one is still there.
+        OSError: so it is; the new one could not be read.
     """
     try:
         size = path.stat().st_size
@@ -77,10 +79,11 @@ def fetch(store: PrefixStore, record: Job, folder: Path) -> bool:
     """Bring the store's checkpoint of a job into its folder here, where that has no later one.
 
     Returns:
-        Whether the store has none that can't be used: false for a file that is missing or was altered.
+        Whether the store has none that can't be used: false for a file that is missing or was altered, or
+        that could not be read at the job's earlier attempts either.
 
     Raises:
-        StoreUnavailable: the store does not answer.
+        StoreUnavailable: the store does not answer, or not for this file.
         CannotWrite: the folder can't be written.
     """
     query = select(job_checkpoint.c.step, blob.c.digest, blob.c.key)
@@ -92,7 +95,12 @@ def fetch(store: PrefixStore, record: Job, folder: Path) -> bool:
             continue
         try:
             content = read_checked(store.blobs, row.key, row.digest)
-        except DamagedBlob as error:
+        except (DamagedBlob, StoreUnavailable) as error:
+            # One that can't be read now may be read later; at the last attempt it is worth no more than none.
+            if isinstance(error, StoreUnavailable):
+                check_there(store.blobs)
+                if record.attempts + 1 < queue.MOST_ATTEMPTS:
+                    raise
             logs.failure("checkpoint not usable", error, job=record.id)
             drop(store, record.id)
             return False
@@ -104,7 +112,10 @@ def fetch(store: PrefixStore, record: Job, folder: Path) -> bool:
 def differs(store: PrefixStore, identifier: str, folder: Path) -> bool:
     """Whether the store has a checkpoint of the job, and another one than the newest in this folder."""
     query = select(job_checkpoint.c.digest).where(job_checkpoint.c.job == identifier)
-    here = {hashlib.sha256(path.read_bytes()).hexdigest() for path in list_checkpoints(folder)[-1:]}
+    here: set[str] = set()
+    for path in list_checkpoints(folder)[-1:]:
+        with contextlib.suppress(OSError):  # one that can't be read is the other
+            here.add(hashlib.sha256(path.read_bytes()).hexdigest())
     return any(row.digest not in here for row in store.database.rows(query))
 
 

@@ -3,6 +3,7 @@
 A worker that claims a job says from time to time that it is alive (a heartbeat). A job whose worker has been
 silent for too long, or was seen to die, goes back into the queue and is resumed from its checkpoint. Every
 change of a claimed job names its worker, so that one who was given up can't write over its successor.
+However a job ends, `_end` ends it, and counts for its owner what it used.
 
 What an owner can put here is bounded: unfinished jobs by a limit, ended ones by `KEPT_ENDED`, the events of a
 job by `KEPT_EVENTS`.
@@ -13,9 +14,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, tuple_
 
 from foreword.serving.errors import Refused, shown
 from foreword.serving.rate_limits import too_many
@@ -31,7 +32,9 @@ T = TypeVar("T")
 LIVE = ("queued", "running")
 """States of a job that has not ended."""
 MOST_ATTEMPTS = 3
-"""Workers that may die over a job before it is given up."""
+"""Workers that may die over a job, or runs that may break off at its files, before it is given up."""
+PAUSES = (10.0, 60.0)
+"""Seconds that a job waits after the first and the second run that broke off at its own files."""
 KEPT_ENDED = 200
 """Ended jobs of an owner that are kept; the oldest make room for new ones. Their prefixes stay."""
 KEPT_EVENTS = 500
@@ -58,6 +61,8 @@ class Job:
     alike: str
     asked: Mapping[str, Any]
     attempts: int = 0
+    used_steps: int = 0
+    used_tokens: int = 0
     worker: str | None = None
     beat: str | None = None
     started: str | None = None
@@ -65,6 +70,13 @@ class Job:
     result: str | None = None
     trained_tokens: int | None = None
     error: Mapping[str, Any] | None = None
+
+
+class Used(NamedTuple):
+    """What a job has been trained so far; steps that were done again after a break count once."""
+
+    steps: int
+    tokens: int
 
 
 class NotClaimed(Exception):
@@ -183,9 +195,7 @@ def cancel(connection: Connection, caller: Caller, owner: str, identifier: str) 
         raise _unknown(identifier)
     if state not in LIVE:
         raise Refused(400, f"the job has ended already: {state}", code="job_ended")
-    # Without its worker's name, nothing that the worker still says of the job counts.
-    connection.execute(job.update().where(mine).values(state="cancelled", worker=None, finished=now()))
-    _add_event(connection, identifier, "info", "the job was cancelled")
+    _end(connection, mine, "cancelled", "info", "the job was cancelled")
     access.note(connection, caller, "cancel job", owner, identifier)
     return _jobs(connection, select(job).where(mine))[0]
 
@@ -207,7 +217,14 @@ def trained_tokens(database: Database) -> float:
 
 def waits(database: Database) -> bool:
     """Whether there is a job to claim."""
-    return bool(database.rows(select(job.c.id).where(job.c.state == "queued").limit(1)))
+    return bool(database.rows(select(job.c.id).where(_waiting()).limit(1)))
+
+
+def _waiting() -> ColumnElement[bool]:
+    """Condition: a job that waits for a worker, and not for the end of a pause."""
+    over = [and_(job.c.attempts == n, job.c.beat < now(pause)) for n, pause in enumerate(PAUSES, 1)]
+    none = or_(job.c.beat.is_(None), job.c.attempts.not_in(range(1, len(PAUSES) + 1)))
+    return and_(job.c.state == "queued", or_(none, *over))
 
 
 def live(database: Database) -> set[str]:
@@ -230,7 +247,7 @@ def claim(connection: Connection, worker: str, most: int) -> list[Job]:
     order = (func.coalesce(job.c.started, ""), job.c.created, job.c.id)
     rank = func.row_number().over(partition_by=job.c.owner, order_by=order)
     turns = select(job.c.id, last_turn.label("turn")).subquery()
-    free = select(job.c.id, rank.label("rank")).where(job.c.state == "queued").subquery()
+    free = select(job.c.id, rank.label("rank")).where(_waiting()).subquery()
     query = (
         select(job)
         .join(free, free.c.id == job.c.id)
@@ -253,12 +270,17 @@ def claim(connection: Connection, worker: str, most: int) -> list[Job]:
     return chosen
 
 
-def heartbeat(database: Database, worker: str, claimed: Sequence[str]) -> list[str]:
-    """Say that `worker` is alive; which of its jobs are still its own."""
+def heartbeat(
+    database: Database, worker: str, claimed: Sequence[str], used: Mapping[str, Used] | None = None
+) -> list[str]:
+    """Say that `worker` is alive, and what its jobs have used; which of them are still its own."""
 
     def work(connection: Connection) -> list[str]:
         mine = and_(job.c.worker == worker, job.c.id.in_(claimed), job.c.state == "running")
         connection.execute(job.update().where(mine).values(beat=now()))
+        for identifier, (steps, tokens) in (used or {}).items():
+            values = {"used_steps": steps, "used_tokens": tokens}
+            connection.execute(job.update().where(mine, job.c.id == identifier).values(values))
         return list(connection.execute(select(job.c.id).where(mine)).scalars())
 
     return database.write(work, durable=False)  # one that a power cut takes is said again
@@ -293,7 +315,7 @@ def noted_step(database: Database, identifier: str) -> int:
 
 def check_claimed(connection: Connection, worker: str, identifier: str) -> None:
     """Hold a job until the transaction ends. Raises NotClaimed: it is not, or no longer, `worker`'s."""
-    mine = and_(job.c.id == identifier, job.c.worker == worker, job.c.state == "running")
+    mine = _claimed_by(worker, identifier)
     if connection.execute(select(job.c.id).where(mine).with_for_update()).first() is None:
         raise NotClaimed(identifier)
 
@@ -317,9 +339,7 @@ def advanced(connection: Connection, worker: str, identifier: str) -> None:
     connection.execute(job.update().where(mine).values(attempts=1))
 
 
-def succeed(
-    connection: Connection, worker: str, identifier: str, result: str, *, steps: int, tokens: int
-) -> str | None:
+def succeed(connection: Connection, worker: str, identifier: str, result: str, used: Used) -> str | None:
     """The prefix is stored as `result`, in the same transaction.
 
     Returns:
@@ -328,55 +348,75 @@ def succeed(
     Raises:
         NotClaimed: the job is no longer this worker's; the transaction must be undone.
     """
-    values = {"state": "succeeded", "result": result, "trained_tokens": tokens}
-    return _end(connection, worker, identifier, values, "info", f"the job is done: {result}", steps)
-
-
-@transaction
-def fail(
-    connection: Connection,
-    worker: str,
-    identifier: str,
-    code: str,
-    message: str,
-    *,
-    steps: int = 0,
-    tokens: int = 0,
-) -> str | None:
-    """The job can't be done, after so many steps and tokens. Returns and raises as `succeed`."""
-    error = {"code": code, "message": _writable(message), "param": None}
-    values = {"state": "failed", "error": error, "trained_tokens": tokens or None}
-    return _end(connection, worker, identifier, values, "error", message, steps)
-
-
-def _end(
-    connection: Connection,
-    worker: str,
-    identifier: str,
-    values: Mapping[str, Any],
-    level: str,
-    message: str,
-    steps: int,
-) -> str | None:
-    # One statement asks and writes: between two, the lease could end and another worker claim the job.
-    mine = and_(job.c.id == identifier, job.c.worker == worker, job.c.state == "running")
-    ended = job.update().where(mine).values(**values, worker=None, finished=now()).returning(job.c.owner)
-    owner = connection.execute(ended).scalar()
-    if owner is None:
-        raise NotClaimed(identifier)
-    _add_event(connection, identifier, level, message)
-    usage.add(connection, owner, training_steps=steps, trained_tokens=values["trained_tokens"] or 0)
+    mine = _claimed_by(worker, identifier)
+    _end(connection, mine, "succeeded", "info", f"the job is done: {result}", used, result=result)
     return drop_checkpoint(connection, identifier)
 
 
 @transaction
-def release(connection: Connection, worker: str, *, orderly: bool) -> int:
+def fail(
+    connection: Connection, worker: str, identifier: str, code: str, message: str, used: Used | None = None
+) -> str | None:
+    """The job can't be done. Returns and raises as `succeed`."""
+    mine = _claimed_by(worker, identifier)
+    _end(connection, mine, "failed", "error", message, used, error=_error(code, message))
+    return drop_checkpoint(connection, identifier)
+
+
+def _claimed_by(worker: str, identifier: str) -> ColumnElement[bool]:
+    return and_(job.c.id == identifier, job.c.worker == worker, job.c.state == "running")
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": _writable(message), "param": None}
+
+
+def _end(
+    connection: Connection,
+    which: ColumnElement[bool],
+    state: str,
+    level: str,
+    message: str,
+    used: Used | None = None,
+    **values: Any,
+) -> None:
+    """End one job, however it ends, and count what it used for its owner: the one way out of the queue.
+
+    Args:
+        used: as its worker knows it; None: as of that worker's last heartbeat.
+
+    Raises:
+        NotClaimed: there is no such job (any more).
+    """
+    if used is not None:
+        values |= {"used_steps": used.steps, "used_tokens": used.tokens}
+    tokens = func.nullif(job.c.used_tokens, 0) if used is None else used.tokens or None
+    # Without its worker's name, nothing that the worker still says of the job counts.
+    values |= {"state": state, "worker": None, "finished": now(), "trained_tokens": tokens}
+    # One statement asks and writes: between two, the lease could end and another worker claim the job.
+    facts = (job.c.id, job.c.owner, job.c.used_steps, job.c.used_tokens)
+    row = connection.execute(job.update().where(which).values(values).returning(*facts)).first()
+    if row is None:
+        raise NotClaimed
+    _add_event(connection, row.id, level, message)
+    if row.used_steps:
+        usage.add(connection, row.owner, training_steps=row.used_steps, trained_tokens=row.used_tokens)
+
+
+@transaction
+def release(
+    connection: Connection, worker: str, *, orderly: bool, at_fault: str | None = None, reason: str = ""
+) -> int:
     """Put all jobs of a worker back into the queue; how many they were.
 
     Args:
         orderly: the worker stopped at its own or somebody's will; else it died, and a job over which that
             has happened too often fails.
+        at_fault: the job at which the run broke off: for it, it is as if the worker had died, and it pauses.
+        reason: why it broke off there, for the job's owner.
     """
+    if at_fault is not None:
+        _put_back(connection, _claimed_by(worker, at_fault), orderly=False, pause=True, reason=reason)
     return _put_back(connection, job.c.worker == worker, orderly=orderly)
 
 
@@ -386,19 +426,29 @@ def collect_lost(connection: Connection, lease: float) -> int:
     return _put_back(connection, job.c.beat < now(lease), orderly=False)
 
 
-def _put_back(connection: Connection, which: ColumnElement[bool], *, orderly: bool) -> int:
+def _put_back(
+    connection: Connection,
+    which: ColumnElement[bool],
+    *,
+    orderly: bool,
+    pause: bool = False,
+    reason: str = "",
+) -> int:
     jobs = _jobs(connection, select(job).where(job.c.state == "running", which).with_for_update())
+    because = f": {reason}" if reason else ""
     for one in jobs:
-        values: dict[str, Any] = {"state": "queued", "worker": None}
+        here = job.c.id == one.id
+        if not orderly and one.attempts >= MOST_ATTEMPTS:
+            message = f"training broke off {one.attempts} times without coming to an end{because}"
+            _end(connection, here, "failed", "error", message, error=_error("broke_off", message))
+            continue
+        # Of a job that waits, `beat` is when its pause began; see `_waiting`.
+        values: dict[str, Any] = {"state": "queued", "worker": None, "beat": now() if pause else None}
         if orderly:
             values["attempts"] = one.attempts - 1
             level, message = "info", "training makes room; it goes on from its checkpoint"
-        elif one.attempts < MOST_ATTEMPTS:
-            level, message = "warn", "training broke off; it goes on from the last checkpoint"
         else:
-            level, message = "error", f"training broke off {one.attempts} times without coming to an end"
-            error = {"code": "broke_off", "message": message, "param": None}
-            values |= {"state": "failed", "finished": now(), "error": error}
-        connection.execute(job.update().where(job.c.id == one.id).values(values))
+            level, message = "warn", f"training broke off{because}; it goes on from the last checkpoint"
+        connection.execute(job.update().where(here).values(values))
         _add_event(connection, one.id, level, message)
     return len(jobs)

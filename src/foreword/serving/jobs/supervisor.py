@@ -19,6 +19,9 @@ from foreword.store.database import Database
 POLL_SECONDS = 0.5
 LONGEST_PAUSE = 60.0
 """Between attempts to start a process that dies at once."""
+UNAVAILABLE = 75
+"""Exit status of one that ended because of the store or a disk: no job pays for that. It is EX_TEMPFAIL of
+sysexits.h."""
 
 
 class Supervisor:
@@ -98,10 +101,9 @@ class Supervisor:
 
     async def _ended(self, process: asyncio.subprocess.Process) -> None:
         self._process = None
+        orderly = process.returncode in (0, UNAVAILABLE)
         # What it still holds, it did not give back itself.
-        back = await run_in_threadpool(
-            lambda: queue.release(self._database, self._worker, orderly=process.returncode == 0)
-        )
+        back = await run_in_threadpool(lambda: queue.release(self._database, self._worker, orderly=orderly))
         logs.event("trainer ended", worker=self._worker, status=process.returncode, jobs_back=back)
         if process.returncode == 0:
             self._pause = POLL_SECONDS

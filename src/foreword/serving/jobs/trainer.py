@@ -29,7 +29,8 @@ from foreword.serving import logs
 from foreword.serving.config import Configuration, of
 from foreword.serving.jobs import checkpoints, queue
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
+from foreword.serving.jobs.supervisor import UNAVAILABLE
+from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun, is_servers
 from foreword.serving.served_model import open_base, open_store
 from foreword.training.train import TrainingStopped
 
@@ -72,12 +73,13 @@ class TrainingProcess:
             self.stopping = self.stopping or not heartbeat.stopped_run
         except KeyboardInterrupt:  # asked for twice: without a last checkpoint
             self.stopping = True
-        except (StoreUnavailable, CannotWrite) as error:  # the second: this machine's disk is full
-            # No fault of any job. The supervisor waits, longer each time, before it starts another process.
-            logs.failure("no place to keep what is trained", error, worker=self._worker)
-            queue.release(self._database, self._worker, orderly=True)
-            raise
         except ForewordError as error:
+            if isinstance(error, (StoreUnavailable, CannotWrite)) and is_servers(self._store, error):
+                # No fault of any job. The supervisor waits, longer each time, before it starts another
+                # process.
+                logs.failure("no place to keep what is trained", error, worker=self._worker)
+                queue.release(self._database, self._worker, orderly=True)
+                raise
             logs.failure("training failed", error, worker=self._worker)
             run.failed(jobs, error)
         finally:
@@ -123,7 +125,7 @@ def main() -> None:
         trainer.work()
     except Exception as error:  # the interpreter would print its message, which may quote examples
         logs.failure("trainer broke off", error, worker=given["worker"])
-        sys.exit(1)
+        sys.exit(UNAVAILABLE if isinstance(error, (StoreUnavailable, CannotWrite)) else 1)
 
 
 if __name__ == "__main__":

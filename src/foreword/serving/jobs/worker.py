@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import errno
+import hashlib
 import math
 import os
+import secrets
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
-from foreword import errors
+from foreword import errors, files
 from foreword.base.base_model import BaseModel
-from foreword.errors import ForewordError
+from foreword.errors import CannotWrite, ForewordError, StoreUnavailable, concerning
 from foreword.examples import Example
 from foreword.prefix import Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
 from foreword.serving.errors import Refused, refused
 from foreword.serving.jobs import checkpoints, queue, uploads
-from foreword.serving.jobs.queue import Job
+from foreword.serving.jobs.queue import Job, Used
 from foreword.store import PrefixStore
+from foreword.store.blobs import check_there, new_key
 from foreword.store.database import Database
 from foreword.store.record import Version
 from foreword.template import Template
+from foreword.training.checkpoint import prepare_folder
 from foreword.training.run_log import Progress
 from foreword.training.train_many import owner_folder, train_many
 
@@ -63,6 +68,7 @@ class JobHeartbeat(threading.Thread):
     """Says beside a run that its worker is alive, and stops the run when it should stop.
 
     Attributes:
+        used: what each job has used so far; the run writes it, and the heartbeat passes it on.
         training: steps are under way; before, nobody would hear the signal.
         stopped_run: this stopped the run: a job was cancelled or forgotten, or its turn is over.
     """
@@ -74,12 +80,28 @@ class JobHeartbeat(threading.Thread):
         self._database = database
         self._worker = worker
         self._claimed = set(claimed)
+        self._ending: str | None = None
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._pause = min(configuration.lease_seconds / BEATS_PER_LEASE, LONGEST_PAUSE)
         self._turn_ends = time.monotonic() + configuration.turn_seconds
+        self.used: dict[str, Used] = {}
         self.training = False
         self.stopped_run = False
+
+    @contextlib.contextmanager
+    def ending(self, identifier: str) -> Iterator[None]:
+        """Within it a job comes to its end: it is kept alive, and no loss once it is another's no longer.
+
+        The run is not to be stopped when the heartbeat sees the end before the worker has said `let_go`.
+        """
+        with self._lock:
+            self._ending = identifier
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ending = None
 
     def let_go(self, identifier: str) -> None:
         """A job has ended: nobody need watch it."""
@@ -104,10 +126,11 @@ class JobHeartbeat(threading.Thread):
     def _should_stop(self) -> bool:
         with self._lock:
             before = set(self._claimed)
+            used = {name: self.used[name] for name in sorted(before & self.used.keys())}
         # What the run finished meanwhile is not lost: only what is still claimed here, and not there.
-        mine = set(queue.heartbeat(self._database, self._worker, sorted(before)))
+        mine = set(queue.heartbeat(self._database, self._worker, sorted(before), used))
         with self._lock:
-            lost = (before & self._claimed) - mine
+            lost = (before & self._claimed) - mine - {self._ending}
         return bool(lost) or (time.monotonic() > self._turn_ends and queue.waits(self._database))
 
 
@@ -137,9 +160,11 @@ class TrainingRun:
             StoreUnavailable, CannotWrite: also where a prefix could not be stored at the end; its job goes on
                 from the last checkpoint.
         """
+        prepare_folder(self._folder)
         examples: dict[str, list[Example]] = {}
         dev: dict[str, list[Example]] = {}
         for job in jobs:
+            self._heartbeat.used[job.id] = Used(job.used_steps, job.used_tokens)
             try:
                 examples[job.id] = self._examples(job, job.training_file)
                 if job.validation_file is not None:
@@ -150,7 +175,9 @@ class TrainingRun:
                 continue
             self._jobs[job.id] = job
             self._noted_steps[job.id] = queue.noted_step(self._database, job.id)
-            if not checkpoints.fetch(self._store, job, owner_folder(self._folder, job.id)):
+            with concerning(job.id):
+                usable = checkpoints.fetch(self._store, job, owner_folder(self._folder, job.id))
+            if not usable:
                 message = "the stored checkpoint can't be used; training goes on from what this machine has"
                 queue.note(self._database, job.id, "warn", message)
         if not self._jobs:
@@ -160,7 +187,6 @@ class TrainingRun:
         reference = settings.pop("start")
         # Each job's owner could read it when the job was made; the version never changes.
         start = None if reference is None else self._store.get(reference)
-        self._folder.mkdir(parents=True, exist_ok=True)
         try:
             train_many(
                 base,
@@ -185,13 +211,26 @@ class TrainingRun:
             raise self._unavailable
 
     def failed(self, jobs: Sequence[Job], error: ForewordError) -> None:
-        """What befell the run as a whole: each of its jobs is tried again, alone, and not for ever."""
-        if len(jobs) == 1 and isinstance(error, _OWNERS_TO_READ):
-            self._fail(jobs[0].id, error)
-            return
-        if len(jobs) == 1 and isinstance(error, errors.CheckpointMismatch):
-            self._drop_checkpoints(jobs[0].id)
-        queue.release(self._database, self._worker, orderly=False)
+        """What the run broke off at is no fault of the server's (see `is_servers`): end it, or try it again.
+
+        The job whose fault it is pays, and no other. Where that is nobody's in particular, each of them is
+        tried again alone. None is tried for ever.
+        """
+        whose = jobs[0].id if len(jobs) == 1 else error.owner
+        if whose is None:
+            queue.release(self._database, self._worker, orderly=False)
+        elif isinstance(error, _OWNERS_TO_READ):
+            self._fail(whose, error)
+        else:
+            reason = ""
+            if isinstance(error, errors.CheckpointMismatch):
+                try:
+                    self._drop_checkpoints(whose)
+                except CannotWrite as failure:
+                    error = failure
+            if isinstance(error, (StoreUnavailable, CannotWrite)):
+                reason = "a file of this job could not be read or written; the server's log says which"
+            queue.release(self._database, self._worker, orderly=True, at_fault=whose, reason=reason)
 
     def _failed_one(self, identifier: str, error: ForewordError) -> None:
         if isinstance(error, errors.DamagedCheckpoint):
@@ -204,7 +243,14 @@ class TrainingRun:
         another = checkpoints.differs(self._store, identifier, folder)
         if not another:
             checkpoints.drop(self._store, identifier)
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # it would be found again the next time, and so for ever
+            failure = CannotWrite(f"{folder} could not be removed: {error.strerror}")
+            failure.owner = identifier
+            raise failure from error
         goes_on = "goes on from the stored one" if another else "begins anew"
         message = f"the checkpoint can't be used; training {goes_on}"
         queue.note(self._database, identifier, "warn", message)
@@ -215,7 +261,7 @@ class TrainingRun:
             checkpoints.save(self._store, self._worker, self._jobs[identifier], path)
         except queue.NotClaimed:  # the heartbeat notices, too, and stops the run
             logs.event("checkpoint of a job that is gone", job=identifier)
-        except (errors.StoreUnavailable, errors.CannotWrite) as error:
+        except (StoreUnavailable, CannotWrite, OSError) as error:
             logs.failure("checkpoint not stored", error, job=identifier)
 
     def _examples(self, job: Job, identifier: str) -> list[Example]:
@@ -230,40 +276,40 @@ class TrainingRun:
             return self._fail(identifier, errors.NotFinite("the validation loss was no number at every step"))
         # The same bytes however often the job was begun, so that putting them twice is no second version.
         final = dataclasses.replace(prefix, created=job.created, labels={**prefix.labels, "job": job.id})
-        used = _used(owner_folder(self._folder, identifier))
+        used = self._heartbeat.used[identifier]
         unneeded: str | None = None
 
         def end(connection: Connection, version: Version) -> None:
             nonlocal unneeded
-            self._heartbeat.let_go(identifier)  # before anybody can see that it has ended
-            unneeded = queue.succeed(connection, self._worker, identifier, version.reference, **used)
+            unneeded = queue.succeed(connection, self._worker, identifier, version.reference, used)
 
         def put() -> None:
             limit = checkpoints.stored_bytes_of(job)
             self._store.as_owner(job.owner).put(f"{job.owner}/{job.name}", final, limit=limit, also=end)
 
         try:
-            try:
-                put()
-            except errors.StorageLimitExceeded:
-                if not checkpoints.drop(self._store, identifier):  # the prefix is worth more than that
-                    raise
-                put()
+            with self._heartbeat.ending(identifier):
+                try:
+                    put()
+                except errors.StorageLimitExceeded:
+                    if not checkpoints.drop(self._store, identifier):  # the prefix is worth more than that
+                        raise
+                    put()
+                self._heartbeat.let_go(identifier)
         except queue.NotClaimed:  # cancelled, forgotten, or another worker's
             self._heartbeat.let_go(identifier)
             unneeded = final.digest
         except errors.StorageLimitExceeded as error:
             self._fail(identifier, error)
-        except (errors.StoreUnavailable, errors.CannotWrite) as error:
+        except (StoreUnavailable, CannotWrite) as error:
             logs.failure("prefix not stored", error, job=identifier)
-            self._unavailable = error
+            error.owner, self._unavailable = identifier, error
         else:
             logs.event("job succeeded", job=identifier, steps=prefix.origin.steps)
         if unneeded is not None:
             checkpoints.remove_file(self._store, unneeded)
 
     def _fail(self, identifier: str, error: Exception) -> None:
-        self._heartbeat.let_go(identifier)
         self._note_held_back(identifier)
         readable = isinstance(error, _OWNERS_TO_READ)
         message = (
@@ -272,15 +318,20 @@ class TrainingRun:
             else "the server could not go on with this job; its log says why"
         )
         kind = type(error).__name__ if readable else "server_error"
-        used = _used(owner_folder(self._folder, identifier))
-        with contextlib.suppress(queue.NotClaimed):  # cancelled or forgotten: then nobody asks why it failed
-            unneeded = queue.fail(self._database, self._worker, identifier, kind, message, **used)
-            if unneeded is not None:
-                checkpoints.remove_file(self._store, unneeded)
+        used = self._heartbeat.used.get(identifier)
+        unneeded: str | None = None
+        with self._heartbeat.ending(identifier):
+            with contextlib.suppress(queue.NotClaimed):  # cancelled or forgotten: nobody asks why it failed
+                unneeded = queue.fail(self._database, self._worker, identifier, kind, message, used)
+            self._heartbeat.let_go(identifier)
+        if unneeded is not None:
+            checkpoints.remove_file(self._store, unneeded)
         logs.failure("job failed", error, job=identifier)
 
     def _progress(self, progress: Progress) -> None:
         identifier = progress.owner or ""
+        if progress.tokens is not None:
+            self._heartbeat.used[identifier] = Used(progress.step, progress.tokens)
         if progress.note is not None:
             # A note of going on names the file, which is nothing to an owner.
             note = progress.note.split(": ", 1)[0] if progress.note.startswith("going on") else progress.note
@@ -326,12 +377,32 @@ def _number(loss: float | None) -> float | None:
     return loss if loss is not None and math.isfinite(loss) else None
 
 
-def _used(folder: Path) -> dict[str, int]:
-    """Steps and tokens that a job has been trained, by its log."""
-    log = folder / "log.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    tokens = [row["tokens"] for row in rows if "tokens" in row]
-    return {"steps": len(tokens), "tokens": sum(tokens)}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PROBE = b"is there room for files?"
+
+
+def is_servers(store: PrefixStore, error: StoreUnavailable | CannotWrite) -> bool:
+    """Whether an error is about the server's database or disks, and not about one job's own files.
+
+    A full disk may have room for what is tried here, and a database that was away may be back; what they
+    said is enough. Anything else is the server's if no job could read and write now.
+    """
+    cause = error.__cause__
+    if isinstance(cause, SQLAlchemyError) or (isinstance(cause, OSError) and cause.errno in _FULL):
+        return True
+    key = new_key(hashlib.sha256(_PROBE).hexdigest())
+    folder = store.job_folder() / f"@probe-{secrets.token_hex(4)}"  # left by a kill, it goes as a job's would
+    try:
+        check_there(store.blobs)
+        store.blobs.write(key, _PROBE)
+        store.blobs.remove(key)
+        prepare_folder(folder)
+        files.write_bytes(folder / "probe", _PROBE)
+    except (StoreUnavailable, CannotWrite):
+        return True
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return False
 
 
 def _in_words_of_api(error: Exception) -> str:

@@ -63,6 +63,11 @@ def upgrade() -> None:
     _fill_fingerprints(op.get_bind())
 
 
+def _writable(text: str) -> str:
+    """Text that every database can hold: JSON has zero bytes and halves of surrogate pairs, too."""
+    return text.replace("\0", "").encode(errors="replace").decode()
+
+
 def _fill_fingerprints(connection: sa.Connection) -> None:
     table = sa.table(
         "version",
@@ -76,7 +81,7 @@ def _fill_fingerprints(connection: sa.Connection) -> None:
         for row in rows:
             fingerprint = row.facts.get("base", {}).get("fingerprint")
             values: dict[str, object] = {
-                "fingerprint": None if fingerprint is None else str(fingerprint).replace("\0", "")[:64]
+                "fingerprint": None if fingerprint is None else _writable(str(fingerprint))[:64]
             }
             if len(json.dumps(row.facts)) > LONGEST_FACTS:
                 values["facts"] = {**row.facts, "notes": {}}
