@@ -282,12 +282,12 @@ def _train_one(request: Request, out: Path, *, tensorboard: bool) -> None:
             **request.settings.keywords(),
         )
 
-    prefix = _run_or_restart(run, folder, overwrite=request.overwrite)
+    prefix = run_or_restart(run, folder, overwrite=request.overwrite)
     prefix.save(out, overwrite=request.overwrite)
     _tell(prefix, out, folder, json=request.json)
 
 
-def _run_or_restart(
+def run_or_restart(
     run: Callable[[Callable[[Any], None]], Prefix], folder: Path, *, overwrite: bool
 ) -> Prefix:
     """Train, or go on; a folder with another run is started anew only under --overwrite."""

@@ -25,11 +25,12 @@ def run_folder(out: Path) -> Path:
 
 
 class Folder:
-    """A folder with a prefix file of each owner."""
+    """A folder with a prefix file of each owner, or of each document."""
 
-    def __init__(self, folder: Path, runs: Path) -> None:
+    def __init__(self, folder: Path, runs: Path, what: str = "owner") -> None:
         self._folder = folder
         self._runs = runs
+        self._what = what
 
     def check(self, owners: Iterable[str]) -> None:
         """Make the folder; refuse owners whose names it can't take, before the work.
@@ -43,13 +44,13 @@ class Folder:
             file = self.path(owner).name
             if len(file) > LONGEST_FILE_NAME:
                 raise UsageError(
-                    f"the owner {owner[:40]!r}… has too long a name for a file; expected at most "
-                    f"{LONGEST_FILE_NAME} characters in {file[:40]}…. Give the owner a shorter one"
+                    f"the {self._what} {owner[:40]!r}… has too long a name for a file; expected at most "
+                    f"{LONGEST_FILE_NAME} characters in {file[:40]}…. Give the {self._what} a shorter one"
                 )
             if (other := seen.setdefault(file.casefold(), owner)) != owner:
                 raise UsageError(
-                    f"the owners {other!r} and {owner!r} differ only in capitals, and on many disks so would "
-                    "not their files; rename one, or put the prefixes into a store (--name)"
+                    f"the {self._what}s {other!r} and {owner!r} differ only in capitals, and on many disks "
+                    "so would not their files; rename one, or put the prefixes into a store"
                 )
         try:
             self._folder.mkdir(exist_ok=True)
@@ -144,10 +145,22 @@ def destination(
         yield Folder(out, checkpoint_dir or run_folder(out))
         return
     assert name is not None
-    from foreword.store import PrefixStore
     from foreword.store.names import parse_name
 
     parse_name(f"owner/{name}")
+    with opened_store(place, blobs, checkpoint_dir) as store:
+        yield Stored(store, name)
+
+
+@contextlib.contextmanager
+def opened_store(place: str, blobs: str | None, checkpoint_dir: Path | None) -> Iterator[PrefixStore]:
+    """A store that has a folder for checkpoints.
+
+    Raises:
+        As `destination`.
+    """
+    from foreword.store import PrefixStore
+
     database = "://" in place
     if checkpoint_dir is not None and not database:
         raise UsageError(
@@ -157,4 +170,4 @@ def destination(
     if checkpoint_dir is None and database:
         raise UsageError("a store in a database has no folder for checkpoints; name one: --checkpoint-dir")
     with PrefixStore(place, blobs=blobs, checkpoints=checkpoint_dir) as store:
-        yield Stored(store, name)
+        yield store
