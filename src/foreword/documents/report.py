@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.resources
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -222,7 +223,11 @@ def _plain(text: str) -> str:
 
 def prompts_of(name: str) -> list[str]:
     """The prompts of a file beside this one: "unrelated_prompts" for training, "harm_prompts" to measure."""
-    text = importlib.resources.files(__package__).joinpath(f"{name}.txt").read_text(encoding="utf-8")
+    folder = importlib.resources.files(__package__)
+    if name == "unrelated_prompts":  # they stand in a file of examples, with their answers
+        lines = folder.joinpath("unrelated.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["source"] for line in lines]
+    text = folder.joinpath(f"{name}.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
 
