@@ -331,7 +331,15 @@ def weigh_keys(readers: Readers, targets: Targets, key_HPD: torch.Tensor) -> tor
     # The direction whose product with every query is 1, where the document counts most.
     counted_HMD = query_HMD * share_HM[..., None]
     one_HD1 = solve(counted_HMD.transpose(1, 2) @ query_HMD, counted_HMD.sum(1)[..., None])
-    return key_HPD + bias_HP1 * one_HD1.transpose(1, 2)
+    folded_HPD = key_HPD + bias_HP1 * one_HD1.transpose(1, 2)
+    # Where a head's queries have little in common there is no such direction: then its keys stay as they are.
+    error_H, folded_error_H = (
+        ((query_HMD @ keys.transpose(1, 2) - targets.total_HM[..., None]).exp_().sum(-1) - share_HM)
+        .square()
+        .sum(-1)
+        for keys in (key_HPD, folded_HPD)
+    )
+    return torch.where((folded_error_H < error_H)[:, None, None], folded_HPD, key_HPD)
 
 
 def fit_values(
