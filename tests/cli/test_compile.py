@@ -14,6 +14,7 @@ import torch
 from foreword import BaseModel, Prefix, PrefixStore, compile_document
 from foreword.cli import output
 from foreword.documents.reading import read_document
+from support.few_prompts import take_few_prompts
 from support.saved_bases import save_tiny
 
 TEXT = (
@@ -32,9 +33,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("compile", "report"):
-        monkeypatch.setattr(f"foreword.documents.{module}.prompts_of", lambda name: ["Hello?", "A colour?"])
-    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+    take_few_prompts(monkeypatch)
 
 
 @pytest.fixture
@@ -145,7 +144,7 @@ def test_questions_of_ones_own_are_what_the_report_is_about(run: Any, base: str,
     ("content", "options", "status", "message"),
     [
         (b"", (), 1, "gate.md is empty"),
-        (b"\xff\xfe\x00\x9f" * 9, (), 1, "gate.md"),
+        (b"\x89PNG\r\n\x1a\n\x00" * 9, (), 1, "gate.md"),
         (b"Short one. It has few words.", ("--length", 90), 2, "take a length below"),
         (TEXT.encode(), ("--length", 9, "--ratio", 2), 2, "give length or ratio, not both"),
         (TEXT.encode() * 5, ("--method", "exact"), 1, "tiny has 512 positions"),

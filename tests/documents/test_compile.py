@@ -16,6 +16,7 @@ from foreword.documents.compile import document_ids, document_template, piecewis
 from foreword.documents.settings import DocumentSettings
 from foreword.errors import CheckpointMismatch, UsageError, WindowExceeded
 from foreword.training.train import TrainingStopped
+from support.few_prompts import take_few_prompts
 from support.stand_ins import byte_tokenizer, tiny_llama
 
 TEXT = "The gate opens at nine. Mr. Ott has the key. It closes at noon, and Ada rings a bell.\n\n# Rules\n\nNo dogs."
@@ -34,11 +35,7 @@ def base() -> BaseModel:
 
 @pytest.fixture(autouse=True)
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model answers fewer unrelated prompts, and with fewer tokens."""
-    prompts = ["Hello?", "Two plus two?", "A colour?"]
-    monkeypatch.setattr("foreword.documents.compile.prompts_of", lambda name: prompts)
-    monkeypatch.setattr("foreword.documents.report.prompts_of", lambda name: prompts)
-    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+    take_few_prompts(monkeypatch)
 
 
 @pytest.mark.parametrize("chat", [CHAT, NO_SYSTEM, None])
@@ -88,10 +85,10 @@ def test_studying_lowers_the_divergence_and_keeps_the_first_token(base: BaseMode
 
     prefix = compile_document(base, TEXT, **{**QUICK, "steps": 30}, learning_rate=0.05, on_progress=watch)
     assert losses[-1] < 0.7 * losses[0]
-    start = piecewise_start(base, prefix.template, TEXT, 12, 0)
-    key = prefix.key("decoder")
-    assert torch.equal(key[:, :, 0], start["decoder"][0][:, :, 0])
-    assert not torch.equal(key[:, :, 1], start["decoder"][0][:, :, 1])
+    start = compile_document(base, TEXT, **QUICK, method="matched")  # which it starts from
+    for found, begun in zip(prefix.tensors.values(), start.tensors.values(), strict=True):
+        assert torch.equal(found[:, :, 0], begun[:, :, 0])
+        assert not torch.equal(found[:, :, 1], begun[:, :, 1])
     assert prefix.length == 12
     assert prefix.template.system_in_prefix
     assert prefix.origin.steps is not None

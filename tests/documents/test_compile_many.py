@@ -13,6 +13,7 @@ from foreword.documents import compile_documents
 from foreword.documents.compile_many import is_result
 from foreword.documents.settings import DocumentSettings
 from foreword.errors import CheckpointMismatch, DocumentsFailed, UsageError
+from support.few_prompts import take_few_prompts
 from support.stand_ins import byte_tokenizer, tiny_llama
 
 TEXTS = {
@@ -29,9 +30,7 @@ def base() -> BaseModel:
 
 @pytest.fixture(autouse=True)
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("compile", "report"):
-        monkeypatch.setattr(f"foreword.documents.{module}.prompts_of", lambda name: ["Hello?"])
-    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+    take_few_prompts(monkeypatch)
 
 
 def same(one: Prefix, two: Prefix) -> bool:
@@ -41,7 +40,9 @@ def same(one: Prefix, two: Prefix) -> bool:
 def test_each_document_is_as_if_alone_and_failures_are_named(base: BaseModel, tmp_path: Path) -> None:
     failed: list[str] = []
     owners: set[str | None] = set()
-    with pytest.raises(DocumentsFailed, match="1 documents ended without a prefix: void: the document") as told:
+    with pytest.raises(
+        DocumentsFailed, match="1 documents ended without a prefix: void: the document"
+    ) as told:
         compile_documents(
             base,
             {"void": " ", **TEXTS},

@@ -15,18 +15,17 @@ from typing import Any, Unpack
 from foreword.base.base_model import BaseModel
 from foreword.base.prefix_batch import KeyValues
 from foreword.documents.chunks import Chunk, split
-from foreword.documents.conversations import Conversation
+from foreword.documents.conversations import Conversation, unrelated
 from foreword.documents.distillation import Distillation, DistilledExample, taught
 from foreword.documents.drawn import drawn
+from foreword.documents.matching import can_match, matched_key_values
 from foreword.documents.report import (
     Question,
     bare_template,
     harm,
     harm_answers,
     measured,
-    own_answers,
     placed,
-    prompts_of,
     questions_of,
 )
 from foreword.documents.settings import DocumentOptions, DocumentSettings
@@ -55,6 +54,9 @@ SEPARATOR = "\n\n"
 
 HARM_PROMPTS = 24
 """Unrelated prompts that a report's harm is measured on; benchmarks/documents.py takes all 100."""
+
+REFERENCES = 32
+"""Conversations that keys and values are matched along."""
 
 HELD_OUT = 32
 """Conversations that training does not have: they choose the step, and the report is about them."""
@@ -202,11 +204,9 @@ def studies(
     held_out = [made[number] for number in order[:few]]
     training = [made[number] for number in sorted(order[few:])]
     count = round(len(training) * settings.unrelated / (1 - settings.unrelated))
-    if count and settings.method != "exact":  # which trains on nothing
-        prompts = prompts_of("unrelated_prompts")
-        answers = own_answers(base, prompts[:count], bare_template(base, template))
-        unrelated = [Conversation(each.source, each.target, None, "unrelated") for each in answers]
-        training += (unrelated * (count // len(unrelated) + 1))[:count]
+    if count and settings.method == "studied":
+        others = unrelated()
+        training += (others * (count // len(others) + 1))[:count]
     return Studies(chunks, training, held_out)
 
 
@@ -262,20 +262,21 @@ def compile_document(
     positions = base.max_positions
     if settings.method == "exact" and positions is not None and length > positions - 2:
         raise WindowExceeded(
-            f"the document has {length} tokens, and {base.shown_name} has {positions} positions; take another "
-            "method, whose teacher reads the document in chunks"
+            f"the document has {length} tokens, and {base.shown_name} has {positions} positions; take "
+            "another method, whose teacher reads the document in chunks"
         )
     base.max_text_tokens(length)
     run = _Run(base, settings, template, text, ids, length, on_progress or (lambda progress: None))
     made = run.studies(conversations)
     about = run.questions(made, questions)
-    unrelated = run.unrelated()
+    answers = run.unrelated()
     if settings.method == "exact":
         prefix = run.prefix(exact_key_values(base, ids))
+    elif settings.method == "matched":
+        prefix = run.prefix(run.matched(made))
     else:
-        start = run.prefix(piecewise_start(base, template, text, length, settings.seed))
-        prefix = run.trained(made, start, folder, checkpoint_every)
-    report = run.measured(prefix, made.chunks, about, unrelated)
+        prefix = run.trained(made, run.start(made), folder, checkpoint_every)
+    report = run.measured(prefix, made.chunks, about, answers)
     if settings.max_harm is not None and report["harm"] > settings.max_harm:
         raise HarmExceeded(report)
     return dataclasses.replace(prefix, report=report, labels=labels or {}, licence=licence)
@@ -364,6 +365,9 @@ class _Run:
             if self._fits(each.source, each.target, 0 if each.chunk is None else ahead[each.chunk])
         ]
 
+    def _tokens(self, conversation: Conversation) -> int:
+        return _encoded(self.base, self.template, conversation).tokens
+
     def _fits(self, source: Source, target: str, ahead: int) -> bool:
         row = encode_example(Example(source, target), self.base.tokenizer, self.template)[0]
         most = self.base.max_positions
@@ -386,6 +390,28 @@ class _Run:
                     f"positions of {self.base.shown_name} behind {self.length} virtual tokens; shorten it"
                 )
         return found
+
+    def matched(self, made: Studies) -> KeyValues:
+        """Keys and values that serve some of the conversations as the whole document does."""
+        self._note("matching keys and values to the document's")
+        rows = [_encoded(self.base, self.template, each) for each in made.training[:REFERENCES]]
+        reference = [(*row.source_ids, *row.target_ids) for row in rows]
+        return matched_key_values(
+            self.base, self.ids, self.length, reference=reference, seed=self.settings.seed
+        )
+
+    def start(self, made: Studies) -> Prefix:
+        """What training starts from: the matched prefix; pieces of the text where there is none.
+
+        A document that the base can't read at once has none, nor has a base whose layers do not all attend
+        to all of it.
+        """
+        most, settings = self.base.max_positions, self.settings
+        fits = most is None or len(self.ids) + max(map(self._tokens, made.training)) <= most
+        if fits and can_match(self.base):
+            return self.prefix(self.matched(made))
+        self._note("starting from pieces of the document")
+        return self.prefix(piecewise_start(self.base, self.template, self.text, self.length, settings.seed))
 
     def trained(
         self, made: Studies, start: Prefix, folder: Path | None, checkpoint_every: int | None

@@ -124,22 +124,34 @@ def check_can_match(base: BaseModel) -> None:
     Raises:
         UnsupportedArchitecture: says why.
     """
-    why = None
-    if base.is_encoder_decoder:
-        why = "it is an encoder-decoder, whose decoder does not stand behind the document"
-    elif base.is_hybrid:
-        why = "it is a hybrid: some layers keep a state of the document that no keys and values hold"
-    elif windowed := sliding_windows(base.model):
-        window = max(module.foreword_layer.sliding_window for module in windowed)
-        why = f"{len(windowed)} of its layers have a sliding window and see no more than {window} tokens"
-    elif choose_kernel(base.model.config, type(base.model)) == "eager":
-        why = "its attention is more than a softmax of products (a soft cap, or a weight for no token)"
-    if why is not None:
+    if (why := _why_not(base)) is not None:
         raise UnsupportedArchitecture(
             f"keys and values of a document can't be matched for {base.shown_name}: {why}. Take another "
             "method"
         )
     _ = base.key_rotations  # raises where keys can't be moved
+
+
+def can_match(base: BaseModel) -> bool:
+    """Whether `check_can_match` lets a base pass."""
+    try:
+        check_can_match(base)
+    except UnsupportedArchitecture:
+        return False
+    return True
+
+
+def _why_not(base: BaseModel) -> str | None:
+    if base.is_encoder_decoder:
+        return "it is an encoder-decoder, whose decoder does not stand behind the document"
+    if base.is_hybrid:
+        return "it is a hybrid: some layers keep a state of the document that no keys and values hold"
+    if windowed := sliding_windows(base.model):
+        window = max(module.foreword_layer.sliding_window for module in windowed)
+        return f"{len(windowed)} of its layers have a sliding window and see no more than {window} tokens"
+    if choose_kernel(base.model.config, type(base.model)) == "eager":
+        return "its attention is more than a softmax of products (a soft cap, or a weight for no token)"
+    return None
 
 
 def _pieces(ids: Sequence[int], seed: int) -> list[list[int]]:

@@ -109,8 +109,8 @@ def train(
         on_progress: called after every step and evaluation.
         options: fields of `TrainingSettings`, each explained in docs/settings.md: `length` virtual tokens
             (of an encoder-decoder also by stream: {"encoder": 5, "decoder": 10, "cross": 5}), `steps` or
-            `epochs`, `batch_size`, `learning_rate`, `parameterization` ("direct", "mlp", "mlp+start",
-            "embedding"), `init` ("random", "demonstrations", "words:...", "text:..."), `layers` ("first:N",
+            `epochs`, `batch_size`, `learning_rate`, `parameterization` ("direct", "scaled", "mlp",
+            "mlp+start", "embedding"), `init` ("random", "demonstrations", "words:...", "text:..."), `layers` ("first:N",
             "last:N"), `placement`, `seed` and so on; None stands for the default.
 
     Returns:
