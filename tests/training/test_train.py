@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from foreword.training.loop import train_step
 from foreword.training.parameterization import Parameterization, ParameterizationSettings
 from foreword.training.train import build_trainer, make_settings
 from support.by_hand import token_losses
-from support.stand_ins import byte_tokenizer, random_examples, tiny_llama
+from support.stand_ins import byte_tokenizer, random_examples, random_prefix, tiny_llama
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
 QUICK: dict[str, Any] = {"length": 4, "steps": 12, "batch_size": 4, "learning_rate": 5e-3}
