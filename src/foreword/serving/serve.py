@@ -54,6 +54,8 @@ def serve(configuration: Configuration, *, announce: Callable[[str, str], None])
     """
     listening = _listen(configuration)
     logs.install()
+    import os, sys
+    if "SWITCH" in os.environ: sys.setswitchinterval(float(os.environ["SWITCH"]))
     with listening, open_store(configuration) as store:
         store.database.wait_seconds = WRITE_SECONDS
         # vLLM has the weights, and jobs are trained in a process that loads its own.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from foreword.encoding import TokenReach
 from foreword.serving.config import Limits
 from foreword.serving.errors import Refused
 from foreword.serving.jobs import uploads
-from foreword.serving.rate_limits import Limiter
+from foreword.serving.rate_limits import LONGEST_WAIT, Limiter
 from foreword.serving.requests import ChatBody, CompletionBody
 from support.gateways import Gateway, running, tiny_chat_base
 
@@ -226,6 +228,55 @@ def test_reserved_tokens_come_back_and_refused_ones_cost_a_minute_at_most() -> N
     now = 60.0
     limiter.admit("a", limits)
     limiter.reserve("a", Limits(tokens_per_minute=None), 10**9)
+
+
+def test_who_does_not_stop_asking_while_refused_waits_for_the_refusal() -> None:
+    now = 0.0
+    limiter = Limiter(clock=lambda: now)
+    assert [limiter.refusal_wait("mallory") for _ in range(60)] == [0.0] * 60
+    waits = [limiter.refusal_wait("mallory") for _ in range(40)]
+    assert waits == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0] + [LONGEST_WAIT] * 31
+    assert limiter.refusal_wait("alice") == 0.0
+    now = 60.0
+    assert limiter.refusal_wait("mallory") == 0.0
+
+
+def test_a_refusal_that_waits_holds_nothing_and_nobody_up(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, waits = gateway.server, {"": 0.3}
+    monkeypatch.setattr(server.limiter, "refusal_wait", lambda who: waits.get(who, 0.0))
+    wrong = httpx.AsyncClient(base_url=gateway.url, headers={"authorization": "Bearer fw_none"})
+
+    async def ask() -> list[int]:
+        async with wrong:
+            calls = [asyncio.create_task(wrong.get("/v1/models")) for _ in range(3)]
+            while server.delayed < 3:
+                await asyncio.sleep(0.01)
+            assert (await asyncio.to_thread(gateway.client("alice").models.list)).data
+            assert not any(call.done() for call in calls)
+            return [(await call).status_code for call in calls]
+
+    assert asyncio.run(ask()) == [401, 401, 401]
+    assert server.delayed == 0
+
+
+def test_a_large_body_is_not_parsed_for_a_key_whose_others_cost_too_much_meanwhile(gateway: Gateway) -> None:
+    """Both came while the key was within its limit."""
+    body = b'{"model": "tiny-llama", "prompt": "%s"}' % (b"x" * 100_000)
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"authorization: Bearer {gateway.key('nina')}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    place = ("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
+    with socket.create_connection(place) as first, socket.create_connection(place) as second:
+        for connection in (first, second):
+            connection.settimeout(20)
+            connection.sendall(head + body[:-1])
+        until(lambda: gateway.server.pools.bodies._shares.held == 2 * len(body))
+        for connection, status in ((first, b"400"), (second, b"429")):
+            before = gateway.server.running
+            connection.sendall(body[-1:])
+            assert connection.recv(12) == b"HTTP/1.1 " + status
+            until(lambda before=before: gateway.server.running == before - 1)  # type: ignore[misc]
 
 
 def test_files_of_examples_are_read_one_example_at_a_time(

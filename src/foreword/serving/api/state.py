@@ -28,6 +28,8 @@ class ServerState:
     Attributes:
         store: as local administrator; routes use the caller's view of it.
         usage: what owners have used, until it is written down.
+        running: requests under way.
+        delayed: of these, refusals that wait to be answered.
         pools: what its requests share.
     """
 
@@ -39,6 +41,7 @@ class ServerState:
     limiter: Limiter = field(default_factory=Limiter)
     usage: Meter = field(default_factory=Meter)
     running: int = 0
+    delayed: int = 0
     draining: bool = False
     pools: Pools = field(init=False)
 
