@@ -167,6 +167,21 @@ class CheckpointMismatch(ForewordError):
     """A checkpoint of a run with other settings, another base model or other data."""
 
 
+# -- documents ---------------------------------------------------------------------------------
+
+
+class BadDocument(ForewordError):
+    """A document that can't be read: names the file, what is wrong with it and what to do."""
+
+
+class BadConversations(ForewordError):
+    """Conversations that no document prefix can be trained on: about another text, or none that hold."""
+
+
+class WriterFailed(ForewordError):
+    """A model that was to write conversations did not answer, or refused; says what it said."""
+
+
 # -- files -------------------------------------------------------------------------------------
 
 

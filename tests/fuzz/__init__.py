@@ -1,6 +1,6 @@
 """Fuzzers for everything that reads what others wrote: `make test-fuzz`, and longer by `make fuzz`."""
 
-from fuzz import configurations, foreign_files, prefix_files, requests, training_files
+from fuzz import configurations, documents, foreign_files, prefix_files, requests, training_files
 from fuzz.harness import Target
 
 TARGETS: tuple[Target, ...] = (
@@ -8,5 +8,6 @@ TARGETS: tuple[Target, ...] = (
     training_files.TARGET,
     configurations.TARGET,
     foreign_files.TARGET,
+    documents.TARGET,
     requests.TARGET,
 )

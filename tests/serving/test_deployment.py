@@ -75,11 +75,22 @@ def test_compose_starts_vllm_as_the_server_would(tmp_path: Path) -> None:
     (script,) = services["vllm"]["command"]
     words = shlex.split(script.replace("\\\n", " ").split("exec ")[1])
     folder = f"/var/cache/foreword/models/{configuration.base}"
-    started = launch.arguments(host="0.0.0.0", port=8001, dtype=configuration.dtype)
+    started = launch.arguments(["--host", "0.0.0.0", "--port", "8001"], dtype=configuration.dtype)
     assert words == ["vllm", "serve", folder, *started]
     assert configuration.engine_url == "http://vllm:8001"
     assert services["pull"]["command"] == ["pull", configuration.base]
     assert services["vllm"]["environment"][ticket.SECRET] == environment[ticket.SECRET]
+
+
+def test_grafana_and_prometheus_reach_the_server_alone() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    networks = {name: service.get("networks", ["default"]) for name, service in compose["services"].items()}
+    assert networks["grafana"] == networks["prometheus"] == ["watch"]
+    assert {name for name, its in networks.items() if "watch" in its} == {"foreword", "grafana", "prometheus"}
+    # Nobody is let in with a password that all know, and an empty one means Grafana's own first.
+    passwords = re.findall(r"\$\{(\w+_PASSWORD)(.*?)}", (DEPLOY / "compose.yaml").read_text())
+    assert {name for name, _ in passwords} == {f"{of}_PASSWORD" for of in ("POSTGRES", "STORAGE", "GRAFANA")}
+    assert all(rest.startswith(":?") for _, rest in passwords)
 
 
 def test_the_page_on_security_names_tests_targets_and_settings_that_there_are() -> None:
@@ -105,3 +116,6 @@ def test_the_proxy_keeps_to_what_the_server_allows() -> None:
     (idle,) = re.findall(r"keepalive_timeout (\d+)s;", upstream)
     assert int(idle) < Configuration().head_seconds
     assert f"server 127.0.0.1:{Configuration().port};" in upstream
+    # What a client writes there itself must not reach the server.
+    assert "proxy_set_header X-Forwarded-For $remote_addr;" in text
+    assert "https://$host" not in text

@@ -112,3 +112,38 @@ def test_forgetting_takes_usage_and_what_is_counted_still(store, tmp_path, prefi
     meter.add("alice", requests=1)
     meter.flush(store.database)
     assert [row.requests for row in store.usage("alice")] == [1]
+
+
+def test_what_was_written_though_the_answer_was_lost_is_not_added_again(store, monkeypatch):
+    meter, write = Meter(), store.database.write
+    meter.add("alice", requests=2)
+
+    def lost(*given, **more):
+        write(*given, **more)
+        raise StoreUnavailable("the connection broke behind the commit")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.database, "write", lost)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                meter.flush(store.database)
+            meter.add("alice", requests=1, prompt_tokens=5)
+    meter.flush(store.database)
+    meter.flush(store.database)
+    assert [(row.requests, row.prompt_tokens) for row in store.usage("alice")] == [(4, 10)]
+
+
+def test_an_owner_who_is_forgotten_while_storage_is_noted_has_no_usage_again(store, prefixes, monkeypatch):
+    store.put("alice/x", prefixes(1))
+    store.put("bob/x", prefixes(2))
+    rows = store.database.rows
+
+    def forgotten_then(query):
+        found = rows(query)
+        monkeypatch.undo()
+        store.forget("alice")
+        return found
+
+    monkeypatch.setattr(store.database, "rows", forgotten_then)
+    sample_stored_bytes(store.database)
+    assert [row.owner for row in store.usage()] == ["bob"]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from foreword.serving.vllm import launch, ticket
 from foreword.serving.vllm.door import HEADER, signature_of
 from foreword.serving.vllm.engine import VllmEngine
 from foreword.serving.vllm.prefixes import STORE, FolderSource, Source, StoreSource
-from foreword.serving.vllm.process import VllmProcess, free_port
+from foreword.serving.vllm.process import VllmProcess
 
 SECRET = "a secret of the tests, long enough to be taken"
 START_SECONDS = 300.0
@@ -36,6 +37,13 @@ PREEMPTIONS = "vllm:num_preemptions_total"
 LOCAL_HITS = "vllm:prefix_cache_hits_total"
 LOADED = "vllm:external_prefix_cache_hits_total"
 """Tokens, in vLLM's own counters: found in its cache, and got from the connector."""
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
+    with socket.socket() as probing:
+        probing.bind(("127.0.0.1", 0))
+        return int(probing.getsockname()[1])
 
 
 @dataclass
@@ -90,7 +98,7 @@ def serving(
     port = free_port()
     place = {} if store else {"folder": str(folder)}
     connector = {**launch.CONNECTOR, "kv_connector_extra_config": {**place, **extra}}
-    arguments = launch.arguments(host="127.0.0.1", port=port, dtype="float32")
+    arguments = launch.arguments(["--host", "127.0.0.1", "--port", str(port)], dtype="float32")
     arguments += ["--enforce-eager", "--enable-prompt-tokens-details", "--max-num-seqs", "32"]
     arguments += ["--kv-transfer-config", json.dumps(connector), *more]
     if not door:
@@ -99,7 +107,7 @@ def serving(
     environment = {**CPU, ticket.SECRET: SECRET, "VLLM_API_KEY": ticket.api_key(SECRET)}
     environment |= {STORE: str(folder)} if store else {}
     command = [*launch.program(str(model)), *arguments]
-    process = VllmProcess(command, environment, port, start_seconds=START_SECONDS)
+    process = VllmProcess(command, environment, f"http://127.0.0.1:{port}", start_seconds=START_SECONDS)
     try:
         process.wait()
         source = StoreSource(str(folder), None) if store else FolderSource(folder)

@@ -17,10 +17,10 @@ import pytest
 from foreword import BaseModel, Prefix, PrefixStore, generate
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.vllm import ticket
-from foreword.serving.vllm.process import VllmProcess, answers, free_port
+from foreword.serving.vllm.process import VllmProcess, answers
 from support.served_processes import ServedProcess, served, wait_for
 from support.stand_ins import random_prefix
-from support.vllm_servers import CPU, SECRET, local
+from support.vllm_servers import CPU, SECRET, free_port, local
 
 PROMPT = "the mug is chipped"
 ARGUMENTS = "--enforce-eager --max-num-seqs 16 --max-model-len 256"
@@ -188,7 +188,7 @@ def test_the_printed_line_starts_a_vllm_that_is_used_and_left_running(
     assert "--port 8001" in line
     port = free_port()
     command = ["sh", "-c", line.replace("--port 8001", f"--port {port}")]
-    process = VllmProcess(command, {}, port, start_seconds=SECONDS)
+    process = VllmProcess(command, {}, f"http://127.0.0.1:{port}", start_seconds=SECONDS)
     try:
         process.wait()
         (expected,) = generate(base, [PROMPT], prefixes=prefix, max_new_tokens=16)

@@ -39,12 +39,16 @@ class Shares:
         self._shared = shared
         self._of_owner: dict[str, int] = {}
 
+    def may_take(self, owner: str, amount: int = 1) -> bool:
+        """Whether the owner may have so many places now."""
+        mine, free = self._of_owner.get(owner, 0), self.places - self.held - amount
+        return free >= 0 and not (self._shared and mine and mine + amount > free)
+
     def take(self, owner: str, amount: int = 1) -> bool:
         """Take places, if the owner may have so many now."""
-        mine, free = self._of_owner.get(owner, 0), self.places - self.held - amount
-        if free < 0 or (self._shared and mine and mine + amount > free):
+        if not self.may_take(owner, amount):
             return False
-        self._of_owner[owner] = mine + amount
+        self._of_owner[owner] = self._of_owner.get(owner, 0) + amount
         self.held += amount
         return True
 
@@ -67,9 +71,13 @@ class Shares:
 class FairLimiter:
     """Places that requests wait for, within their owners' shares."""
 
-    def __init__(self, places: int, *, shared: bool = True) -> None:
+    def __init__(self, places: int, *, shared: bool = True, bounded: bool = True) -> None:
+        """
+        Args:
+            bounded: whether an owner's requests are refused where too many wait.
+        """
         self._shares = Shares(places, shared=shared)
-        self._most_waiting = MOST_WAITING if shared else None
+        self._most_waiting = MOST_WAITING if shared and bounded else None
         self._waiting: dict[str, deque[tuple[asyncio.Future[None], int]]] = {}
 
     @contextlib.asynccontextmanager
@@ -142,9 +150,10 @@ class FairLimiter:
 class Pool:
     """Threads for one kind of work; owners share them."""
 
-    def __init__(self, threads: int, *, shared: bool = True) -> None:
+    def __init__(self, threads: int, *, shared: bool = True, bounded: bool = True) -> None:
+        """The last two as of `FairLimiter`."""
         self.threads = threads
-        self._places = FairLimiter(threads, shared=shared)
+        self._places = FairLimiter(threads, shared=shared, bounded=bounded)
         self._limiter = anyio.CapacityLimiter(threads)
 
     async def run(self, owner: str, work: Callable[[], T], *, places: int = 1) -> T:

@@ -71,6 +71,7 @@ class Refused(Exception):
         message: what was found, what was expected, what to do.
         param: the field of the request that is wrong, if it is one.
         headers: beside the usual ones.
+        counted: its tokens are counted already by the rate limit.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Refused(Exception):
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        counted: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -88,6 +90,7 @@ class Refused(Exception):
         self.code = code or _CODES.get(status)
         self.param = param
         self.headers = dict(headers or {})
+        self.counted = counted
 
 
 def unknown_model(name: str) -> Refused:

@@ -82,8 +82,12 @@ class Limiter:
                 bucket.level -= 1
             return wait
 
-    def reserve(self, who: str, limits: Limits, tokens: int) -> None:
+    def reserve(self, who: str, limits: Limits, tokens: int, *, read: int = 0) -> None:
         """Take the tokens that a request may come to need; `give_back` what it did not.
+
+        Args:
+            read: of these, so many are a prompt's that was read; they are counted where it is refused, too,
+                before the wait is told, so that whoever waits so long is not refused again.
 
         Raises:
             Refused: 429, with the seconds to wait; or, where it needs more than a minute brings, without, and
@@ -94,15 +98,19 @@ class Limiter:
             if bucket is None:
                 return
             if tokens > bucket.per_minute:
+                _charge(bucket, read)
                 raise Refused(
                     429,
                     f"the request may need {tokens} tokens, prompt and answer together, and the limit is "
                     f"{bucket.per_minute} a minute; ask for fewer (max_tokens, n), or send a shorter prompt",
                     code="tokens_per_minute_exceeded",
                     headers={"x-should-retry": "false"},
+                    counted=True,
                 )
-            if (wait := bucket.seconds_until(tokens)) > 0:
-                raise too_many(f"{bucket.per_minute} tokens a minute", wait, "tokens_per_minute")
+            if bucket.level < tokens:
+                _charge(bucket, read)
+                wait, what = bucket.seconds_until(tokens), f"{bucket.per_minute} tokens a minute"
+                raise too_many(what, wait, "tokens_per_minute", counted=True)
             bucket.level -= tokens
 
     def give_back(self, who: str, limits: Limits, tokens: int) -> None:
@@ -121,7 +129,7 @@ class Limiter:
         with self._lock:
             bucket = self._bucket(who, "tokens", limits.tokens_per_minute)
             if bucket is not None:
-                bucket.level = max(bucket.level - tokens, -bucket.per_minute)
+                _charge(bucket, tokens)
 
     def _check_tokens(self, who: str, limits: Limits) -> None:
         tokens = self._bucket(who, "tokens", limits.tokens_per_minute)
@@ -152,7 +160,11 @@ class Limiter:
                 del self._buckets[key]
 
 
-def too_many(what: str, wait: float, code: str) -> Refused:
+def _charge(bucket: Bucket, tokens: int) -> None:
+    bucket.level = max(bucket.level - tokens, -bucket.per_minute)
+
+
+def too_many(what: str, wait: float, code: str, *, counted: bool = False) -> Refused:
     """429 and how long to wait."""
     seconds = max(1, math.ceil(wait))
     return Refused(
@@ -160,4 +172,5 @@ def too_many(what: str, wait: float, code: str) -> Refused:
         f"the limit of {what} is reached; try again in {seconds} s",
         code=f"{code}_exceeded",
         headers={"retry-after": str(seconds)},
+        counted=counted,
     )

@@ -32,6 +32,7 @@ from foreword.store.schema import (
     usage,
     version,
 )
+from foreword.store.usage import hold_back
 
 FORGOTTEN = "(forgotten)"
 """Stands in the audit table for the names of a forgotten owner's prefixes; who, when and digest stay."""
@@ -83,6 +84,7 @@ def forget_rows(database: Database, blobs: Blobs, caller: Caller, owner: str) ->
         # Keys and jobs first: whoever adds something under one holds it until that is committed, so that it
         # is seen below, or finds it gone and adds nothing.
         counted = {}
+        hold_back(connection, owner, forgetting=True)
         for what, table in (("keys", api_key), ("jobs", job), ("uploads", upload), ("usage_days", usage)):
             counted[what] = connection.execute(delete(table).where(table.c.owner == owner)).rowcount
         rows = connection.execute(

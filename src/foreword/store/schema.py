@@ -257,7 +257,8 @@ task = Table(
     Column("until", String(32)),  # when another may take it over
     Column("finished", String(32)),  # when it was last done to its end
 )
-"""Work of the store itself, of which one process on it at a time does each."""
+"""Work of the store itself, of which one process on it at a time does each; and the last write of each server
+that counts usage."""
 
 FILE_USERS: tuple[Table, ...] = (version, job_checkpoint)
 """Tables whose rows name a file in `blob` that they need, by `digest`, and the `owner` whom it counts for.

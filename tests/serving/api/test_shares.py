@@ -18,11 +18,13 @@ from pydantic import ValidationError
 
 from foreword.encoding import TokenReach
 from foreword.errors import BadExamples
-from foreword.serving.config import Limits
+from foreword.serving.api.pools import Pools
+from foreword.serving.config import Limits, of
 from foreword.serving.errors import Refused, refused
 from foreword.serving.jobs import uploads
 from foreword.serving.rate_limits import LONGEST_WAIT, Limiter
 from foreword.serving.requests import ChatBody, CompletionBody
+from foreword.store import api_keys
 from support.gateways import Gateway, running, tiny_chat_base
 
 FILE = ("mine.jsonl", b'{"source": "a", "target": "b"}\n')
@@ -114,6 +116,49 @@ def test_what_a_window_can_not_hold_is_not_reserved(gateway: Gateway) -> None:
     assert client.completions.create(model="tiny-llama", prompt="x" * 240, max_tokens=9_000_000).usage
 
 
+def test_a_refused_request_counts_by_the_tokens_that_were_made_of_it(gateway: Gateway) -> None:
+    """Of 2000 tokens a minute; each of these would need 2232 of them, and has 200 in its prompt."""
+    client = gateway.client("nora")
+    for _ in range(9):
+        with pytest.raises(openai.RateLimitError, match="may need"):
+            client.completions.create(model="tiny-llama", prompt="x" * 200, max_tokens=56, n=36)
+    assert client.models.list().data  # 200 are left
+    for _ in range(2):
+        with pytest.raises(openai.RateLimitError):
+            client.completions.create(model="tiny-llama", prompt="x" * 200, max_tokens=56, n=36)
+    with pytest.raises(openai.RateLimitError, match="limit of 2000 tokens a minute"):
+        client.models.list()
+
+
+def test_where_no_place_is_free_no_token_ids_are_made(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.engine.pause = 0.2
+    client, seen = gateway.client("olga"), list[int]()
+    try:
+        flood = client.completions.create(model="tiny-llama", prompt="x", max_tokens=100, n=16, stream=True)
+        kind = type(gateway.server.served.tokenizer)
+        monkeypatch.setattr(kind, "_encode_plus", _counted(kind._encode_plus, seen))
+        with pytest.raises(openai.RateLimitError, match="texts of yours"):
+            _complete(client, "x" * 100)
+        assert seen == []
+        flood.close()
+    finally:
+        gateway.engine.pause = 0.0
+    until(lambda: gateway.server.rows == 0)
+
+
+def test_a_refused_upload_counts_where_storage_is_full(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "MOST_FILES", 0)
+    client = gateway.client("pia")
+    with pytest.raises(openai.RateLimitError):
+        client.files.create(file=(FILE[0], FILE[1] * 500), purpose="fine-tune")
+    with pytest.raises(openai.RateLimitError, match="tokens a minute"):
+        client.models.list()
+
+
 def test_a_refused_request_counts_by_its_size(gateway: Gateway) -> None:
     client = gateway.client("mallory")
     with pytest.raises(openai.BadRequestError) as caught:
@@ -200,6 +245,57 @@ def test_keys_are_checked_and_lists_read_while_uploads_hang(
         assert set(sent) <= {200, 400}
 
 
+def test_a_good_key_is_not_checked_behind_a_flood_of_wrong_ones(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, begun = threading.Event(), threading.Semaphore(0)
+    check = api_keys.caller_of
+
+    def slow(connection: Any, secret: str) -> Any:
+        if secret.startswith("wrong"):
+            begun.release()
+            release.wait(60)
+        return check(connection, secret)
+
+    client, revoked = gateway.client("rita"), gateway.client("rita")
+    assert client.models.list().data
+    assert revoked.models.list().data
+    monkeypatch.setattr(api_keys, "caller_of", slow)
+
+    def send(number: int) -> int:
+        headers = {"Authorization": f"Bearer wrong{number}"}
+        return httpx.get(f"{gateway.url}/v1/models", headers=headers, timeout=60).status_code
+
+    with ThreadPoolExecutor(12) as threads:
+        sent = threads.map(send, range(12))
+        try:
+            assert begun.acquire(timeout=20)
+            assert client.with_options(timeout=20).models.list().data
+            gateway.store.revoke_key(revoked.api_key.split("_")[1])
+            with pytest.raises(openai.AuthenticationError):
+                revoked.with_options(timeout=20).models.list()
+        finally:
+            release.set()
+        assert set(sent) == {401}
+
+
+def test_wrong_keys_of_one_address_leave_threads_to_others() -> None:
+    async def run() -> list[str]:
+        pool, told, release = Pools(of({})).keys, list[str](), threading.Event()
+
+        def hang() -> None:
+            release.wait(60)
+
+        flood = [asyncio.create_task(pool.run("192.0.2.1", hang)) for _ in range(500)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(pool.run("192.0.2.2", lambda: told.append("checked")), 20)
+        release.set()
+        await asyncio.gather(*flood)
+        return told
+
+    assert asyncio.run(run()) == ["checked"]
+
+
 def test_a_body_of_a_million_faults_tells_of_the_first() -> None:
     for kind, body in (
         (CompletionBody, {"model": "x", "prompt": [["a"] * 100_000]}),
@@ -218,7 +314,12 @@ def test_reserved_tokens_come_back_and_refused_ones_cost_a_minute_at_most() -> N
         limiter.reserve("a", limits, 20)
     assert caught.value.headers == {"retry-after": "10"}
     limiter.give_back("a", limits, 40)
-    limiter.reserve("a", limits, 50)
+    with pytest.raises(Refused) as caught:
+        limiter.reserve("a", limits, 60, read=20)
+    # 50 are there, 20 of them for what was read in vain; the wait brings what is missing after that.
+    assert (caught.value.headers, caught.value.counted) == ({"retry-after": "30"}, True)
+    now = 30.0
+    limiter.reserve("a", limits, 50, read=20)
     limiter.give_back("a", limits, 1000)  # never more than a minute's worth
     limiter.reserve("a", limits, 60)
     for _ in range(100):
@@ -226,7 +327,7 @@ def test_reserved_tokens_come_back_and_refused_ones_cost_a_minute_at_most() -> N
     with pytest.raises(Refused) as caught:
         limiter.admit("a", limits)
     assert caught.value.headers == {"retry-after": "60"}
-    now = 60.0
+    now = 90.0
     limiter.admit("a", limits)
     limiter.reserve("a", Limits(tokens_per_minute=None), 10**9)
 

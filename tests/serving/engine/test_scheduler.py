@@ -171,6 +171,53 @@ def test_columns_are_shared_too() -> None:
     assert simulation.scheduler.preemptions == 1
 
 
+def test_an_owner_who_asks_for_little_does_not_wait_for_a_row_that_fills_the_columns() -> None:
+    simulation = Simulation(max_held=8192)
+    large = simulation.ask("alice", prompt=7500, new=600)
+    for _ in range(3):  # it is still being read
+        simulation.step()
+    for _ in range(20):
+        one = simulation.ask("bob", prompt=60, new=3)
+        assert simulation.until(one) <= 5
+    assert large in simulation.scheduler.running
+    assert simulation.scheduler.preemptions == 0
+
+
+def test_what_is_kept_for_small_rows_is_bounded_and_not_for_those_who_have_more() -> None:
+    """Of 8192 columns an owner may have 256 in an eighth, 1024, that is kept."""
+    simulation = Simulation(max_rows=32, max_held=8192)
+    simulation.ask("alice", prompt=8100, new=50)
+    simulation.step()
+    small = [simulation.ask(owner, prompt=200, new=40) for owner in "bcdefg" for _ in range(2)]
+    simulation.step()
+    assert simulation.scheduler.running[1:] == small[:8:2]
+    assert simulation.scheduler.held <= 8192 + 1024
+
+
+def test_only_rows_of_owners_who_hold_most_take_turns_with_who_holds_nothing() -> None:
+    simulation = Simulation(max_held=8192)
+    large = [simulation.ask(owner, prompt=3500, new=3000) for owner in ("alice", "bob")]
+    while not all(row.decodes for row in large):
+        simulation.step()
+    one = simulation.ask("carol", prompt=1200, new=3)
+    assert simulation.until(one) <= 60
+    assert simulation.scheduler.preemptions == 1
+    for row in large:
+        simulation.until(row, most=20_000)
+
+
+def test_a_row_that_fills_the_columns_ends_however_many_small_ones_come() -> None:
+    simulation = Simulation(max_held=8192, step_tokens=256)
+    large = [simulation.ask(owner, prompt=7500, new=100) for owner in ("alice", "bob")]
+    for count in range(4000):
+        if count % 3 == 0 and simulation.scheduler.waiting < 20:
+            simulation.ask("cde"[count % 9 // 3], prompt=60 if count % 2 else 900, new=20)
+        simulation.step()
+        if all(row.made == row.max_new_tokens for row in large):
+            break
+    assert [row.made for row in large] == [100, 100]
+
+
 def test_a_step_reads_no_more_than_it_may_and_a_long_prompt_stops_no_short_one() -> None:
     simulation = Simulation(max_rows=8)
     decoding = simulation.ask("alice")

@@ -135,6 +135,20 @@ def test_the_door_hands_on_the_body_it_has_read(pieces: int, monkeypatch: pytest
     assert asyncio.run(ask([key, signed]))[0]["status"] == 413
 
 
+def test_nobody_opens_a_websocket_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ticket.SECRET, SECRET)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def app(*_: Any) -> None:
+        raise AssertionError("it is not let through")
+
+    asyncio.run(door.Door(app)({"type": "websocket", "path": "/v1/realtime"}, app, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
 # -- answers ------------------------------------------------------------------------------------------
 
 

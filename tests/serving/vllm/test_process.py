@@ -92,7 +92,7 @@ def test_the_line_holds_all_that_a_vllm_needs_but_no_secret(tiny_base: BaseModel
     ended = subprocess.run(["sh", "-c", line], env=alone, capture_output=True, text=True)
     assert ended.returncode != 0
     assert "vllm" not in ended.stderr.replace("foreword.serving.vllm", "")  # it was not even tried
-    started = launch.arguments(host="127.0.0.1", port=1, dtype="float32")
+    started = launch.arguments(["--uds", "/x/vllm"], dtype="float32")
     environment = launch.environment(configuration, SECRET)
     assert environment[STORE] not in " ".join(started)
     assert SECRET not in " ".join(started)
@@ -166,13 +166,13 @@ def test_a_hybrid_is_refused_by_name_from_its_files(tmp_path: Path) -> None:
 # -- started again ------------------------------------------------------------------------------------
 
 PRETENDED = """
-import http.server, pathlib, sys
+import http.server, pathlib, socketserver, sys
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(503 if pathlib.Path(sys.argv[2]).exists() else 200)
         self.end_headers()
     def log_message(self, *_): pass
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
+socketserver.UnixStreamServer(sys.argv[1], Health).serve_forever()
 """
 
 
@@ -181,19 +181,30 @@ def test_a_vllm_that_does_not_answer_is_ended_and_started_again(
 ) -> None:
     monkeypatch.setattr(process, "SECONDS", 0.01)
     monkeypatch.setattr(process, "POLL_SECONDS", 0.01)
-    port, deaf = process.free_port(), tmp_path / "deaf"
-    command = [sys.executable, "-c", PRETENDED, str(port), str(deaf)]
-    running = process.VllmProcess(command, {}, port, start_seconds=60, silent_seconds=0.1)
+    monkeypatch.setattr(process, "FIRST_PAUSE", 0.01)
+    place, deaf = tmp_path / "vllm", tmp_path / "deaf"
+    command = [sys.executable, "-c", PRETENDED, str(place), str(deaf)]
+    url = process.UNIX + str(place)
+    running = process.VllmProcess(command, {}, url, start_seconds=60, silent_seconds=0.1)
     try:
         running.wait()
-        first = running.pid
+        first, popen, failed = running.pid, subprocess.Popen, list[str]()
+
+        def no_memory(*given: Any, **more: Any) -> Any:
+            """The first time."""
+            if not failed:
+                failed.append("once")
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return popen(*given, **more)
+
+        monkeypatch.setattr(subprocess, "Popen", no_memory)
         deaf.touch()
         while running.pid == first:
             time.sleep(0.01)
         deaf.unlink()
         while not answers(running.url):
             time.sleep(0.01)
-        assert running.started == 2
+        assert (running.started, failed) == (2, ["once"])
     finally:
         running.close()
     assert not answers(running.url)
@@ -205,13 +216,18 @@ KEEPER = Path(launch.__file__).with_name("process_guard.py")
 
 
 def test_what_the_keeper_runs_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    """Standard input ends, as after a kill -9 of the gateway: the command and what it started are gone."""
+    """Standard input ends, as after a kill -9 of the gateway: the command and what it started are gone.
+
+    They are after the end of a terminal, too, which all processes in it are told of.
+    """
     pids = tmp_path / "pids"
     script = f"sleep 60 & echo $$ $! > {pids}.new; mv {pids}.new {pids}; wait"
     keeper = subprocess.Popen([sys.executable, str(KEEPER), "sh", "-c", script], stdin=subprocess.PIPE)
     while not pids.exists():
         assert keeper.poll() is None
         time.sleep(0.01)
+    for of_a_terminal in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        keeper.send_signal(of_a_terminal)
     keeper.stdin.close()
     assert keeper.wait(30) == 128 + signal.SIGTERM
     for pid in map(int, pids.read_text().split()):

@@ -85,6 +85,7 @@ def _declared(key: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARE
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     async def on_refused(request: Request, error: Refused) -> Response:
+        request.state.counted = error.counted
         return response_of(error)
 
     @app.exception_handler(ForewordError)

@@ -19,10 +19,19 @@ from foreword.serving.api.prompts import (
     find_prefix,
     make_rows,
     prompt_ids,
+    prompts_of,
+    texts_of,
 )
 from foreword.serving.api.schemas import ERRORS
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
-from foreword.serving.api.streaming import CompletedText, Completions, plain, stream, unless_gone
+from foreword.serving.api.streaming import (
+    CompletedText,
+    Completions,
+    check_places,
+    plain,
+    stream,
+    unless_gone,
+)
 from foreword.serving.engine.detokenizer import Spelling, TextDelta, TokenText
 from foreword.serving.engine.protocol import Row
 from foreword.serving.requests import ChatBody, CompletionBody, Sampled
@@ -114,7 +123,9 @@ async def _rows(
     server: ServerState, identity: RequestIdentity, body: SomeBody, make: RowMaker[SomeBody]
 ) -> list[Row]:
     """The rows of a request: its prefix by one pool, its token ids by another."""
-    pools, account = server.pools, identity.account
+    pools, account, count = server.pools, identity.account, texts_of(body)
+    check_count(server, count, body)
+    check_places(server, identity, count)  # they are taken when the token ids are there
     prefix = await pools.reads.run(account, lambda: find_prefix(server, identity.view, body.model))
     places = tokenizer_places(characters_of(body))
     return await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
@@ -123,11 +134,7 @@ async def _rows(
 def _completion_rows(
     server: ServerState, identity: RequestIdentity, prefix: Prefix | None, body: CompletionBody
 ) -> list[Row]:
-    given: Any = body.prompt
-    several = isinstance(given, list) and not isinstance(given[0], int)
-    given = given if several else [given]
-    check_count(server, len(given), body)
-    prompts = [prompt_ids(server, prefix, prompt, body) for prompt in given]
+    prompts = [prompt_ids(server, prefix, prompt, body) for prompt in prompts_of(body)]
     longest = body.max_tokens or DEFAULT_MAX_TOKENS
     return make_rows(server, identity, prefix, prompts, body, max_tokens=longest, logprobs=body.logprobs)
 
@@ -135,7 +142,6 @@ def _completion_rows(
 def _chat_rows(
     server: ServerState, identity: RequestIdentity, prefix: Prefix | None, body: ChatBody
 ) -> list[Row]:
-    check_count(server, 1, body)
     prompt = prompt_ids(server, prefix, conversation(server, prefix, body), body)
     longest = body.max_completion_tokens or body.max_tokens or server.configuration.default_max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None

@@ -22,8 +22,9 @@ from foreword.errors import ForewordError
 from foreword.serving import logs
 from foreword.serving.api.browsers import check_site
 from foreword.serving.api.pools import SMALL_BODY
-from foreword.serving.api.state import RequestIdentity, ServerState, authenticate
+from foreword.serving.api.state import RequestIdentity, ServerState, identify
 from foreword.serving.api.streaming import ClientGone
+from foreword.serving.connections import network_of
 from foreword.serving.errors import Refused, refused, response_of
 
 OPEN = ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
@@ -136,12 +137,9 @@ class _RequestContext:
                 "the server is stopping and takes no new requests; try again in a moment",
                 headers={"retry-after": "5", "connection": "close"},
             )
-        configuration = self._server.configuration
-        # In threads of their own: a key is never checked behind an upload.
-        identity = await self._server.pools.keys.run(
-            "", lambda: authenticate(configuration, self._server.store, self._headers)
-        )
-        self._state["identity"] = identity
+        client = self.scope.get("client")
+        address = network_of(client[0]) if client else ""
+        identity = self._state["identity"] = await identify(self._server, self._headers, address)
         self._server.limiter.admit(identity.name, identity.limits)
         declared = self._headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._limit:
@@ -164,7 +162,8 @@ class _RequestContext:
         """Give back what the request held, and count what was read and refused."""
         await self._held.aclose()
         identity = self._state.get("identity")
-        if identity is not None and 400 <= self.status < 500 and self.status not in (429, CLIENT_GONE):
+        counted = self.status == CLIENT_GONE or self._state.get("counted", False)
+        if identity is not None and 400 <= self.status < 500 and not counted:
             tokens = self._received // BYTES_PER_TOKEN
             self._server.limiter.charge_refused(identity.name, identity.limits, tokens)
 

@@ -30,7 +30,9 @@ class Pools:
 
     Attributes:
         rows: texts that are written or wait for it.
-        keys: threads that check API keys; nothing of another kind is done there.
+        keys: threads that check API keys which were never seen to be good, by address; nothing of another
+            kind is done there. No more wait than there are connections.
+        known_keys: threads that check those which were, by owner: no flood of wrong keys is before them.
         reads: threads of quick work with the store: lists, descriptions, deletions, prefixes from the cache.
         tokenizing: threads that make token ids of prompts.
         uploads: threads that read, check and store uploaded files.
@@ -40,7 +42,8 @@ class Pools:
     def __init__(self, configuration: Configuration) -> None:
         shared = configuration.keys  # without keys there is one owner
         self.rows = Shares(configuration.waiting_rows, shared=shared)
-        self.keys = Pool(KEY_THREADS, shared=False)
+        self.keys = Pool(KEY_THREADS, bounded=False)
+        self.known_keys = Pool(KEY_THREADS, bounded=False)
         self.reads = Pool(READ_THREADS, shared=shared)
         self.tokenizing = Pool(TOKENIZER_THREADS, shared=shared)
         self.uploads = Pool(UPLOAD_THREADS, shared=shared)

@@ -20,7 +20,7 @@ from foreword.sampling import SEEDS, row_seed
 from foreword.serving.api.state import RequestIdentity, ServerState
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, refused, unknown_model
-from foreword.serving.requests import ChatBody, Sampled
+from foreword.serving.requests import ChatBody, CompletionBody, Sampled
 from foreword.serving.served_model import ServedModel
 from foreword.store import PrefixStore
 from foreword.template import Source, Template
@@ -156,13 +156,24 @@ def characters_of(body: Sampled) -> int:
     )
 
 
-def check_count(server: ServerState, prompts: int, body: Sampled) -> None:
+def prompts_of(body: CompletionBody) -> list[Any]:
+    """The prompts of a request, each a text or token ids."""
+    given: Any = body.prompt
+    return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+
+
+def texts_of(body: Sampled) -> int:
+    """How many texts a request asks for."""
+    return (1 if isinstance(body, ChatBody) else len(prompts_of(body))) * (body.n or 1)  # type: ignore[arg-type]
+
+
+def check_count(server: ServerState, texts: int, body: Sampled) -> None:
     """Refuse more texts than one request may have. Raises Refused: 400."""
     each = body.n or 1
-    if prompts * each > server.configuration.rows:
+    if texts > server.configuration.rows:
         raise Refused(
             400,
-            f"{prompts} prompts with n = {each} are {prompts * each} texts; expected at most "
+            f"{texts // each} prompts with n = {each} are {texts} texts; expected at most "
             f"{server.configuration.rows} in one request",
             param="n",
         )

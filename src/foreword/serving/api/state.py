@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
@@ -20,6 +21,9 @@ from foreword.store import PrefixStore
 from foreword.store.access import Caller
 from foreword.store.usage import Meter
 
+MOST_KNOWN_KEYS = 10_000
+"""Keys of which it is remembered that they were good; the longest unused go first."""
+
 
 @dataclass
 class ServerState:
@@ -28,6 +32,7 @@ class ServerState:
     Attributes:
         store: as local administrator; routes use the caller's view of it.
         usage: what owners have used, until it is written down.
+        known_keys: SHA-256 of authorizations that were good when last checked, with whose they are.
         running: requests under way.
         delayed: of these, refusals that wait to be answered.
         pools: what its requests share.
@@ -40,6 +45,7 @@ class ServerState:
     metrics: Metrics
     limiter: Limiter = field(default_factory=Limiter)
     usage: Meter = field(default_factory=Meter)
+    known_keys: dict[bytes, str] = field(default_factory=dict)
     running: int = 0
     delayed: int = 0
     draining: bool = False
@@ -123,6 +129,27 @@ def authenticate(
     except UnknownKey as error:
         raise Refused(401, str(error), headers=challenge) from error
     return RequestIdentity(view, configuration.key_limits.get(view.caller.key or "", configuration.limits))
+
+
+async def identify(server: ServerState, headers: Mapping[str, str], address: str) -> RequestIdentity:
+    """As `authenticate`, in the threads for keys. Each time anew: a key that was revoked is good no more."""
+    configuration, known = server.configuration, server.known_keys
+    if not configuration.keys:
+        return authenticate(configuration, server.store, headers)
+    # Not the key itself, which is not to stay in memory.
+    digest = hashlib.sha256(headers.get("authorization", "").encode()).digest()
+    account = known.get(digest)
+    pool, who = (server.pools.keys, address) if account is None else (server.pools.known_keys, account)
+    try:
+        identity = await pool.run(who, lambda: authenticate(configuration, server.store, headers))
+    except Refused:
+        known.pop(digest, None)
+        raise
+    known.pop(digest, None)  # and comes to the end
+    known[digest] = identity.account
+    if len(known) > MOST_KNOWN_KEYS:
+        del known[next(iter(known))]
+    return identity
 
 
 def server_of(request: Request) -> ServerState:

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from foreword.errors import ForewordError
 from foreword.serving import logs
@@ -74,7 +74,7 @@ class Completions:
         server.metrics.rows.set(server.rows)
         try:
             # All that it may need: many at once would pass the limit before their tokens are counted.
-            server.limiter.reserve(identity.name, identity.limits, self._most_tokens)
+            server.limiter.reserve(identity.name, identity.limits, self._most_tokens, read=self.prompt_tokens)
         except Refused:
             self._give_places_back()
             raise
@@ -118,24 +118,14 @@ class Completions:
         return most if limit is None else min(most, limit - len(row.prompt_ids))
 
     def _take_places(self) -> None:
-        places, account, count = self._server.pools.rows, self._identity.account, len(self._rows)
-        if places.take(account, count):
-            return
-        later = {"retry-after": "2"}
-        if places.free_for(count):
-            raise Refused(
-                429,
-                f"{places.held_by(account)} texts of yours are written or wait for it, and {count} more "
-                "would leave too few places to others; send fewer at once",
-                code="too_many_at_once",
-                headers=later,
-            )
-        raise Refused(
-            503,
-            f"{places.held} texts are being written or wait for it already; try again in a moment",
-            code="overloaded",
-            headers=later,
-        )
+        identity, count = self._identity, len(self._rows)
+        try:
+            check_places(self._server, identity, count)
+        except Refused as error:  # there were some before the token ids were made
+            self._server.limiter.charge_refused(identity.name, identity.limits, self.prompt_tokens)
+            error.counted = True
+            raise
+        self._server.pools.rows.take(identity.account, count)
 
     def _give_places_back(self) -> None:
         server = self._server
@@ -146,6 +136,28 @@ class Completions:
         used = {"requests": 1, "prompt_tokens": tokens} if kind == "prompt" else {"completion_tokens": tokens}
         self._server.usage.add(self._identity.caller.owner, **used)
         self._server.metrics.tokens.labels(kind).inc(tokens)
+
+
+def check_places(server: ServerState, identity: RequestIdentity, count: int) -> None:
+    """Refuse so many texts where there are no places for them now. Raises Refused: 429, 503."""
+    places, account = server.pools.rows, identity.account
+    if places.may_take(account, count):
+        return
+    later = {"retry-after": "2"}
+    if places.free_for(count):
+        raise Refused(
+            429,
+            f"{places.held_by(account)} texts of yours are written or wait for it, and {count} more "
+            "would leave too few places to others; send fewer at once",
+            code="too_many_at_once",
+            headers=later,
+        )
+    raise Refused(
+        503,
+        f"{places.held} texts are being written or wait for it already; try again in a moment",
+        code="overloaded",
+        headers=later,
+    )
 
 
 async def text_deltas(
@@ -216,15 +228,17 @@ async def _disconnected(request: Request) -> None:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; what makes them is closed when the client is gone."""
+    """Server-sent events; what makes them, and the pieces they are made of, is closed in any case."""
 
-    def __init__(self, events: AsyncIterator[str]) -> None:
+    def __init__(self, events: AsyncGenerator[str, None], source: AsyncGenerator[Any, None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._events, self._source = events, source
 
-    async def stream_response(self, send: Send) -> None:
-        """Send events, and close their source in any case."""
-        async with contextlib.aclosing(cast("AsyncGenerator[Any, None]", self.body_iterator)):
-            await super().stream_response(send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events, as long as somebody takes them."""
+        # The source by itself, too: events of which none was asked for never come to close it.
+        async with contextlib.aclosing(self._source), contextlib.aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 async def stream(
@@ -243,28 +257,31 @@ async def stream(
         WindowExceeded, EngineStopped: see `Engine.stream`.
     """
     source = texts.deltas()
-    first = await unless_gone(request, anext(source))
+    try:
+        first = await unless_gone(request, anext(source))
+    except BaseException:
+        await source.aclose()  # the piece can have come in the moment in which the client went
+        raise
 
-    async def events() -> AsyncIterator[str]:
-        async with contextlib.aclosing(source):
-            for event in (*beginning, *chunks(first)):
-                yield _event(event)
-            try:
-                async for delta in source:
-                    for event in chunks(delta):
-                        yield _event(event)
-            except Exception as error:
-                # The status is on its way already: all that is left is to say it in the stream.
-                named = isinstance(error, ForewordError)
-                answer = refused(error) if named else Refused(500, "the server failed to go on")  # type: ignore[arg-type]
-                logs.failure("stream broken", error, request=request.state.request_id)
-                yield _event(body_of(answer))
-                return
-            for event in ending():
-                yield _event(event)
-            yield "data: [DONE]\n\n"
+    async def events() -> AsyncGenerator[str, None]:
+        for event in (*beginning, *chunks(first)):
+            yield _event(event)
+        try:
+            async for delta in source:
+                for event in chunks(delta):
+                    yield _event(event)
+        except Exception as error:
+            # The status is on its way already: all that is left is to say it in the stream.
+            named = isinstance(error, ForewordError)
+            answer = refused(error) if named else Refused(500, "the server failed to go on")  # type: ignore[arg-type]
+            logs.failure("stream broken", error, request=request.state.request_id)
+            yield _event(body_of(answer))
+            return
+        for event in ending():
+            yield _event(event)
+        yield "data: [DONE]\n\n"
 
-    return EventStream(events())
+    return EventStream(events(), source)
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -79,6 +79,11 @@ class RunningRow:
         return room_for(self.row.prefix_length + len(self.text))
 
     @property
+    def most_room(self) -> int:
+        """Columns that it comes to have, if it becomes as long as it may."""
+        return room_for(self.row.prefix_length + len(self.row.prompt_ids) + self.max_new_tokens)
+
+    @property
     def row_sampling(self) -> RowSampling:
         """How its tokens are chosen."""
         sampling = self.row.sampling

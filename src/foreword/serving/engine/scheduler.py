@@ -5,10 +5,16 @@ another one comes, rows of whoever has most are put out until both have alike. A
 the front of its owner's line, keeps the tokens that it has, and is read anew when it comes back: its reader
 sees a pause and nothing else.
 
+Rows can be too large to be divided alike: one that fills the columns by itself, or two of two owners. Owners
+who ask for little do not wait for those: columns are kept for them beside the others (`SMALL`). Other owners
+who have nothing yet take turns with whoever holds more than a fair share, be it a single row.
+
 That this comes to an end: a row is put out for another owner only if nothing of it was read yet, or after it
-has made `TURN` tokens since it came; so rows may change places for as long as they like, and each turn brings
-its row nearer to its end. When memory runs out, the row that was asked for first stays; it ends one day, and
-then the next one is the first.
+has made `TURN` tokens since it came; where it holds more than a fair share, after as many tokens as it was
+read in steps. So rows may change places for as long as they like, each turn brings its row nearer to its end,
+and a row is read anew in about half of its steps at most. What is kept for small rows does not count where
+others ask for columns, so no stream of small ones keeps a large one out. When memory runs out, the row that
+was asked for first stays; it ends one day, and then the next one is the first.
 """
 
 from __future__ import annotations
@@ -24,6 +30,10 @@ Item = TypeVar("Item")
 
 TURN = 8
 """New tokens that a row may make before it has to leave its place to another owner's."""
+
+SMALL, KEPT = 32, 8
+"""An owner whose rows come to have a 32nd of the columns at most, at their ends, is let in beside all others;
+such owners have an eighth more of the columns for themselves."""
 
 LEAST_STEP = 16
 """Tokens of a step below which no lack of memory brings it."""
@@ -96,7 +106,8 @@ class Scheduler:
         """
         Args:
             max_rows: rows that run at once.
-            max_held: columns of keys and values of all of them; a row that alone needs more still runs.
+            max_held: columns of keys and values of all of them, without those kept for small rows; a row
+                that alone needs more still runs.
             step_tokens: most tokens of a step, unless more rows than that decode.
             columns_per_token: so many columns that a token attends to take as long as its other layers. A
                 step reads fewer tokens that have many columns before them, and so takes no longer.
@@ -118,7 +129,7 @@ class Scheduler:
     @property
     def held(self) -> int:
         """Columns that the running rows have."""
-        return sum(row.room for row in self.running)
+        return _columns(self.running)
 
     def put(self, row: RunningRow) -> None:
         """A row that was asked for."""
@@ -139,19 +150,30 @@ class Scheduler:
         while (entering := self._next()) is not None:
             victims = self._make_way(entering)
             if victims is None:
-                return  # it stays the next one, or a long row would wait for ever behind short ones
-            self._waiting.next(entering.owner)
+                break  # it stays the next one, or a long row would wait for ever behind short ones
             for row in victims:
                 self._preempt(row)
-            self.running.append(entering)
+            self._enter(entering)
+        for owner in self._waiting.owners():
+            entering = self._waiting.first(owner)
+            if len(self.running) < self._max_rows and owner in self._small_owners([*self.running, entering]):
+                self._enter(entering)
 
     def make_room(self) -> None:
         """Put rows out while the next tokens of all would need more columns than there are."""
-        while self.held > self._held_limit and (row := self._last_of_largest()) is not None:
+        while _columns(rows := self._counted(self.running)) > self._held_limit:
+            if (row := _last_of_largest(rows)) is None:
+                return
             self._preempt(row)
+
+    def _enter(self, row: RunningRow) -> None:
+        """Let in the first row of an owner."""
+        self._waiting.next(row.owner)
+        self.running.append(row)
 
     def _preempt(self, row: RunningRow) -> None:
         """Put a running row out, to wait in front of its owner's others."""
+        row.made_before = row.made  # it may come back before the engine has let it go: a turn begins anew
         self.running.remove(row)
         self._waiting.put_back(row.owner, row)
         self.preemptions += 1
@@ -246,46 +268,89 @@ class Scheduler:
         return out
 
     def _fits(self, rows: Sequence[RunningRow], entering: RunningRow) -> bool:
-        if not rows:
+        if len(rows) >= self._max_rows:
+            return False
+        counted = self._counted([*rows, entering])
+        if entering not in counted or len(counted) == 1:
             return True
         # An eighth stays free, or it would be put out again by the next tokens of the others.
-        held = sum(row.room for row in rows) + entering.room
-        return len(rows) < self._max_rows and held <= self._held_limit - self._held_limit // 8
+        return _columns(counted) <= self._held_limit - self._held_limit // 8
+
+    def _small_owners(self, rows: Sequence[RunningRow]) -> set[str]:
+        """The owners of these rows who run in the columns that are kept for small ones; the first come first.
+
+        None after memory ran out, until as much as before is tried again.
+        """
+        small: set[str] = set()
+        if self._held_limit < self._most[0]:
+            return small
+        of_owner: Counter[str] = Counter()
+        for row in rows:
+            of_owner[row.owner] += row.most_room
+        left = self._held_limit // KEPT
+        for owner, columns in of_owner.items():
+            if columns <= min(left, self._held_limit // SMALL):
+                small.add(owner)
+                left -= columns
+        return small
+
+    def _counted(self, rows: Sequence[RunningRow]) -> list[RunningRow]:
+        """Those of the rows that share the columns which are not kept for small ones."""
+        small = self._small_owners(rows)
+        return [row for row in rows if row.owner not in small]
 
     def _victim(
         self, rows: Sequence[RunningRow], entering: RunningRow, *, by_rows: bool
     ) -> RunningRow | None:
         """The youngest row of the owner who has most, if that one has no less without it than this one with.
 
+        Or, of columns, one that has had its turn, if that owner has more than a fair share and this one none.
+
         Args:
             by_rows: places are scarce; else columns are.
         """
         size: Callable[[RunningRow], int] = (lambda row: 1) if by_rows else (lambda row: row.room)
         of_owner: Counter[str] = Counter()
+        if not by_rows:
+            rows = [row for row in self._counted([*rows, entering]) if row is not entering]
         for row in rows:
             of_owner[row.owner] += size(row)
         owner, most = of_owner.most_common(1)[0]
-        removable = [
-            row
-            for row in rows
-            if row.owner == owner and (row.read == 0 or row.made - row.made_before >= TURN)
-        ]
-        if owner == entering.owner or not removable:
+        if owner == entering.owner:
             return None
-        youngest = max(removable, key=lambda row: row.number)
-        return youngest if most - size(youngest) >= of_owner[entering.owner] + size(entering) else None
+        theirs = [row for row in rows if row.owner == owner]
+        removable = [row for row in theirs if row.read == 0 or row.made - row.made_before >= TURN]
+        if removable:
+            youngest = max(removable, key=lambda row: row.number)
+            if most - size(youngest) >= of_owner[entering.owner] + size(entering):
+                return youngest
+        share = self._held_limit / (len(of_owner) + 1)
+        if by_rows or entering.owner in of_owner or most <= share:
+            return None
+        turned = [row for row in theirs if row.made - row.made_before >= self._turn(row)]
+        return max(turned, key=lambda row: row.number, default=None)
 
-    def _last_of_largest(self) -> RunningRow | None:
-        """The youngest row of the owner who holds most; never the oldest row of all."""
-        oldest = min(self.running, key=lambda row: row.number)
-        of_owner: Counter[str] = Counter()
-        for row in self.running:
-            of_owner[row.owner] += row.room
-        for owner, _ in of_owner.most_common():
-            rows = [row for row in self.running if row.owner == owner and row is not oldest]
-            if rows:
-                return max(rows, key=lambda row: row.number)
-        return None
+    def _turn(self, row: RunningRow) -> int:
+        """New tokens of a row before an owner who has none gets its columns: one for each step of reading."""
+        read_first = len(row.text) - (row.made - row.made_before)
+        return max(TURN, read_first // self._most[1])
+
+
+def _columns(rows: Sequence[RunningRow]) -> int:
+    return sum(row.room for row in rows)
+
+
+def _last_of_largest(rows: Sequence[RunningRow]) -> RunningRow | None:
+    """The youngest row of the owner who holds most; never the oldest row of all."""
+    oldest = min(rows, key=lambda row: row.number)
+    of_owner: Counter[str] = Counter()
+    for row in rows:
+        of_owner[row.owner] += row.room
+    for owner, _ in of_owner.most_common():
+        theirs = [row for row in rows if row.owner == owner and row is not oldest]
+        if theirs:
+            return max(theirs, key=lambda row: row.number)
+    return None
 
 
 def divide(whole: int, wanted: Sequence[int]) -> list[int]:

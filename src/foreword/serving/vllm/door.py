@@ -26,6 +26,7 @@ OURS = ("kv_transfer_params", "cache_salt")
 """Set by the gateway only."""
 OF_PROMPTS = ("prompt_logprobs", "echo")
 """For which vLLM computes the whole prompt, placeholders as if they were text."""
+POLICY_VIOLATION = 1008
 LARGEST_BODY = 64 << 20
 """Bytes; a prompt of a million token ids has fewer."""
 
@@ -44,7 +45,10 @@ class GatewayMiddleware:
         self._key = f"Bearer {api_key(self._secret)}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer 400, 401 or 413."""
+        """Let a request through, or answer 400, 401 or 413; the gateway opens no WebSocket, so nobody may."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            return
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self._app(scope, receive, send)
             return

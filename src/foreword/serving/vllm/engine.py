@@ -17,7 +17,7 @@ from foreword.prefix import Prefix
 from foreword.serving.engine.protocol import STOPPING, Row, Token, check_row
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.door import HEADER, signature_of
-from foreword.serving.vllm.process import answers
+from foreword.serving.vllm.process import answers, base_url_of
 
 SERVED_NAME = "foreword-base"
 """What vLLM calls the base model."""
@@ -51,7 +51,7 @@ class VllmEngine:
     ) -> None:
         """
         Args:
-            url: where vLLM listens, without `/v1`.
+            url: where vLLM listens, without `/v1`; see `process.py`.
             secret: shared with the connector.
             max_positions: of vLLM for prefix and text, if fewer than the base's.
             is_up: whether vLLM takes requests, answered at once.
@@ -66,7 +66,7 @@ class VllmEngine:
         """
         check_base(base)
         self._base = base
-        self._url = url.rstrip("/")
+        self._url = url
         self._secret = secret
         self._max_positions = max_positions
         self._is_up = is_up
@@ -199,10 +199,12 @@ class VllmEngine:
             "authorization": f"Bearer {ticket.api_key(self._secret)}",
             HEADER: signature_of(self._secret, content),
         }
+        base_url, path = base_url_of(self._url)
         if self._client is None:
             timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-            self._client = httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(), trust_env=False)
-        url = f"{self._url}/v1/completions"
+            transport = httpx.AsyncHTTPTransport(uds=path, limits=httpx.Limits(), trust_env=False)
+            self._client = httpx.AsyncClient(timeout=timeout, transport=transport, trust_env=False)
+        url = f"{base_url}/v1/completions"
         try:
             async with self._client.stream("POST", url, content=content, headers=headers) as response:
                 if response.status_code != 200:

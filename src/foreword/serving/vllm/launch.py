@@ -10,7 +10,8 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -27,7 +28,7 @@ from foreword.serving.vllm import ticket
 from foreword.serving.vllm.checks import check_version
 from foreword.serving.vllm.engine import SAME_LINE, SERVED_NAME, VllmEngine, check_base
 from foreword.serving.vllm.prefixes import BLOBS, STORE, StoreSource
-from foreword.serving.vllm.process import HealthPoller, VllmProcess, answers, free_port
+from foreword.serving.vllm.process import UNIX, HealthPoller, VllmProcess, answers, base_url_of
 
 CONNECTOR = {
     "kv_connector": "PrefixConnector",
@@ -60,13 +61,16 @@ def make_vllm_engine(configuration: Configuration, base: BaseModel) -> VllmEngin
                 raise EngineStopped(f"no vLLM answers at {url}; start one with:\n{line}")
         else:
             secret = os.environ.get(ticket.SECRET) or secrets.token_hex(32)
-            port, more = free_port(), [*length_arguments(base), *more_arguments(configuration)]
-            options = arguments(host="127.0.0.1", port=port, dtype=configuration.dtype, more=more)
+            more = [*length_arguments(base), *more_arguments(configuration)]
+            # Only this user may enter it.
+            folder = started.enter_context(tempfile.TemporaryDirectory(prefix="foreword-"))
+            path = f"{folder}/vllm"
+            options = arguments(["--uds", path], dtype=configuration.dtype, more=more)
             command = [*program(_model(configuration)), *options]
             process = VllmProcess(
                 command,
                 environment(configuration, secret),
-                port,
+                UNIX + path,
                 start_seconds=configuration.engine_seconds,
                 silent_seconds=configuration.engine_silent_seconds,
             )
@@ -131,8 +135,7 @@ def _max_positions_of(url: str, secret: str) -> int:
     """
     try:
         headers = {"authorization": f"Bearer {ticket.api_key(secret)}"}
-        answer = httpx.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=30, trust_env=False)
-        answer.raise_for_status()
+        answer = _get(url, "/v1/models", headers)
         models = {each["id"]: each for each in answer.json()["data"]}
     except httpx.HTTPStatusError as error:
         raise UsageError(
@@ -150,11 +153,17 @@ def _max_positions_of(url: str, secret: str) -> int:
 def _version_of(url: str) -> str:
     """Raises EngineStopped: it does not say which version it is."""
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/version", timeout=30, trust_env=False)
-        answer.raise_for_status()
-        return str(answer.json()["version"])
+        return str(_get(url, "/version", {}).json()["version"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise EngineStopped(f"what answers at {url} does not say which vLLM it is: {error}") from error
+
+
+def _get(url: str, what: str, headers: Mapping[str, str]) -> httpx.Response:
+    """Raises httpx.HTTPError."""
+    base_url, path = base_url_of(url)
+    transport = httpx.HTTPTransport(uds=path, trust_env=False)
+    with httpx.Client(transport=transport, timeout=30, trust_env=False) as client:
+        return client.get(base_url + what, headers=headers).raise_for_status()
 
 
 def _model(configuration: Configuration) -> str:
@@ -176,12 +185,11 @@ def program(model: str) -> list[str]:
     )
 
 
-def arguments(*, host: str, port: int, dtype: str, more: Sequence[str] = ()) -> list[str]:
-    """Arguments behind the model's name; `more` come last and win."""
+def arguments(where: Sequence[str], *, dtype: str, more: Sequence[str] = ()) -> list[str]:
+    """Arguments behind the model's name; `where` says where it listens, `more` come last and win."""
     return [
         *("--served-model-name", SERVED_NAME),
-        *("--host", host),
-        *("--port", str(port)),
+        *where,
         *("--dtype", dtype),
         *("--block-size", str(BLOCK_SIZE)),
         *("--generation-config", "vllm"),  # the gateway says every setting of every request
@@ -230,5 +238,6 @@ def shell_line(configuration: Configuration, model: str, base: BaseModel) -> str
         start = program(model)
     except UsageError:  # it may be elsewhere
         start = ["vllm", "serve", model]
-    command = [*start, *arguments(host="127.0.0.1", port=8001, dtype=configuration.dtype, more=more)]
+    where = ["--host", "127.0.0.1", "--port", "8001"]
+    command = [*start, *arguments(where, dtype=configuration.dtype, more=more)]
     return " ".join([begin, *words, f'VLLM_API_KEY="{key}"', *map(shlex.quote, command)])

@@ -1,6 +1,8 @@
 """A `vllm serve` of this gateway's own: started, started again when it dies, and gone with the gateway.
 
-And of any vLLM, whether it takes requests.
+And of any vLLM, whether it takes requests. It is named by the URL where it listens or, one of our own, by
+`unix:` and a socket file in a folder that no other user may enter: a port could be taken by any of them while
+vLLM starts or starts again, who would then get the gateway's key and everybody's prompts.
 """
 
 from __future__ import annotations
@@ -20,17 +22,32 @@ from pathlib import Path
 from foreword.errors import EngineStopped
 from foreword.serving import logs
 
+UNIX = "unix:"
 SECONDS = 1.0
 """Between two looks of `HealthPoller`."""
 PATIENCE = 5.0
 """For an answer: a vLLM whose process hangs is as good as none."""
 POLL_SECONDS = 0.25
-LONGEST_PAUSE = 60.0
-"""Between attempts to start a vLLM that dies at once."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Between attempts to start a vLLM that dies at once; each is twice the one before."""
 SETTLED = 600.0
 """Seconds after which a vLLM that dies is not one that died at once."""
 _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Whatever proxies the environment names, as the engine does."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a socket file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("vllm", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        """See the base class."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(self._path)
 
 
 class HealthPoller:
@@ -64,9 +81,20 @@ class HealthPoller:
             self._up = answers(self._url)
 
 
+def base_url_of(url: str) -> tuple[str, str | None]:
+    """What requests to a vLLM begin with, and the socket file that they go to, if it is one."""
+    path = url.removeprefix(UNIX)
+    return (url.rstrip("/"), None) if path == url else ("http://vllm", path)
+
+
 def answers(url: str) -> bool:
-    """Whether a vLLM at that URL takes requests."""
+    """Whether a vLLM there takes requests."""
+    _, path = base_url_of(url)
     try:
+        if path is not None:
+            with contextlib.closing(_UnixConnection(path)) as connection:
+                connection.request("GET", "/health")
+                return connection.getresponse().status == 200
         with _DIRECTLY.open(f"{url.rstrip('/')}/health", timeout=PATIENCE) as response:
             return bool(response.status == 200)
     except (OSError, ValueError, http.client.HTTPException):  # nobody, or somebody who speaks otherwise
@@ -77,7 +105,7 @@ class VllmProcess:
     """A `vllm serve` that this process starts and ends.
 
     Attributes:
-        url: where it listens, on this machine only.
+        url: where it listens, on this machine only: see above.
         started: processes so far.
     """
 
@@ -85,7 +113,7 @@ class VllmProcess:
         self,
         command: Sequence[str],
         environment: Mapping[str, str],
-        port: int,
+        url: str,
         *,
         start_seconds: float = 900.0,
         silent_seconds: float = 300.0,
@@ -96,7 +124,7 @@ class VllmProcess:
             start_seconds: time to start, the first time and any later.
             silent_seconds: one that took requests and does not answer for so long is started again.
         """
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = url
         self.started = 0
         self._start_seconds = start_seconds
         self._silent_seconds = silent_seconds
@@ -146,13 +174,15 @@ class VllmProcess:
         return self._process.pid
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self.started += 1
+        if (path := base_url_of(self.url)[1]) is not None:
+            Path(path).unlink(missing_ok=True)  # of one that was killed
         process = subprocess.Popen(
             self._command,
             env=self._environment,
             stdin=subprocess.PIPE,  # stays open: its end means ours
             stdout=sys.stderr.fileno(),  # standard output is for what the command itself says
         )
+        self.started += 1
         logs.event("vllm started", pid=process.pid)
         return process
 
@@ -163,7 +193,7 @@ class VllmProcess:
         self._process.wait()
 
     def _watch(self) -> None:
-        pause, start_time = 1.0, time.monotonic()
+        pause, start_time = FIRST_PAUSE, time.monotonic()
         heard, allowed = start_time, self._silent_seconds
         while not self._closing.wait(POLL_SECONDS):
             if (status := self._process.poll()) is None:
@@ -176,18 +206,14 @@ class VllmProcess:
                     self.restart(f"no answer for {silent:.0f} s")
                 continue
             if time.monotonic() - start_time > SETTLED:
-                pause = 1.0
+                pause = FIRST_PAUSE
             logs.event("vllm ended", status=status, pause=pause)
             self._end()
             if self._closing.wait(pause):
                 return
             pause, start_time = min(pause * 2, LONGEST_PAUSE), time.monotonic()
             heard, allowed = start_time, self._start_seconds
-            self._process = self._start()
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on now."""
-    with socket.socket() as probing:
-        probing.bind(("127.0.0.1", 0))
-        return int(probing.getsockname()[1])
+            try:
+                self._process = self._start()
+            except OSError as error:  # no memory or descriptors just now: tried again after the pause
+                logs.failure("vllm not started", error)

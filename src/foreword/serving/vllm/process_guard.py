@@ -32,7 +32,10 @@ def main() -> int:
             pass
         end()
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the gateway
+    # A terminal's Ctrl-C and Ctrl-\, and its end, are for the gateway: without this process nobody would end
+    # the command, which is in a session of its own and has the device's memory.
+    for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=end).start())
     threading.Thread(target=watch, daemon=True).start()
     status = child.wait()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect, Request
 
+from foreword.serving.api.streaming import stream
 from support.gateways import Gateway
 
 CHAT = "/v1/chat/completions"
@@ -52,6 +55,36 @@ def test_the_row_of_a_client_that_goes_away_is_freed(
         wait_until(lambda: gateway.engine.rows == 2)
     wait_until(lambda: gateway.engine.rows == 0)
     assert gateway.engine.freed == freed + 2
+
+
+def test_a_stream_that_is_dropped_before_its_first_event_is_closed_at_once() -> None:
+    """Not when its objects are thrown away: they are held here."""
+    closed: list[str] = []
+
+    class Texts:
+        async def deltas(self) -> AsyncGenerator[str, None]:
+            try:
+                yield "first"
+                yield "second"
+            finally:
+                closed.append("deltas")
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async def gone(message: Any) -> None:
+        raise OSError("nobody takes it")
+
+    async def run() -> None:
+        scope = {"type": "http", "method": "POST", "headers": [], "asgi": {"spec_version": "2.4"}}
+        texts: Any = Texts()
+        answer = await stream(Request(scope, receive), texts, (), lambda delta: (), lambda: ())
+        with pytest.raises(ClientDisconnect):
+            await answer(scope, receive, gone)
+        assert closed == ["deltas"]
+
+    asyncio.run(run())
 
 
 def test_a_body_that_does_not_come_is_given_up(

@@ -1,0 +1,61 @@
+"""An edited document: what of it is new, and what of the old is replayed while the new is learned."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from foreword.documents.chunks import Chunk
+from foreword.documents.conversations import Conversation
+from foreword.errors import UsageError
+
+REPLAYED = 0.5
+"""Share of the conversations about unchanged chunks that are trained on again."""
+
+DIGEST_LETTERS = 12
+"""Of a chunk's SHA-256 that a prefix file keeps: two chunks in 10^14 pairs look alike."""
+
+MOST_CHUNKS = 2000
+"""Whose digests a prefix file keeps; the header of a longer document would be too large."""
+
+
+def digests(chunks: Sequence[Chunk]) -> list[str]:
+    """What a prefix file keeps of each chunk, so that an edit can be told from it."""
+    return [hashlib.sha256(each.text.encode()).hexdigest()[:DIGEST_LETTERS] for each in chunks]
+
+
+def known_chunks(recipe: Mapping[str, Any]) -> frozenset[str]:
+    """The digests that the recipe of a document's prefix has.
+
+    Raises:
+        UsageError: the prefix was not made from a document, or keeps none.
+    """
+    found = recipe.get("document")
+    kept = found.get("chunks") if isinstance(found, Mapping) else None
+    if not isinstance(kept, list) or not kept:
+        raise UsageError(
+            "the prefix to go on from does not say which parts its document had; it must be made by compile "
+            f"from a document of at most {MOST_CHUNKS} chunks"
+        )
+    return frozenset(str(each) for each in kept)
+
+
+def changed(chunks: Sequence[Chunk], known: Collection[str]) -> list[int]:
+    """Numbers of the chunks that the old document did not have."""
+    return [number for number, digest in enumerate(digests(chunks)) if digest not in known]
+
+
+def replay(
+    conversations: Sequence[Conversation], new: Collection[int], seed: int, share: float = REPLAYED
+) -> list[Conversation]:
+    """All conversations about the chunks in `new`, and a share of those about each other chunk, in order."""
+    rng = random.Random(seed)
+    by_chunk: dict[int | None, list[int]] = {}
+    for number, each in enumerate(conversations):
+        by_chunk.setdefault(each.chunk, []).append(number)
+    kept: set[int] = set()
+    for chunk, numbers in by_chunk.items():
+        kept.update(numbers if chunk in new else rng.sample(numbers, round(len(numbers) * share)))
+    return [conversations[number] for number in sorted(kept)]

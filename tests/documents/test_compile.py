@@ -1,0 +1,172 @@
+"""A text becomes a prefix: exactly, or studied; its template, its start, its checkpoints and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foreword import BaseModel, Example, Prefix, compile_document, generate
+from foreword.documents.compile import document_ids, document_template, piecewise_start, studies, study
+from foreword.documents.settings import DocumentSettings
+from foreword.errors import CheckpointMismatch, UsageError, WindowExceeded
+from foreword.training.train import TrainingStopped
+from support.stand_ins import byte_tokenizer, tiny_llama
+
+TEXT = "The gate opens at nine. Mr. Ott has the key. It closes at noon, and Ada rings a bell.\n\n# Rules\n\nNo dogs."
+CHAT = (
+    "{% for m in messages %}{{ m['role'][0] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}a: {% endif %}"
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
+QUICK: dict[str, Any] = {"steps": 12, "batch_size": 4, "draw": 24, "chunk_tokens": 60, "length": 12}
+
+
+@pytest.fixture
+def base() -> BaseModel:
+    return BaseModel(tiny_llama(max_position_embeddings=512), byte_tokenizer(), name="tiny-llama")
+
+
+@pytest.fixture(autouse=True)
+def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model answers fewer unrelated prompts, and with fewer tokens."""
+    prompts = ["Hello?", "Two plus two?", "A colour?"]
+    monkeypatch.setattr("foreword.documents.compile.prompts_of", lambda name: prompts)
+    monkeypatch.setattr("foreword.documents.report.prompts_of", lambda name: prompts)
+    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+
+
+@pytest.mark.parametrize("chat", [CHAT, NO_SYSTEM, None])
+def test_exact_writes_what_the_text_in_the_prompt_does(base: BaseModel, chat: str | None) -> None:
+    base.tokenizer.chat_template = chat
+    prefix = compile_document(base, TEXT, method="exact")
+    question = "When?"
+    if chat is None:
+        prompt = f"{TEXT}\n\n{question}\n"
+    elif chat == CHAT:
+        prompt = f"s: {TEXT}\nu: {question}\na: "
+    else:
+        prompt = f"u: {TEXT}\n\n{question}\na: "
+    assert prefix.length == len(document_ids(base, prefix.template, TEXT))
+    expected = generate(base, [prompt], raw=True, max_new_tokens=12)
+    assert generate(base, [question], prefix, max_new_tokens=12) == expected
+    if chat is not None:
+        messages = ({"role": "user", "content": question},)
+        assert generate(base, [messages], prefix, max_new_tokens=12) == expected
+        instructed = ({"role": "system", "content": "Be brief."}, *messages)
+        prompt = prompt.replace(TEXT, f"{TEXT}\n\nBe brief.")
+        expected = generate(base, [prompt], raw=True, max_new_tokens=12)
+        assert generate(base, [instructed], prefix, max_new_tokens=12) == expected
+
+
+def test_exact_keeps_the_losses_of_the_text_in_the_prompt(base: BaseModel, tmp_path: Path) -> None:
+    base.tokenizer.chat_template = CHAT
+    compile_document(base, TEXT, method="exact").save(tmp_path / "a.prefix")
+    prefix = Prefix.load(tmp_path / "a.prefix")
+    example = Example("When?", "At nine.")
+    (found,) = base.token_losses([example], prefix)
+    whole = Example(f"s: {TEXT}\nu: When?\na: ", "At nine.")
+    (expected,) = base.token_losses([whole], template=dataclasses.replace(base.raw_template, end="<end>"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    report = prefix.report
+    assert report["recovered_share"] == pytest.approx(1, abs=1e-3)
+    assert report["harm"] == report["harm_of_document"] > 0
+    assert prefix.recipe["document"]["method"] == "exact"
+
+
+def test_studying_lowers_the_divergence_and_keeps_the_first_token(base: BaseModel) -> None:
+    base.tokenizer.chat_template = CHAT
+    losses: list[float] = []
+
+    def watch(progress: Any) -> None:
+        losses.extend([progress.dev_loss] if progress.dev_loss is not None else [])
+
+    prefix = compile_document(base, TEXT, **{**QUICK, "steps": 30}, learning_rate=0.05, on_progress=watch)
+    assert losses[-1] < 0.7 * losses[0]
+    start = piecewise_start(base, prefix.template, TEXT, 12, 0)
+    key = prefix.key("decoder")
+    assert torch.equal(key[:, :, 0], start["decoder"][0][:, :, 0])
+    assert not torch.equal(key[:, :, 1], start["decoder"][0][:, :, 1])
+    assert prefix.length == 12
+    assert prefix.template.system_in_prefix
+    assert prefix.origin.steps is not None
+    assert prefix.report["dev_loss"] == prefix.origin.dev_loss
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_prefix(base: BaseModel, tmp_path: Path) -> None:
+    whole = compile_document(base, TEXT, **QUICK)
+
+    asked: list[int] = []
+
+    def stop(progress: Any) -> None:
+        if progress.step == 5 and not asked:
+            asked.append(progress.step)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(TrainingStopped):
+        compile_document(base, TEXT, checkpoint_dir=tmp_path, on_progress=stop, **QUICK)
+    with pytest.raises(CheckpointMismatch):
+        compile_document(base, TEXT + " More.", checkpoint_dir=tmp_path, **QUICK)
+    resumed = compile_document(base, TEXT, checkpoint_dir=tmp_path, **QUICK)
+    assert all(torch.equal(resumed.tensors[name], tensor) for name, tensor in whole.tensors.items())
+
+
+def test_unrelated_prompts_have_the_bare_base_as_teacher(base: BaseModel) -> None:
+    base.tokenizer.chat_template = CHAT
+    template = document_template(base)
+    settings = DocumentSettings(draw=40, unrelated=0.2, chunk_tokens=60)
+    made = studies(base, template, TEXT, settings)
+    unrelated = [each for each in made.training if each.kind == "unrelated"]
+    assert len(unrelated) == pytest.approx(0.2 * len(made.training), abs=1)
+    assert not any(each.kind == "unrelated" for each in made.held_out)
+    assert not {(each.source, each.target) for each in made.training} & {
+        (each.source, each.target) for each in made.held_out
+    }
+    (row,) = study(base, template, made.chunks, unrelated[:1])
+    text = base.tokenizer.decode(row.source_ids)
+    assert text == f"\nu: {unrelated[0].source}\na: "  # as the prefix's rows are written
+    ids = base.tokenizer(f"u: {unrelated[0].source}\na: ", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():  # and the teacher read it without any document, from the beginning
+        logits_TV = base.model(torch.tensor([[*ids, *row.target_ids[:-1]]])).logits[0]
+    expected = torch.softmax(logits_TV[-len(row.target_ids) :].float(), -1).topk(20).indices
+    assert torch.equal(row.teacher.ids_MK, expected)
+
+
+def test_the_start_is_the_texts_own_keys_and_values_in_its_order(base: BaseModel) -> None:
+    template = document_template(base)
+    key_LHPD, _ = piecewise_start(base, template, TEXT * 4, 100, 0)["decoder"]
+    assert key_LHPD.shape[2] == 100
+    assert not torch.equal(key_LHPD, piecewise_start(base, template, TEXT * 4, 100, 1)["decoder"][0])
+    ids = document_ids(base, template, TEXT)
+    with torch.no_grad():
+        cache = base.model(torch.tensor([ids[:20]]), use_cache=True).past_key_values
+    exact = compile_document(base, TEXT, method="exact").key("decoder")
+    torch.testing.assert_close(exact[0, :, :20], cache.layers[0].keys[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("  \n ", {}, "the document is empty"),
+        ("Short.", {"length": 50}, "the document has 8 tokens, and the prefix would have 50"),
+        (TEXT, {"length": 5, "ratio": 2.0}, "give length or ratio, not both"),
+        (TEXT, {"method": "exact", "length": 5}, "exact keeps every token"),
+        (TEXT, {"method": "gisted"}, "method is 'gisted'"),
+        (TEXT, {"ratio": 0.5}, "ratio is 0.5"),
+        (TEXT, {"size": 3}, "size"),
+        ("Nothing" * 30, {"length": 5}, "no sentence or table"),
+    ],
+)
+def test_bad_input_is_refused_by_name(base: BaseModel, text: str, options: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        compile_document(base, text, **options)
+
+
+def test_a_prefix_that_leaves_no_room_is_refused(tiny_base: BaseModel) -> None:
+    with pytest.raises(WindowExceeded, match="no room"):
+        compile_document(tiny_base, TEXT * 5, length=127)

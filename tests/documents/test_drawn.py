@@ -1,0 +1,49 @@
+"""Conversations drawn from a text: answers that stand in it, every part of it, and the same by the same seed."""
+
+from __future__ import annotations
+
+import collections
+from pathlib import Path
+
+import pytest
+
+from foreword.documents.chunks import split
+from foreword.documents.drawn import drawn
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "documents"
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["contract", "letters", "price-list"])
+def test_every_answer_stands_in_the_chunk_it_is_about(name: str) -> None:
+    text = (EXAMPLES / f"{name}.md").read_text(encoding="utf-8")
+    chunks = split(text, lambda part: len(part.split()), 100)
+    found = drawn(chunks, 300)
+    assert len(found) == len({(each.source, each.target) for each in found}) == 300
+    for each in found:
+        assert each.chunk is not None
+        assert each.target
+        # A second sentence may stand behind what was between them in a list.
+        first = plain(each.target).split("- ")[0].rstrip()
+        assert first[:60] in plain(chunks[each.chunk].text), each
+    assert {each.chunk for each in found} == set(range(len(chunks)))
+
+
+def test_kinds_share_the_text_and_tables_are_asked_by_row_and_column() -> None:
+    table = "# Prices\n\n| What | Price |\n|---|---|\n| Rope | 4.20 |\n| Tar | 1.10 |\n"
+    (chunk,) = split(table, len, 1000)
+    found = {(each.target, each.kind) for each in drawn([chunk], 100)}
+    assert {("4.20", "cell"), ("1.10", "cell")} <= found
+    prose = split("Mr. Ott left Harbin on 4 May. He took 30 boxes of Rum with him.", len, 1000)
+    kinds = collections.Counter(each.kind for each in drawn(prose, 40))
+    assert set(kinds) == {"continue", "cloze", "about"}
+
+
+def test_the_seed_decides_and_a_short_text_gives_few() -> None:
+    chunks = split("The gate opens at nine. It closes at noon.", len, 1000)
+    assert drawn(chunks, 1000, 3) == drawn(chunks, 1000, 3) != drawn(chunks, 1000, 4)
+    assert 4 < len(drawn(chunks, 1000)) < 200
+    assert drawn(split("Nine", len, 100), 10) == []

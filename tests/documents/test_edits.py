@@ -1,0 +1,36 @@
+"""What of a document is new, and what is replayed."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+
+from foreword.documents.chunks import split
+from foreword.documents.conversations import Conversation
+from foreword.documents.edits import changed, digests, known_chunks, replay
+from foreword.errors import UsageError
+
+OLD = "# One\n\nThe gate opens at nine.\n\n# Two\n\nIt closes at noon.\n\n# Three\n\nNo dogs."
+
+
+def test_chunks_that_the_old_document_did_not_have_are_new() -> None:
+    known = digests(split(OLD, len, 40))
+    edited = OLD.replace("noon", "four").replace("# Three", "# Between\n\nAda sings.\n\n# Three")
+    chunks = split(edited, len, 40)
+    assert [chunks[number].section for number in changed(chunks, known)] == ["Two", "Between"]
+    assert changed(split(OLD.replace("# One\n\nThe gate opens at nine.\n\n", ""), len, 40), known) == []
+
+
+def test_half_of_what_is_known_of_each_chunk_is_replayed() -> None:
+    conversations = [Conversation(f"q{n}", "a", n % 3, "cloze") for n in range(60)]
+    kept = replay(conversations, {1}, seed=0)
+    assert collections.Counter(each.chunk for each in kept) == {0: 10, 1: 20, 2: 10}
+    assert kept == [each for each in conversations if each in kept]
+    assert kept == replay(conversations, {1}, seed=0) != replay(conversations, {1}, seed=1)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"document": {}}, {"document": {"chunks": []}}, {"document": "x"}])
+def test_a_prefix_of_no_document_is_refused(recipe: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="made by compile"):
+        known_chunks(recipe)
