@@ -66,7 +66,7 @@ class Limiter:
                 requests.level -= 1
 
     def check_tokens(self, who: str, limits: Limits) -> None:
-        """See whether a request may still be read. Raises Refused: 429, others have cost too much meanwhile."""
+        """See whether a request may still be read. Raises Refused: 429, others cost too much meanwhile."""
         with self._lock:
             self._check_tokens(who, limits)
 

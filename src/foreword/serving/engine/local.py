@@ -36,8 +36,8 @@ wait no longer than that between two tokens."""
 STEP_TOKENS_ELSEWHERE = 2048
 
 COLUMNS_PER_HIDDEN = 6
-"""Columns, as a multiple of the hidden size, to which a token attends in the time of its other layers: of
-each hidden unit, a usual layer has twelve times the hidden size of weights, and two numbers of each column."""
+"""Columns, as a multiple of the hidden size, to which a token attends in the time of its other layers: for
+each hidden unit, a usual layer has twelve times the hidden size of weights, and two numbers a column."""
 
 
 @dataclass(eq=False)

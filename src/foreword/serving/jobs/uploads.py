@@ -5,7 +5,7 @@ and forgetting an owner finds it.
 
     python -m foreword.serving.jobs.uploads < name and file
 
-A large file is checked by a process of its own, below the server in priority: to read it is work of the Python
+A large file is checked by a process of its own, below the server in priority: to read it is work of the
 interpreter from end to end, which the engine needs between any two operations on tensors.
 """
 
@@ -103,8 +103,8 @@ def _found_outside(content: bytes, filename: str) -> Found:
         input=json.dumps(filename).encode() + b"\n" + content,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # a traceback could quote an example
-        # A terminal's Ctrl-C is for the server. In its session, or the priority would count for nothing where
-        # the system shares its cores among sessions.
+        # A terminal's Ctrl-C is for the server. Within its session, or the priority would count for nothing
+        # where the system shares its cores among sessions first.
         process_group=0,
         check=True,
     )
