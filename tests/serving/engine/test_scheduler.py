@@ -201,7 +201,7 @@ def test_only_rows_of_owners_who_hold_most_take_turns_with_who_holds_nothing() -
         simulation.step()
     one = simulation.ask("carol", prompt=1200, new=3)
     assert simulation.until(one) <= 60
-    assert simulation.scheduler.preemptions == 1
+    assert simulation.scheduler.preemptions <= 2
     for row in large:
         simulation.until(row, most=20_000)
 
