@@ -41,7 +41,9 @@ def same(one: Prefix, two: Prefix) -> bool:
 def test_each_document_is_as_if_alone_and_failures_are_named(base: BaseModel, tmp_path: Path) -> None:
     failed: list[str] = []
     owners: set[str | None] = set()
-    with pytest.raises(DocumentsFailed, match="1 documents ended without a prefix: void: the document") as told:
+    with pytest.raises(
+        DocumentsFailed, match="1 documents ended without a prefix: void: the document"
+    ) as told:
         compile_documents(
             base,
             {"void": " ", **TEXTS},
