@@ -21,7 +21,7 @@ from foreword.documents.compile import (
     study,
 )
 from foreword.documents.settings import DocumentSettings
-from foreword.errors import CheckpointMismatch, UsageError, WindowExceeded
+from foreword.errors import CheckpointMismatch, ReportWorse, UsageError, WindowExceeded
 from foreword.training.train import TrainingStopped
 from support.few_prompts import take_few_prompts
 from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
@@ -224,3 +224,16 @@ def test_what_can_not_go_on_from_a_previous_prefix_is_refused(
         compile_document(base, TEXT, previous=previous, **options)
     with pytest.raises(UsageError, match="made by compile"):
         compile_document(base, TEXT, previous=random_prefix(base, 5))
+
+
+def test_the_gate_fails_where_the_report_is_worse(base: BaseModel) -> None:
+    previous = compile_document(base, TEXT, **QUICK)
+    better = dataclasses.replace(previous, report={**previous.report, "recovered_share": 99.0})
+    options = {**QUICK, "steps": 2}
+    with pytest.raises(ReportWorse, match="recovered share .*, before 99") as told:
+        compile_document(base, TEXT + " No cats.", previous=better, gate=True, **options)
+    assert told.value.report["recovered_share"] < 99
+    worse = dataclasses.replace(previous, report={"recovered_share": -99.0, "harm": 99.0})
+    compile_document(base, TEXT + " No cats.", previous=worse, gate=True, **options)
+    with pytest.raises(UsageError, match="there is none; give previous"):
+        compile_document(base, TEXT, gate=True, **options)

@@ -18,7 +18,7 @@ from foreword.documents.chunks import Chunk, split
 from foreword.documents.conversations import Conversation, unrelated
 from foreword.documents.distillation import Distillation, DistilledExample, taught
 from foreword.documents.drawn import drawn
-from foreword.documents.edits import MOST_CHUNKS, changed, digests, known_chunks, replay
+from foreword.documents.edits import MOST_CHUNKS, changed, digests, known_chunks, replay, worse
 from foreword.documents.matching import can_match, matched_key_values
 from foreword.documents.report import (
     Question,
@@ -31,7 +31,7 @@ from foreword.documents.report import (
 )
 from foreword.documents.settings import DocumentOptions, DocumentSettings
 from foreword.encoding import EncodedExample, encode_example
-from foreword.errors import HarmExceeded, UsageError, WindowExceeded
+from foreword.errors import HarmExceeded, ReportWorse, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
@@ -232,6 +232,7 @@ def compile_document(
     conversations: Sequence[Conversation] | None = None,
     questions: Sequence[Example] | None = None,
     previous: Prefix | None = None,
+    gate: bool = False,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
     labels: dict[str, str] | None = None,
@@ -248,6 +249,7 @@ def compile_document(
             `foreword.documents.report.Question` has the section that one is about.
         previous: the prefix of an earlier state of the text, to go on from: what is new is learned, beside
             half of the conversations about what is not, in as many fewer steps.
+        gate: fail where the report is worse than that of `previous`.
         checkpoint_dir, checkpoint_every, labels, licence, on_progress: as for `train`.
         options: fields of `DocumentSettings`: `method` ("studied", "matched", "exact"), `length` virtual
             tokens or `ratio`, `steps`, `seed` and so on; None stands for the default.
@@ -262,6 +264,7 @@ def compile_document(
         WindowExceeded: a prefix that leaves no room for text, chunks or questions that have no room.
         CheckpointMismatch, TrainingDiverged, TrainingStopped: as for `train`.
         HarmExceeded: more harm than `max_harm`; has the report.
+        ReportWorse: the gate; has the report.
     """
     settings = DocumentSettings.from_mapping(options)
     check_description({"labels": labels, "licence": licence})
@@ -269,6 +272,8 @@ def compile_document(
     check_base(base)
     if not text.strip():
         raise UsageError("the document is empty; give a text")
+    if gate and previous is None:
+        raise UsageError("gate compares with a previous prefix, and there is none; give previous")
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     template = document_template(base, folder)
     ids = document_ids(base, template, text)
@@ -296,6 +301,8 @@ def compile_document(
     report = run.measured(prefix, made.chunks, about, answers)
     if settings.max_harm is not None and report["harm"] > settings.max_harm:
         raise HarmExceeded(report)
+    if gate and previous is not None and (found := worse(report, previous.report)) is not None:
+        raise ReportWorse(report, found)
     return dataclasses.replace(prefix, report=report, labels=labels or {}, licence=licence)
 
 
