@@ -36,7 +36,7 @@ SMALL, KEPT = 32, 8
 such owners have an eighth more of the columns for themselves."""
 
 LARGE = 4
-"""An owner who has less than a fourth of the columns does not have to take turns: where many have a part, one of
+"""An owner with less than a fourth of the columns does not have to take turns: where many have a part, one of
 their rows ends soon, and to read rows anew again and again would cost all of them time."""
 
 LEAST_STEP = 16
