@@ -177,7 +177,8 @@ def compile(
         if out is None:
             raise UsageError("no place for the prefix; say which file to write: --out FILE")
         return _compile_one(request, document, out, Files(conversations, keep, questions, report))
-    from foreword.cli.compile_folder import compile_folder, destination
+    from foreword.cli.compile_folder import compile_folder
+    from foreword.cli.train_destinations import destination
 
     if given := typed(context, "conversations", "keep", "questions", "report"):
         raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
@@ -188,7 +189,7 @@ def compile(
         )
     if out is not None and (given := typed(context, "store", "blobs")):
         raise UsageError(f"--out and {given[0]} are both given; to put prefixes into a store, use --owner")
-    with destination(out, owner, store, blobs, checkpoint_dir) as goal:
+    with destination(out, store, blobs, checkpoint_dir, owner=owner, what="document") as goal:
         compile_folder(request, document, goal)
 
 
