@@ -194,7 +194,8 @@ def compile(
             raise UsageError("--gate compares with an earlier prefix; it needs --from PREFIX")
         files = Files(previous, gate, conversations, keep, questions, report)
         return _compile_one(request, document, out, files)
-    from foreword.cli.compile_folder import compile_folder, destination
+    from foreword.cli.compile_folder import compile_folder
+    from foreword.cli.train_destinations import destination
 
     if given := typed(context, "previous", "gate", "conversations", "keep", "questions", "report"):
         raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
@@ -205,7 +206,7 @@ def compile(
         )
     if out is not None and (given := typed(context, "store", "blobs")):
         raise UsageError(f"--out and {given[0]} are both given; to put prefixes into a store, use --owner")
-    with destination(out, owner, store, blobs, checkpoint_dir) as goal:
+    with destination(out, store, blobs, checkpoint_dir, owner=owner, what="document") as goal:
         compile_folder(request, document, goal)
 
 
