@@ -44,7 +44,10 @@ _NUMBERS = (
     "eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|half|twice|once|"
     "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth"
 )
-_SMALL = "a|an|and|are|as|at|be|but|by|cost|costs|for|from|has|have|if|in|is|it|may|must|of|on|or|per|so|than|that|the|to|up|was|were|will|with"
+_SMALL = (
+    "a|an|and|are|as|at|be|but|by|cost|costs|for|from|has|have|if|in|is|it|may|must|of|on|or|per|so|than|that|"
+    "the|to|up|was|were|will|with"
+)
 """Words that are no unit of the number in front of them."""
 _FACT = re.compile(
     r"`[^`\n]+`|“[^”\n]+”|\"[^\"\n]+\""
@@ -147,7 +150,8 @@ def _question(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
     if _ORDINAL.search(answer):
         asked = "which"
     elif _COUNT.match(answer):
-        asked = "how many" if re.match(r"\s+[a-z]", behind) else "what number"
+        counted = re.match(r"\s+[a-z]", behind) and "." not in answer
+        asked = "how many" if counted else "what number"
     elif answer[0].isupper() and " " in answer:
         asked = rng.choice(("who", "what", "which"))
     else:
