@@ -48,7 +48,11 @@ NAMES = tuple(
 COMPILED = ("studied", "matched", "exact")
 """Parts that are a method of compile each."""
 
-OTHERS = {"exact-serving": "document_serving", "serving": "document_serving"}
+OTHERS = {
+    "exact-serving": "document_serving",
+    "serving": "document_serving",
+    "rivals": "document_rivals",
+}
 """Other parts, and the module that measures each."""
 
 
@@ -249,6 +253,7 @@ def main() -> None:
     parser.add_argument(
         "--unrelated", type=float, help="share of unrelated prompts; default: that of compile"
     )
+    parser.add_argument("--lora-rates", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument("--rounds", type=int, default=5, help="of the parts that take turns")
     parser.add_argument("--engines", nargs="+", choices=("local", "vllm"), default=["local"])
     parser.add_argument("--requests", type=int, default=32, help="at once")
