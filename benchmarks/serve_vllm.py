@@ -160,7 +160,7 @@ def running(
     processes = {}
     try:
         for name, arguments in commands.items():
-            port = free_port()
+            port = _free_port()
             whole = [*launch.program(path), *arguments, "--port", str(port), *more]
             processes[name] = VllmProcess(whole, environment, f"http://127.0.0.1:{port}")
         for process in processes.values():
@@ -171,11 +171,10 @@ def running(
             process.close()
 
 
-def free_port() -> int:
-    """A port of this machine that nothing listens on now."""
-    with socket.socket() as probing:
-        probing.bind(("127.0.0.1", 0))
-        return int(probing.getsockname()[1])
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
 
 
 def _in_turns(ways: Sequence[Way], urls: Mapping[str, str], given: Any) -> dict[str, list[RoundFigures]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ TEXT = (
     "# Opening\n\nThe gate opens at nine. Mr. Ott has the key. It closes at noon, and Ada rings a bell.\n\n"
     "# Rules\n\nNo dogs in the Garden. Children under 12 enter with Mrs. Lund alone.\n"
 )
-OPTIONS: dict[str, Any] = {"steps": 6, "batch_size": 4, "draw": 24, "chunk_tokens": 60, "length": 12}
+OPTIONS: dict[str, Any] = {"steps": 6, "batch_size": 2, "draw": 16, "chunk_tokens": 60, "length": 12}
 QUICK = tuple(word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", value))
 
 
@@ -34,6 +35,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     take_few_prompts(monkeypatch)
+    monkeypatch.setattr("foreword.training.run_log.draw", lambda *a, **k: None)  # the picture of each run
 
 
 @pytest.fixture
@@ -79,9 +81,6 @@ def test_kept_conversations_make_the_same_prefix_again(run: Any, base: str, docu
     used = ("compile", document, "--out", "b.prefix", "--conversations", "kept.jsonl", *options)
     assert run(*used).status == 0
     assert same(Prefix.load("a.prefix"), Prefix.load("b.prefix"))
-    # What a run finds of its own is no hindrance, what another one kept is.
-    again = ("compile", document, "--overwrite", "--out", "a.prefix", *options)
-    assert run(*again, "--keep", "kept.jsonl").status == 0
     other = run("compile", document, "--out", "c.prefix", "--keep", "kept.jsonl", *options, "--seed", 5)
     assert (other.status, other.stderr.count("kept.jsonl exists already")) == (1, 1)
 
@@ -99,7 +98,6 @@ def test_too_much_harm_fails_the_run_and_a_higher_limit_goes_on(run: Any, base: 
     assert done.status == 0
     assert "going on from step 6" in done.stderr
     assert Prefix.load("a.prefix").report["max_harm"] == 1000
-    assert run(*options[:-2], "--length", 13, "--overwrite").status == 0  # another run: it starts anew
 
 
 def test_a_stopped_command_says_how_to_go_on_and_does(
@@ -144,7 +142,8 @@ def test_questions_of_ones_own_are_what_the_report_is_about(run: Any, base: str,
     ("content", "options", "status", "message"),
     [
         (b"", (), 1, "gate.md is empty"),
-        (b"\x89PNG\r\n\x1a\n\x00" * 9, (), 1, "gate.md"),
+        (b"%PDF-1.4 \x9f\x8e", (), 1, "gate.md is PDF"),
+        (b"\x8f\x9c\x00\x01" * 9, (), 1, "gate.md: byte 0x8f"),
         (b"Short one. It has few words.", ("--length", 90), 2, "take a length below"),
         (TEXT.encode(), ("--length", 9, "--ratio", 2), 2, "give length or ratio, not both"),
         (TEXT.encode() * 5, ("--method", "exact"), 1, "tiny has 512 positions"),
@@ -154,6 +153,7 @@ def test_questions_of_ones_own_are_what_the_report_is_about(run: Any, base: str,
         (TEXT.encode(), ("--owner", "me"), 2, "--by document"),
         (TEXT.encode(), ("--report", "no/a.html"), 1, "the folder no"),
     ],
+    ids=["empty", "pdf", "binary", "short", "both", "exact", "long", "steps", "questions", "owner", "report"],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
     run: Any, base: str, content: bytes, options: tuple[Any, ...], status: int, message: str
@@ -208,6 +208,7 @@ def test_each_document_gets_a_prefix_and_one_that_fails_is_named(run: Any, base:
     Path(folder, "void.md").unlink()
     again = run(*options)
     assert (again.status, "2 done before" in again.stdout) == (0, True)
+    Path(folder, "gate.md").unlink()
     other = run(*options[:-1], 13)
     assert (other.status, "is not what this run makes" in other.stderr) == (1, True)
     assert run(*options[:-1], 13, "--overwrite").status == 0
@@ -230,3 +231,24 @@ def test_documents_go_into_a_store_once(run: Any, base: str, folder: str) -> Non
         assert store.get("ada/well").length == 12
     Path(folder, "well.html").write_text("<p>Other</p>")
     assert "would both be the prefix 'well'" in run(*options).stderr
+
+
+def test_an_edit_goes_on_from_the_earlier_file_and_passes_the_gate_or_not(
+    run: Any, base: str, document: str
+) -> None:
+    options = ("--base", base, *QUICK)
+    assert run("compile", document, "--out", "a.prefix", *options).status == 0
+    Path(document).write_text(TEXT + "\n\n# More\n\nCats may come in on Sundays.")
+    done = run("compile", document, "--from", "a.prefix", "--out", "b.prefix", *options)
+    assert done.status == 0, done.stderr
+    assert "parts of the document are new or changed" in done.stderr
+    old = Prefix.load("a.prefix")
+    assert Prefix.load("b.prefix").recipe["document"]["previous"] == old.digest
+    dataclasses.replace(old, report={"recovered_share": 99.0}).save("c.prefix")
+    done = run("compile", document, "--from", "c.prefix", "--gate", "--out", "d.prefix", *options)
+    assert done.status == 1
+    assert "d.prefix was not written" in done.stderr
+    assert "leave --gate out" in done.stderr
+    assert not Path("d.prefix").exists()
+    done = run("compile", document, "--gate", "--out", "d.prefix", *options)
+    assert (done.status, done.stderr.count("it needs --from PREFIX")) == (2, 1)

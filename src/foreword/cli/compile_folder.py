@@ -5,9 +5,8 @@ Whether a document is done is read from the prefix that is there: its recipe nam
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,102 +14,20 @@ import typer
 
 from foreword.cli import output
 from foreword.cli.app import message_of
-from foreword.cli.train_destinations import Folder, run_folder
+from foreword.cli.train_destinations import Destination
 from foreword.errors import (
     BadDocument,
-    BadPrefix,
     CannotRead,
     DocumentsFailed,
     ForewordError,
     OutputExists,
-    UnknownPrefix,
     UsageError,
 )
 
 if TYPE_CHECKING:
     from foreword.cli.compile import Request
     from foreword.prefix import Prefix
-    from foreword.store import PrefixStore
     from foreword.training.run_log import Progress
-
-
-class Files(Folder):
-    """A folder with a prefix file of each document."""
-
-    def __init__(self, folder: Path, runs: Path) -> None:
-        super().__init__(folder, runs, "document")
-
-    def read(self, name: str) -> tuple[Prefix, str] | None:
-        """The document's prefix and its file; None where there is none, or one that can't be read."""
-        from foreword.prefix import Prefix
-
-        path = self.path(name)
-        try:
-            return (Prefix.load(path), str(path)) if path.exists() else None
-        except BadPrefix:
-            return None
-
-
-class Stored:
-    """A store, in which each document's prefix is a version of OWNER/DOCUMENT."""
-
-    def __init__(self, store: PrefixStore, owner: str) -> None:
-        self._store = store
-        self._owner = owner
-
-    def check(self, names: list[str]) -> None:
-        """Refuse names that no store takes, before the work. Raises BadName."""
-        from foreword.store.names import parse_name
-
-        for name in names:
-            parse_name(f"{self._owner}/{name}")
-        self._store.checkpoint_folder(self._owner)
-
-    def checkpoints(self, name: str) -> Path:
-        """The folder of the document's checkpoints, where `forget` finds them."""
-        from foreword.store.names import folder_name
-
-        return self._store.checkpoint_folder(self._owner) / folder_name(name)
-
-    def read(self, name: str) -> tuple[Prefix, str] | None:
-        """The newest version of the document's prefix and its reference; None where there is none."""
-        with contextlib.suppress(UnknownPrefix):
-            reference = self._store.describe(f"{self._owner}/{name}").version.reference
-            return self._store.get(reference), reference
-        return None
-
-    def taken(self, name: str) -> Path | None:
-        """What would be replaced: nothing, each put is a version of its own."""
-        return None
-
-    def write(self, name: str, prefix: Prefix, *, overwrite: bool) -> str:
-        """Keep the prefix and say where it is. Raises as `PrefixStore.put`."""
-        return self._store.put(f"{self._owner}/{name}", prefix).reference
-
-
-Destination = Files | Stored
-
-
-@contextlib.contextmanager
-def destination(
-    out: Path | None, owner: str | None, place: str, blobs: str | None, checkpoint_dir: Path | None
-) -> Iterator[Destination]:
-    """The destination that the options name: a folder, or else a store.
-
-    Raises:
-        UsageError: a folder for checkpoints that belongs to no database, or the lack of one.
-        UnknownStore, StoreUnavailable, CannotWrite: see `PrefixStore`.
-    """
-    if out is not None:
-        yield Files(out, checkpoint_dir or run_folder(out))
-        return
-    assert owner is not None
-    from foreword.cli.train_destinations import opened_store
-    from foreword.store.names import check_owner
-
-    check_owner(owner)
-    with opened_store(place, blobs, checkpoint_dir) as store:
-        yield Stored(store, owner)
 
 
 def compile_folder(request: Request, folder: Path, goal: Destination) -> None:
@@ -140,7 +57,7 @@ def compile_folder(request: Request, folder: Path, goal: Destination) -> None:
     base = request.load()
     done: dict[str, tuple[Prefix, str]] = {}
     for name, text in texts.items():
-        found = goal.read(name)
+        found = goal.newest(name)
         if found is not None and is_result(found[0], base, text, request.settings):
             done[name] = found
         elif not request.overwrite and (taken := goal.taken(name)) is not None:

@@ -223,7 +223,7 @@ def train(
         return _train_one(request, out, tensorboard=tensorboard)
     from foreword.cli.train_owners import train_owners
 
-    with destination(out, name, store, blobs, checkpoint_dir) as goal:
+    with destination(out, store, blobs, checkpoint_dir, name=name) as goal:
         train_owners(request, goal, owners)
 
 

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,6 +18,7 @@ from foreword.documents.chunks import Chunk, split
 from foreword.documents.conversations import Conversation, unrelated
 from foreword.documents.distillation import Distillation, DistilledExample, taught
 from foreword.documents.drawn import drawn
+from foreword.documents.edits import MOST_CHUNKS, changed, digests, known_chunks, replay, worse
 from foreword.documents.matching import can_match, matched_key_values
 from foreword.documents.report import (
     Question,
@@ -30,7 +31,7 @@ from foreword.documents.report import (
 )
 from foreword.documents.settings import DocumentOptions, DocumentSettings
 from foreword.encoding import EncodedExample, encode_example
-from foreword.errors import HarmExceeded, UsageError, WindowExceeded
+from foreword.errors import HarmExceeded, ReportWorse, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
@@ -156,11 +157,13 @@ class Studies:
     Attributes:
         chunks: of the document.
         training, held_out: conversations; unrelated prompts are among those of training.
+        share: of the conversations that a document which is compiled anew has; steps are as many fewer.
     """
 
     chunks: list[Chunk]
     training: list[Conversation]
     held_out: list[Conversation]
+    share: float = 1.0
 
     @property
     def digest(self) -> str:
@@ -181,33 +184,39 @@ def drawn_for(chunks: Sequence[Chunk], settings: DocumentSettings) -> list[Conve
 
 
 def studies(
-    base: BaseModel,
-    template: Template,
-    text: str,
+    chunks: Sequence[Chunk],
     settings: DocumentSettings,
     conversations: Sequence[Conversation] | None = None,
+    known: Collection[str] = (),
 ) -> Studies:
-    """Chunks, conversations about them, and unrelated prompts.
+    """Conversations about chunks, and unrelated prompts.
 
     Args:
         conversations: instead of those that are drawn from the text.
+        known: digests of chunks that a prefix stands for already, from which training goes on.
     """
-    chunks = chunks_of(base, text, settings)
     made = list(conversations or drawn_for(chunks, settings))
     if not made:
         raise UsageError(
             "the document has no sentence or table to draw a conversation from; give conversations"
         )
-    order = list(range(len(made)))
-    random.Random(settings.seed).shuffle(order)
-    few = min(HELD_OUT, len(made) // 8)
-    held_out = [made[number] for number in order[:few]]
-    training = [made[number] for number in sorted(order[few:])]
+    # By their own digests: what is held out is so whatever else is drawn, before an edit and behind it.
+    few = min(HELD_OUT, max(1, len(made) // 8)) / len(made)
+    held_out = [each for each in made if _place(each) < few] or [min(made, key=_place)]
+    anew = [each for each in made if each not in held_out]
+    training = replay(anew, changed(chunks, known), settings.seed) if known else anew
+    share = len(training) / len(anew)
     count = round(len(training) * settings.unrelated / (1 - settings.unrelated))
     if count and settings.method == "studied":
         others = unrelated()
         training += (others * (count // len(others) + 1))[:count]
-    return Studies(chunks, training, held_out)
+    return Studies(list(chunks), training, held_out, share)
+
+
+def _place(conversation: Conversation) -> float:
+    """A number from 0 to 1 that a conversation's text decides."""
+    text = json.dumps([conversation.source, conversation.target], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def _ids(base: BaseModel, text: str) -> list[int]:
@@ -222,6 +231,8 @@ def compile_document(
     *,
     conversations: Sequence[Conversation] | None = None,
     questions: Sequence[Example] | None = None,
+    previous: Prefix | None = None,
+    gate: bool = False,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
     labels: dict[str, str] | None = None,
@@ -236,6 +247,9 @@ def compile_document(
         conversations: what to train on, instead of conversations drawn from the text.
         questions: with their answers, for the report, which else is about held-out conversations;
             `foreword.documents.report.Question` has the section that one is about.
+        previous: the prefix of an earlier state of the text, to go on from: what is new is learned, beside
+            half of the conversations about what is not, in as many fewer steps.
+        gate: fail where the report is worse than that of `previous`.
         checkpoint_dir, checkpoint_every, labels, licence, on_progress: as for `train`.
         options: fields of `DocumentSettings`: `method` ("studied", "matched", "exact"), `length` virtual
             tokens or `ratio`, `steps`, `seed` and so on; None stands for the default.
@@ -244,10 +258,13 @@ def compile_document(
         The prefix, with what was measured in its `report` and how it was made in its `recipe`.
 
     Raises:
-        UsageError: an option out of range, an empty text, one that is shorter than the prefix.
+        UsageError: an option out of range, an empty text, one that is shorter than the prefix, a previous
+            prefix that was not made of a document, or of another length.
+        GeometryMismatch, WrongBaseModel: a previous prefix of another base.
         WindowExceeded: a prefix that leaves no room for text, chunks or questions that have no room.
         CheckpointMismatch, TrainingDiverged, TrainingStopped: as for `train`.
         HarmExceeded: more harm than `max_harm`; has the report.
+        ReportWorse: the gate; has the report.
     """
     settings = DocumentSettings.from_mapping(options)
     check_description({"labels": labels, "licence": licence})
@@ -255,9 +272,13 @@ def compile_document(
     check_base(base)
     if not text.strip():
         raise UsageError("the document is empty; give a text")
+    if gate and previous is None:
+        raise UsageError("gate compares with a previous prefix, and there is none; give previous")
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     template = document_template(base, folder)
     ids = document_ids(base, template, text)
+    if previous is not None:
+        settings = going_on(base, settings, previous, template)
     length = settings.length_for(len(ids))
     positions = base.max_positions
     if settings.method == "exact" and positions is not None and length > positions - 2:
@@ -266,8 +287,9 @@ def compile_document(
             "another method, whose teacher reads the document in chunks"
         )
     base.max_text_tokens(length)
-    run = _Run(base, settings, template, text, ids, length, on_progress or (lambda progress: None))
-    made = run.studies(conversations)
+    report_progress = on_progress or (lambda progress: None)
+    run = _Run(base, settings, template, text, ids, length, previous, report_progress)
+    made = run.studies(conversations, () if previous is None else known_chunks(previous.recipe))
     about = run.questions(made, questions)
     answers = run.unrelated()
     if settings.method == "exact":
@@ -275,11 +297,40 @@ def compile_document(
     elif settings.method == "matched":
         prefix = run.prefix(run.matched(made))
     else:
-        prefix = run.trained(made, run.start(made), folder, checkpoint_every)
+        prefix = run.trained(made, previous or run.start(made), folder, checkpoint_every)
     report = run.measured(prefix, made.chunks, about, answers)
     if settings.max_harm is not None and report["harm"] > settings.max_harm:
         raise HarmExceeded(report)
+    if gate and previous is not None and (found := worse(report, previous.report)) is not None:
+        raise ReportWorse(report, found)
     return dataclasses.replace(prefix, report=report, labels=labels or {}, licence=licence)
+
+
+def going_on(
+    base: BaseModel, settings: DocumentSettings, previous: Prefix, template: Template
+) -> DocumentSettings:
+    """The settings of a run that goes on from a document's prefix, whose length it keeps.
+
+    Raises:
+        UsageError: another method than `studied`, another length, or a prefix of no document.
+        GeometryMismatch, WrongBaseModel: a prefix of another base.
+    """
+    if settings.method != "studied":
+        raise UsageError(
+            f"method is {settings.method}, but only studied goes on from a previous prefix; leave one out"
+        )
+    known_chunks(previous.recipe)
+    base.check_fits(previous)
+    if dataclasses.replace(previous.template, date=template.date) != template:
+        raise UsageError(
+            "the previous prefix has another template than documents of this base have now; compile anew"
+        )
+    if settings.ratio is not None or settings.length not in (None, previous.length):
+        raise UsageError(
+            f"the previous prefix has length {previous.length}, which the new one keeps; leave length and "
+            "ratio out, or compile anew"
+        )
+    return dataclasses.replace(settings, length=previous.length)
 
 
 def check_base(base: BaseModel) -> None:
@@ -302,6 +353,7 @@ class _Run:
 
     Attributes:
         ids: the tokens that the prefix stands for; its length is P.
+        previous: what training goes on from, where an earlier state of the text was compiled.
     """
 
     base: BaseModel
@@ -310,6 +362,7 @@ class _Run:
     text: str
     ids: list[int]
     length: int
+    previous: Prefix | None
     report: Callable[[Progress], None]
 
     def prefix(self, key_values: KeyValues) -> Prefix:
@@ -321,16 +374,29 @@ class _Run:
             template=template,
             positions=base.positions,
             origin=Origin(seed=self.settings.seed, data_digest=self._digest),
-            recipe={"document": self.settings.to_json() | {"sha256": self._digest, "tokens": len(self.ids)}},
+            recipe=self._recipe,
             template_digest=template.rendering_digest(base.tokenizer),
             template_rendering=template.rendering(base.tokenizer),
         )
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        found = self.settings.to_json() | {"sha256": self._digest, "tokens": len(self.ids)}
+        if len(self._chunks) <= MOST_CHUNKS:
+            found["chunks"] = digests(self._chunks)
+        if self.previous is not None:
+            found["previous"] = self.previous.digest
+        return {"document": found}
 
     @functools.cached_property
     def _digest(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    def studies(self, conversations: Sequence[Conversation] | None) -> Studies:
+    @functools.cached_property
+    def _chunks(self) -> list[Chunk]:
+        return chunks_of(self.base, self.text, self.settings)
+
+    def studies(self, conversations: Sequence[Conversation] | None, known: Collection[str]) -> Studies:
         """Conversations to train on, and some to choose by and report about.
 
         Those that do not fit into the base's window are left out, which is said.
@@ -339,7 +405,10 @@ class _Run:
             WindowExceeded: none fits, or unrelated prompts do not.
         """
         self._note("making conversations")
-        made = studies(self.base, self.template, self.text, self.settings, conversations)
+        made = studies(self._chunks, self.settings, conversations, known)
+        if known:
+            new = len(changed(self._chunks, known))
+            self._note(f"{new} of {len(self._chunks)} parts of the document are new or changed")
         training, held_out = self._fitting(made, made.training), self._fitting(made, made.held_out)
         if left_out := len(made.training) + len(made.held_out) - len(training) - len(held_out):
             self._note(
@@ -417,10 +486,10 @@ class _Run:
         self, made: Studies, start: Prefix, folder: Path | None, checkpoint_every: int | None
     ) -> Prefix:
         """The prefix that training ends in."""
-        base, training = self.base, self.settings.training(self.length)
+        base, training = self.base, self.settings.training(self.length, made.share)
         # What it begins at is its numbers: when they were computed and what is said of them is no part of a
         # run, which else would not go on a second later, or with another limit of harm.
-        recipe, start = start.recipe, dataclasses.replace(start, recipe={}, created=BEFORE)
+        start = dataclasses.replace(start, recipe={}, created=BEFORE)
         self._note(f"reading {len(made.training) + len(made.held_out)} conversations as the teacher")
         rows, dev = (study(base, self.template, made.chunks, each) for each in (made.training, made.held_out))
         trainer = build_trainer(base, training, rows, dev, start=start)
@@ -434,7 +503,7 @@ class _Run:
         )
         run_to_end(base, trainer, run_log, f"{base.name}: document, length {self.length}", Distillation())
         prefix = make_prefix(base, trainer, self.template, made.digest, start=start)
-        return dataclasses.replace(prefix, recipe=recipe)
+        return dataclasses.replace(prefix, recipe=self._recipe)
 
     def unrelated(self) -> tuple[Example, ...]:
         """The base's own answers to prompts that have nothing to do with the document, to measure harm.

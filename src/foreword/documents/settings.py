@@ -80,14 +80,18 @@ class DocumentSettings:
             )
         return length
 
-    def training(self, length: int) -> TrainingSettings:
-        """Of the training run that `studied` is."""
+    def training(self, length: int, share: float = 1.0) -> TrainingSettings:
+        """Of the training run that `studied` is.
+
+        Args:
+            share: of the conversations that a document which is compiled anew has.
+        """
         return TrainingSettings.from_mapping(
             {
                 "length": length,
                 "parameterization": "scaled",
                 "freeze_first": True,
-                "steps": self.steps,
+                "steps": max(1, round(self.steps * share)),
                 "batch_size": self.batch_size,
                 "learning_rate": self.learning_rate,
                 "seed": self.seed,
