@@ -24,6 +24,7 @@ from benchmarks.documents import FOLDER, Bench, Results, compiled, read_question
 from foreword import Example, Prefix, compile_document
 from foreword.documents.chunks import sentences, tables
 from foreword.documents.compile import (
+    chunks_of,
     document_ids,
     document_template,
     exact_key_values,
@@ -149,7 +150,7 @@ class Rival:
         base, settings = self.base, self.settings
         text = self.bench.text(self.name)
         start = compile_document(base, text, method="matched", length=self.length, seed=settings.seed)
-        made = studies(base, self.template, text, settings)
+        made = studies(chunks_of(base, text, settings), settings)
         dev = study(base, self.template, made.chunks, made.held_out)
         body, size = self.ids[len(opening_ids(base, self.template)) :], settings.chunk_tokens
         rng = random.Random(settings.seed)
@@ -181,7 +182,7 @@ class Rival:
         """LoRA of no more numbers than the prefix has, on the same conversations, teacher and steps."""
         base, settings = self.base, self.settings
         bare = bare_template(base, self.template)
-        made = studies(base, self.template, self.bench.text(self.name), settings)
+        made = studies(chunks_of(base, self.bench.text(self.name), settings), settings)
 
         def alone(part: Sequence[Conversation]) -> list[DistilledExample]:
             """With the student's source as the bare base reads it: there is no document in front of it."""

@@ -3,7 +3,7 @@
     python -m benchmarks.documents --part studied --ratios 10 --seeds 0 1 2 --results documents.jsonl
     python -m benchmarks.documents --part matched --ratios 2 4 10 --results documents.jsonl
     python -m benchmarks.documents --part rivals --results documents.jsonl
-    python -m benchmarks.documents --part edits --documents handbook --results documents.jsonl
+    python -m benchmarks.documents --part edits --results documents.jsonl
     python -m benchmarks.documents --part joining --results documents.jsonl
     python -m benchmarks.documents --part gemma --results documents.jsonl
     python -m benchmarks.documents --part exact-serving --engines local --results documents.jsonl
@@ -52,6 +52,7 @@ OTHERS = {
     "exact-serving": "document_serving",
     "serving": "document_serving",
     "rivals": "document_rivals",
+    "edits": "document_edits",
 }
 """Other parts, and the module that measures each."""
 
@@ -254,6 +255,8 @@ def main() -> None:
         "--unrelated", type=float, help="share of unrelated prompts; default: that of compile"
     )
     parser.add_argument("--lora-rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--edits", type=int, default=10, help="at most")
+    parser.add_argument("--anew", type=int, nargs="*", default=[1, 5, 10], help="edits also trained anew")
     parser.add_argument("--rounds", type=int, default=5, help="of the parts that take turns")
     parser.add_argument("--engines", nargs="+", choices=("local", "vllm"), default=["local"])
     parser.add_argument("--requests", type=int, default=32, help="at once")
