@@ -53,6 +53,7 @@ OTHERS = {
     "serving": "document_serving",
     "rivals": "document_rivals",
     "edits": "document_edits",
+    "joining": "document_joining",
 }
 """Other parts, and the module that measures each."""
 
@@ -257,6 +258,8 @@ def main() -> None:
     parser.add_argument("--lora-rates", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument("--edits", type=int, default=10, help="at most")
     parser.add_argument("--anew", type=int, nargs="*", default=[1, 5, 10], help="edits also trained anew")
+    parser.add_argument("--joined", type=int, nargs="+", default=[1, 2, 5, 10])
+    parser.add_argument("--profiles", type=int, default=20, help="of those that are joined, at most")
     parser.add_argument("--rounds", type=int, default=5, help="of the parts that take turns")
     parser.add_argument("--engines", nargs="+", choices=("local", "vllm"), default=["local"])
     parser.add_argument("--requests", type=int, default=32, help="at once")
