@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.documents import FOLDER, Bench, Results, compiled, read_questions
+from benchmarks.documents import FOLDER, Bench, Results, compiled, read_questions, spread
 from foreword import Example, Prefix, compile_document
 from foreword.documents.chunks import sentences, tables
 from foreword.documents.compile import (
@@ -301,7 +301,7 @@ def _line(name: str, found: Sequence[dict[str, Any]], studied: Sequence[dict[str
     names = ("R_test", "R_test_one", "R_test_several")
     own, other = _by_document(found), _by_document(studied)
     line = [name, str(len(own))]
-    line += [_spread([values[each] for values in own.values()]) for each in names]
+    line += [spread([values[each] for values in own.values()]) for each in names]
     shared = [document for document in own if document in other]
     for each in names:
         ahead = sum(other[document][each] > own[document][each] for document in shared)
@@ -320,8 +320,3 @@ def _by_document(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
         }
         for document in dict.fromkeys(row["document"] for row in rows)
     }
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.2f} ± {spread:.2f}"

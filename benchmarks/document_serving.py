@@ -35,9 +35,6 @@ from foreword.serving.vllm.engine import VllmEngine
 COMPARED_TOKENS = 24
 """Greedy ones of each answer that are compared."""
 
-COMPARED_QUESTIONS = 4
-"""Of each document."""
-
 LOOK_SECONDS = 0.1
 """Between two looks at how much of vLLM's cache is held."""
 
@@ -89,16 +86,16 @@ def measure(bench: Bench, results: Results, given: Any) -> None:
             continue
         with servers(given) if engine == "vllm" else contextlib.nullcontext() as started:
             for key in keys:
-                results.once(key, lambda: _exact(bench, key["document"], started, given.rounds))  # noqa: B023
+                results.once(key, lambda: _exact(bench, key["document"], started, given))  # noqa: B023
 
 
 # -- one request: exact keys and values beside the text ---------------------------------------------
 
 
-def _exact(bench: Bench, name: str, started: Servers | None, rounds: int) -> dict[str, Any]:
+def _exact(bench: Bench, name: str, started: Servers | None, given: Any) -> dict[str, Any]:
     """Whether answers are the same, and how long the first token takes when nothing is cached."""
     base, document, ids = bench.base, bench.document(name), text_ids(bench, name)
-    examples = read_questions(name, "test").examples[:COMPARED_QUESTIONS]
+    examples = read_questions(name, "test").examples[: given.compared]
 
     def rows(prefix: Prefix | None, tokens: int, owner: str) -> list[Row]:
         return [
@@ -127,7 +124,7 @@ def _exact(bench: Bench, name: str, started: Servers | None, rounds: int) -> dic
     exact, text = (asyncio.run(answers(*way)) for way in ((PREFIXES, document), (PLAIN, None)))
     seconds: dict[str, list[float]] = {"exact": [], "text": []}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(-1, rounds):  # the first to warm up
+        for number in range(-1, given.rounds):  # the first to warm up
             # Another file in each round: no engine has read it, no cache holds it.
             fresh = dataclasses.replace(document, labels={"round": str(number)})
             path = (Path(folder) if started is None else started.folder) / f"{fresh.digest}.prefix"
@@ -149,7 +146,7 @@ def _exact(bench: Bench, name: str, started: Servers | None, rounds: int) -> dic
         "megabytes": round(sum(tensor.nbytes for tensor in document.tensors.values()) / 1e6, 1),
         "answers": len(exact),
         "answers_equal": sum(one == other for one, other in zip(exact, text, strict=True)),
-        "rounds": rounds,
+        "rounds": given.rounds,
         "first_exact": round(statistics.median(seconds["exact"]), 4),
         "first_text": round(statistics.median(seconds["text"]), 4),
         "times_sooner": round(statistics.median(ratios), 2),

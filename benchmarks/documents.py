@@ -54,6 +54,7 @@ OTHERS = {
     "rivals": "document_rivals",
     "edits": "document_edits",
     "joining": "document_joining",
+    "gemma": "document_gemma",
 }
 """Other parts, and the module that measures each."""
 
@@ -227,18 +228,18 @@ def show(rows: Iterable[dict[str, Any]]) -> str:
         line = [method, f"{ratio:g}", "" if unrelated is None else f"{unrelated:g}"]
         line += [str(len(by_document)), str(len({row["seed"] for row in found}))]
         for name in ("R_test", "R_test_one", "R_test_several", "R_dev", "harm", "harm_of_document"):
-            line.append(_spread([row[name] for row in found]))
-        line.append(_spread([row["cpu_seconds"] for row in found], 0))
+            line.append(spread([row[name] for row in found]))
+        line.append(spread([row["cpu_seconds"] for row in found], 0))
         lines.append(line)
     columns = ("method", "times smaller", "unrelated", "documents", "seeds", "R", "one passage")
     columns += ("several", "R on dev", "harm", "of the document", "CPU seconds")
     return table(columns, lines)
 
 
-def _spread(values: Sequence[float], digits: int = 2) -> str:
+def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean and standard deviation."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}"
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def main() -> None:
@@ -262,6 +263,7 @@ def main() -> None:
     parser.add_argument("--profiles", type=int, default=20, help="of those that are joined, at most")
     parser.add_argument("--rounds", type=int, default=5, help="of the parts that take turns")
     parser.add_argument("--engines", nargs="+", choices=("local", "vllm"), default=["local"])
+    parser.add_argument("--compared", type=int, default=4, help="answers of each document, token by token")
     parser.add_argument("--requests", type=int, default=32, help="at once")
     parser.add_argument("--serving-documents", type=int, default=8, help="that they are about")
     parser.add_argument("--tokens", type=int, default=32, help="new ones of each request")
