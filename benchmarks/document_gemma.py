@@ -20,7 +20,7 @@ RATIOS = (10.0, 2.5)
 def measure(bench: Bench, results: Results, given: Any) -> None:
     """What the results do not have yet, a line for each document and ratio."""
     options = {} if given.steps is None else {"steps": given.steps}
-    own = Bench(BASE, given.dtype, bench.folder / BASE)
+    own = Bench(BASE, given.dtype, bench.folder / BASE, given.harm_prompts)
     for seed in given.seeds:
         for ratio in RATIOS:
             for name in [name for name in DOCUMENTS if name in given.documents]:

@@ -116,13 +116,15 @@ class Bench:
     Attributes:
         base: in float32, which measures.
         maker: which makes prefixes, in the data type asked for.
+        folder: of checkpoints, and of prefixes that later measurements go on from.
     """
 
-    def __init__(self, name: str, dtype: str, folder: Path) -> None:
+    def __init__(self, name: str, dtype: str, folder: Path, harm_prompts: int) -> None:
         self.base = BaseModel.load(name, dtype="float32")
         self.maker = self.base if dtype == "float32" else BaseModel.load(name, dtype=dtype)
         self.dtype = dtype
         self.folder = folder
+        self.harm_prompts = harm_prompts
         self._losses: dict[tuple[str, str, str], list[torch.Tensor]] = {}
         self._documents: dict[str, Prefix] = {}
 
@@ -168,7 +170,7 @@ class Bench:
 
     def of_prefix(self, name: str, prefix: Prefix) -> dict[str, Any]:
         """R and harm of a prefix."""
-        answers = harm_answers(self.base, bare_template(self.base, prefix.template), 100)
+        answers = harm_answers(self.base, bare_template(self.base, prefix.template), self.harm_prompts)
         return {
             "P": prefix.length,
             **self.shares(name, lambda split: self.losses(name, split, prefix)),
@@ -178,7 +180,7 @@ class Bench:
     def harm_of_document(self, name: str) -> float:
         """The whole document's own harm."""
         document = self.document(name)
-        answers = harm_answers(self.base, bare_template(self.base, document.template), 100)
+        answers = harm_answers(self.base, bare_template(self.base, document.template), self.harm_prompts)
         return round(harm(self.base, document, answers), 4)
 
 
@@ -256,6 +258,7 @@ def main() -> None:
     parser.add_argument(
         "--unrelated", type=float, help="share of unrelated prompts; default: that of compile"
     )
+    parser.add_argument("--harm-prompts", type=int, default=100, help="that harm is measured on")
     parser.add_argument("--lora-rates", type=float, nargs="+", default=[1e-3, 3e-3])
     parser.add_argument("--edits", type=int, default=10, help="at most")
     parser.add_argument("--anew", type=int, nargs="*", default=[1, 5, 10], help="edits also trained anew")
@@ -275,7 +278,7 @@ def main() -> None:
     given = parser.parse_args()
     results = Results(given.results)
     if not given.table:
-        bench = Bench(given.base, given.dtype, given.results.with_suffix(".runs"))
+        bench = Bench(given.base, given.dtype, given.results.with_suffix(".runs"), given.harm_prompts)
         if given.part in OTHERS:
             importlib.import_module(f"benchmarks.{OTHERS[given.part]}").measure(bench, results, given)
         else:
