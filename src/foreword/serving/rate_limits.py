@@ -10,10 +10,15 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from typing import overload
 
 from foreword.serving.config import Limits
 from foreword.serving.errors import Refused
 
+REFUSALS_PER_MINUTE = 60
+"""Refusals of one key that are answered at once; those beyond wait for their turn."""
+LONGEST_WAIT = 10.0
+"""Seconds that a refusal waits at most, however many there are."""
 MOST_KEYS = 10_000
 """Buckets kept; full ones say nothing and go first."""
 
@@ -54,13 +59,28 @@ class Limiter:
         """Count a request. Raises Refused: 429, with the seconds to wait."""
         with self._lock:
             requests = self._bucket(who, "requests", limits.requests_per_minute)
-            tokens = self._bucket(who, "tokens", limits.tokens_per_minute)
             if requests is not None and (wait := requests.seconds_until(1)) > 0:
                 raise too_many(f"{limits.requests_per_minute} requests a minute", wait, "requests_per_minute")
-            if tokens is not None and (wait := tokens.seconds_until(0)) > 0:
-                raise too_many(f"{limits.tokens_per_minute} tokens a minute", wait, "tokens_per_minute")
+            self._check_tokens(who, limits)
             if requests is not None:
                 requests.level -= 1
+
+    def check_tokens(self, who: str, limits: Limits) -> None:
+        """See whether a request may still be read. Raises Refused: 429, others cost too much meanwhile."""
+        with self._lock:
+            self._check_tokens(who, limits)
+
+    def refusal_wait(self, who: str) -> float:
+        """Count a refusal; seconds that its answer is to wait.
+
+        Whoever does not stop asking while it is refused would else keep the server busy with saying so.
+        """
+        with self._lock:
+            bucket = self._bucket(who, "refusals", REFUSALS_PER_MINUTE)
+            wait = min(bucket.seconds_until(1), LONGEST_WAIT)
+            if wait < LONGEST_WAIT:
+                bucket.level -= 1
+            return wait
 
     def reserve(self, who: str, limits: Limits, tokens: int, *, read: int = 0) -> None:
         """Take the tokens that a request may come to need; `give_back` what it did not.
@@ -110,6 +130,17 @@ class Limiter:
             bucket = self._bucket(who, "tokens", limits.tokens_per_minute)
             if bucket is not None:
                 _charge(bucket, tokens)
+
+    def _check_tokens(self, who: str, limits: Limits) -> None:
+        tokens = self._bucket(who, "tokens", limits.tokens_per_minute)
+        if tokens is not None and (wait := tokens.seconds_until(0)) > 0:
+            raise too_many(f"{limits.tokens_per_minute} tokens a minute", wait, "tokens_per_minute")
+
+    @overload
+    def _bucket(self, who: str, what: str, per_minute: int) -> Bucket: ...
+
+    @overload
+    def _bucket(self, who: str, what: str, per_minute: int | None) -> Bucket | None: ...
 
     def _bucket(self, who: str, what: str, per_minute: int | None) -> Bucket | None:
         if per_minute is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +17,12 @@ import pytest
 from pydantic import ValidationError
 
 from foreword.encoding import TokenReach
+from foreword.errors import BadExamples
 from foreword.serving.api.pools import Pools
 from foreword.serving.config import Limits, of
-from foreword.serving.errors import Refused
+from foreword.serving.errors import Refused, refused
 from foreword.serving.jobs import uploads
-from foreword.serving.rate_limits import Limiter
+from foreword.serving.rate_limits import LONGEST_WAIT, Limiter
 from foreword.serving.requests import ChatBody, CompletionBody
 from foreword.store import api_keys
 from support.gateways import Gateway, running, tiny_chat_base
@@ -330,6 +332,54 @@ def test_reserved_tokens_come_back_and_refused_ones_cost_a_minute_at_most() -> N
     limiter.reserve("a", Limits(tokens_per_minute=None), 10**9)
 
 
+def test_who_does_not_stop_asking_while_refused_waits_for_the_refusal() -> None:
+    now = 0.0
+    limiter = Limiter(clock=lambda: now)
+    assert [limiter.refusal_wait("mallory") for _ in range(60)] == [0.0] * 60
+    waits = [limiter.refusal_wait("mallory") for _ in range(40)]
+    assert waits == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0] + [LONGEST_WAIT] * 31
+    assert limiter.refusal_wait("alice") == 0.0
+    now = 60.0
+    assert limiter.refusal_wait("mallory") == 0.0
+
+
+def test_a_refusal_that_waits_holds_nothing_and_nobody_up(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, waits = gateway.server, {"": 0.3}
+    monkeypatch.setattr(server.limiter, "refusal_wait", lambda who: waits.get(who, 0.0))
+    wrong = httpx.AsyncClient(base_url=gateway.url, headers={"authorization": "Bearer fw_none"})
+
+    async def ask() -> list[int]:
+        async with wrong:
+            calls = [asyncio.create_task(wrong.get("/v1/models")) for _ in range(3)]
+            while server.delayed < 3:
+                await asyncio.sleep(0.01)
+            assert (await asyncio.to_thread(gateway.client("alice").models.list)).data
+            return [(await call).status_code for call in calls]
+
+    assert asyncio.run(ask()) == [401, 401, 401]
+    assert server.delayed == 0
+
+
+def test_a_large_body_is_not_parsed_for_a_key_whose_others_cost_too_much_meanwhile(gateway: Gateway) -> None:
+    """Both came while the key was within its limit."""
+    body = b'{"model": "tiny-llama", "prompt": "%s"}' % (b"x" * 100_000)
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"authorization: Bearer {gateway.key('nina')}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    place = ("127.0.0.1", int(gateway.url.rsplit(":", 1)[1]))
+    with socket.create_connection(place) as first, socket.create_connection(place) as second:
+        for connection in (first, second):
+            connection.settimeout(20)
+            connection.sendall(head + body[:-1])
+        until(lambda: gateway.server.pools.bodies._shares.held == 2 * len(body))
+        for connection, status in ((first, b"400"), (second, b"429")):
+            before = gateway.server.running
+            connection.sendall(body[-1:])
+            assert connection.recv(12) == b"HTTP/1.1 " + status
+            until(lambda before=before: gateway.server.running == before - 1)  # type: ignore[misc]
+
+
 def test_files_of_examples_are_read_one_example_at_a_time(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +400,20 @@ def test_files_of_examples_are_read_one_example_at_a_time(
     created = gateway.client("judy").files.create(file=("x.jsonl", FILE[1] * 100), purpose="fine-tune")
     assert most == 1
     assert gateway.client("judy").files.retrieve(created.id).to_dict()["bytes"] == len(FILE[1]) * 100
+
+
+def test_a_large_file_is_read_outside_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the answer that a small one gets here."""
+    wrong = b'{"messages": [{"role": "user"}]}\n'
+    with pytest.raises(BadExamples) as small:
+        uploads.check(wrong, "x.jsonl")
+    monkeypatch.setattr(uploads, "iterate_examples", None)  # nothing is read in this process
+    with pytest.raises(Refused) as large:
+        uploads.check(wrong + b" " * uploads.LARGE, "x.jsonl")
+    expected = refused(small.value)
+    assert vars(large.value) == vars(expected)
+    chat = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    assert uploads.check(chat * 1000, "x") == uploads.Found(1000, "chat")
 
 
 def test_a_write_that_waits_for_another_too_long_gets_503(tmp_path: Path) -> None:

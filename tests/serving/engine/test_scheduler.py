@@ -300,3 +300,24 @@ def test_after_memory_ran_out_less_is_tried_and_later_as_much_as_before() -> Non
     assert worth_trying == [True] * (2 + ATTEMPTS) + [False]
     assert simulation.scheduler.running == rows[:1]
     assert LEAST_STEP == 64 >> 2
+
+
+def test_a_step_reads_fewer_tokens_of_a_text_that_many_stand_before() -> None:
+    """A token that attends to 1000 columns is as much work as two that attend to none."""
+    simulation = Simulation(max_held=1 << 20, columns_per_token=1000)
+    long = simulation.ask("mallory", prompt=6000, new=1)
+    counts = [simulation.step()[long]]
+    while long.read < 6000:
+        before = long.read
+        counts.append(simulation.step()[long])
+        assert counts[-1] * (1 + before / 1000) <= 128
+    assert counts[0] == 128
+    assert counts[-2] == int(128 / (1 + (6000 - sum(counts[-2:])) / 1000)) < 20
+    assert sum(counts) == 6000
+
+
+def test_where_owners_share_a_step_of_few_tokens_each_long_text_goes_on() -> None:
+    simulation = Simulation(max_rows=40, max_held=1 << 20, step_tokens=LEAST_STEP, columns_per_token=10)
+    rows = [simulation.ask(f"owner{number}", prompt=30, new=1) for number in range(40)]
+    for row in rows:
+        simulation.until(row, 100)

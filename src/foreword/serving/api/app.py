@@ -103,6 +103,8 @@ def _handle_errors(app: FastAPI) -> None:
     async def on_http(request: Request, error: HTTPException) -> Response:
         if (unreadable := unreadable_body(error.__cause__, request.headers)) is not None:
             return response_of(unreadable)
+        if isinstance(error.__cause__, Refused):
+            return response_of(error.__cause__)
         path = request.url.path
         known = {
             404: f"there is nothing at {shown(path)}; /docs lists what there is",

@@ -156,6 +156,7 @@ class _RequestContext:
             bodies = pools.spooled if self._is_upload else pools.bodies
             await self._held.enter_async_context(bodies.hold(identity.account, size))
             self._body_time = time.perf_counter()
+            self._server.limiter.check_tokens(identity.name, identity.limits)  # it may have waited long
 
     async def leave(self) -> None:
         """Give back what the request held, and count what was read and refused."""
@@ -165,6 +166,22 @@ class _RequestContext:
         if identity is not None and 400 <= self.status < 500 and not counted:
             tokens = self._received // BYTES_PER_TOKEN
             self._server.limiter.charge_refused(identity.name, identity.limits, tokens)
+
+    async def _wait_refused(self) -> None:
+        """Let a refusal wait its turn, where its key, or whoever has none, was refused very often already.
+
+        Nothing is held meanwhile but the connection, and a quarter of all connections at most.
+        """
+        await self._held.aclose()
+        server, identity = self._server, self._state.get("identity")
+        seconds = server.limiter.refusal_wait("" if identity is None else identity.name)
+        if server.delayed >= server.configuration.connections // 4 or server.draining:
+            return
+        server.delayed += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            server.delayed -= 1
 
     async def receive(self) -> Message:
         """The next part of the request's body, which comes in time and does not grow without end."""
@@ -184,12 +201,24 @@ class _RequestContext:
         self._body_complete = not message.get("more_body", False)
         if self._body_complete and self._received <= SMALL_BODY:
             await self._held.aclose()  # a body that did not say its size had room for the largest
+        elif self._body_complete:
+            self._check_again()
         return message
+
+    def _check_again(self) -> None:
+        """Do not read a large body for a key whose others, sent at the same time, have cost too much."""
+        identity = self._state["identity"]
+        try:
+            self._server.limiter.check_tokens(identity.name, identity.limits)
+        except Refused as error:
+            raise HTTPException(429) from error
 
     async def send(self, message: Message) -> None:
         """A part of the answer; a client who does not take it loses its rows."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if self.status in (401, 429):
+                await self._wait_refused()
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._id
             # An uploaded file that is read back is never taken for a page.

@@ -33,6 +33,8 @@ class ServerState:
         store: as local administrator; routes use the caller's view of it.
         usage: what owners have used, until it is written down.
         known_keys: SHA-256 of authorizations that were good when last checked, with whose they are.
+        running: requests under way.
+        delayed: of these, refusals that wait to be answered.
         pools: what its requests share.
     """
 
@@ -45,6 +47,7 @@ class ServerState:
     usage: Meter = field(default_factory=Meter)
     known_keys: dict[bytes, str] = field(default_factory=dict)
     running: int = 0
+    delayed: int = 0
     draining: bool = False
     pools: Pools = field(init=False)
 

@@ -35,6 +35,10 @@ STEP_TOKENS = {"cpu": 128}
 wait no longer than that between two tokens."""
 STEP_TOKENS_ELSEWHERE = 2048
 
+COLUMNS_PER_HIDDEN = 6
+"""Columns, as a multiple of the hidden size, to which a token attends in the time of its other layers: for
+each hidden unit, a usual layer has twelve times the hidden size of weights, and two numbers a column."""
+
 
 @dataclass(eq=False)
 class Reader:
@@ -76,7 +80,10 @@ class LocalEngine:
         self._base = base
         self._max_rows = max_rows
         self._batch = ContinuousBatch(base)
-        self._scheduler = Scheduler(max_rows=max_rows, max_held=max_held, step_tokens=step_tokens)
+        columns = COLUMNS_PER_HIDDEN * base.model.config.get_text_config(decoder=True).hidden_size
+        self._scheduler = Scheduler(
+            max_rows=max_rows, max_held=max_held, step_tokens=step_tokens, columns_per_token=columns
+        )
         self._readers: dict[RunningRow, Reader] = {}
         self._numbers = itertools.count()
         self._arrived: list[RunningRow] = []

@@ -19,6 +19,7 @@ was asked for first stays; it ends one day, and then the next one is the first.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -99,13 +100,17 @@ class Scheduler:
         preemptions: rows that were put out, since the start.
     """
 
-    def __init__(self, *, max_rows: int, max_held: int, step_tokens: int) -> None:
+    def __init__(
+        self, *, max_rows: int, max_held: int, step_tokens: int, columns_per_token: float = math.inf
+    ) -> None:
         """
         Args:
             max_rows: rows that run at once.
             max_held: columns of keys and values of all of them, without those kept for small rows; a row
                 that alone needs more still runs.
             step_tokens: most tokens of a step, unless more rows than that decode.
+            columns_per_token: so many columns that a token attends to take as long as its other layers. A
+                step reads fewer tokens that have many columns before them, and so takes no longer.
         """
         self.running: list[RunningRow] = []
         self.preemptions = 0
@@ -113,6 +118,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._most = (max_held, step_tokens)
         self._held_limit, self._step_limit = self._most
+        self._columns_per_token = columns_per_token
         self._went_well = self._alone_in_vain = 0
 
     @property
@@ -175,28 +181,37 @@ class Scheduler:
     def reads(self) -> dict[RunningRow, int]:
         """How many tokens of each running row the next step reads.
 
-        Rows that decode read one. What is left of the step is divided evenly among the owners, and
-        within an owner half goes to the oldest text and the other half to the shortest ones: so a long prompt
-        goes on, and stops neither another owner's prompt nor a short one.
+        Rows that decode read one. What is left of the step is divided evenly among the owners, by the work
+        that tokens are, and within an owner half goes to the oldest text and the other half to the shortest
+        ones: so a long prompt goes on, and stops neither another owner's prompt nor a short one.
         """
-        reads = {row: 1 for row in self.running if row.decodes}
-        budget = max(self._step_limit - len(reads), LEAST_STEP)
+        decoding = [row for row in self.running if row.decodes]
+        reads = dict.fromkeys(decoding, 1)
+        budget = max(self._step_limit - int(sum(map(self._work, decoding))), LEAST_STEP)
         by_owner: dict[str, list[RunningRow]] = {}
         for row in self.running:
             if not row.decodes:
                 by_owner.setdefault(row.owner, []).append(row)
-        shares = divide(budget, [sum(row.unread for row in rows) for rows in by_owner.values()])
-        for rows, share in zip(by_owner.values(), shares, strict=True):
+        wanted = [math.ceil(sum(row.unread * self._work(row) for row in rows)) for rows in by_owner.values()]
+        for rows, share in zip(by_owner.values(), divide(budget, wanted), strict=True):
             oldest = min(rows, key=lambda row: row.number)
-            for_oldest = min(oldest.unread, share if len(rows) == 1 else -(-share // 2))
+            for_oldest = min(oldest.unread * self._work(oldest), share if len(rows) == 1 else -(-share // 2))
             left = share - for_oldest
             for row in sorted(rows, key=lambda row: row.unread):
-                if row is not oldest and (count := min(row.unread, left)) > 0:
+                if row is not oldest and (count := self._tokens_of(left, row)) > 0:
                     reads[row] = count
-                    left -= count
-            if (count := min(oldest.unread, for_oldest + left)) > 0:
-                reads[oldest] = count
+                    left -= count * self._work(row)
+            # One at least, whatever it takes, or nothing would go on where many owners share a short step.
+            reads[oldest] = max(self._tokens_of(for_oldest + left, oldest), 1)
         return reads
+
+    def _work(self, row: RunningRow) -> float:
+        """What reading a token of a row takes, in tokens that attend to nothing."""
+        return 1 + (row.row.prefix_length + row.read) / self._columns_per_token
+
+    def _tokens_of(self, work: float, row: RunningRow) -> int:
+        """How many unread tokens of a row so much work reads."""
+        return min(row.unread, int(work / self._work(row) + 1e-6))  # what was multiplied may come out lower
 
     # -- memory ------------------------------------------------------------------------------------
 

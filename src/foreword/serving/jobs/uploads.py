@@ -2,27 +2,41 @@
 
 In the database, so that a file is there wholly or not at all, every server on the store sees it,
 and forgetting an owner finds it.
+
+    python -m foreword.serving.jobs.uploads < name and file
+
+A large file is checked by a process of its own, below the server in priority: to read it is work of the
+interpreter from end to end, which the engine needs between any two operations on tensors.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from sqlalchemy import Connection, func, or_, select, tuple_
 
+from foreword.errors import ForewordError
 from foreword.examples import Example
 from foreword.examples.readers import iterate_examples
 from foreword.examples.records import lines_of
-from foreword.serving.errors import Refused, shown
+from foreword.serving.errors import Refused, refused, shown
 from foreword.serving.jobs.queue import LIVE, page, transaction
 from foreword.store import access, quota
 from foreword.store.access import Caller
 from foreword.store.database import Database
 from foreword.store.schema import job, now, upload
 
+LARGE = 1 << 16
+"""Bytes of a file above which a process of its own checks it; below, that takes milliseconds."""
+LOWEST_PRIORITY = 19
 MOST_FILES = 10_000
 """Of one owner: what a small file takes beside its bytes is not counted among them."""
 _FACTS = tuple(column for column in upload.c if column.name != "content")
@@ -57,30 +71,69 @@ def _examples(content: bytes, filename: str) -> Iterator[Example]:
     return iterate_examples(lines_of(io.BytesIO(content), name), name, ".jsonl")
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is in a file; style is `chat` when there are conversations among the examples."""
+
+    examples: int
+    style: Literal["chat", "text"]
+
+
+def check(content: bytes, filename: str) -> Found:
+    """Read a file.
+
+    Raises:
+        BadExamples: names the line that is wrong, and why; of a small file.
+        Refused: 400, the same of a large one.
+    """
+    return _found(content, filename) if len(content) <= LARGE else _found_outside(content, filename)
+
+
+def _found(content: bytes, filename: str) -> Found:
+    examples, chat = 0, False
+    for example in _examples(content, filename):  # none is kept: they take many times the file's bytes
+        examples += 1
+        chat = chat or not isinstance(example.source, str)
+    return Found(examples, "chat" if chat else "text")
+
+
+def _found_outside(content: bytes, filename: str) -> Found:
+    process = subprocess.run(
+        (sys.executable, "-m", "foreword.serving.jobs.uploads"),
+        input=json.dumps(filename).encode() + b"\n" + content,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a traceback could quote an example
+        # A terminal's Ctrl-C is for the server. Within its session, or the priority would count for nothing
+        # where the system shares its cores among sessions first.
+        process_group=0,
+        check=True,
+    )
+    answer = json.loads(process.stdout)
+    if "found" in answer:
+        return Found(**answer["found"])
+    raise Refused(**answer["refused"])
+
+
 def add(
     database: Database, caller: Caller, owner: str, filename: str, content: bytes, *, limit: int | None
 ) -> Upload:
     """Keep a file of examples.
 
     Raises:
-        BadExamples: names the line that is wrong; nothing is kept.
+        BadExamples, Refused (400): as `check`; nothing is kept.
         StorageLimitExceeded: more bytes than an owner may store.
         Refused: 429, more files than an owner may have whose bytes are limited.
         UnknownKey: the caller's key went meanwhile.
     """
-    examples, style = 0, "text"
-    for example in _examples(content, filename):  # none is kept: a file's examples take many times its bytes
-        examples += 1
-        if not isinstance(example.source, str):
-            style = "chat"
+    found = check(content, filename)
     record = Upload(
         id=f"file-{secrets.token_hex(12)}",
         owner=owner,
         created=now(),
         filename=filename[:256].replace("\0", "\ufffd").encode(errors="replace").decode(),
-        style=style,
+        style=found.style,
         size=len(content),
-        examples=examples,
+        examples=found.examples,
     )
 
     def insert(connection: Connection) -> Upload:
@@ -171,3 +224,20 @@ def remove(connection: Connection, caller: Caller, owner: str, identifier: str) 
 def _unknown(identifier: str, param: str | None) -> Refused:
     """The same for a file that is absent and for one that is somebody else's."""
     return Refused(404, f"there is no file {shown(identifier)} of yours", code="file_not_found", param=param)
+
+
+def main() -> None:
+    """The process that checks a large file."""
+    os.nice(LOWEST_PRIORITY)
+    filename = json.loads(sys.stdin.buffer.readline())
+    try:
+        answer = {"found": asdict(_found(sys.stdin.buffer.read(), filename))}
+    except ForewordError as error:
+        told = refused(error)
+        facts = {"status": told.status, "message": told.message, "code": told.code, "param": told.param}
+        answer = {"refused": facts}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
