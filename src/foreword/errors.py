@@ -174,6 +174,41 @@ class OwnersFailed(ForewordError):
         self.prefixes = prefixes
 
 
+class HarmExceeded(ForewordError):
+    """A document's prefix that changes unrelated answers by more than it was allowed to.
+
+    Attributes:
+        report: what was measured, as it would stand in the prefix.
+    """
+
+    def __init__(self, report: dict[str, Any], where: str = "the prefix was not kept") -> None:
+        own, share = report["harm_of_document"], report["recovered_share"]
+        beside = "" if own is None else f" (of the whole document: {own:.4g})"
+        kept = "" if share is None else f", at a recovered share of {share:.2f}"
+        super().__init__(
+            f"harm is {report['harm']:.4g}{beside}{kept}; expected at most {report['max_harm']:.4g}. {where}",
+            advice="allow more with max_harm, or take a larger share of unrelated prompts or fewer steps",
+            remedy="harm exceeded",
+        )
+        self.report = report
+
+
+class DocumentsFailed(ForewordError):
+    """Some documents of a run with many ended without a prefix.
+
+    Attributes:
+        errors: what was wrong, by document.
+        prefixes: the prefixes of the other documents.
+    """
+
+    def __init__(self, errors: dict[str, ForewordError], prefixes: dict[str, Any]) -> None:
+        named = "; ".join(f"{name}: {error}" for name, error in list(errors.items())[:3])
+        more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+        super().__init__(f"{len(errors)} documents ended without a prefix: {named}{more}")
+        self.errors = errors
+        self.prefixes = prefixes
+
+
 class DamagedCheckpoint(ForewordError):
     """A checkpoint that is cut or altered; the one before it may be whole."""
 

@@ -18,23 +18,36 @@ from foreword.documents.chunks import Chunk, split
 from foreword.documents.conversations import Conversation
 from foreword.documents.distillation import Distillation, DistilledExample, taught
 from foreword.documents.drawn import drawn
-from foreword.documents.report import bare_template, harm, harm_answers, own_answers, prompts_of, recovered
+from foreword.documents.report import (
+    Question,
+    bare_template,
+    harm,
+    harm_answers,
+    measured,
+    own_answers,
+    placed,
+    prompts_of,
+    questions_of,
+)
 from foreword.documents.settings import DocumentOptions, DocumentSettings
 from foreword.encoding import EncodedExample, encode_example
-from foreword.errors import UsageError
+from foreword.errors import HarmExceeded, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
 from foreword.prefix_sizes import tensor_names
-from foreword.template import Template, default_template
+from foreword.template import Source, Template, default_template
 from foreword.training.initialization import activations
 from foreword.training.run_log import Progress, RunLog
-from foreword.training.train import check_folder, describe, make_prefix, run_to_end
+from foreword.training.train import check_folder, describe, make_prefix, resumed_template, run_to_end
 from foreword.training.trainer import build_trainer
 from foreword.validation import checks_arguments
 
 PIECE_TOKENS = 64
 """Of the pieces of a document that training starts from (Cartridges, arXiv 2506.06266)."""
+
+BEFORE = "1970-01-01T00:00:00+00:00"
+"""Of what training starts from, which is the same whenever it is made."""
 
 SEPARATOR = "\n\n"
 """Between a document and a question, on a base without a chat template."""
@@ -47,14 +60,17 @@ HELD_OUT = 32
 """Conversations that training does not have: they choose the step, and the report is about them."""
 
 
-def document_template(base: BaseModel) -> Template:
+def document_template(base: BaseModel, folder: Path | None = None) -> Template:
     """The template of a document's prefix: the base's chat template, with the document as system message.
 
     On a base without one, the document, an empty line, and a source and its answer on lines of their own.
+
+    Args:
+        folder: of checkpoints; a run that goes on keeps the day that its template writes.
     """
     if getattr(base.tokenizer, "chat_template", None):
         chat = default_template(base.tokenizer, style="chat", begin=False, source_tokens=None)
-        return dataclasses.replace(chat, system_in_prefix=True).dated(base.tokenizer)
+        return resumed_template(base, dataclasses.replace(chat, system_in_prefix=True), folder)
     return dataclasses.replace(base.template, begin=False, source_tokens=None)
 
 
@@ -152,6 +168,16 @@ class Studies:
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
+def chunks_of(base: BaseModel, text: str, settings: DocumentSettings) -> list[Chunk]:
+    """The chunks of a document that the teacher reads one at a time."""
+    return split(text, lambda part: len(_ids(base, part)), settings.chunk_tokens)
+
+
+def drawn_for(chunks: Sequence[Chunk], settings: DocumentSettings) -> list[Conversation]:
+    """Conversations drawn from the text, for training and for the report."""
+    return drawn(chunks, settings.draw + HELD_OUT, settings.seed)
+
+
 def studies(
     base: BaseModel,
     template: Template,
@@ -164,8 +190,8 @@ def studies(
     Args:
         conversations: instead of those that are drawn from the text.
     """
-    chunks = split(text, lambda part: len(_ids(base, part)), settings.chunk_tokens)
-    made = list(conversations or drawn(chunks, settings.draw + HELD_OUT, settings.seed))
+    chunks = chunks_of(base, text, settings)
+    made = list(conversations or drawn_for(chunks, settings))
     if not made:
         raise UsageError(
             "the document has no sentence or table to draw a conversation from; give conversations"
@@ -176,7 +202,7 @@ def studies(
     held_out = [made[number] for number in order[:few]]
     training = [made[number] for number in sorted(order[few:])]
     count = round(len(training) * settings.unrelated / (1 - settings.unrelated))
-    if count:
+    if count and settings.method != "exact":  # which trains on nothing
         prompts = prompts_of("unrelated_prompts")
         answers = own_answers(base, prompts[:count], bare_template(base, template))
         unrelated = [Conversation(each.source, each.target, None, "unrelated") for each in answers]
@@ -208,7 +234,8 @@ def compile_document(
     Args:
         text: plain text or Markdown; `foreword.documents.read_document` makes it of other files.
         conversations: what to train on, instead of conversations drawn from the text.
-        questions: with their answers, for the report, which else is about held-out conversations.
+        questions: with their answers, for the report, which else is about held-out conversations;
+            `foreword.documents.report.Question` has the section that one is about.
         checkpoint_dir, checkpoint_every, labels, licence, on_progress: as for `train`.
         options: fields of `DocumentSettings`: `method` ("studied", "matched", "exact"), `length` virtual
             tokens or `ratio`, `steps`, `seed` and so on; None stands for the default.
@@ -218,34 +245,48 @@ def compile_document(
 
     Raises:
         UsageError: an option out of range, an empty text, one that is shorter than the prefix.
-        WindowExceeded: a prefix that leaves no room for text.
+        WindowExceeded: a prefix that leaves no room for text, chunks or questions that have no room.
         CheckpointMismatch, TrainingDiverged, TrainingStopped: as for `train`.
+        HarmExceeded: more harm than `max_harm`; has the report.
     """
     settings = DocumentSettings.from_mapping(options)
     check_description({"labels": labels, "licence": licence})
     check_folder(checkpoint_dir, checkpoint_every)
+    check_base(base)
+    if not text.strip():
+        raise UsageError("the document is empty; give a text")
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    template = document_template(base, folder)
+    ids = document_ids(base, template, text)
+    length = settings.length_for(len(ids))
+    base.max_text_tokens(length)
+    run = _Run(base, settings, template, text, ids, length, on_progress or (lambda progress: None))
+    made = run.studies(conversations)
+    about = run.questions(made, questions)
+    unrelated = run.unrelated()
+    if settings.method == "exact":
+        prefix = run.prefix(exact_key_values(base, ids))
+    else:
+        start = run.prefix(piecewise_start(base, template, text, length, settings.seed))
+        prefix = run.trained(made, start, folder, checkpoint_every)
+    report = run.measured(prefix, made.chunks, about, unrelated)
+    if settings.max_harm is not None and report["harm"] > settings.max_harm:
+        raise HarmExceeded(report)
+    return dataclasses.replace(prefix, report=report, labels=labels or {}, licence=licence)
+
+
+def check_base(base: BaseModel) -> None:
+    """Refuse a base in which keys and values of a text do not stand for the text.
+
+    Raises:
+        UsageError: an encoder-decoder, or a hybrid.
+    """
     if base.is_encoder_decoder or base.is_hybrid:
         kind = "an encoder-decoder" if base.is_encoder_decoder else "a hybrid"
         raise UsageError(
             f"{base.shown_name} is {kind}: keys and values of a text do not stand for the text there; take a "
             "decoder-only base with attention alone"
         )
-    if not text.strip():
-        raise UsageError("the document is empty; give a text")
-    template = document_template(base)
-    ids = document_ids(base, template, text)
-    length = settings.length_for(len(ids))
-    base.max_text_tokens(length)
-    run = _Run(base, settings, template, text, ids, length, on_progress or (lambda progress: None))
-    made = run.studies(conversations)
-    if settings.method == "exact":
-        prefix = run.prefix(exact_key_values(base, ids))
-    else:
-        start = run.prefix(piecewise_start(base, template, text, length, settings.seed))
-        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        prefix = run.trained(made, start, folder, checkpoint_every)
-    measured = run.measured(prefix, made, questions)
-    return dataclasses.replace(prefix, report=measured, labels=labels or {}, licence=licence)
 
 
 @dataclass(frozen=True)
@@ -283,15 +324,71 @@ class _Run:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def studies(self, conversations: Sequence[Conversation] | None) -> Studies:
-        """Conversations to train on, and some to choose by and report about."""
+        """Conversations to train on, and some to choose by and report about.
+
+        Those that do not fit into the base's window are left out, which is said.
+
+        Raises:
+            WindowExceeded: none fits, or unrelated prompts do not.
+        """
         self._note("making conversations")
-        return studies(self.base, self.template, self.text, self.settings, conversations)
+        made = studies(self.base, self.template, self.text, self.settings, conversations)
+        training, held_out = self._fitting(made, made.training), self._fitting(made, made.held_out)
+        if left_out := len(made.training) + len(made.held_out) - len(training) - len(held_out):
+            self._note(
+                f"{left_out} conversations are left out, which do not fit into the {self.base.max_positions} "
+                f"positions of {self.base.shown_name}"
+            )
+        if not training or not held_out:
+            raise WindowExceeded(
+                f"no conversations fit into the {self.base.max_positions} positions of "
+                f"{self.base.shown_name} behind {self.length} virtual tokens or a chunk of "
+                f"{self.settings.chunk_tokens} tokens; take a smaller length or smaller chunks"
+            )
+        return dataclasses.replace(made, training=training, held_out=held_out)
+
+    def _fitting(self, made: Studies, conversations: Sequence[Conversation]) -> list[Conversation]:
+        """Those that have room behind the prefix, and behind their chunk."""
+        if self.base.max_positions is None:
+            return list(conversations)
+        ahead = [len(document_ids(self.base, self.template, each.text)) for each in made.chunks]
+        return [
+            each
+            for each in conversations
+            if self._fits(each.source, each.target, 0 if each.chunk is None else ahead[each.chunk])
+        ]
+
+    def _fits(self, source: Source, target: str, ahead: int) -> bool:
+        row = encode_example(Example(source, target), self.base.tokenizer, self.template)[0]
+        most = self.base.max_positions
+        return most is None or max(ahead, self.length) + row.tokens <= most
+
+    def questions(self, made: Studies, given: Sequence[Example] | None) -> list[Question]:
+        """What the report is about.
+
+        Raises:
+            WindowExceeded: a question of the user's own does not fit.
+        """
+        if not given:
+            return placed(self.base, questions_of(made.held_out), made.chunks)
+        found = placed(self.base, given, made.chunks)
+        for number, each in enumerate(found):
+            chunk = document_ids(self.base, self.template, made.chunks[each.chunk or 0].text)
+            if not self._fits(each.source, each.target, len(chunk)):
+                raise WindowExceeded(
+                    f"question {number + 1} with its answer does not fit into the {self.base.max_positions} "
+                    f"positions of {self.base.shown_name} behind {self.length} virtual tokens; shorten it"
+                )
+        return found
 
     def trained(
         self, made: Studies, start: Prefix, folder: Path | None, checkpoint_every: int | None
     ) -> Prefix:
         """The prefix that training ends in."""
         base, training = self.base, self.settings.training(self.length)
+        # What it begins at is its numbers: when they were computed and what is said of them is no part of a
+        # run, which else would not go on a second later, or with another limit of harm.
+        recipe, start = start.recipe, dataclasses.replace(start, recipe={}, created=BEFORE)
         self._note(f"reading {len(made.training) + len(made.held_out)} conversations as the teacher")
         rows, dev = (study(base, self.template, made.chunks, each) for each in (made.training, made.held_out))
         trainer = build_trainer(base, training, rows, dev, start=start)
@@ -305,20 +402,46 @@ class _Run:
         )
         run_to_end(base, trainer, run_log, f"{base.name}: document, length {self.length}", Distillation())
         prefix = make_prefix(base, trainer, self.template, made.digest, start=start)
-        return dataclasses.replace(prefix, recipe=start.recipe)
+        return dataclasses.replace(prefix, recipe=recipe)
 
-    def measured(self, prefix: Prefix, made: Studies, questions: Sequence[Example] | None) -> dict[str, Any]:
+    def unrelated(self) -> tuple[Example, ...]:
+        """The base's own answers to prompts that have nothing to do with the document, to measure harm.
+
+        Raises:
+            WindowExceeded: one does not fit behind the prefix.
+        """
+        base = self.base
+        answers = harm_answers(base, bare_template(base, self.template), HARM_PROMPTS)
+        if not all(self._fits(each.source, each.target, 0) for each in answers):
+            raise WindowExceeded(
+                f"a prefix of length {self.length} leaves too little of the {base.max_positions} positions "
+                f"of {base.shown_name} for prompts of a sentence and their answers; take a smaller length"
+            )
+        return answers
+
+    def measured(
+        self,
+        prefix: Prefix,
+        chunks: Sequence[Chunk],
+        about: Sequence[Question],
+        answers: Sequence[Example],
+    ) -> dict[str, Any]:
         """What a prefix's report says."""
         base = self.base
         self._note("measuring")
-        document = self.prefix(exact_key_values(base, self.ids))
-        about = questions or [Example(source=each.source, target=each.target) for each in made.held_out]
-        whole = recovered(base, prefix, document, about)[""]
-        answers = harm_answers(base, bare_template(base, self.template), HARM_PROMPTS)
+        pairs = [(each.source, each.target) for each in (*about, *answers)]
+        fits = all(self._fits(*pair, len(self.ids)) for pair in pairs)
+        document = self.prefix(exact_key_values(base, self.ids)) if fits else None
+
+        def chunk_prefix(number: int) -> Prefix:
+            ids = document_ids(base, self.template, chunks[number].text)
+            return self.prefix(exact_key_values(base, ids))
+
         return {
-            **whole.to_json(),
+            **measured(base, prefix, about, document, chunk_prefix, len(self.ids)),
             "harm": round(harm(base, prefix, answers), 4),
-            "harm_of_document": round(harm(base, document, answers), 4),
+            "harm_of_document": None if document is None else round(harm(base, document, answers), 4),
+            "max_harm": self.settings.max_harm,
             "dev_loss": prefix.origin.dev_loss,
         }
 

@@ -1,8 +1,9 @@
-"""What a document's prefix keeps of the document, and what it changes elsewhere.
+"""What a document's prefix keeps of the document, what it changes elsewhere, and what it costs.
 
 Recovered share: R = (loss without - loss with prefix) / (loss without - loss with the whole document), of
 answers to questions that training did not have. Harm: KL(base || base with prefix) along the base's own
-answers to prompts that have nothing to do with the document.
+answers to prompts that have nothing to do with the document. Of a document that is longer than the base's
+window, the chunk that a question is about stands for the whole.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import functools
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from foreword.base.base_model import BaseModel
 from foreword.base.batch import batches_by_length
 from foreword.base.loss import divergences
 from foreword.base.prefix_batch import PrefixBatch
+from foreword.documents.checking import PartFinder
+from foreword.documents.chunks import Chunk
+from foreword.documents.conversations import Conversation, question_of
 from foreword.encoding import encode_example
 from foreword.examples import Example
 from foreword.generation import generate
@@ -32,6 +36,39 @@ HARM_TOKENS = 32
 
 HARM_BATCH_TOKENS = 1024
 """Tokens of one pass of the base alone; only memory depends on it."""
+
+SHORT_KINDS = ("cloze", "cell")
+"""Kinds of conversations whose answers are a few words, so that they are right or wrong."""
+
+SHORT_TOKENS = 8
+"""Of the answer to a question of the user's own that counts as short."""
+
+MOST_ANSWERED = 24
+"""Questions with short answers that are generated, so that it takes seconds."""
+
+ANSWER_BATCH_TOKENS = 8192
+"""Tokens in the cache of one batch of answers; only memory depends on it."""
+
+MOST_SECTIONS, LONGEST_SECTION = 20, 80
+"""Sections that a report has, those with most questions, and bytes of their names: a prefix file's report is
+8 KiB at most."""
+
+BEGINNING = "(before the first heading)"
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Example):
+    """A question about a document with its answer, for a prefix's report.
+
+    Attributes:
+        section: the heading that the answer stands under; None: that of the chunk.
+        chunk: number of the chunk that it is about; None: the one that it has most words in common with.
+        short: whether the answer is a few words, which are right or wrong.
+    """
+
+    section: str | None = None
+    chunk: int | None = None
+    short: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,23 +105,50 @@ def bare_template(base: BaseModel, template: Template) -> Template:
     return dataclasses.replace(template, system_in_prefix=False)
 
 
+def questions_of(conversations: Sequence[Conversation]) -> list[Question]:
+    """Conversations that were held out of training, as questions."""
+    return [
+        Question(each.source, each.target, chunk=each.chunk, short=each.kind in SHORT_KINDS)
+        for each in conversations
+    ]
+
+
+def placed(base: BaseModel, questions: Sequence[Example], chunks: Sequence[Chunk]) -> list[Question]:
+    """Questions with the chunk and the section that each is about.
+
+    Those of the user's own have the chunk that question and answer have most words in common with.
+    """
+    finder = PartFinder([chunk.text for chunk in chunks])
+    found = []
+    for given in questions:
+        one = given if isinstance(given, Question) else Question(given.source, given.target)
+        if one.chunk is None:
+            number, _ = finder.find(f"{question_of(one.source)}\n{one.target}")
+            tokens = len(base.tokenizer(one.target, add_special_tokens=False)["input_ids"])
+            one = dataclasses.replace(one, chunk=number, short=one.short or tokens <= SHORT_TOKENS)
+        section = chunks[one.chunk or 0].section if one.section is None else one.section
+        found.append(dataclasses.replace(one, section=section or BEGINNING))
+    return found
+
+
 def recovered(
     base: BaseModel,
     prefix: Prefix,
-    document: Prefix,
+    document: Prefix | Sequence[Prefix],
     questions: Sequence[Example],
     sections: Sequence[str] | None = None,
 ) -> dict[str, Recovered]:
     """Losses of the answers to `questions`: of all by "", and of each section's.
 
     Args:
-        document: the document's own keys and values, as the method `exact` makes them.
+        document: the document's own keys and values, as the method `exact` makes them, or those of the part
+            that each question is about.
         sections: of each question, the section that it asks about.
     """
     bare = bare_template(base, prefix.template)
+    given: tuple[Prefix | Sequence[Prefix] | None, ...] = (None, prefix, document)
     losses = [
-        [row.double() for row in base.token_losses(questions, given, template=bare)]
-        for given in (None, prefix, document)
+        [row.double() for row in base.token_losses(questions, prefixes, template=bare)] for prefixes in given
     ]
     places: dict[str, list[int]] = {"": list(range(len(questions)))}
     for number, section in enumerate(sections or ()):
@@ -98,16 +162,26 @@ def recovered(
 
 
 def answered(
-    base: BaseModel, prefix: Prefix | None, questions: Sequence[Example], template: Template
+    base: BaseModel,
+    prefixes: Prefix | Sequence[Prefix] | None,
+    questions: Sequence[Example],
+    template: Template,
 ) -> float:
-    """Share of questions whose greedy answer holds the right one, letters and digits alone compared."""
+    """Share of questions whose greedy answer holds the right one, letters and digits alone compared.
+
+    Args:
+        prefixes: for all, or one for each; None: the questions alone, in `template`.
+    """
     longest = max(len(base.tokenizer(each.target)["input_ids"]) for each in questions)
+    ahead = [prefixes] if isinstance(prefixes, Prefix) else prefixes or []
+    tokens = max((each.length for each in ahead), default=0) + 2 * longest + 64
     texts = generate(
         base,
         [each.source for each in questions],
-        prefix,
-        template=None if prefix is not None else template,
+        prefixes,
+        template=template if prefixes is None else None,
         max_new_tokens=longest + 8,
+        batch_size=max(1, ANSWER_BATCH_TOKENS // tokens),
     )
     right = [_plain(each.target) in _plain(text) for each, text in zip(questions, texts, strict=True)]
     return sum(right) / len(right)
@@ -156,3 +230,68 @@ def harm_answers(base: BaseModel, template: Template, count: int) -> tuple[Examp
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else value if isinstance(value, int) else round(value, 4)
+
+
+# -- the report -----------------------------------------------------------------------------------
+
+
+def measured(
+    base: BaseModel,
+    prefix: Prefix,
+    questions: Sequence[Question],
+    document: Prefix | None,
+    chunk_prefix: Callable[[int], Prefix],
+    tokens: int,
+) -> dict[str, Any]:
+    """A prefix's report but for its harm: what it recovers, overall and by section, and what it costs.
+
+    Args:
+        questions: as `placed` has them.
+        document: the document's own keys and values; None where the base's window does not hold it.
+        chunk_prefix: the same of a chunk.
+        tokens: of the document.
+    """
+    behind_chunk = functools.cache(chunk_prefix)
+    references: Prefix | list[Prefix] = document or [behind_chunk(each.chunk or 0) for each in questions]
+    found = recovered(base, prefix, references, questions, [each.section or BEGINNING for each in questions])
+    whole = found.pop("")
+    per_token = base.geometry.parameters(1) * base.dtype.itemsize
+    return {
+        **whole.to_json(),
+        "reference": "chunk" if document is None else "document",
+        "sections": _sections(found),
+        "sections_left_out": max(0, len(found) - MOST_SECTIONS),
+        "answered": _answered(base, prefix, questions, references),
+        "length": prefix.length,
+        "tokens": tokens,
+        "bytes": sum(tensor.nbytes for tensor in prefix.tensors.values()),
+        "cache_bytes": prefix.length * per_token,
+        "document_cache_bytes": tokens * per_token,
+    }
+
+
+def _sections(found: dict[str, Recovered]) -> list[dict[str, Any]]:
+    """Of those with most questions what was found, in the document's order."""
+    kept = sorted(found, key=lambda name: -found[name].answers)[:MOST_SECTIONS]
+    return [{"section": _short_name(name)} | found[name].to_json() for name in found if name in kept]
+
+
+def _short_name(name: str) -> str:
+    shown = "".join(letter if letter.isprintable() else " " for letter in name)
+    return " ".join(shown.split()).encode()[:LONGEST_SECTION].decode(errors="ignore")
+
+
+def _answered(
+    base: BaseModel, prefix: Prefix, questions: Sequence[Question], references: Prefix | Sequence[Prefix]
+) -> dict[str, Any] | None:
+    """Shares of short answers that are right, without, with the prefix and with the whole document."""
+    short = [number for number, each in enumerate(questions) if each.short]
+    short = short[:: -(-len(short) // MOST_ANSWERED) or 1]
+    if not short:
+        return None
+    asked = [questions[number] for number in short]
+    behind = references if isinstance(references, Prefix) else [references[number] for number in short]
+    bare = bare_template(base, prefix.template)
+    shares = [answered(base, given, asked, bare) for given in (None, prefix, behind)]
+    names = ("without", "with_prefix", "with_document")
+    return {"questions": len(asked)} | dict(zip(names, map(_rounded, shares), strict=True))

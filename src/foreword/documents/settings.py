@@ -41,6 +41,12 @@ class DocumentSettings:
     unrelated: float = setting(
         0.1, ge=0, lt=1, help="Share of unrelated prompts, with the bare base as teacher"
     )
+    max_harm: float | None = setting(
+        None,
+        ge=0,
+        metavar="H",
+        help="Fail where answers to unrelated prompts change by more: mean KL to the base, in nats",
+    )
     seed: int = setting(
         0, ge=SMALLEST_SEED, le=LARGEST_SEED, help="Seed of the start, conversations and order"
     )
@@ -49,6 +55,8 @@ class DocumentSettings:
         check_settings(self)
         if self.length is not None and self.ratio is not None:
             raise UsageError("give length or ratio, not both")
+        if self.method == "exact" and (self.length is not None or self.ratio is not None):
+            raise UsageError("exact keeps every token of the document; leave length and ratio out")
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Self:
@@ -63,8 +71,6 @@ class DocumentSettings:
             UsageError: a document that is not longer than that.
         """
         if self.method == "exact":
-            if self.length is not None or self.ratio is not None:
-                raise UsageError("exact keeps every token of the document; leave length and ratio out")
             return tokens
         length = self.length or max(2, round(tokens / (self.ratio or DEFAULT_RATIO)))
         if length >= tokens:
@@ -105,4 +111,5 @@ class DocumentOptions(TypedDict, total=False):
     draw: int | None
     chunk_tokens: int | None
     unrelated: float | None
+    max_harm: float | None
     seed: int | None
