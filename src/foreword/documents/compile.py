@@ -227,6 +227,7 @@ def compile_document(
     labels: dict[str, str] | None = None,
     licence: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_checkpoint: Callable[[Path], None] | None = None,
     **options: Unpack[DocumentOptions],
 ) -> Prefix:
     """A prefix that stands for a text: questions about it are answered as if it were in front of them.
@@ -237,6 +238,7 @@ def compile_document(
         questions: with their answers, for the report, which else is about held-out conversations;
             `foreword.documents.report.Question` has the section that one is about.
         checkpoint_dir, checkpoint_every, labels, licence, on_progress: as for `train`.
+        on_checkpoint: called with each checkpoint's file once it is written, to copy it elsewhere.
         options: fields of `DocumentSettings`: `method` ("studied", "matched", "exact"), `length` virtual
             tokens or `ratio`, `steps`, `seed` and so on; None stands for the default.
 
@@ -268,7 +270,7 @@ def compile_document(
         prefix = run.prefix(exact_key_values(base, ids))
     else:
         start = run.prefix(piecewise_start(base, template, text, length, settings.seed))
-        prefix = run.trained(made, start, folder, checkpoint_every)
+        prefix = run.trained(made, start, folder, checkpoint_every, on_checkpoint)
     report = run.measured(prefix, made.chunks, about, unrelated)
     if settings.max_harm is not None and report["harm"] > settings.max_harm:
         raise HarmExceeded(report)
@@ -382,7 +384,12 @@ class _Run:
         return found
 
     def trained(
-        self, made: Studies, start: Prefix, folder: Path | None, checkpoint_every: int | None
+        self,
+        made: Studies,
+        start: Prefix,
+        folder: Path | None,
+        checkpoint_every: int | None,
+        on_checkpoint: Callable[[Path], None] | None,
     ) -> Prefix:
         """The prefix that training ends in."""
         base, training = self.base, self.settings.training(self.length)
@@ -398,6 +405,7 @@ class _Run:
             folder=folder,
             description=description,
             on_progress=self.report,
+            on_checkpoint=on_checkpoint,
             checkpoint_every=checkpoint_every,
         )
         run_to_end(base, trainer, run_log, f"{base.name}: document, length {self.length}", Distillation())
