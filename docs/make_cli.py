@@ -22,7 +22,8 @@ Made from the commands' own help by `python docs/make_cli.py`; a test keeps it i
 - Status: 0 done, 1 failed, 2 wrong use. A failed command leaves every file as it was.
 - With `--json`, standard output carries exactly one JSON object. An error is one, too:
   `{"error": {"type": "...", "message": "..."}}`. Notes and progress go to standard error.
-- Ctrl-C during `foreword train` finishes the step, writes a checkpoint and says which command goes on.
+- Ctrl-C during `foreword train` or `foreword compile` finishes the step, writes a checkpoint and says which
+  command goes on.
 - `foreword --install-completion` sets up completion in your shell.
 """
 

@@ -78,7 +78,8 @@ def generate(
 
     Args:
         prompts: B sources (text, or chat messages for a prefix with a chat template).
-        prefixes: one for all, or one (or None) per row.
+        prefixes: one for all, or one (or None) per row; several in one row, as in `[(a, b), None]`, are
+            joined (base/joining.py).
         template: for rows without a prefix (default: `base.template`); rows with one use the
             prefix's own, so that they see exactly what training saw.
         raw: take every prompt as it is, without any template; only the special tokens that the tokenizer

@@ -393,8 +393,8 @@ class Prefix:
     def join(prefixes: Sequence[Prefix]) -> Prefix:
         """The virtual tokens of several prefixes of one base, one after the other.
 
-        The template is the first one's. Prefixes that were trained apart can disturb each other
-        (arXiv 2606.04557): measure the result.
+        Keys stay as they are, which is right for the parts of one prefix; `base.joining.join_prefixes` moves
+        those of prefixes that were each trained at positions from 0. The template is the first one's.
 
         Raises:
             UsageError: no prefix given, or a prefix and an infix.

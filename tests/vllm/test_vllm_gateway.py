@@ -33,10 +33,13 @@ def prefix(base: BaseModel) -> Prefix:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, prefix: Prefix) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, base: BaseModel, prefix: Prefix) -> Path:
     folder = tmp_path_factory.mktemp("gateway")
     with PrefixStore(folder / "store") as store:
         store.put("local/mugs", prefix)
+        for name, length in (("cups", 9), ("jugs", 40)):
+            recipe = {"together": "crockery"}
+            store.put(f"local/{name}", random_prefix(base, length, seed=length, recipe=recipe))
     return folder
 
 
@@ -87,6 +90,18 @@ def test_a_prefix_of_the_store_is_served(gateway: ServedProcess, base: BaseModel
         model="local/mugs", prompt=PROMPT, temperature=0, max_tokens=16, stream=True
     ) as stream:
         assert "".join(event.choices[0].text for event in stream) == expected
+
+
+def test_joined_prefixes_of_the_store_are_served(
+    gateway: ServedProcess, folder: Path, base: BaseModel
+) -> None:
+    with PrefixStore(folder / "store") as store:
+        parts = [store.get("local/cups"), store.get("local/jugs")]
+    (expected,) = generate(base, [PROMPT], prefixes=[parts], max_new_tokens=16)
+    assert complete(gateway, model="local/cups+local/jugs") == expected
+    assert complete(gateway, model="local/cups") != expected
+    with pytest.raises(openai.BadRequestError, match="'local/mugs' was not trained together"):
+        complete(gateway, model="local/cups+local/mugs")
 
 
 def test_usage_is_without_the_virtual_tokens(gateway: ServedProcess) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from foreword import BaseModel, generate
+from foreword.base.joining import join_prefixes
 from foreword.errors import GeometryMismatch, WindowExceeded
 from foreword.serving.engine.protocol import Token
 from foreword.serving.vllm.launch import BLOCK_SIZE
 from foreword.template import RAW
 from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
-from support.vllm_servers import LOADED, LOCAL_HITS, VllmServer, local, row
+from support.vllm_servers import LOADED, LOCAL_HITS, VllmServer, ask, local, row
 
 PROMPTS = [
     "hello",
@@ -51,6 +52,22 @@ def test_texts_equal_those_of_generate(server: VllmServer, base: BaseModel) -> N
     ends = base.end_ids
     texts = [base.tokenizer.decode([t.token_id for t in told if t.token_id not in ends]) for told in found]
     assert texts == generate(base, PROMPTS, prefixes=prefix, max_new_tokens=16)
+
+
+def test_joined_prefixes_give_the_local_engines_tokens(server: VllmServer, base: BaseModel) -> None:
+    """The worker reads the parts, which lie in the folder, and moves their keys itself; cold, then warm."""
+    parts = [random_prefix(base, length, seed=900 + length) for length in (37, 5, 41)]
+    for part in parts:
+        server.put(part)
+    rows = []
+    for some in (parts[:2], parts[1::-1], parts):
+        asked = row(base, PROMPTS[2], join_prefixes(base, some), max_tokens=20)
+        rows.append(dataclasses.replace(asked, joined=tuple(part.digest for part in some)))
+    rows.append(row(base, PROMPTS[2], parts[0], max_tokens=20))
+    expected = local(base, rows)
+    assert ask(lambda: server.engine(base), rows) == expected
+    assert ask(lambda: server.engine(base), rows) == expected
+    assert len({tuple(told) for told in expected}) == 4
 
 
 def test_rows_do_not_end_before_their_shortest_length(server: VllmServer, base: BaseModel) -> None:

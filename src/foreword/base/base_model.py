@@ -41,7 +41,7 @@ from foreword.base.loading import (
 from foreword.base.loss import detect_linear_head, not_finite, target_losses
 from foreword.base.prefix_batch import WITHIN_WINDOW, PrefixBatch
 from foreword.base.prepacked_linear import enable_prepacking
-from foreword.base.rope import long_fingerprint, short_positions
+from foreword.base.rope import long_fingerprint, max_positions, short_positions
 from foreword.encoding import EncodedExample, encode_example, name_of, naming
 from foreword.errors import UsageError, WindowExceeded
 from foreword.examples import Example
@@ -56,9 +56,11 @@ from foreword.template import (
 from foreword.validation import checks_arguments, deprecated
 
 if TYPE_CHECKING:
+    from foreword.base.joining import KeyRotation
     from foreword.base.template_changes import TemplateChanges
 
-PrefixesArgument = Prefix | Sequence[Prefix | None] | None
+PrefixesArgument = Prefix | Sequence[Prefix | Sequence[Prefix] | None] | None
+"""One prefix for all rows, or one of each: a prefix, several that are joined (joining.py), or None."""
 
 
 class BaseModel:
@@ -111,7 +113,7 @@ class BaseModel:
             use_kernel(model, choose_kernel(model.config, type(model)))
         # Layers that accelerate has offloaded are on the meta device between passes, and have weights.
         empty = all(parameter.is_meta for parameter in model.parameters())
-        has_weights = not empty or hasattr(model, "_hf_hook")
+        self._has_weights = has_weights = not empty or hasattr(model, "_hf_hook")
         if has_weights:
             prepare_quantized(self.model)
             enable_prepacking(self.model)
@@ -275,12 +277,7 @@ class BaseModel:
 
         With LongRoPE as far as the short factors go, so that no text's angles depend on another's length.
         """
-        config = self.model.config.get_text_config(decoder=True)
-        if hasattr(config, "relative_attention_num_buckets"):  # T5's kind counts distances, not positions
-            return None
-        fields = (getattr(config, field, None) for field in ("max_position_embeddings", "n_positions"))
-        limits = [*(n for n in fields if isinstance(n, int))][:1]
-        return min([*limits, *filter(None, [short_positions(config)])], default=None)
+        return max_positions(self.model.config)
 
     @property
     def window_note(self) -> str:
@@ -422,19 +419,26 @@ class BaseModel:
     # -- what it computes ----------------------------------------------------------------------
 
     def per_row(self, prefixes: PrefixesArgument, rows: int) -> list[Prefix | None]:
-        """`prefixes=` of the public functions as one prefix or None per row, checked.
+        """`prefixes=` of the public functions as one prefix or None per row, checked and joined.
+
+        Rows with the same prefixes to join get the same object.
 
         Raises:
-            UsageError: another number of prefixes than rows.
+            UsageError: another number of prefixes than rows, or prefixes that can't be joined.
             GeometryMismatch, WrongBaseModel: a prefix of another base.
             NonFinitePrefix: one with numbers beyond the range of the base's data type.
         """
         if prefixes is None or isinstance(prefixes, Prefix):
-            listed: list[Prefix | None] = [prefixes] * rows
+            given: list[Prefix | Sequence[Prefix] | None] = [prefixes] * rows
         else:
-            listed = list(prefixes)
+            given = list(prefixes)
+        if len(given) != rows:
+            raise UsageError(f"{len(given)} prefixes for {rows} rows; give one for all, or one per row")
+        listed = [each for each in given if each is None or isinstance(each, Prefix)]
         if len(listed) != rows:
-            raise UsageError(f"{len(listed)} prefixes for {rows} rows; give one for all, or one per row")
+            from foreword.base.joining import join_rows  # needed where prefixes are joined alone
+
+            listed = join_rows(self, given)
         for prefix in {id(p): p for p in listed if p is not None}.values():
             self.check_fits(prefix)
             self.check_placement(prefix.template)
@@ -447,6 +451,18 @@ class BaseModel:
                     "the base it is for"
                 )
         return listed
+
+    @cached_property
+    def key_rotations(self) -> tuple[KeyRotation, ...]:
+        """How the keys of each layer are moved to other positions, as a trial shows.
+
+        Raises:
+            UnsupportedArchitecture: they can't be.
+        """
+        from foreword.base.joining import find_rotations, small_model
+
+        model = self.model if self._has_weights else small_model(self.model.config)
+        return find_rotations(model, farthest=self.max_positions, positions=self.takes_positions)
 
     def check_fits(self, prefix: Prefix) -> None:
         """Refuse a prefix of another base, or one that this one's data type can't hold.
@@ -507,7 +523,7 @@ class BaseModel:
 
         Args:
             examples: B rows.
-            prefixes: one for all, or one (or None) per row.
+            prefixes: one for all, or one (or None) per row; several in one row are joined.
             template: of rows without a prefix (default: the base's own) ; rows with one use the
                 prefix's.
             layout: how rows share a forward pass; the losses are the same for all three. What would let a

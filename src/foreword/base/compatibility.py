@@ -281,7 +281,7 @@ def enable_window_shift(model: Any) -> bool:
 
     False for a model without such layers, and for one whose positions can't be moved.
     """
-    windowed, embeddings = sliding_windows(model), _rotary_embeddings(model)
+    windowed, embeddings = sliding_windows(model), rotary_embeddings(model, beyond=True)
     if not windowed or not embeddings:
         return False
     window = max(module.foreword_layer.sliding_window for module in windowed)
@@ -309,26 +309,36 @@ def sliding_windows(model: Any) -> list[Any]:
     return [m for m in model.modules() if getattr(m, "foreword_layer", no_layer).sliding_window]
 
 
-def _rotary_embeddings(model: Any) -> list[nn.Module]:
+def rotary_embeddings(model: Any, *, beyond: bool = False) -> list[nn.Module]:
+    """The modules of a decoder that make angles of positions.
+
+    Args:
+        beyond: only those whose angles stay the same beyond the positions that texts have.
+    """
     embeddings = []
     for module in model.get_decoder().modules():  # an image's encoder has rotations of its own
         kind = getattr(module, "rope_type", "default")
         kinds = set(kind.values()) if isinstance(kind, Mapping) else {kind}
-        if "RotaryEmbedding" in type(module).__name__ and kinds.isdisjoint(CHANGING):
+        fits = not beyond or kinds.isdisjoint(CHANGING)
+        if "RotaryEmbedding" in type(module).__name__ and fits:
             embeddings.append(module)
     return embeddings
 
 
 def _rope_shift(model: Any, rotary: nn.Module, module: nn.Module) -> RopeShift | None:
     apply = rotation(module)
-    taken = inspect.signature(rotary.forward).parameters
-    if apply is None or "position_ids" not in taken:
+    if apply is None or "position_ids" not in inspect.signature(rotary.forward).parameters:
         return None
-    if "layer_type" not in taken:
-        return RopeShift(rotary, apply)
+    return RopeShift(rotary, apply, rotary_layer_type(model, rotary, module))
+
+
+def rotary_layer_type(model: Any, rotary: nn.Module, module: nn.Module) -> str | None:
+    """What a rotary embedding wants to be told of an attention module's layer; None: nothing."""
+    if "layer_type" not in inspect.signature(rotary.forward).parameters:
+        return None
     types, hybrid = model.config.get_text_config(decoder=True).layer_types, attention_layers(model.config)
     layer: int = module.foreword_layer.layer  # type: ignore[assignment, union-attr]
-    return RopeShift(rotary, apply, types[layer if hybrid is None else hybrid[layer]])
+    return str(types[layer if hybrid is None else hybrid[layer]])
 
 
 def rotation(module: nn.Module) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None:

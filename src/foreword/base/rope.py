@@ -51,6 +51,16 @@ def short_positions(config: Any) -> int | None:
     return min(ends, default=None)
 
 
+def max_positions(config: Any) -> int | None:
+    """Positions up to which no text's angles depend on its length; None: the architecture sets no limit."""
+    text = config.get_text_config(decoder=True)
+    if hasattr(text, "relative_attention_num_buckets"):  # T5's kind counts distances, not positions
+        return None
+    fields = (getattr(text, field, None) for field in ("max_position_embeddings", "n_positions"))
+    limits = [*(n for n in fields if isinstance(n, int))][:1]
+    return min([*limits, *filter(None, [short_positions(config)])], default=None)
+
+
 def take_long_factors(config: Any) -> None:
     """Change a configuration, before its model is made, so that LongRoPE has its long factors for every text.
 

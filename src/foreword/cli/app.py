@@ -28,6 +28,7 @@ from foreword.errors import ForewordError, ForewordWarning, UnknownField, UsageE
 COMMANDS = {
     "pull": "Bring a base model onto this disk and say where it is.",
     "train": "Learn a prefix for a base model from a file of examples.",
+    "compile": "Make a document a prefix: questions about it are answered without its text.",
     "generate": "Write text after each prompt, each under its own prefix.",
     "evaluate": "Measure a prefix: loss, perplexity, BLEU and chrF over a file of examples.",
     "store": "Prefixes by name and version: list, put, get, label, share, verify, forget.",
@@ -54,6 +55,7 @@ ADVICE = {
     "no place for files": "name it, a folder or a URL such as s3://bucket/folder, in FOREWORD_STORE_BLOBS",
     "format not told": "if it is one of these, pass its name with --format",
     "no dev examples": "give --dev, or leave --patience out",
+    "harm exceeded": "allow more with --max-harm, or take a larger share --unrelated or fewer --steps",
 }
 """What to do on the command line, by `ForewordError.remedy`."""
 
@@ -196,9 +198,7 @@ def status_of(work: Callable[[], Any], arguments: Sequence[str]) -> int:
             advice = f"; if it has another name, say so with {options}" if options else ""
             return _failed(arguments, type(error).__name__, f"{error.found}{advice}", FAILED)
         except ForewordError as error:
-            ours = ADVICE.get(error.remedy or "")
-            message = f"{error.found}; {ours}" if ours else str(error)
-            return _failed(arguments, type(error).__name__, message, _status(error))
+            return _failed(arguments, type(error).__name__, message_of(error), _status(error))
         except Interrupted as error:
             return _interrupted(arguments, error.interrupt)
         except typer.Abort:
@@ -208,6 +208,12 @@ def status_of(work: Callable[[], Any], arguments: Sequence[str]) -> int:
                 raise
             return _wrong_use(arguments, error)
     return result if isinstance(result, int) else DONE
+
+
+def message_of(error: ForewordError) -> str:
+    """What an error says, with the command line's own advice where it has one."""
+    ours = ADVICE.get(error.remedy or "")
+    return f"{error.found}; {ours}" if ours else str(error)
 
 
 def _status(error: ForewordError) -> int:

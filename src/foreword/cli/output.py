@@ -193,6 +193,7 @@ class TrainingLines:
     def __call__(self, progress: Progress) -> None:
         """Take what training reports."""
         if progress.note is not None:
+            self._print_held()
             note(progress.note)
             return
         # A due line waits for the step's dev loss, which comes in a report of its own.

@@ -223,7 +223,7 @@ def train(
         return _train_one(request, out, tensorboard=tensorboard)
     from foreword.cli.train_owners import train_owners
 
-    with destination(out, name, store, blobs, checkpoint_dir) as goal:
+    with destination(out, store, blobs, checkpoint_dir, name=name) as goal:
         train_owners(request, goal, owners)
 
 
@@ -282,12 +282,12 @@ def _train_one(request: Request, out: Path, *, tensorboard: bool) -> None:
             **request.settings.keywords(),
         )
 
-    prefix = _run_or_restart(run, folder, overwrite=request.overwrite)
+    prefix = run_or_restart(run, folder, overwrite=request.overwrite)
     prefix.save(out, overwrite=request.overwrite)
     _tell(prefix, out, folder, json=request.json)
 
 
-def _run_or_restart(
+def run_or_restart(
     run: Callable[[Callable[[Any], None]], Prefix], folder: Path, *, overwrite: bool
 ) -> Prefix:
     """Train, or go on; a folder with another run is started anew only under --overwrite."""

@@ -1,4 +1,7 @@
-"""Destinations: where the prefixes of a run go, a file or a version for each owner, and checkpoints."""
+"""Destinations: where the prefixes of a run go, a file or a version for each, and checkpoints.
+
+Of `foreword train --by owner` each owner has one, of `foreword compile --by document` each document.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from foreword.errors import CannotWrite, UnknownPrefix, UsageError
+from foreword.errors import BadPrefix, CannotWrite, UnknownPrefix, UsageError
 
 if TYPE_CHECKING:
     from foreword.prefix import Prefix
@@ -25,11 +28,12 @@ def run_folder(out: Path) -> Path:
 
 
 class Folder:
-    """A folder with a prefix file of each owner."""
+    """A folder with a prefix file of each owner, or of each document."""
 
-    def __init__(self, folder: Path, runs: Path) -> None:
+    def __init__(self, folder: Path, runs: Path, what: str = "owner") -> None:
         self._folder = folder
         self._runs = runs
+        self._what = what
 
     def check(self, owners: Iterable[str]) -> None:
         """Make the folder; refuse owners whose names it can't take, before the work.
@@ -43,13 +47,13 @@ class Folder:
             file = self.path(owner).name
             if len(file) > LONGEST_FILE_NAME:
                 raise UsageError(
-                    f"the owner {owner[:40]!r}… has too long a name for a file; expected at most "
-                    f"{LONGEST_FILE_NAME} characters in {file[:40]}…. Give the owner a shorter one"
+                    f"the {self._what} {owner[:40]!r}… has too long a name for a file; expected at most "
+                    f"{LONGEST_FILE_NAME} characters in {file[:40]}…. Give the {self._what} a shorter one"
                 )
             if (other := seen.setdefault(file.casefold(), owner)) != owner:
                 raise UsageError(
-                    f"the owners {other!r} and {owner!r} differ only in capitals, and on many disks so would "
-                    "not their files; rename one, or put the prefixes into a store (--name)"
+                    f"the {self._what}s {other!r} and {owner!r} differ only in capitals, and on many disks "
+                    "so would not their files; rename one, or put the prefixes into a store"
                 )
         try:
             self._folder.mkdir(exist_ok=True)
@@ -76,6 +80,15 @@ class Folder:
             return str(path) if hashlib.sha256(path.read_bytes()).hexdigest() == digest else None
         return None
 
+    def newest(self, owner: str) -> tuple[Prefix, str] | None:
+        """The prefix that is there and where; None without one, and without one that can be read."""
+        from foreword.prefix import Prefix
+
+        path = self.path(owner)
+        with contextlib.suppress(BadPrefix):
+            return (Prefix.load(path), str(path)) if path.exists() else None
+        return None
+
     def taken(self, owner: str) -> Path | None:
         """The file that would be replaced, or None."""
         path = self.path(owner)
@@ -89,65 +102,88 @@ class Folder:
 
 
 class Stored:
-    """A store, in which each owner's prefix is a version of OWNER/NAME."""
+    """A store, in which each owner's prefix is a version of OWNER/NAME, each document's of OWNER/DOCUMENT."""
 
-    def __init__(self, store: PrefixStore, name: str) -> None:
+    def __init__(self, store: PrefixStore, *, owner: str | None = None, name: str | None = None) -> None:
+        """With `name`, entries are owners, who each have a prefix of that name; with `owner`, documents."""
         self._store = store
+        self._owner = owner
         self._name = name
 
-    def check(self, owners: Iterable[str]) -> None:
+    def check(self, entries: Iterable[str]) -> None:
         """As `Folder.check`; makes nothing."""
         from foreword.store.names import parse_name
 
-        for owner in owners:
-            if "/" in owner:  # else the name would be said to be wrong, not the owner
-                raise UsageError(f"the owner {owner!r} has a / in the name, which no store takes; rename it")
-            parse_name(f"{owner}/{self._name}")
+        for entry in entries:
+            if "/" in entry and self._owner is None:  # else the name would be said to be wrong, not the owner
+                raise UsageError(f"the owner {entry!r} has a / in the name, which no store takes; rename it")
+            owner, _ = parse_name(self._full_name(entry))
             self._store.checkpoint_folder(owner)
 
-    def checkpoints(self, owner: str) -> Path:
+    def checkpoints(self, entry: str) -> Path:
         """As `Folder.checkpoints`: where `forget` finds them."""
         from foreword.store.names import folder_name
 
-        return self._store.checkpoint_folder(owner) / folder_name(self._name)
+        owner, name = self._full_name(entry).split("/")
+        return self._store.checkpoint_folder(owner) / folder_name(name)
 
-    def find(self, owner: str, digest: str) -> str | None:
+    def find(self, entry: str, digest: str) -> str | None:
         """As `Folder.find`."""
         with contextlib.suppress(UnknownPrefix):
-            return self._store.describe(f"{owner}/{self._name}@sha256:{digest}").version.reference
+            return self._store.describe(f"{self._full_name(entry)}@sha256:{digest}").version.reference
         return None
 
-    def taken(self, owner: str) -> Path | None:
+    def newest(self, entry: str) -> tuple[Prefix, str] | None:
+        """As `Folder.newest`: the newest version."""
+        with contextlib.suppress(UnknownPrefix):
+            reference = self._store.describe(self._full_name(entry)).version.reference
+            return self._store.get(reference), reference
+        return None
+
+    def taken(self, entry: str) -> Path | None:
         """As `Folder.taken`: never, each put is a version of its own."""
         return None
 
-    def write(self, owner: str, prefix: Prefix, *, overwrite: bool) -> str:
+    def write(self, entry: str, prefix: Prefix, *, overwrite: bool) -> str:
         """As `Folder.write`."""
-        return self._store.put(f"{owner}/{self._name}", prefix).reference
+        return self._store.put(self._full_name(entry), prefix).reference
+
+    def _full_name(self, entry: str) -> str:
+        return f"{self._owner or entry}/{self._name or entry}"
 
 
 Destination = Folder | Stored
-"""Where the prefixes of a run with many owners go."""
+"""Where the prefixes of a run with many owners or documents go."""
 
 
 @contextlib.contextmanager
 def destination(
-    out: Path | None, name: str | None, place: str, blobs: str | None, checkpoint_dir: Path | None
+    out: Path | None,
+    place: str,
+    blobs: str | None,
+    checkpoint_dir: Path | None,
+    *,
+    owner: str | None = None,
+    name: str | None = None,
+    what: str = "owner",
 ) -> Iterator[Destination]:
-    """The destination that the options name: a folder, or else a store.
+    """The destination that the options name: the folder `out`, or else a store.
+
+    Args:
+        owner, name: as of `Stored`, one of them.
+        what: has a prefix each, for messages.
 
     Raises:
         UsageError: a folder for checkpoints that belongs to no database, or the lack of one.
         UnknownStore, StoreUnavailable, CannotWrite: see `PrefixStore`.
     """
     if out is not None:
-        yield Folder(out, checkpoint_dir or run_folder(out))
+        yield Folder(out, checkpoint_dir or run_folder(out), what)
         return
-    assert name is not None
     from foreword.store import PrefixStore
     from foreword.store.names import parse_name
 
-    parse_name(f"owner/{name}")
+    parse_name(f"{owner or 'owner'}/{name or 'name'}")
     database = "://" in place
     if checkpoint_dir is not None and not database:
         raise UsageError(
@@ -157,4 +193,4 @@ def destination(
     if checkpoint_dir is None and database:
         raise UsageError("a store in a database has no folder for checkpoints; name one: --checkpoint-dir")
     with PrefixStore(place, blobs=blobs, checkpoints=checkpoint_dir) as store:
-        yield Stored(store, name)
+        yield Stored(store, owner=owner, name=name)

@@ -261,6 +261,12 @@ def compile_document(
     template = document_template(base, folder)
     ids = document_ids(base, template, text)
     length = settings.length_for(len(ids))
+    positions = base.max_positions
+    if settings.method == "exact" and positions is not None and length > positions - 2:
+        raise WindowExceeded(
+            f"the document has {length} tokens, and {base.shown_name} has {positions} positions; take "
+            "another method, whose teacher reads the document in chunks"
+        )
     base.max_text_tokens(length)
     run = _Run(base, settings, template, text, ids, length, on_progress or (lambda progress: None))
     made = run.studies(conversations)

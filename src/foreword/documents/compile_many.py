@@ -111,10 +111,10 @@ def compile_documents(
 
 def is_result(prefix: Prefix, base: BaseModel, text: str, settings: DocumentSettings) -> bool:
     """Whether a prefix is what a text becomes under these settings, drawn conversations understood."""
-    recipe = dict(prefix.recipe.get("document", {}))
-    recipe.pop("tokens", None)
+    recipe = prefix.recipe.get("document", {})
     expected = settings.to_json() | {"sha256": text_digest(text)}
-    return prefix.base.fingerprint == base.fingerprint and recipe == expected
+    same = all(name in recipe and recipe[name] == value for name, value in expected.items())
+    return prefix.base.fingerprint == base.fingerprint and same
 
 
 def _folder(checkpoint_dir: str | Path | Callable[[str], Path] | None, name: str) -> Path | None:

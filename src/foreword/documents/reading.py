@@ -74,31 +74,44 @@ def read_document(path: str | os.PathLike[str]) -> Document:
 def read_folder(
     path: str | os.PathLike[str], *, on_passed_over: Callable[[str, str], None] | None = None
 ) -> list[Document]:
-    """The documents in a folder, in the order of their names; those in folders below it are not looked at.
+    """The documents in a folder, as `documents_in` lists them.
+
+    Raises:
+        CannotRead, BadDocument: as `documents_in`, and for one that can't be read.
+        UsageError: as `read_document`.
+    """
+    return [read_document(file) for file in documents_in(path, on_passed_over=on_passed_over)]
+
+
+def documents_in(
+    path: str | os.PathLike[str], *, on_passed_over: Callable[[str, str], None] | None = None
+) -> list[Path]:
+    """The files in a folder that may hold documents, in the order of their names.
+
+    Those in folders below it are not looked at.
 
     Args:
-        on_passed_over: called with the name of everything that is not read, and the reason.
+        on_passed_over: called with the name of everything that is not taken, and the reason.
 
     Raises:
         CannotRead: no folder, or one that can't be listed.
-        BadDocument: no document in it, or one that can't be read.
-        UsageError: as `read_document`.
+        BadDocument: no document in it.
     """
     folder = Path(path)
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise CannotRead(f"{folder} can't be listed: {error.strerror or error}") from error
-    documents = []
+    found = []
     for entry in entries:
         if (reason := _why_passed_over(entry)) is None:
-            documents.append(read_document(entry))
+            found.append(entry)
         elif on_passed_over is not None:
             on_passed_over(entry.name, reason)
-    if not documents:
-        found = ", ".join(entry.name for entry in entries[:5]) or "nothing"
-        raise BadDocument(f"{folder} has no document in it, found {found}; expected files of {SUFFIXES}")
-    return documents
+    if not found:
+        names = ", ".join(entry.name for entry in entries[:5]) or "nothing"
+        raise BadDocument(f"{folder} has no document in it, found {names}; expected files of {SUFFIXES}")
+    return found
 
 
 def _why_passed_over(entry: Path) -> str | None:

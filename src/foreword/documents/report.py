@@ -14,6 +14,7 @@ import importlib.resources
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from foreword.documents.checking import PartFinder
 from foreword.documents.chunks import Chunk
 from foreword.documents.conversations import Conversation, question_of
 from foreword.encoding import encode_example
-from foreword.examples import Example
+from foreword.errors import BadExamples, UnknownField
+from foreword.examples import Example, read_examples
 from foreword.generation import generate
 from foreword.prefix import Prefix
 from foreword.template import Template
@@ -103,6 +105,33 @@ def bare_template(base: BaseModel, template: Template) -> Template:
     if not template.system_in_prefix:
         return base.template
     return dataclasses.replace(template, system_in_prefix=False)
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Questions with answers from a file of examples, in any format that has them.
+
+    They are called source and target or question and answer, and may have a section, which is the heading
+    that the answer stands under.
+
+    Raises:
+        CannotRead, BadExamples: as `read_examples`.
+    """
+    first: BadExamples | None = None
+    for names in ({}, {"source": "question", "target": "answer"}):
+        for section in ({"owner": "section"}, {}):
+            try:
+                found = read_examples(path, fields={**names, **section})
+            except BadExamples as error:
+                if not isinstance(error, UnknownField) and error.remedy != "format not told":
+                    raise
+                first = first or (None if section else error)
+            else:
+                return [
+                    Question(each.source, each.target, section=each.owner if section else None)
+                    for each in found
+                ]
+    assert first is not None
+    raise first
 
 
 def questions_of(conversations: Sequence[Conversation]) -> list[Question]:

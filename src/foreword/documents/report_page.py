@@ -13,7 +13,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em; color: #222 }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em }}
 table {{ border-collapse: collapse; margin: 1em 0 }}
 th, td {{ padding: .3em .8em .3em 0; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top }}
 td + td, th + th {{ text-align: right; font-variant-numeric: tabular-nums }}
@@ -27,7 +27,7 @@ svg text {{ font: 13px system-ui, sans-serif; fill: #222 }}
 """
 
 ROW, LEFT, BAR, LETTERS = 24, 300, 300, 42
-"""Of the picture, in pixels: height of a row, where bars begin, how long 1 is; and letters of a row's name."""
+"""Of the picture, in pixels: height of a row, where bars begin, how long 1 is; letters of a row's name."""
 
 
 def report_page(report: Mapping[str, Any], *, document: str, base: str) -> str:
@@ -50,14 +50,16 @@ def figure(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def megabytes(size: int) -> str:
+def size_of(count: int) -> str:
     """A number of bytes for people."""
-    return f"{size / 1e6:.1f} MB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def _summary(report: Mapping[str, Any], behind: str) -> str:
     if report["recovered_share"] is None:
-        return f"<p>Answers are no likelier behind {behind} than without it, so that nothing is to recover.</p>"
+        return (
+            f"<p>Answers are no likelier behind {behind} than without it, so that nothing is to recover.</p>"
+        )
     return (
         f"<p>The prefix recovers <strong>{figure(report['recovered_share'])}</strong> of what {behind} does "
         f"for {report['answers']} answers that training did not have. 0 is the base without anything, 1 is "
@@ -105,10 +107,10 @@ def _harm(report: Mapping[str, Any]) -> str:
 
 def _size(report: Mapping[str, Any]) -> str:
     rows = [
-        ("the prefix", str(report["length"]), megabytes(report["cache_bytes"])),
-        ("the document's text", str(report["tokens"]), megabytes(report["document_cache_bytes"])),
+        ("the prefix", str(report["length"]), size_of(report["cache_bytes"])),
+        ("the document's text", str(report["tokens"]), size_of(report["document_cache_bytes"])),
     ]
-    file = f"<p>Its keys and values have {megabytes(report['bytes'])} in the file.</p>"
+    file = f"<p>Its keys and values have {size_of(report['bytes'])} in the file.</p>"
     return _table(("in the cache of an engine", "tokens", "keys and values"), rows) + file
 
 
@@ -135,5 +137,5 @@ def _picture(sections: Sequence[Mapping[str, Any]]) -> str:
         bar = f'<rect x="{LEFT}" y="{top + 4}" width="{width:.1f}" height="{ROW - 8}" fill="#1f5f99"/>'
         figures = f'<text x="{LEFT + BAR + 12}" y="{top + 16}">{_share(each)}</text>'
         lines.append(f"<g><title>{escape(name)}</title>{label}{bar}{figures}</g>")
-    label = "Recovered share by section"
-    return f'<svg viewBox="0 0 {LEFT + BAR + 60} {height}" role="img" aria-label="{label}">{"".join(lines)}</svg>'
+    size = f"0 0 {LEFT + BAR + 60} {height}"
+    return f'<svg viewBox="{size}" role="img" aria-label="Recovered share">{"".join(lines)}</svg>'

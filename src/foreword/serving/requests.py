@@ -14,7 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 LONGEST_NAME = 300
-"""Characters of a model's name."""
+"""Characters of a model's name, of which several may be joined."""
+MOST_JOINED = 10
+"""Prefixes that one request may join."""
+JOINS = "+"
+"""Between their names, which can't have it."""
+LONGEST_MODEL = (LONGEST_NAME + 1) * MOST_JOINED
+"""Characters of a model's name in a request."""
 MOST_FIELDS = 100
 """Of an object; none has half as many that are known."""
 Text = Annotated[str, Field(max_length=1 << 23)]
@@ -81,7 +87,7 @@ class StreamOptions(Body):
 class Sampled(Body):
     """What completions and chat have in common."""
 
-    model: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+    model: Annotated[str, Field(min_length=1, max_length=LONGEST_MODEL)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None

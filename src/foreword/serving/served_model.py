@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foreword.base.base_model import BaseModel
+from foreword.base.joining import join_prefixes
 from foreword.encoding import TokenReach, token_reach
 from foreword.errors import UsageError, WindowExceeded
 from foreword.prefix import BaseIdentity, Geometry, Prefix
@@ -79,6 +80,7 @@ class ServedModel:
         equivalent: fingerprints of other bases whose prefixes run on this one, too.
         check_ids: raises UsageError for token ids that the base has no embedding for.
         check: raises GeometryMismatch, WrongBaseModel or UsageError for a prefix that does not fit.
+        join: makes one prefix of several; raises as `join_prefixes`.
     """
 
     name: str
@@ -91,6 +93,7 @@ class ServedModel:
     text_limit: Callable[[int], int | None]
     check_ids: Callable[[Sequence[int], str], None]
     check: Callable[[Prefix], object]
+    join: Callable[[Sequence[Prefix]], Prefix]
     equivalent: frozenset[str] = frozenset()
 
     @functools.cached_property
@@ -160,5 +163,6 @@ def served_of(base: BaseModel, name: str | None = None) -> ServedModel:
         text_limit=base.max_text_tokens,
         check_ids=base.check_ids,
         check=lambda prefix: base.per_row(prefix, 1),
+        join=lambda prefixes: join_prefixes(base, prefixes),
         equivalent=base.equivalent,
     )

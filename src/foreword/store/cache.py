@@ -18,7 +18,7 @@ import secrets
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EPOCH_FILE = "forgotten"
+BETWEEN = "+"
+"""Between the owners, and the digests, of prefixes that were made one: no name has it."""
 RESCAN_SHARE = 16
 """The disk tier is counted again after each 1/16 of its limit: other processes add to it too."""
 
@@ -68,9 +70,9 @@ class MemoryCache(Generic[T]):
                 self.size -= gone
 
     def drop(self, owner: str) -> None:
-        """Keep nothing of an owner."""
+        """Keep nothing of an owner, nor what was made of their prefixes and others'."""
         with self._lock:
-            for key in [key for key in self._kept if key[0] == owner]:
+            for key in [key for key in self._kept if owner in key[0].split(BETWEEN)]:
                 _, gone = self._kept.pop(key)
                 self.size -= gone
 
@@ -213,6 +215,28 @@ class Cache:
                 prefix = load(content)
                 self.memory.put(owner, digest, prefix, len(content))
         self.reads[tier] += 1
+        return prefix
+
+    @property
+    def epoch(self) -> int:
+        """The last forgetting that was seen."""
+        return self._epoch
+
+    def joined(
+        self, owners: Sequence[str], digests: Sequence[str], join: Callable[[], Prefix], epoch: int
+    ) -> Prefix:
+        """What `join` makes of several prefixes, in memory until it is used least, or one owner is dropped.
+
+        Args:
+            epoch: from before the prefixes were read.
+        """
+        owner, digest = BETWEEN.join(sorted(set(owners))), BETWEEN.join(digests)
+        prefix = self.memory.get(owner, digest)
+        if prefix is None:
+            prefix = join()
+            with self._lock:
+                if epoch == self._epoch:  # else somebody was forgotten meanwhile, as in `put`
+                    self.memory.put(owner, digest, prefix, prefix.numel() * prefix.dtype.itemsize)
         return prefix
 
     def put(self, owner: str, digest: str, prefix: Prefix, content: bytes, epoch: int) -> None:

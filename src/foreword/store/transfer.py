@@ -1,9 +1,9 @@
 """Export and import: everything of one owner into one file, and back.
 
-A zip file, not compressed: `manifest.json`, once per digest `blobs/<digest>.prefix`, and `files/<id>` for each
-file that a server keeps for the owner: examples, documents, conversations, reports. Labels and version numbers
-travel; who may read them does not, because another store's "bob" may be somebody else. Files, and what the
-owner used, are there for the owner to have, and are not imported.
+A zip file, not compressed: `manifest.json`, once per digest `blobs/<digest>.prefix`, and `files/<id>` for
+each file that a server keeps for the owner: examples, documents, conversations, reports. Labels and version
+numbers travel; who may read them does not, because another store's "bob" may be somebody else. Files, and
+what the owner used, are there for the owner to have, and are not imported.
 """
 
 from __future__ import annotations

@@ -62,10 +62,9 @@ def send(
 
 
 def create(client: openai.OpenAI, file: str, method: dict[str, Any] | None = None, **more: Any) -> Any:
-    given: Any = {"type": "document", "document": {"hyperparameters": QUICK} if method is None else method}
-    return client.fine_tuning.jobs.create(
-        **{"model": "tiny-llama", "training_file": file, "method": given, **more}
-    )
+    given = {"type": "document", "document": {"hyperparameters": QUICK} if method is None else method}
+    body: Any = {"model": "tiny-llama", "training_file": file, "method": given, **more}
+    return client.fine_tuning.jobs.create(**body)
 
 
 def work(
@@ -95,7 +94,7 @@ def test_a_document_becomes_a_model_with_its_report_beside_it(gateway: Gateway) 
         client, document, asked, validation_file=questions, suffix="gate", seed=5, metadata={"a": "b"}
     )
     assert made.method.to_dict() == {"type": "document", "document": asked}
-    assert (made.status, made.seed, job.metadata, made.result_files) == ("queued", 5, {"a": "b"}, [])
+    assert (made.status, made.seed, made.metadata, made.result_files) == ("queued", 5, {"a": "b"}, [])
     with pytest.raises(openai.ConflictError, match="needs this file"):
         client.files.delete(document)
     assert work(gateway.store, gateway.base) == [made.id]
@@ -223,8 +222,8 @@ def test_what_is_no_document_is_refused_at_the_upload(
         ({}, {"model": "dan/prefix"}, "model", "is a prefix"),
         ({}, {"extra_body": {"template": {"style": "raw"}}}, "template", "no meaning for the method document"),
         ({}, {"hyperparameters": {"n_epochs": 3}}, "hyperparameters", "method.document.hyperparameters"),
-        ({}, {"method": {"type": "supervised"}, "training_file": "DOCUMENT"}, "training_file", "fine-tune"),
-        ({}, {"method": {"type": "supervised", "document": {"conversations": "x"}}}, "method.document", "meaning"),
+        (None, {"type": "supervised"}, "training_file", "fine-tune"),
+        (None, {"type": "supervised", "document": {"conversations": "x"}}, "method.document", "no meaning"),
     ],
 )  # fmt: skip
 def test_a_job_that_can_not_be_done_is_refused_by_the_field_that_is_wrong(
@@ -239,6 +238,8 @@ def test_a_job_that_can_not_be_done_is_refused_by_the_field_that_is_wrong(
     more = {
         name: files.get(value, value) if isinstance(value, str) else value for name, value in more.items()
     }
+    if method is None:  # `more` is the method
+        more = {"method": more}
     with pytest.raises(openai.APIStatusError, match=message) as caught:
         create(client, more.pop("training_file", files["DOCUMENT"]), method, **more)
     assert caught.value.status_code in (400, 404)

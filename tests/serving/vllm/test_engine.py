@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
 from foreword import BaseModel
+from foreword.base.joining import join_prefixes
 from foreword.errors import (
     AlteredBlob,
     EngineStopped,
@@ -223,6 +224,24 @@ def test_a_request_says_every_setting_and_puts_placeholders_in_the_prefixs_place
     assert (full["max_tokens"], full["min_tokens"]) == (4, 4)  # vLLM refuses more of the second
 
 
+def test_a_joined_prefix_is_asked_for_by_the_digests_of_its_parts(tiny_base: BaseModel) -> None:
+    """vLLM's worker reads stored files only; the order counts, and so the cache is another one."""
+    parts = [random_prefix(tiny_base, 3, seed=seed) for seed in (1, 2)]
+    engine = VllmEngine(tiny_base, "http://127.0.0.1:9", SECRET)
+    salts = set()
+    for some in (parts, parts[::-1], parts[:1]):
+        joined = join_prefixes(tiny_base, some)
+        digests = tuple(part.digest for part in some)
+        row = Row((5, 6), joined, "alice", Sampling(7), frozenset(), digests if len(some) > 1 else ())
+        body = engine.body(row, 7)
+        made = ticket.read(body["kv_transfer_params"])
+        assert made is not None
+        assert (made.digest, made.length) == ("+".join(digests), joined.length)
+        ticket.verify(SECRET, made, body["cache_salt"], body["prompt"])
+        salts.add(body["cache_salt"])
+    assert len(salts) == 3
+
+
 def test_a_vllm_that_is_not_there_is_said_so(tiny_base: BaseModel) -> None:
     async def ask(row: Row) -> None:
         engine = VllmEngine(tiny_base, "http://127.0.0.1:9", SECRET)
@@ -303,8 +322,10 @@ def test_why_a_prefix_was_not_loaded_is_asked_of_the_store(
 ) -> None:
     monkeypatch.setattr("foreword.serving.vllm.engine.answers", lambda url: True)
     engine = VllmEngine(tiny_base, "http://127.0.0.1:9", SECRET, read=read)
-    error = asyncio.run(engine._meaning(Broken("status 500: KV load failed"), random_prefix(tiny_base, 2)))
-    assert type(error) is kind
+    prefix, broken = random_prefix(tiny_base, 2), Broken("status 500: KV load failed")
+    for joined in ((), ("one", "other")):
+        row = Row((5,), prefix, "alice", Sampling(7), frozenset(), joined)
+        assert type(asyncio.run(engine._meaning(broken, row))) is kind
 
 
 @pytest.mark.parametrize("version", ["0.30.0", "0.9.2.post2", "unknown"])

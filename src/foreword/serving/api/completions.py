@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from foreword.serving.api.prompts import (
     characters_of,
     check_count,
     conversation,
-    find_prefix,
+    find_model,
     make_rows,
     prompt_ids,
     prompts_of,
@@ -126,9 +127,10 @@ async def _rows(
     pools, account, count = server.pools, identity.account, texts_of(body)
     check_count(server, count, body)
     check_places(server, identity, count)  # they are taken when the token ids are there
-    prefix = await pools.reads.run(account, lambda: find_prefix(server, identity.view, body.model))
+    prefix, joined = await pools.reads.run(account, lambda: find_model(server, identity.view, body.model))
     places = tokenizer_places(characters_of(body))
-    return await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
+    rows = await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
+    return [dataclasses.replace(row, joined=joined) for row in rows] if joined else rows
 
 
 def _completion_rows(

@@ -14,11 +14,12 @@ from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.prompts import find_prefix
 from foreword.serving.api.schemas import ERRORS, seconds_of
 from foreword.serving.api.state import identity_of, server_of
-from foreword.serving.errors import Refused
+from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
 from foreword.serving.jobs.settings import NO_ZERO, DocumentMethod, JobBody, OpenAIHyperparameters
+from foreword.serving.requests import JOINS
 from foreword.store.database import Database
 from foreword.store.names import parse_name
 from foreword.store.schema import now
@@ -37,6 +38,14 @@ def create_job(request: Request, body: JobBody) -> Any:
     owner = identity.writer("jobs")
     identifier = f"ftjob-{secrets.token_hex(12)}"
     _, name = parse_name(f"{owner}/{body.suffix or identifier}")
+    if body.model != server.served.name and JOINS in body.model:
+        raise Refused(
+            400,
+            f"{shown(body.model)} joins several prefixes, and training starts from one; name one of them, or "
+            "the base model",
+            code="invalid_value",
+            param="model",
+        )
     start = find_prefix(server, identity.view, body.model)
     # The version, not a name that may mean another one when the job's turn comes.
     reference = None if start is None else describe(identity.view, body.model).version.reference

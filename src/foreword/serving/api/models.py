@@ -11,14 +11,22 @@ from foreword.errors import BadName, ForewordError, TemplateRefuses, UnknownPref
 from foreword.prefix import Prefix
 from foreword.serving.api import schemas
 from foreword.serving.api.pools import FairRoute
+from foreword.serving.api.prompts import find_model
 from foreword.serving.api.schemas import BINARY, ERRORS, seconds_of
 from foreword.serving.api.state import RequestIdentity, ServerState, identity_of, server_of
 from foreword.serving.errors import Refused, refused, unknown_model
+from foreword.serving.requests import JOINS, LONGEST_MODEL
 from foreword.serving.validation_errors import refuse_fields_beside
 from foreword.store import Description, PrefixStore, Version
 
 router = APIRouter(tags=["models"], route_class=FairRoute)
-ModelName = Annotated[str, Path(description="The base, owner/name, or owner/name@version.", max_length=300)]
+ModelName = Annotated[
+    str,
+    Path(
+        description="The base, owner/name, owner/name@version, or several joined by +.",
+        max_length=LONGEST_MODEL,
+    ),
+]
 
 
 @router.get("/v1/models/", include_in_schema=False)
@@ -50,6 +58,9 @@ def retrieve_model(request: Request, model: ModelName) -> Any:
     server, view = server_of(request), identity_of(request).view
     if model == server.served.name:
         return _base(server)
+    if JOINS in model:
+        find_model(server, view, model)  # refuses what completions would
+        return _joined(view, model)
     version = describe(view, model).version
     if not _fits(server, version):
         raise Refused(
@@ -99,6 +110,13 @@ def _model_of(version: Version, name: str) -> schemas.ModelAnswer:
         owned_by=version.owner,
         foreword=schemas.ModelFacts.model_validate(version, from_attributes=True),
     )
+
+
+def _joined(view: PrefixStore, name: str) -> schemas.ModelAnswer:
+    versions = [describe(view, each).version for each in name.split(JOINS)]
+    owners = sorted({version.owner for version in versions})
+    created = max(seconds_of(version.created) for version in versions)
+    return schemas.ModelAnswer(id=name, created=created, owned_by=JOINS.join(owners))
 
 
 def _base(server: ServerState) -> schemas.ModelAnswer:

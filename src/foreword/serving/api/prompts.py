@@ -9,9 +9,11 @@ from typing import Any
 
 from foreword.errors import (
     BadName,
+    ForewordError,
     GeometryMismatch,
     TemplateRefuses,
     UnknownPrefix,
+    UnsupportedArchitecture,
     UsageError,
     WrongBaseModel,
 )
@@ -19,12 +21,15 @@ from foreword.prefix import Prefix
 from foreword.sampling import SEEDS, row_seed
 from foreword.serving.api.state import RequestIdentity, ServerState
 from foreword.serving.engine.protocol import Row, Sampling
-from foreword.serving.errors import Refused, refused, unknown_model
-from foreword.serving.requests import ChatBody, CompletionBody, Sampled
+from foreword.serving.errors import Refused, refused, shown, unknown_model
+from foreword.serving.requests import JOINS, MOST_JOINED, ChatBody, CompletionBody, Sampled
 from foreword.serving.served_model import ServedModel
 from foreword.store import PrefixStore
+from foreword.store.names import parse
 from foreword.template import Source, Template
 
+TOGETHER = "together"
+"""In a prefix's recipe: what is the same text for all that were trained with each other in sight."""
 SMALLEST_TOP_P = 1e-6
 """What a `top_p` of 0 means: the likeliest token alone."""
 
@@ -48,6 +53,53 @@ def find_prefix(server: ServerState, view: PrefixStore, name: str) -> Prefix | N
     except (GeometryMismatch, WrongBaseModel) as error:
         raise Refused(400, refused(error).message, code="wrong_base_model", param="model") from error
     return prefix
+
+
+def find_model(server: ServerState, view: PrefixStore, name: str) -> tuple[Prefix | None, tuple[str, ...]]:
+    """What a model's name means to the caller, and the digests of the prefixes that it joins.
+
+    `alice/a+alice/b` joins prefixes that were trained together. Each is looked up as a model of its own, at
+    every request; what they make together is kept in the store's memory, under the names of all their owners.
+
+    Raises:
+        Refused: as `find_prefix` for each; 400 for prefixes that were trained apart, or can't be joined.
+    """
+    listed = name.split(JOINS)
+    if name == server.served.name or len(listed) == 1:
+        return find_prefix(server, view, name), ()
+    if len(listed) > MOST_JOINED:
+        raise _not_joined(f"the model joins {len(listed)} prefixes; expected at most {MOST_JOINED}")
+    epoch = view.cache.epoch
+    prefixes = []
+    for each in listed:
+        if (prefix := find_prefix(server, view, each)) is None:
+            raise _not_joined(f"{shown(each)} is the base model, which is no prefix to join; leave it out")
+        prefixes.append(prefix)
+    groups = [prefix.recipe.get(TOGETHER) for prefix in prefixes]  # of any JSON that a file may have
+    together = [isinstance(group, str) and group != "" and group == groups[0] for group in groups]
+    if not all(together):
+        raise Refused(
+            400,
+            f"{shown(listed[together.index(False)])} was not trained together with "
+            "the others, and prefixes that were trained apart disturb each other. Name one of them alone, or "
+            "compile their documents with --together",
+            code="not_trained_together",
+            param="model",
+        )
+    digests = tuple(prefix.digest for prefix in prefixes)
+    owners = [parse(each).owner for each in listed]
+    try:
+        joined = view.cache.joined(owners, digests, lambda: server.served.join(prefixes), epoch)
+    except UnsupportedArchitecture as error:
+        raise _not_joined(str(error)) from error
+    except ForewordError as error:
+        answer = refused(error)
+        raise Refused(answer.status, answer.message, code=answer.code, param="model") from error
+    return joined, digests
+
+
+def _not_joined(message: str) -> Refused:
+    return Refused(400, message, code="invalid_value", param="model")
 
 
 def conversation(server: ServerState, prefix: Prefix | None, body: ChatBody) -> Source:

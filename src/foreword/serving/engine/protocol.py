@@ -48,6 +48,7 @@ class Row:
         prompt_ids: the whole prompt, template applied; at least one.
         prefix: what it stands behind; None for the bare base model.
         owner: whose request it is, so that owners can be served fairly and never share a cache.
+        joined: digests of the stored prefixes that `prefix` joins; none for one that is stored itself.
     """
 
     prompt_ids: tuple[int, ...]
@@ -55,6 +56,7 @@ class Row:
     owner: str
     sampling: Sampling
     end_ids: frozenset[int]
+    joined: tuple[str, ...] = ()
 
     @property
     def prefix_length(self) -> int:

@@ -102,9 +102,15 @@ def weights_of(vllm_config: Any, of_folder: Callable[[Path], str | None]) -> str
     model = vllm_config.model_config
     if not (folder := Path(model.model)).is_dir():
         return None
-    weights, positions = of_folder(folder), short_positions(model.hf_config)
-    long = positions is not None and model.max_model_len > positions
-    return long_fingerprint(weights) if long and weights is not None else weights
+    weights = of_folder(folder)
+    return long_fingerprint(weights) if weights is not None and has_long_factors(vllm_config) else weights
+
+
+def has_long_factors(vllm_config: Any) -> bool:
+    """Whether vLLM has LongRoPE's long factors for every text."""
+    model = vllm_config.model_config
+    positions = short_positions(model.hf_config)
+    return positions is not None and model.max_model_len > positions
 
 
 def check_files(folder: Path) -> None:

@@ -9,6 +9,7 @@ as text.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 import vllm
+from foreword.base.joining import KeyRotation, check_joinable, concatenated, rotations_of
 from foreword.errors import GeometryMismatch
 from foreword.models.fingerprint import fingerprint, former_fingerprint
 from foreword.serving.vllm import plan
@@ -33,11 +35,12 @@ from foreword.serving.vllm.checks import (
     check_files,
     check_settings,
     check_version,
+    has_long_factors,
     share_of,
     weights_of,
 )
 from foreword.serving.vllm.plan import CacheSalts
-from foreword.serving.vllm.prefixes import ShardedPrefix, ShardMemory, open_source, shard_of
+from foreword.serving.vllm.prefixes import JOINED, ShardedPrefix, ShardMemory, open_source, shard_of
 from foreword.serving.vllm.ticket import secret_of
 
 LOGGER = logging.getLogger("vllm.foreword")
@@ -78,7 +81,8 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
             extra = vllm_config.kv_transfer_config.kv_connector_extra_config
             self._source = open_source(extra, os.environ)
             self._share = share_of(vllm_config)
-            if (folder := Path(vllm_config.model_config.model)).is_dir():
+            self._model, self._long_context = vllm_config.model_config.model, has_long_factors(vllm_config)
+            if (folder := Path(self._model)).is_dir():
                 check_files(folder)
             self._weights = weights_of(vllm_config, fingerprint)
             self._former = weights_of(vllm_config, former_fingerprint)
@@ -189,11 +193,19 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):
         """Nothing is saved."""
 
     def _read(self, digest: str) -> ShardedPrefix:
-        prefix = self._source.get(digest)
+        parts = [self._source.get(each) for each in digest.split(JOINED)]
         declared = self._source.equivalents(self._weights)
-        check_base(prefix, self._weights, {*declared, self._former})
+        for part in parts:
+            check_base(part, self._weights, {*declared, self._former})
+        check_joinable(parts)
+        prefix = parts[0] if len(parts) == 1 else concatenated(parts, self._rotations)
         prefix.check_dtype(self._dtype)
         return shard_of(prefix, self._share, self._dtype)
+
+    @functools.cached_property
+    def _rotations(self) -> tuple[KeyRotation, ...]:
+        """How keys are moved: of transformers' model with this configuration, as the gateway moves them."""
+        return rotations_of(self._model, long_context=self._long_context)
 
     def _write(self, forward_context: Any, load: plan.Load, shard: ShardedPrefix) -> None:
         layers = attention_layers(forward_context.no_compile_layers)

@@ -13,10 +13,10 @@ import httpx
 from foreword.base.base_model import BaseModel
 from foreword.base.rope import is_dynamic
 from foreword.errors import EngineStopped, ForewordError, UnsupportedArchitecture, UsageError
-from foreword.prefix import Prefix
 from foreword.serving.engine.protocol import STOPPING, Row, Token, check_row
 from foreword.serving.vllm import ticket
 from foreword.serving.vllm.door import HEADER, signature_of
+from foreword.serving.vllm.prefixes import JOINED
 from foreword.serving.vllm.process import answers, base_url_of
 
 SERVED_NAME = "foreword-base"
@@ -161,13 +161,13 @@ class VllmEngine:
     def body(self, row: Row, max_new_tokens: int) -> dict[str, Any]:
         """The request for a row. Every setting that a model's own files could change is said."""
         sampling, prefix = row.sampling, row.prefix
-        digest = None if prefix is None else prefix.digest
+        digest = None if prefix is None else JOINED.join(row.joined) or prefix.digest
         salt = ticket.salt(self._secret, row.owner, digest)
         prompt = list(row.prompt_ids)
         more: dict[str, Any] = {}
-        if prefix is not None:
+        if prefix is not None and digest is not None:
             prompt = [ticket.PLACEHOLDER] * prefix.length + prompt
-            signed = ticket.sign(self._secret, prefix.digest, prefix.length, salt, prompt)
+            signed = ticket.sign(self._secret, digest, prefix.length, salt, prompt)
             more["kv_transfer_params"] = signed.params()
         if sampling.logprobs is not None:
             more |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
@@ -217,22 +217,23 @@ class VllmEngine:
                 f"vLLM does not answer ({type(error).__name__}); start it, or wait for it"
             ) from error
         except Broken as error:
-            raise await self._meaning(error, row.prefix) from error
+            raise await self._meaning(error, row) from error
 
-    async def _meaning(self, error: Broken, prefix: Prefix | None) -> Exception:
+    async def _meaning(self, error: Broken, row: Row) -> Exception:
         """A vLLM that lives has failed this request alone: only a load that failed does that."""
         text = str(error)
         if text.startswith("status 4"):
             # What clients ask for was checked before; this is between the server and its vLLM.
             return EngineStopped(f"vLLM refuses what the server asks for ({text}). {SAME_LINE.capitalize()}")
-        if prefix is None or not await asyncio.to_thread(answers, self._url):
+        if row.prefix is None or not await asyncio.to_thread(answers, self._url):
             return EngineStopped(f"vLLM broke off: {text}; its log says why")
         try:
-            await asyncio.to_thread(self._read, prefix.digest)
+            for digest in row.joined or (row.prefix.digest,):
+                await asyncio.to_thread(self._read, digest)
         except ForewordError as cause:  # damaged, gone, or the store does not answer: here as there
             return cause
         return EngineStopped(
-            f"vLLM could not load the prefix {prefix.digest[:12]}... ({text}), which can be read here; "
+            f"vLLM could not load the prefix {row.prefix.digest[:12]}... ({text}), which can be read here; "
             "its log says why"
         )
 

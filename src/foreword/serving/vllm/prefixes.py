@@ -22,6 +22,9 @@ from foreword.store.cache import MemoryCache
 STORE, BLOBS = "FOREWORD_STORE", "FOREWORD_STORE_BLOBS"
 """Environment variables: a database's URL can hold a password, which is not for a command line."""
 
+JOINED = "+"
+"""Between the digests of prefixes that a worker joins: what it reads are stored files, checked as any."""
+
 
 class Source(Protocol):
     """Where prefixes are; what is read is checked against its digest."""

@@ -1,0 +1,343 @@
+"""foreword compile: make a document a prefix, or each document of a folder one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from foreword.base.options import ModelOptions
+from foreword.cli import output
+from foreword.cli.options import (
+    DATA,
+    OUTPUT,
+    StoreOptions,
+    argument,
+    base_option,
+    json_option,
+    option_of,
+    overwrite_option,
+    pairs,
+    typed,
+)
+from foreword.cli.train import RUN, run_or_restart
+from foreword.cli.train_destinations import run_folder
+from foreword.documents.settings import DocumentSettings
+from foreword.errors import HarmExceeded, OutputExists, UsageError
+from foreword.training.settings import PREFIX
+from foreword.validation import setting
+
+if TYPE_CHECKING:
+    from foreword.base.base_model import BaseModel
+    from foreword.documents.conversations import Conversation
+    from foreword.documents.reading import Document
+    from foreword.prefix import Prefix
+
+EXAMPLE = (
+    "  foreword compile handbook.md --base smollm2-135m-instruct --out handbook.prefix\n"
+    "  foreword compile contract.pdf --ratio 5 --max-harm 0.5 --out contract.prefix --report contract.html\n"
+    "  foreword compile manuals --by document --out prefixes"
+)
+
+FOLDER = "Folder of documents"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be made, of one document or of many, checked before a base model is loaded.
+
+    Attributes:
+        settings: what decides which prefix comes out.
+        checkpoint_dir, checkpoint_every: where and how often; None for the default.
+    """
+
+    settings: DocumentSettings
+    labels: dict[str, str]
+    licence: str | None
+    checkpoint_dir: Path | None
+    checkpoint_every: int | None
+    load: Callable[[], BaseModel]
+    overwrite: bool
+    json: bool
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files beside one document.
+
+    Attributes:
+        conversations: to train on, instead of those that are drawn from the text.
+        keep: where the conversations go that are trained on.
+        questions: that the report is about.
+        report: where the report goes as a page.
+    """
+
+    conversations: Path | None
+    keep: Path | None
+    questions: Path | None
+    report: Path | None
+
+
+def compile(
+    context: typer.Context,
+    document: Path = argument(
+        ..., metavar="DOCUMENT", help="File: text, Markdown, HTML, PDF or DOCX; with --by document a folder."
+    ),
+    out: Path | None = setting(
+        None, help="Prefix file to write; with --by document, folder for a file of each document"
+    ),
+    base: str = base_option(),
+    *,
+    options: ModelOptions,
+    settings: DocumentSettings,
+    conversations: Path | None = setting(
+        None,
+        section=DATA,
+        metavar="FILE",
+        help="Conversations to train on, your own or kept ones, instead of those drawn from the text",
+    ),
+    keep: Path | None = setting(
+        None, section=DATA, metavar="FILE", help="Keep the conversations here, to be used again"
+    ),
+    questions: Path | None = setting(
+        None,
+        section=DATA,
+        metavar="FILE",
+        help="Questions with answers for the report, instead of conversations that training does not have",
+    ),
+    by: Literal["document"] | None = setting(
+        None, section=FOLDER, help="document: make a prefix of each document in the folder DOCUMENT"
+    ),
+    owner: str | None = setting(
+        None,
+        metavar="NAME",
+        section=FOLDER,
+        help="Put each prefix into the store as NAME/DOCUMENT, instead of --out",
+    ),
+    store: str = option_of(StoreOptions, "store", "prefixes", section=FOLDER),
+    blobs: str | None = option_of(StoreOptions, "blobs", section=FOLDER),
+    label: list[str] | None = setting(
+        None, metavar="NAME=VALUE", section=PREFIX, help="Label kept in the prefix file; repeatable"
+    ),
+    licence: str | None = setting(
+        None, metavar="TEXT", section=PREFIX, help="Licence, kept in the prefix file"
+    ),
+    checkpoint_dir: Path | None = setting(
+        None,
+        metavar="FOLDER",
+        section=RUN,
+        default_text="OUT with .run for .prefix, or the store's own",
+        help="Checkpoints, log and curves",
+    ),
+    checkpoint_every: int | None = setting(
+        None, section=RUN, default_text="a tenth of the run", help="Steps between checkpoints"
+    ),
+    report: Path | None = setting(
+        None, section=OUTPUT, metavar="FILE.html", help="Write what was measured as a page, too"
+    ),
+    overwrite: bool = overwrite_option(
+        help="Replace what is written, and start what was run with other settings anew"
+    ),
+    json: bool = json_option(),
+) -> None:
+    """Make a document a prefix: questions about it are answered without its text.
+
+    The prefix stands for the document in a tenth of its place, or in that of --length or --ratio. What it
+    keeps of the document and what it changes elsewhere is measured and stands in the file. A run that was
+    stopped goes on when the same command is given again; see docs/documents.md.
+    """
+    from foreword.cli.loading import load_base
+
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
+    request = Request(
+        settings=settings,
+        labels=pairs(label, "--label"),
+        licence=licence,
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_every=checkpoint_every,
+        load=functools.partial(load_base, base, options),
+        overwrite=overwrite,
+        json=json,
+    )
+    if by is None:
+        if given := typed(context, "owner", "store", "blobs"):
+            raise UsageError(f"{given[0]} is given, but it is for a folder of documents: --by document")
+        if document.is_dir():
+            raise UsageError(
+                f"{document} is a folder; --by document makes a prefix of each document in it, or name a file"
+            )
+        if out is None:
+            raise UsageError("no place for the prefix; say which file to write: --out FILE")
+        return _compile_one(request, document, out, Files(conversations, keep, questions, report))
+    from foreword.cli.compile_folder import compile_folder
+    from foreword.cli.train_destinations import destination
+
+    if given := typed(context, "conversations", "keep", "questions", "report"):
+        raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
+    if (out is None) == (owner is None):
+        raise UsageError(
+            "say where the documents' prefixes go: --out FOLDER for a file each, or --store PLACE --owner "
+            "NAME for NAME/DOCUMENT in a store"
+        )
+    if out is not None and (given := typed(context, "store", "blobs")):
+        raise UsageError(f"--out and {given[0]} are both given; to put prefixes into a store, use --owner")
+    with destination(out, store, blobs, checkpoint_dir, owner=owner, what="document") as goal:
+        compile_folder(request, document, goal)
+
+
+def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
+    from foreword.documents.compile import compile_document
+    from foreword.documents.reading import read_document
+    from foreword.documents.report import read_questions
+    from foreword.documents.report_page import report_page
+    from foreword.files import check_output, write_text
+
+    check_output(out, overwrite=request.overwrite)
+    if files.report is not None:
+        check_output(files.report, overwrite=request.overwrite)
+    document = read_document(path)
+    questions = None if files.questions is None else read_questions(files.questions)
+    base = request.load()
+    conversations = _conversations(request, base, document, files)
+    folder = request.checkpoint_dir or run_folder(out)
+
+    def run(shown: Callable[[Any], None]) -> Prefix:
+        return compile_document(
+            base,
+            document.text,
+            conversations=conversations,
+            questions=questions,
+            checkpoint_dir=folder,
+            checkpoint_every=request.checkpoint_every,
+            labels=request.labels,
+            licence=request.licence,
+            on_progress=shown,
+            **request.settings.to_json(),
+        )
+
+    def write_page(report: Mapping[str, Any], page: Path, *, overwrite: bool) -> None:
+        write_text(
+            page, report_page(report, document=document.name, base=base.shown_name), overwrite=overwrite
+        )
+
+    try:
+        with says_how_to_go_on(folder):
+            prefix = run_or_restart(run, folder, overwrite=request.overwrite)
+    except HarmExceeded as error:
+        page = (folder if folder.is_dir() else out.parent) / "report.html"
+        write_page(error.report, page, overwrite=True)
+        where = f"{out} was not written; report: {page}"
+        where += f"; checkpoints: {folder}" if folder.is_dir() else ""
+        raise HarmExceeded(error.report, where) from error
+    prefix.save(out, overwrite=request.overwrite)
+    if files.report is not None:
+        write_page(prefix.report, files.report, overwrite=request.overwrite)
+    _tell(prefix, out, folder, files.report, json=request.json)
+
+
+def _conversations(
+    request: Request, base: BaseModel, document: Document, files: Files
+) -> Sequence[Conversation] | None:
+    """Those of the user's file, or drawn ones if they are to be kept; None leaves them to the function."""
+    from foreword.documents.compile import chunks_of, drawn_for
+    from foreword.documents.conversations import read_conversations, save_conversations
+
+    if files.conversations is None and files.keep is None:
+        return None
+    chunks = chunks_of(base, document.text, request.settings)
+    made: Mapping[str, Any] = {"drawn": request.settings.draw, "seed": request.settings.seed}
+    if files.conversations is None:
+        found: tuple[Conversation, ...] = tuple(drawn_for(chunks, request.settings))
+    else:
+        read = read_conversations(files.conversations, document.text, chunks)
+        found, made = read.conversations, read.made
+        if left_out := read.rejected.total():
+            reasons = ", ".join(f"{count} ({why})" for why, count in sorted(read.rejected.items()))
+            output.note(f"{left_out} conversations do not pass the check against the text: {reasons}")
+    if files.keep is not None and found:
+        try:
+            save_conversations(files.keep, found, document.text, chunks, made, overwrite=request.overwrite)
+        except OutputExists:
+            # A run that goes on finds there what it wrote before it was stopped.
+            if read_conversations(files.keep, document.text, chunks).conversations != found:
+                raise
+    return found or None
+
+
+@contextlib.contextmanager
+def says_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Ctrl-C outside of training, when a checkpoint is there already, says so like one in training."""
+    from foreword.training.checkpoint import list_checkpoints
+    from foreword.training.train import TrainingStopped
+
+    try:
+        yield
+    except TrainingStopped:
+        raise
+    except KeyboardInterrupt as error:
+        if not folder.is_dir() or not (written := list_checkpoints(folder)):
+            raise KeyboardInterrupt("interrupted; there is no checkpoint yet") from error
+        interrupt = KeyboardInterrupt(f"interrupted; checkpoint: {written[-1]}")
+        interrupt.checkpoint = written[-1]  # type: ignore[attr-defined]
+        raise interrupt from error
+
+
+def _tell(prefix: Prefix, out: Path, folder: Path, page: Path | None, *, json: bool) -> None:
+    size = out.stat().st_size
+    run = folder if folder.is_dir() else None
+    if json:
+        return output.json_object(
+            {
+                "prefix": out,
+                "digest": prefix.digest,
+                "bytes": size,
+                "base": prefix.base.name,
+                "length": prefix.length,
+                **dataclasses.asdict(prefix.origin),
+                "report": prefix.report,
+                "page": page,
+                "run": run,
+            }
+        )
+    typer.echo(repr(prefix))
+    for name, text in described(prefix.report).items():
+        typer.echo(f"  {name:<9}  {text}")
+    typer.echo(f"  {'prefix':<9}  {out}  ({size / 1000:.0f} kB)")
+    for name, place in (("report", page), ("run", run)):
+        if place is not None:
+            typer.echo(f"  {name:<9}  {place}")
+    command = ["foreword", "generate", "--prefix", str(out), "YOUR QUESTION"]
+    typer.echo(f"next: {shlex.join(command)}")
+
+
+def described(report: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of a report for people, each on a line of at most 80 columns."""
+    from foreword.documents.report_page import figure, size_of
+
+    behind = "the document" if report["reference"] == "document" else "its chunk"
+    share = report["recovered_share"]
+    lines = {
+        "recovered": f"{figure(share)} of what {behind} does, {report['answers']} answers"
+        if share is not None
+        else f"nothing to recover: {behind} does not help with {report['answers']} answers"
+    }
+    if (short := report["answered"]) is not None:
+        shares = [f"{100 * short[name]:.0f}%" for name in ("without", "with_prefix", "with_document")]
+        lines["right"] = f"{shares[1]} of {short['questions']} short answers"
+        lines["right"] += f"; without {shares[0]}, with {behind} {shares[2]}"
+    own = report["harm_of_document"]
+    beside = "" if own is None else f"; of the document itself {figure(own, 3)}"
+    lines["harm"] = f"{figure(report['harm'], 3)}{beside}"
+    lines["cache"] = (
+        f"{report['length']} tokens, {size_of(report['cache_bytes'])}; as text {report['tokens']} tokens, "
+        f"{size_of(report['document_cache_bytes'])}"
+    )
+    return lines

@@ -1,0 +1,233 @@
+"""foreword compile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from foreword import BaseModel, Prefix, PrefixStore, compile_document
+from foreword.cli import output
+from foreword.documents.reading import read_document
+from support.saved_bases import save_tiny
+
+TEXT = (
+    "# Opening\n\nThe gate opens at nine. Mr. Ott has the key. It closes at noon, and Ada rings a bell.\n\n"
+    "# Rules\n\nNo dogs in the Garden. Children under 12 enter with Mrs. Lund alone.\n"
+)
+OPTIONS: dict[str, Any] = {"steps": 6, "batch_size": 2, "draw": 16, "chunk_tokens": 60, "length": 12}
+QUICK = tuple(word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", value))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with room for a document."""
+    return save_tiny(tmp_path_factory.mktemp("bases") / "tiny", max_position_embeddings=512)
+
+
+@pytest.fixture(autouse=True)
+def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("compile", "report"):
+        monkeypatch.setattr(f"foreword.documents.{module}.prompts_of", lambda name: ["Hello?", "A colour?"])
+    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+    monkeypatch.setattr("foreword.training.run_log.draw", lambda *a, **k: None)  # the picture of each run
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> str:
+    (tmp_path / "gate.md").write_text(TEXT)
+    return "gate.md"
+
+
+def same(one: Prefix, two: Prefix) -> bool:
+    return all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+def test_the_command_makes_what_the_function_makes(run: Any, base: str, document: str) -> None:
+    done = run(
+        *("compile", document, "--base", base, "--out", "a.prefix", *QUICK, "--seed", 3, "--unrelated", 0.2),
+        *("--label", "kind=rules", "--licence", "MIT", "--report", "a.html", "--json"),
+    )
+    assert done.status == 0, done.stderr
+    found = Prefix.load("a.prefix")
+    text = read_document(document).text
+    expected = compile_document(BaseModel.load(base), text, seed=3, unrelated=0.2, **OPTIONS)
+    assert same(found, expected)
+    assert found.report == expected.report
+    assert (found.labels, found.licence) == ({"kind": "rules"}, "MIT")
+    assert done.json["digest"] == found.digest
+    assert done.json["report"] == json.loads(json.dumps(dict(found.report)))
+    assert (done.json["run"], done.json["page"]) == ("a.run", "a.html")
+    assert "gate.md as a prefix of tiny" in Path("a.html").read_text()
+
+
+def test_people_see_what_was_measured_and_what_to_type_next(run: Any, base: str, document: str) -> None:
+    done = run("compile", document, "--base", base, "--out", "a.prefix", *QUICK)
+    assert "step 6/6  loss" in done.stderr
+    for text in ("of what the document does", "of the document itself", "12 tokens", "a.prefix", "a.run"):
+        assert text in done.stdout
+    assert done.stdout.splitlines()[-1] == "next: foreword generate --prefix a.prefix 'YOUR QUESTION'"
+    assert max(map(len, done.stdout.splitlines()[1:])) <= 80
+
+
+def test_kept_conversations_make_the_same_prefix_again(run: Any, base: str, document: str) -> None:
+    options = ("--base", base, *QUICK)
+    assert run("compile", document, "--out", "a.prefix", "--keep", "kept.jsonl", *options).status == 0
+    used = ("compile", document, "--out", "b.prefix", "--conversations", "kept.jsonl", *options)
+    assert run(*used).status == 0
+    assert same(Prefix.load("a.prefix"), Prefix.load("b.prefix"))
+    other = run("compile", document, "--out", "c.prefix", "--keep", "kept.jsonl", *options, "--seed", 5)
+    assert (other.status, other.stderr.count("kept.jsonl exists already")) == (1, 1)
+
+
+def test_too_much_harm_fails_the_run_and_a_higher_limit_goes_on(run: Any, base: str, document: str) -> None:
+    options = ("compile", document, "--base", base, "--out", "a.prefix", *QUICK)
+    done = run(*options, "--max-harm", 0.0)
+    assert done.status == 1
+    assert "expected at most 0. a.prefix was not written" in done.stderr
+    assert "allow more with --max-harm" in done.stderr
+    assert "checkpoints: a.run" in done.stderr
+    assert not Path("a.prefix").exists()
+    assert "Above the limit" in Path("a.run/report.html").read_text()
+    done = run(*options, "--max-harm", 1000)
+    assert done.status == 0
+    assert "going on from step 6" in done.stderr
+    assert Prefix.load("a.prefix").report["max_harm"] == 1000
+
+
+def test_a_stopped_command_says_how_to_go_on_and_does(
+    run: Any, base: str, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("compile", document, "--base", base, *QUICK, "--keep", "kept.jsonl", "--out", "a.prefix")
+
+    def stop(lines: Any, progress: Any) -> None:
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(output.TrainingLines, "__call__", stop)
+        done = run(*options)
+    assert done.status == 1
+    assert "go on with: foreword compile gate.md" in done.stderr
+    with monkeypatch.context() as patched:  # and while it is measured
+        patched.setattr("foreword.documents.compile.measured", lambda *a: os.kill(os.getpid(), signal.SIGINT))
+        done = run(*options)
+    assert done.status == 1
+    assert "checkpoint: a.run/step-0000006" in done.stderr
+    assert "go on with: foreword compile gate.md" in done.stderr
+    assert run(*options).status == 0
+    whole = compile_document(BaseModel.load(base), read_document(document).text, **OPTIONS)
+    assert same(Prefix.load("a.prefix"), whole)
+
+
+def test_questions_of_ones_own_are_what_the_report_is_about(run: Any, base: str, document: str) -> None:
+    rows = [
+        {"question": "When does the gate open?", "answer": "At nine.", "section": "Opening"},
+        {"question": "Who has the key?", "answer": "Mr. Ott", "section": "Keys"},
+    ]
+    Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("compile", document, "--base", base, "--out", "a.prefix", *QUICK, "--questions", "q.jsonl")
+    assert done.status == 0, done.stderr
+    report = Prefix.load("a.prefix").report
+    assert report["answers"] == 2
+    assert [each["section"] for each in report["sections"]] == ["Opening", "Keys"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "status", "message"),
+    [
+        (b"", (), 1, "gate.md is empty"),
+        (b"%PDF-1.4 \x9f\x8e", (), 1, "gate.md is PDF"),
+        (b"\x8f\x9c\x00\x01" * 9, (), 1, "gate.md: byte 0x8f"),
+        (b"Short one. It has few words.", ("--length", 90), 2, "take a length below"),
+        (TEXT.encode(), ("--length", 9, "--ratio", 2), 2, "give length or ratio, not both"),
+        (TEXT.encode() * 5, ("--method", "exact"), 1, "tiny has 512 positions"),
+        (TEXT.encode() * 5, ("--length", 511), 1, "leaves no room for text"),
+        (TEXT.encode(), ("--steps", 0), 2, "--steps is 0"),
+        (TEXT.encode(), ("--questions", "none.jsonl"), 1, "none.jsonl does not exist"),
+        (TEXT.encode(), ("--owner", "me"), 2, "--by document"),
+        (TEXT.encode(), ("--report", "no/a.html"), 1, "the folder no"),
+    ],
+    ids=["empty", "pdf", "binary", "short", "both", "exact", "long", "steps", "questions", "owner", "report"],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    run: Any, base: str, content: bytes, options: tuple[Any, ...], status: int, message: str
+) -> None:
+    Path("gate.md").write_bytes(content)
+    done = run("compile", "gate.md", "--base", base, "--out", "a.prefix", *options)
+    assert (done.status, done.stderr.count(message)) == (status, 1), done.stderr
+    assert not Path("a.prefix").exists()
+
+
+def test_outputs_are_checked_before_the_model_is_loaded(
+    run: Any, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BaseModel, "load", lambda *a, **k: pytest.fail("loaded"))
+    Path("a.prefix").write_text("mine")
+    Path("docs").mkdir()
+    assert run("compile", document, "--out", "a.prefix").status == 1
+    for wrong in (
+        ("docs", "--out", "b.prefix"),
+        (document,),
+        ("docs", "--by", "document"),
+        ("docs", "--by", "document", "--out", "o", "--owner", "me"),
+        ("docs", "--by", "document", "--out", "o", "--store", "s"),
+        ("docs", "--by", "document", "--out", "o", "--report", "r.html"),
+    ):
+        assert run("compile", *wrong).status == 2
+
+
+# -- a folder of documents -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    (tmp_path / "docs").mkdir()
+    for name, content in {"gate.md": TEXT, "well.txt": TEXT.replace("gate", "well"), "void.md": ""}.items():
+        (tmp_path / "docs" / name).write_text(content)
+    (tmp_path / "docs" / "picture.png").write_bytes(b"png")
+    return "docs"
+
+
+def test_each_document_gets_a_prefix_and_one_that_fails_is_named(run: Any, base: str, folder: str) -> None:
+    options = ("compile", folder, "--by", "document", "--base", base, "--out", "out", *QUICK)
+    done = run(*options, "--json")
+    assert done.status == 1
+    assert [row["document"] for row in done.json["documents"]] == ["gate", "well"]
+    assert [(row["document"], row["type"]) for row in done.json["failed"]] == [("void", "BadDocument")]
+    assert "picture.png is passed over" in done.stderr
+    loaded = BaseModel.load(base)
+    for name in ("gate.md", "well.txt"):
+        alone = compile_document(loaded, read_document(Path(folder, name)).text, **OPTIONS)
+        assert same(Prefix.load(f"out/{Path(name).stem}.prefix"), alone)
+    Path(folder, "void.md").unlink()
+    again = run(*options)
+    assert (again.status, "2 done before" in again.stdout) == (0, True)
+    Path(folder, "gate.md").unlink()
+    other = run(*options[:-1], 13)
+    assert (other.status, "is not what this run makes" in other.stderr) == (1, True)
+    assert run(*options[:-1], 13, "--overwrite").status == 0
+    assert Prefix.load("out/well.prefix").length == 13
+
+
+def test_documents_go_into_a_store_once(run: Any, base: str, folder: str) -> None:
+    options = ("compile", folder, "--by", "document", "--base", base, "--owner", "ada", *QUICK)
+    Path(folder, "void.md").unlink()
+    for before in (0, 2):
+        done = run(*options, "--json")
+        assert done.status == 0, done.stderr
+        rows = done.json["documents"]
+        assert [row["prefix"] for row in rows] == ["ada/gate@1", "ada/well@1"]
+        assert sum(row["before"] for row in rows) == before
+    limited = run(*options, "--max-harm", 0.0)
+    assert (limited.status, "allow more with --max-harm" in limited.stdout) == (1, True)
+    with PrefixStore("prefixes") as store:
+        assert store.describe("ada/gate").version.number == 1
+        assert store.get("ada/well").length == 12
+    Path(folder, "well.html").write_text("<p>Other</p>")
+    assert "would both be the prefix 'well'" in run(*options).stderr
