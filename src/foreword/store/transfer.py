@@ -207,6 +207,8 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
         }
         for entry in _entries(manifest, "labels")
     ]
+    if not versions and manifest.get("files"):
+        raise BadArchive(f"{path} has no prefix, only files that a server kept, which are not imported")
     numbers = [(entry["name"], entry["number"]) for entry in versions]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError("no versions, or one twice")

@@ -273,6 +273,7 @@ def test_a_document_is_a_run_of_its_own(gateway: Gateway) -> None:
 
 def test_what_is_over_the_owners_limit_is_not_kept(gateway: Gateway) -> None:
     database = gateway.store.database
+    limit = 0
     for owner in ("jan", "jon"):
         client = gateway.client(owner)
         identifier = create(client, send(client), suffix="gate").id
