@@ -110,7 +110,7 @@ def finished(client: openai.OpenAI, identifier: str) -> Any:
 def step_of(client: openai.OpenAI, identifier: str) -> int:
     """The last step that the job has told of."""
     events = client.fine_tuning.jobs.list_events(identifier, limit=100).data
-    return max([event.data["step"] for event in events if event.data], default=0)  # type: ignore[index]
+    return max([event.data["step"] for event in events if event.data and "step" in event.data], default=0)  # type: ignore[index]
 
 
 def jsonl(examples: Any) -> bytes:

@@ -398,6 +398,8 @@ def export(
     with store.opened() as opened:
         written = opened.export_owner(owner, out, overwrite=overwrite)
     text = f"{out}: {written.prefixes} prefixes, {written.versions} versions, {written.blobs} files"
+    if written.files:
+        text += f"; {written.files} files that a server keeps"
     output.tell(written.to_json(), text, json=store.json)
 
 

@@ -238,6 +238,7 @@ def compile_document(
     labels: dict[str, str] | None = None,
     licence: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_checkpoint: Callable[[Path], None] | None = None,
     **options: Unpack[DocumentOptions],
 ) -> Prefix:
     """A prefix that stands for a text: questions about it are answered as if it were in front of them.
@@ -251,6 +252,7 @@ def compile_document(
             half of the conversations about what is not, in as many fewer steps.
         gate: fail where the report is worse than that of `previous`.
         checkpoint_dir, checkpoint_every, labels, licence, on_progress: as for `train`.
+        on_checkpoint: called with each checkpoint's file once it is written, to copy it elsewhere.
         options: fields of `DocumentSettings`: `method` ("studied", "matched", "exact"), `length` virtual
             tokens or `ratio`, `steps`, `seed` and so on; None stands for the default.
 
@@ -297,7 +299,7 @@ def compile_document(
     elif settings.method == "matched":
         prefix = run.prefix(run.matched(made))
     else:
-        prefix = run.trained(made, previous or run.start(made), folder, checkpoint_every)
+        prefix = run.trained(made, previous or run.start(made), folder, checkpoint_every, on_checkpoint)
     report = run.measured(prefix, made.chunks, about, answers)
     if settings.max_harm is not None and report["harm"] > settings.max_harm:
         raise HarmExceeded(report)
@@ -483,7 +485,12 @@ class _Run:
         return self.prefix(piecewise_start(self.base, self.template, self.text, self.length, settings.seed))
 
     def trained(
-        self, made: Studies, start: Prefix, folder: Path | None, checkpoint_every: int | None
+        self,
+        made: Studies,
+        start: Prefix,
+        folder: Path | None,
+        checkpoint_every: int | None,
+        on_checkpoint: Callable[[Path], None] | None,
     ) -> Prefix:
         """The prefix that training ends in."""
         base, training = self.base, self.settings.training(self.length, made.share)
@@ -499,6 +506,7 @@ class _Run:
             folder=folder,
             description=description,
             on_progress=self.report,
+            on_checkpoint=on_checkpoint,
             checkpoint_every=checkpoint_every,
         )
         run_to_end(base, trainer, run_log, f"{base.name}: document, length {self.length}", Distillation())

@@ -11,8 +11,9 @@ import hashlib
 import importlib.resources
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -105,47 +106,84 @@ def save_conversations(
     Raises:
         OutputExists, CannotWrite: as `files.writing`.
     """
-    header = {_MARK: _VERSION, "document": text_digest(text), "chunks": _chunks_digest(chunks), "made": made}
     with (
         files.writing(path, overwrite=overwrite) as temporary,
         open(temporary, "w", encoding="utf-8", newline="\n") as out,
     ):
-        out.write(json.dumps(header) + "\n")
-        for one in conversations:
-            record = {"question": one.source, "answer": one.target, "chunk": one.chunk, "kind": one.kind}
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+        out.writelines(saved_lines(conversations, text, chunks, made))
+
+
+def saved_lines(
+    conversations: Sequence[Conversation], text: str, chunks: Sequence[Chunk], made: Mapping[str, Any]
+) -> Iterator[str]:
+    """The lines of the file that `save_conversations` writes."""
+    header = {_MARK: _VERSION, "document": text_digest(text), "chunks": _chunks_digest(chunks), "made": made}
+    yield json.dumps(header) + "\n"
+    for one in conversations:
+        record = {"question": one.source, "answer": one.target, "chunk": one.chunk, "kind": one.kind}
+        yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def read_conversations(path: str | Path, text: str, chunks: Sequence[Chunk]) -> ReadConversations:
     """The conversations of a file about this text: of one that was saved, or of a user's own.
 
-    A user's own needs `{"question": …, "answer": …}` or `{"messages": […]}` a line. Each of its answers is
-    checked against the whole text, and gets the chunk that it has most in common with; so does what was saved
-    with other chunks, made for another base or of another size.
+    A user's own needs `{"question": …, "answer": …}` a line, or what examples have: `{"messages": […]}` or
+    `{"source": …, "target": …}`. Each of its answers is checked against the whole text, and gets the chunk
+    that it has most in common with; so does what was saved with other chunks, made for another base or of
+    another size.
 
     Raises:
         CannotRead: the file is absent or can't be read.
         BadExamples: a line with a fault; names it.
         BadConversations: they are about another text, or none passes the check.
     """
-    file = str(path)
-    lines = (line for line in read_lines(path) if not line.blank)
+    return conversations_in(read_lines(path), str(path), text, chunks)
+
+
+def conversations_in(
+    lines: Iterator[Line], file: str, text: str, chunks: Sequence[Chunk]
+) -> ReadConversations:
+    """As `read_conversations`, of lines that are open already; `file` is for messages."""
+    first, header, rest = _begun(lines, file)
+    if _MARK in header:
+        return _saved(file, first, header, rest, text, chunks)
+    return _given(file, _examples(chain([first], rest)), text, chunks)
+
+
+def examples_in(lines: Iterator[Line], file: str) -> Iterator[Example]:
+    """The conversations of such a file as examples, whatever text they are about.
+
+    Raises:
+        BadExamples: as `read_conversations`.
+    """
+    first, header, rest = _begun(lines, file)
+    if _MARK not in header:
+        yield from _examples(chain([first], rest))
+        return
+    for line in rest:
+        one = _conversation(line, None)
+        yield Example(one.source, one.target)
+
+
+def _begun(lines: Iterator[Line], file: str) -> tuple[Line, dict[str, Any], Iterator[Line]]:
+    """The first line that is not blank, its object, and the others that are not."""
+    lines = (line for line in lines if not line.blank)
     first = next(lines, None)
     if first is None:
         raise BadExamples(f"{file} is empty; expected a line with question and answer for each conversation")
     ((_, header),) = parse_objects([first])
-    if _MARK in header:
-        return _saved(file, first, header, lines, text, chunks)
-    return _given(file, _examples(first, lines), text, chunks)
+    return first, header, lines
 
 
-def _examples(first: Line, lines: Iterator[Line]) -> Iterator[Example]:
-    for line in (first, *lines):
+def _examples(lines: Iterable[Line]) -> Iterator[Example]:
+    for line in lines:
         ((_, record),) = parse_objects([line])
         if "messages" in record:
             yield from read_chat(iter([line]), _FIELDS)
         elif "question" in record and "answer" in record:
             yield from read_jsonl(iter([line]), _FIELDS)
+        elif "source" in record and "target" in record:
+            yield from read_jsonl(iter([line]), Fields())
         else:
             found = ", ".join(map(repr, list(record)[:8])) or "none"
             raise line.fault(f"found the fields {found}; expected question and answer, or messages")

@@ -141,6 +141,20 @@ def document_from_bytes(content: bytes, filename: str) -> Document:
     Raises:
         BadDocument, UsageError: as `read_document`.
     """
+    kind, read = check_kind(content, filename)
+    text = _tidy(read(content, filename))
+    if not any(character.isalnum() for character in text):
+        raise BadDocument(f"{filename} has no text in it; expected a document with text")
+    check_length(len(text), filename)
+    return Document(PurePath(filename).name, text, kind)
+
+
+def check_kind(content: bytes, filename: str) -> tuple[str, Callable[[bytes, str], str]]:
+    """The kind of a document and what reads it, by its name, size and first bytes; it is not read.
+
+    Raises:
+        BadDocument: empty, too large, or of a kind that is not read.
+    """
     suffix = PurePath(filename).suffix.lower()
     if suffix not in _KINDS:
         raise BadDocument(f"{filename} has the ending {suffix!r}; expected one of {SUFFIXES}")
@@ -152,11 +166,7 @@ def document_from_bytes(content: bytes, filename: str) -> Document:
     for start, (what, advice) in _SIGNATURES.items():
         if content.startswith(start) and what.lower() != kind:
             raise BadDocument(f"{filename} is {what}; {advice}")
-    text = _tidy(read(content, filename))
-    if not any(character.isalnum() for character in text):
-        raise BadDocument(f"{filename} has no text in it; expected a document with text")
-    check_length(len(text), filename)
-    return Document(PurePath(filename).name, text, kind)
+    return kind, read
 
 
 _SAME = str.maketrans({"\xa0": " ", "\u202f": " ", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl"})

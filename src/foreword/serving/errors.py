@@ -41,6 +41,9 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
     (errors.NotAllowed, 403, "not_allowed"),
     (errors.WindowExceeded, 400, "context_length_exceeded"),
     (errors.BadExamples, 400, "invalid_file"),
+    (errors.BadDocument, 400, "invalid_file"),
+    (errors.BadConversations, 400, "invalid_file"),
+    (errors.HarmExceeded, 400, "harm_exceeded"),
     (errors.BadPrefix, 400, "invalid_prefix"),
     (errors.UsageError, 400, "invalid_value"),
     (errors.StorageLimitExceeded, 429, "storage_limit_exceeded"),
@@ -59,6 +62,7 @@ ADVICE = {
     "format not told": "write one JSON object a line, or a table with named columns",
     "no dev examples": "give validation_file, or leave hyperparameters.patience out",
     "two starts": "leave hyperparameters.init out, or train from the base model",
+    "harm exceeded": "allow more with max_harm, or take a larger share of unrelated prompts or fewer steps",
     "no start": "take another hyperparameters.parameterization, such as direct, or train from the base model",
 }
 """What to do over HTTP, by `ForewordError.remedy`."""

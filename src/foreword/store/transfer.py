@@ -1,8 +1,9 @@
 """Export and import: everything of one owner into one file, and back.
 
-A zip file, not compressed: `manifest.json` and, once per digest, `blobs/<digest>.prefix`. Labels
-and version numbers travel; who may read them does not, because another store's "bob" may be
-somebody else. What the owner used stands in the manifest and is not imported.
+A zip file, not compressed: `manifest.json`, once per digest `blobs/<digest>.prefix`, and `files/<id>` for
+each file that a server keeps for the owner: examples, documents, conversations, reports. Labels and version
+numbers travel; who may read them does not, because another store's "bob" may be somebody else. Files, and
+what the owner used, are there for the owner to have, and are not imported.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from foreword.store.database import Database
 from foreword.store.leases import deposit
 from foreword.store.names import check_label, check_owner, parse_name, shown
 from foreword.store.record import Record, columns_of
-from foreword.store.schema import blob, label, usage, version
+from foreword.store.schema import blob, label, upload, usage, version
 from foreword.store.versions import lock_name, set_latest
 
 Kind = TypeVar("Kind")
@@ -40,13 +41,20 @@ LARGEST_BLOB = 1 << 32
 
 @dataclass(frozen=True)
 class Exported(Record):
-    """What an export wrote: `prefixes` is how many names, `blobs` how many different files."""
+    """What an export wrote.
+
+    Attributes:
+        prefixes: names.
+        blobs: different files of prefixes.
+        files: that a server keeps for the owner.
+    """
 
     owner: str
     path: Path
     prefixes: int
     versions: int
     blobs: int
+    files: int
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -66,7 +74,7 @@ class Imported(Record):
 def export(
     database: Database, blobs: Blobs, caller: Caller, owner: str, path: Path, *, overwrite: bool
 ) -> Exported:
-    """Write every version of `owner` to `path`, or nothing where a file can't be trusted."""
+    """Write every version and file of `owner` to `path`, or nothing where a version can't be trusted."""
     check_owns(caller, owner)
     files.check_output(path, overwrite=overwrite)
 
@@ -76,27 +84,39 @@ def export(
         versions = connection.execute(query.order_by(version.c.name, version.c.number)).mappings()
         pointers = select(label.c.name, label.c.label, label.c.number).where(label.c.owner == owner)
         used = select(usage).where(usage.c.owner == owner).order_by(usage.c.day)
+        facts = [column for column in upload.c if column.name not in ("content", "owner")]
+        kept = select(*facts).where(upload.c.owner == owner).order_by(upload.c.created, upload.c.id)
         return tuple(
             [dict(row) for row in rows]
             for rows in (
                 versions,
                 connection.execute(pointers).mappings(),
                 connection.execute(used).mappings(),
+                connection.execute(kept).mappings(),
             )
         )
 
-    versions, labels, used = database.read(gather, snapshot=True)
-    if not versions:
+    versions, labels, used, kept = database.read(gather, snapshot=True)
+    if not versions and not kept:
         raise UnknownPrefix(f"there is no owner {owner} that {caller} may read")
     keys = {row["digest"]: row.pop("key") for row in versions}
     manifest = {"foreword-export": FORMAT, "owner": owner, "versions": versions, "labels": labels}
     manifest["usage"] = used  # for its owner to read; an import leaves it out
     with files.writing(path, overwrite=overwrite) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
+        # One at a time, behind the snapshot: together they may be larger than memory, and one may be gone.
+        there = [row for row in kept if _write_file(archive, database, row["id"])]
+        archive.writestr(MANIFEST, json.dumps(manifest | {"files": there}, indent=1))
         for digest, key in sorted(keys.items()):
             archive.writestr(_member(digest), read_checked(blobs, key, digest))
     database.write(lambda connection: access.note(connection, caller, "export", owner, f"{owner}/*"))
-    return Exported(owner, path, len({row["name"] for row in versions}), len(versions), len(keys))
+    return Exported(owner, path, len({row["name"] for row in versions}), len(versions), len(keys), len(there))
+
+
+def _write_file(archive: zipfile.ZipFile, database: Database, identifier: str) -> bool:
+    rows = database.rows(select(upload.c.content).where(upload.c.id == identifier))
+    for row in rows:
+        archive.writestr(f"files/{identifier}", bytes(row.content))
+    return bool(rows)
 
 
 def import_owner(database: Database, blobs: Blobs, caller: Caller, path: Path, owner: str | None) -> Imported:
@@ -187,6 +207,8 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
         }
         for entry in _entries(manifest, "labels")
     ]
+    if not versions and manifest.get("files"):
+        raise BadArchive(f"{path} has no prefix, only files that a server kept, which are not imported")
     numbers = [(entry["name"], entry["number"]) for entry in versions]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError("no versions, or one twice")

@@ -1,8 +1,8 @@
-"""/v1/files: files of examples."""
+"""/v1/files: examples, documents and conversations that were sent, and results of jobs."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
 from starlette.responses import Response
@@ -16,15 +16,23 @@ from foreword.serving.validation_errors import refuse_fields_beside
 
 router = APIRouter(tags=["files"], route_class=FairRoute)
 FileId = Annotated[str, Path(max_length=40, pattern=NO_ZERO)]
+_SUFFIXES = {"document": "", "report": ".json"}
 
 
 @router.post("/v1/files", response_model=FileAnswer, responses=ERRORS)
 async def upload_file(
     request: Request,
-    file: Annotated[UploadFile, File(description="JSON lines: source and target, or messages.")],
-    purpose: Annotated[Literal["fine-tune"], Form()],
+    file: Annotated[
+        UploadFile,
+        File(description="fine-tune: JSON lines. user_data: a document, or conversations as JSON lines."),
+    ],
+    purpose: Annotated[uploads.Purpose, Form()],
 ) -> Any:
-    """Keep a file of examples, after every line of it was read; a bad one is named, and nothing is kept."""
+    """Keep a file.
+
+    Every line of examples and conversations is read before; a bad one is named, and nothing is kept. A
+    document is read by the job that it is for.
+    """
     refuse_fields_beside(await request.form(), {"file", "purpose"})
     server, identity = server_of(request), identity_of(request)
     owner = identity.writer("files")
@@ -36,6 +44,7 @@ async def upload_file(
             owner,
             file.filename or "upload.jsonl",
             file.file.read(),
+            purpose=purpose,
             limit=identity.limits.stored_bytes,
         )
 
@@ -52,8 +61,10 @@ def list_files(
 ) -> Any:
     """The caller's files, by the time they came; desc: newest first."""
     server, owner = server_of(request), identity_of(request).owner("files")
-    records, more = uploads.listed(server.store.database, owner, limit, after, newest_first=order == "desc")
-    data = [_answer(record) for record in records if purpose in (None, "fine-tune")]
+    records, more = uploads.listed(
+        server.store.database, owner, limit, after, newest_first=order == "desc", purpose=purpose
+    )
+    data = [_answer(record) for record in records]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return FileList(data=data, first_id=first, last_id=last, has_more=more and bool(data))
 
@@ -70,7 +81,9 @@ def file_content(request: Request, file_id: FileId) -> Response:
     """A file's bytes, as they were sent."""
     server, owner = server_of(request), identity_of(request).owner("files")
     # Never with the uploader's name or type: a browser is not to open it as anything.
-    headers = {"content-disposition": f'attachment; filename="{file_id}.jsonl"'}
+    record = uploads.find(server.store.database, owner, file_id)
+    suffix = _SUFFIXES.get(record.style, ".jsonl")
+    headers = {"content-disposition": f'attachment; filename="{file_id}{suffix}"'}
     content = uploads.content(server.store.database, owner, file_id)
     return Response(content, headers=headers, media_type="application/octet-stream")
 
@@ -89,5 +102,6 @@ def _answer(record: uploads.Upload) -> FileAnswer:
         bytes=record.size,
         created_at=seconds_of(record.created),
         filename=record.filename,
+        purpose=cast(Any, record.purpose),
         examples=record.examples,
     )

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: training, whose result is a prefix that is served at once."""
+"""/v1/fine_tuning/jobs: training and documents, whose result is a prefix that is served at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
+from foreword.documents.reading import SUFFIXES
 from foreword.serving.api import schemas
 from foreword.serving.api.models import describe
 from foreword.serving.api.pools import FairRoute
@@ -17,8 +18,9 @@ from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.settings import NO_ZERO, JobBody, OpenAIHyperparameters
+from foreword.serving.jobs.settings import NO_ZERO, DocumentMethod, JobBody, OpenAIHyperparameters
 from foreword.serving.requests import JOINS
+from foreword.store.database import Database
 from foreword.store.names import parse_name
 from foreword.store.schema import now
 
@@ -30,7 +32,7 @@ After = Annotated[str | None, Query(max_length=40, pattern=NO_ZERO)]
 
 @router.post("", response_model=schemas.JobAnswer, responses=ERRORS)
 def create_job(request: Request, body: JobBody) -> Any:
-    """Train a prefix on an uploaded file; it will be called by its owner's name and `suffix`."""
+    """Make a prefix of an uploaded file; it will be called by its owner's name and `suffix`."""
     server, identity = server_of(request), identity_of(request)
     database, limits = server.store.database, identity.limits
     owner = identity.writer("jobs")
@@ -47,19 +49,19 @@ def create_job(request: Request, body: JobBody) -> Any:
     start = find_prefix(server, identity.view, body.model)
     # The version, not a name that may mean another one when the job's turn comes.
     reference = None if start is None else describe(identity.view, body.model).version.reference
-    files = [uploads.find(database, owner, body.training_file, param="training_file")]
-    if body.validation_file is not None:
-        files.append(uploads.find(database, owner, body.validation_file, param="validation_file"))
-    if len({file.style for file in files}) > 1:
-        raise Refused(
-            400,
-            "one file has conversations, the other source and target; give two of a kind",
-            param="validation_file",
-        )
-    settings = job_settings.choose(server.served, body, files[0].style, start, reference)
-    for file, param in zip(files, ("training_file", "validation_file"), strict=False):
-        examples = uploads.beginning(database, owner, file.id, job_settings.TRIED_BYTES)
-        job_settings.try_template(server.served, settings["template"], examples, param)
+    asked: dict[str, Any] = {}
+    if (method := body.document) is not None:
+        _check_document_files(database, owner, body, method)
+        settings = job_settings.choose_document(server.served, body, method, start)
+        asked["document"] = method.model_dump(exclude_none=True)
+        asked["hyperparameters"] = asked["document"].get("hyperparameters", {})
+    else:
+        files = _example_files(database, owner, body)
+        settings = job_settings.choose(server.served, body, files[0].style, start, reference)
+        for file, param in zip(files, ("training_file", "validation_file"), strict=False):
+            examples = uploads.beginning(database, owner, file.id, job_settings.TRIED_BYTES)
+            job_settings.try_template(server.served, settings["template"], examples, param)
+        asked["hyperparameters"] = body.chosen.model_dump(exclude_none=True)
     record = Job(
         id=identifier,
         owner=owner,
@@ -70,9 +72,10 @@ def create_job(request: Request, body: JobBody) -> Any:
         training_file=body.training_file,
         validation_file=body.validation_file,
         settings=settings,
-        alike=job_settings.run_key(settings),
-        asked={
-            "hyperparameters": body.chosen.model_dump(exclude_none=True),
+        # A document is a run of its own.
+        alike=job_settings.run_key(settings if method is None else {"job": identifier}),
+        asked=asked
+        | {
             "metadata": body.metadata,
             "stored_bytes": limits.stored_bytes,  # for when the job ends, which no request is there to say
         },
@@ -147,7 +150,8 @@ def list_checkpoints(
     data = []
     if record.result is not None and after is None:
         origin = describe(identity.view, record.result).version.facts["origin"]
-        measured = {"step": float(origin["steps"])}
+        steps = origin["steps"] or 0  # none of a document whose own keys and values were kept
+        measured = {"step": float(steps)}
         if origin["dev_loss"] is not None:
             measured["full_valid_loss"] = origin["dev_loss"]
         data.append(
@@ -157,17 +161,77 @@ def list_checkpoints(
                 fine_tuned_model_checkpoint=record.result,
                 fine_tuning_job_id=record.id,
                 metrics=measured,
-                step_number=origin["steps"],
+                step_number=steps,
             )
         )
     only = data[0].id if data else None
     return schemas.JobCheckpoints(data=data, first_id=only, last_id=only)
 
 
+def _example_files(database: Database, owner: str, body: JobBody) -> list[uploads.Upload]:
+    """The files of a job that trains on examples. Raises Refused: absent, or no examples of one kind."""
+    files = []
+    for param in ("training_file", "validation_file"):
+        if (identifier := getattr(body, param)) is None:
+            continue
+        files.append(file := uploads.find(database, owner, identifier, param=param))
+        if file.purpose != "fine-tune":
+            raise Refused(
+                400,
+                f"{param} has the purpose {file.purpose}; expected a file of examples, sent with fine-tune"
+                + (", or the method document" if file.style == "document" else ""),
+                param=param,
+            )
+    if len({file.style for file in files}) > 1:
+        raise Refused(
+            400,
+            "one file has conversations, the other source and target; give two of a kind",
+            param="validation_file",
+        )
+    return files
+
+
+def _check_document_files(database: Database, owner: str, body: JobBody, method: DocumentMethod) -> None:
+    """Refuse the files of a document's job that are absent or of another kind. Raises Refused."""
+    file = uploads.find(database, owner, body.training_file, param="training_file")
+    if file.style != "document":
+        raise Refused(
+            400,
+            f"training_file has the purpose {file.purpose} and is no document; expected one of {SUFFIXES}, "
+            "sent with user_data",
+            param="training_file",
+        )
+    beside = (
+        ("validation_file", body.validation_file, job_settings.MOST_QUESTIONS),
+        ("method.document.conversations", method.conversations, job_settings.LARGEST_OF_DOCUMENTS["draw"]),
+    )
+    for param, identifier, most in beside:
+        if identifier is None:
+            continue
+        file = uploads.find(database, owner, identifier, param=param)
+        if file.style not in ("text", "chat", "conversations"):
+            raise Refused(
+                400,
+                f"{param} is a {file.style}; expected questions and answers as JSON lines: examples sent "
+                "with fine-tune, or a .jsonl file sent with user_data",
+                param=param,
+            )
+        if file.examples > most:
+            raise Refused(400, f"{param} has {file.examples} answers; expected at most {most}", param=param)
+
+
+def _result_files(record: Job) -> list[str]:
+    return list(job_settings.result_files(record.id, record.settings)) if record.state == "succeeded" else []
+
+
 def _answer(record: Job) -> schemas.JobAnswer:
-    # OpenAI's three are always shown, the others where they were given.
-    defaults = dict.fromkeys(OpenAIHyperparameters.model_fields, "auto")
-    hyperparameters = {**defaults, **record.asked["hyperparameters"]}
+    hyperparameters = record.asked["hyperparameters"]
+    if job_settings.is_document(record.settings):
+        method = {"type": "document", "document": record.asked["document"]}
+    else:
+        # OpenAI's three are always shown, the others where they were given.
+        hyperparameters = {**dict.fromkeys(OpenAIHyperparameters.model_fields, "auto"), **hyperparameters}
+        method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
     return schemas.JobAnswer(
         id=record.id,
         created_at=seconds_of(record.created),
@@ -175,9 +239,10 @@ def _answer(record: Job) -> schemas.JobAnswer:
         fine_tuned_model=record.result,
         finished_at=None if record.finished is None else seconds_of(record.finished),
         hyperparameters=hyperparameters,
-        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        method=method,
         model=record.model,
         organization_id=record.owner,
+        result_files=_result_files(record),
         seed=record.settings["seed"],
         status=record.state,  # type: ignore[arg-type]
         trained_tokens=record.trained_tokens,

@@ -148,14 +148,14 @@ class Deleted(BaseModel):
 
 
 class FileAnswer(BaseModel):
-    """An uploaded file of examples."""
+    """A file: examples, a document, conversations about one, or the report of a job."""
 
     id: str
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
     filename: str
-    purpose: Literal["fine-tune"] = "fine-tune"
+    purpose: Literal["fine-tune", "user_data", "fine-tune-results"]
     status: Literal["processed"] = "processed"
     examples: int
 

@@ -310,7 +310,7 @@ def note(
 def noted_step(database: Database, identifier: str) -> int:
     """The last step that a job's events tell of; -1 for none."""
     rows = database.rows(select(job_event.c.data).where(job_event.c.job == identifier))
-    return max((row.data["step"] for row in rows if row.data), default=-1)
+    return max((row.data["step"] for row in rows if row.data and "step" in row.data), default=-1)
 
 
 def check_claimed(connection: Connection, worker: str, identifier: str) -> None:

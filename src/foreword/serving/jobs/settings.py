@@ -1,4 +1,4 @@
-"""Job settings: what a caller asks of a job, as the arguments of `train_many`."""
+"""Job settings: what a caller asks of a job, as the arguments of `train_many` or `compile_document`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import dataclasses
 import hashlib
 import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
+from foreword.documents.settings import DocumentSettings
 from foreword.encoding import name_of
 from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.prefix import Prefix
-from foreword.serving.errors import Refused
+from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs.queue import LONGEST_MESSAGE
 from foreword.serving.requests import LONGEST_NAME, Body
 from foreword.serving.served_model import ServedModel
@@ -34,7 +35,7 @@ MetadataText = Annotated[str, Field(max_length=512)]
 
 
 class OpenAIHyperparameters(Body):
-    """OpenAI's three. None and "auto" stand for the defaults."""
+    """OpenAI's three, and Foreword's own; see docs/settings.md. None and "auto" stand for the defaults."""
 
     n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto | None = None
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None
@@ -56,30 +57,56 @@ LARGEST: dict[str, int] = {
 }
 """What one caller may ask for at most on a server that others use, too: of text, in characters."""
 
+LARGEST_OF_DOCUMENTS: dict[str, int] = LARGEST | {
+    "batch_size": 1024,
+    "steps": 100_000,
+    "draw": 4000,
+    "chunk_tokens": 512,
+}
+"""The same of a document. The teacher reads chunk and conversations before the first step, which nothing
+interrupts for the jobs of others."""
 
-def hyperparameters_of(kind: Any) -> type[OpenAIHyperparameters]:
-    """The hyperparameters of a job: OpenAI's, and the settings of a class, with ranges and old names."""
+MOST_QUESTIONS = 1000
+"""Of a file that a document's report is about: they are read three times at the end."""
+
+
+def hyperparameters_of(
+    kind: Any,
+    name: str = "Hyperparameters",
+    base: type[Body] = OpenAIHyperparameters,
+    *,
+    elsewhere: Collection[str] = tuple(ELSEWHERE),
+    largest: Mapping[str, int] = LARGEST,
+) -> type[Body]:
+    """The hyperparameters of a job: OpenAI's, and the settings of a class, with ranges and old names.
+
+    Args:
+        name: of the model in the OpenAPI document.
+        base: what has the fields that are not of the class.
+        elsewhere: settings for which the job has another field.
+        largest: see `LARGEST`.
+    """
     fields: dict[str, Any] = {}
     for each in flat_settings(kind):
-        if each.name in ELSEWHERE:
+        if each.name in elsewhere:
             continue
-        annotation = _bounded(each)
+        annotation = _bounded(each, largest)
         fields[each.name] = (annotation | None, Field(None, description=each.help))
         for alias in each.aliases:
             note = f"The old name of {each.name}"
             fields[alias] = (annotation | None, Field(None, description=note, deprecated=True))
     return create_model(
-        "Hyperparameters",
-        __base__=OpenAIHyperparameters,
+        name,
+        __base__=base,
         __module__=__name__,
-        __doc__="OpenAI's three, and Foreword's own; see docs/settings.md. None and auto stand for defaults.",
+        __doc__=base.__doc__,
         **fields,
     )
 
 
-def _bounded(described: Setting) -> Any:
+def _bounded(described: Setting, largest: Mapping[str, int]) -> Any:
     """The type of a hyperparameter; of several, the first: a number for all streams."""
-    kind, most = described.alternatives[0], LARGEST.get(described.name, 1_000_000)
+    kind, most = described.alternatives[0], largest.get(described.name, 1_000_000)
     if kind in (int, float):
         least = 2 if described.name == "max_length" else described.ge  # a source and a target
         return Annotated[
@@ -92,10 +119,22 @@ def _bounded(described: Setting) -> Any:
     return Annotated[str, Field(min_length=1, max_length=min(most, 2000))]
 
 
+class DocumentBody(Body):
+    """How a document becomes a prefix; see docs/documents.md. None stands for the default."""
+
+
 if TYPE_CHECKING:
     Hyperparameters = OpenAIHyperparameters
+    DocumentHyperparameters = DocumentBody
 else:
     Hyperparameters = hyperparameters_of(TrainingSettings)
+    DocumentHyperparameters = hyperparameters_of(
+        DocumentSettings,
+        "DocumentHyperparameters",
+        DocumentBody,
+        elsewhere=("seed",),
+        largest=LARGEST_OF_DOCUMENTS,
+    )
 
 
 class Supervised(Body):
@@ -104,11 +143,24 @@ class Supervised(Body):
     hyperparameters: Hyperparameters | None = None
 
 
-class Method(Body):
-    """Supervised fine-tuning is the only one."""
+class DocumentMethod(Body):
+    """Of `method`: a document becomes a prefix that stands for it."""
 
-    type: Literal["supervised"]
+    hyperparameters: DocumentHyperparameters | None = None
+    conversations: Annotated[
+        FileId | None, Field(description="A file of conversations to train on, instead of drawn ones.")
+    ] = None
+    keep_conversations: Annotated[
+        bool | None, Field(description="Keep the conversations that were trained on as a file.")
+    ] = None
+
+
+class Method(Body):
+    """Supervised fine-tuning on examples, or a document that becomes a prefix."""
+
+    type: Literal["supervised", "document"]
     supervised: Supervised | None = None
+    document: DocumentMethod | None = None
 
 
 class TemplateChoice(Body):
@@ -125,8 +177,10 @@ class JobBody(Body):
     model: Annotated[
         str, Field(min_length=1, max_length=LONGEST_NAME, description="The base, or a prefix to start from.")
     ]
-    training_file: FileId
-    validation_file: FileId | None = None
+    training_file: Annotated[FileId, Field(description="Examples, or the document.")]
+    validation_file: Annotated[
+        FileId | None, Field(description="Examples, or questions about the document with their answers.")
+    ] = None
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
@@ -144,6 +198,60 @@ class JobBody(Body):
                 400, "hyperparameters are given twice; give them in method alone", param="hyperparameters"
             )
         return inner or self.hyperparameters or Hyperparameters()
+
+    @property
+    def document(self) -> DocumentMethod | None:
+        """How a document is to become a prefix; None of a job that trains on examples.
+
+        Raises:
+            Refused: 400, a field of the other kind of job.
+        """
+        is_document = self.method is not None and self.method.type == "document"
+        beside: dict[str, Any] = {
+            "method.supervised": self.method and self.method.supervised,
+            "hyperparameters": self.hyperparameters,
+            "template": self.template,
+        }
+        if not is_document:
+            beside = {"method.document": self.method and self.method.document}
+        for name, value in beside.items():
+            if value is not None:
+                kind = "document" if is_document else "supervised"
+                raise Refused(
+                    400,
+                    f"{name} has no meaning for the method {kind}; leave it out, settings go into "
+                    f"method.{kind}.hyperparameters",
+                    param=name,
+                )
+        return (self.method and self.method.document) or DocumentMethod() if is_document else None
+
+
+def choose_document(
+    served: ServedModel, body: JobBody, asked: DocumentMethod, start: Prefix | None
+) -> dict[str, Any]:
+    """Plain data: the fields of `DocumentSettings` and, beside them, what else the job is told.
+
+    Raises:
+        UsageError, WindowExceeded: settings that do not go together, or do not fit the base.
+        Refused: 400, a prefix to start from.
+    """
+    if start is not None:
+        raise Refused(
+            400,
+            f"{shown(body.model)} is a prefix, and a document's prefix starts from the document itself; take "
+            f"{served.name}",
+            param="model",
+        )
+    given = {} if asked.hyperparameters is None else asked.hyperparameters.model_dump(exclude_none=True)
+    settings = DocumentSettings.from_mapping({**given, "seed": body.seed or 0})
+    if settings.length is not None:
+        served.text_limit(settings.length)
+    return {
+        "document": settings.to_json(),
+        "seed": settings.seed,
+        "conversations": asked.conversations,
+        "keep_conversations": bool(asked.keep_conversations),
+    }
 
 
 def choose(
@@ -181,6 +289,25 @@ def choose(
         raise WindowExceeded(f"max_length is {settings.max_length}; {limit} tokens fit behind this prefix")
     template = _template(served, body.template, style, start).dated(served.tokenizer)
     return {**given, "template": template.to_json(), "start": reference}
+
+
+def is_document(settings: Mapping[str, Any]) -> bool:
+    """Whether these settings are of a job that makes a prefix of a document, or of one that trains one."""
+    return "document" in settings
+
+
+ResultStyle = Literal["report", "conversations"]
+
+
+def result_files(identifier: str, settings: Mapping[str, Any]) -> dict[str, ResultStyle]:
+    """Ids of the files that a job ends in if it succeeds, and what each is."""
+    if not is_document(settings):
+        return {}
+    number = identifier.removeprefix("ftjob-")
+    found: dict[str, ResultStyle] = {f"file-{number}-report": "report"}
+    if settings["keep_conversations"]:
+        found[f"file-{number}-conv"] = "conversations"
+    return found
 
 
 TRIED_BYTES = 64 << 10

@@ -1,9 +1,9 @@
-"""Uploaded files of examples, each an owner's, in the store's database.
+"""Files of owners, in the store's database: examples, documents and conversations; and results of jobs.
 
 In the database, so that a file is there wholly or not at all, every server on the store sees it,
 and forgetting an owner finds it.
 
-    python -m foreword.serving.jobs.uploads < name and file
+    python -m foreword.serving.jobs.uploads < name, purpose and file
 
 A large file is checked by a process of its own, below the server in priority: to read it is work of the
 interpreter from end to end, which the engine needs between any two operations on tensors.
@@ -19,10 +19,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from sqlalchemy import Connection, func, or_, select, tuple_
 
+from foreword.documents.conversations import examples_in
+from foreword.documents.reading import check_kind
 from foreword.errors import ForewordError
 from foreword.examples import Example
 from foreword.examples.readers import iterate_examples
@@ -41,15 +43,25 @@ MOST_FILES = 10_000
 """Of one owner: what a small file takes beside its bytes is not counted among them."""
 _FACTS = tuple(column for column in upload.c if column.name != "content")
 
+Style = Literal["text", "chat", "document", "conversations", "report"]
+"""Of a file: examples without and with conversations among them; a document; conversations about one; the
+report of a job."""
+Purpose = Literal["fine-tune", "user_data"]
+"""That a file is sent with."""
+CONVERSATIONS_SUFFIX = ".jsonl"
+"""Of user data that is no document but conversations about one."""
+_PURPOSES: dict[Style, str] = {"text": "fine-tune", "chat": "fine-tune", "report": "fine-tune-results"}
+
 
 @dataclass(frozen=True)
 class Upload:
     """What is known of an uploaded file.
 
     Attributes:
-        filename: as its owner called it; used for nothing but showing it.
-        style: `chat` when there are conversations among the examples, else `text`.
+        filename: as its owner called it; used for showing it, and of a document for its kind.
+        style: see `Style`.
         size: bytes.
+        examples: 0 of what is none.
     """
 
     id: str
@@ -59,6 +71,35 @@ class Upload:
     style: str
     size: int
     examples: int
+
+    @property
+    def purpose(self) -> str:
+        """In the words of OpenAI's API."""
+        return purpose_of(self.style)
+
+
+def purpose_of(style: str) -> str:
+    """What files of a style are for, in the words of OpenAI's API."""
+    return _PURPOSES.get(style, "user_data")  # type: ignore[call-overload, no-any-return]
+
+
+def made(
+    owner: str, filename: str, style: Style, content: bytes, examples: int = 0, identifier: str = ""
+) -> Upload:
+    """The record of a file that is to be kept."""
+    return Upload(
+        id=identifier or f"file-{secrets.token_hex(12)}",
+        owner=owner,
+        created=now(),
+        filename=_storable(filename),
+        style=style,
+        size=len(content),
+        examples=examples,
+    )
+
+
+def _storable(filename: str) -> str:
+    return filename[:256].replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 def parse(content: bytes, filename: str) -> list[Example]:
@@ -73,23 +114,31 @@ def _examples(content: bytes, filename: str) -> Iterator[Example]:
 
 @dataclass(frozen=True)
 class Found:
-    """What is in a file; style is `chat` when there are conversations among the examples."""
+    """What is in a file."""
 
     examples: int
-    style: Literal["chat", "text"]
+    style: Style
 
 
-def check(content: bytes, filename: str) -> Found:
-    """Read a file.
+def check(content: bytes, filename: str, purpose: Purpose = "fine-tune") -> Found:
+    """Read a file; a document is read by the job that it is for, which may take minutes.
 
     Raises:
         BadExamples: names the line that is wrong, and why; of a small file.
-        Refused: 400, the same of a large one.
+        BadDocument: empty, or of a kind that is not read.
+        Refused: 400, a line that is wrong of a large file.
     """
-    return _found(content, filename) if len(content) <= LARGE else _found_outside(content, filename)
+    if purpose == "user_data" and not filename.lower().endswith(CONVERSATIONS_SUFFIX):
+        check_kind(content, _storable(filename))
+        return Found(0, "document")
+    found = _found if len(content) <= LARGE else _found_outside
+    return found(content, filename, purpose)
 
 
-def _found(content: bytes, filename: str) -> Found:
+def _found(content: bytes, filename: str, purpose: Purpose) -> Found:
+    if purpose == "user_data":
+        name = shown(filename)
+        return Found(sum(1 for _ in examples_in(lines_of(io.BytesIO(content), name), name)), "conversations")
     examples, chat = 0, False
     for example in _examples(content, filename):  # none is kept: they take many times the file's bytes
         examples += 1
@@ -97,10 +146,10 @@ def _found(content: bytes, filename: str) -> Found:
     return Found(examples, "chat" if chat else "text")
 
 
-def _found_outside(content: bytes, filename: str) -> Found:
+def _found_outside(content: bytes, filename: str, purpose: Purpose) -> Found:
     process = subprocess.run(
         (sys.executable, "-m", "foreword.serving.jobs.uploads"),
-        input=json.dumps(filename).encode() + b"\n" + content,
+        input=json.dumps([filename, purpose]).encode() + b"\n" + content,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # a traceback could quote an example
         # A terminal's Ctrl-C is for the server. Within its session, or the priority would count for nothing
@@ -115,37 +164,41 @@ def _found_outside(content: bytes, filename: str) -> Found:
 
 
 def add(
-    database: Database, caller: Caller, owner: str, filename: str, content: bytes, *, limit: int | None
+    database: Database,
+    caller: Caller,
+    owner: str,
+    filename: str,
+    content: bytes,
+    *,
+    purpose: Purpose = "fine-tune",
+    limit: int | None,
 ) -> Upload:
-    """Keep a file of examples.
+    """Keep a file.
 
     Raises:
-        BadExamples, Refused (400): as `check`; nothing is kept.
+        BadExamples, BadDocument, Refused (400): as `check`; nothing is kept.
         StorageLimitExceeded: more bytes than an owner may store.
         Refused: 429, more files than an owner may have whose bytes are limited.
         UnknownKey: the caller's key went meanwhile.
     """
-    found = check(content, filename)
-    record = Upload(
-        id=f"file-{secrets.token_hex(12)}",
-        owner=owner,
-        created=now(),
-        filename=filename[:256].replace("\0", "\ufffd").encode(errors="replace").decode(),
-        style=found.style,
-        size=len(content),
-        examples=found.examples,
-    )
+    found = check(content, filename, purpose)
+    record = made(owner, filename, found.style, content, found.examples)
 
     def insert(connection: Connection) -> Upload:
         access.check_key(connection, caller)
         check_stored_bytes(connection, owner, len(content), limit)
         if limit is not None:
-            _check_count(connection, owner)
-        connection.execute(upload.insert().values(**vars(record), content=content))
+            check_count(connection, owner)
+        keep(connection, record, content)
         access.note(connection, caller, "upload", owner, record.id)
         return record
 
     return database.write(insert)
+
+
+def keep(connection: Connection, record: Upload, content: bytes) -> None:
+    """Add a file; whether its owner may store so much is to be asked beside it."""
+    connection.execute(upload.insert().values(**vars(record), content=content))
 
 
 def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int | None) -> None:
@@ -153,7 +206,8 @@ def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int
     quota.check(connection, owner, more, limit)
 
 
-def _check_count(connection: Connection, owner: str) -> None:
+def check_count(connection: Connection, owner: str) -> None:
+    """Refuse more files of an owner than there may be. Raises Refused: 429."""
     count = connection.execute(select(func.count()).where(upload.c.owner == owner)).scalar_one()
     if count >= MOST_FILES:
         raise Refused(
@@ -165,10 +219,19 @@ def _check_count(connection: Connection, owner: str) -> None:
 
 
 def listed(
-    database: Database, owner: str, limit: int, after: str | None, *, newest_first: bool = True
+    database: Database,
+    owner: str,
+    limit: int,
+    after: str | None,
+    *,
+    newest_first: bool = True,
+    purpose: str | None = None,
 ) -> tuple[list[Upload], bool]:
-    """A page of an owner's files by the time they came, and whether there are more."""
+    """A page of an owner's files (those for a purpose) by the time they came, and whether there are more."""
     query = select(*_FACTS).where(upload.c.owner == owner)
+    if purpose is not None:
+        styles = [style for style in get_args(Style) if purpose_of(style) == purpose]
+        query = query.where(upload.c.style.in_(styles))
     columns = (upload.c.created, upload.c.id)
     if after is not None:
         file = find(database, owner, after)
@@ -209,7 +272,8 @@ def beginning(database: Database, owner: str, identifier: str, most: int) -> lis
 @transaction
 def remove(connection: Connection, caller: Caller, owner: str, identifier: str) -> None:
     """Delete a file. Raises Refused: 404 as `find`; 409 while a job needs it."""
-    needs = or_(job.c.training_file == identifier, job.c.validation_file == identifier)
+    named = (job.c.training_file, job.c.validation_file, job.c.settings["conversations"].as_string())
+    needs = or_(*(each == identifier for each in named))
     using = select(job.c.id).where(job.c.owner == owner, job.c.state.in_(LIVE), needs)
     if (needing := connection.execute(using).scalar()) is not None:
         raise Refused(
@@ -229,9 +293,9 @@ def _unknown(identifier: str, param: str | None) -> Refused:
 def main() -> None:
     """The process that checks a large file."""
     os.nice(LOWEST_PRIORITY)
-    filename = json.loads(sys.stdin.buffer.readline())
+    filename, purpose = json.loads(sys.stdin.buffer.readline())
     try:
-        answer = {"found": asdict(_found(sys.stdin.buffer.read(), filename))}
+        answer = {"found": asdict(_found(sys.stdin.buffer.read(), filename, purpose))}
     except ForewordError as error:
         told = refused(error)
         facts = {"status": told.status, "message": told.message, "code": told.code, "param": told.param}

@@ -1,10 +1,11 @@
-"""Jobs that are trained together: their progress noted, their prefixes stored, their claims kept alive."""
+"""Jobs of one run, trained together or a document: progress noted, prefixes stored, claims kept alive."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import math
 import os
@@ -13,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from foreword.prefix import Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
 from foreword.serving.errors import Refused, refused
-from foreword.serving.jobs import checkpoints, queue, uploads
+from foreword.serving.jobs import checkpoints, documents, queue, uploads
 from foreword.serving.jobs.queue import Job, Used
+from foreword.serving.jobs.settings import is_document
+from foreword.serving.jobs.uploads import Upload
 from foreword.store import PrefixStore
 from foreword.store.blobs import check_there, new_key
 from foreword.store.database import Database
@@ -50,8 +53,11 @@ ADVANCED = 0.1
 is written as often."""
 
 _OWNERS_TO_READ = (
+    errors.BadConversations,
+    errors.BadDocument,
     errors.BadExamples,
     errors.BadPrefix,
+    errors.HarmExceeded,
     errors.NotFinite,
     errors.StorageLimitExceeded,
     errors.TrainingDiverged,
@@ -69,7 +75,8 @@ class JobHeartbeat(threading.Thread):
 
     Attributes:
         used: what each job has used so far; the run writes it, and the heartbeat passes it on.
-        training: steps are under way; before, nobody would hear the signal.
+        training: steps are under way; before, the run is not to be stopped for others' jobs.
+        hears: the signal that stops the run is heard where no steps are under way, too.
         stopped_run: this stopped the run: a job was cancelled or forgotten, or its turn is over.
     """
 
@@ -84,9 +91,11 @@ class JobHeartbeat(threading.Thread):
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._pause = min(configuration.lease_seconds / BEATS_PER_LEASE, LONGEST_PAUSE)
-        self._turn_ends = time.monotonic() + configuration.turn_seconds
+        self._began = time.monotonic()
+        self._turn_ends = self._began + configuration.turn_seconds
         self.used: dict[str, Used] = {}
         self.training = False
+        self.hears = False
         self.stopped_run = False
 
     @contextlib.contextmanager
@@ -103,6 +112,11 @@ class JobHeartbeat(threading.Thread):
             with self._lock:
                 self._ending = None
 
+    def steps_begin(self) -> None:
+        """What was done before the first step is done again in each turn: steps have as long as that took."""
+        moment = time.monotonic()
+        self._turn_ends = max(self._turn_ends, moment + moment - self._began)
+
     def let_go(self, identifier: str) -> None:
         """A job has ended: nobody need watch it."""
         with self._lock:
@@ -117,7 +131,7 @@ class JobHeartbeat(threading.Thread):
         """Until `stop`."""
         while not self._done.wait(self._pause):
             try:
-                if self._should_stop() and self.training and not self.stopped_run:
+                if self._should_stop() and (self.training or self.hears) and not self.stopped_run:
                     self.stopped_run = True
                     os.kill(os.getpid(), signal.SIGINT)  # training takes it as: finish the step, and save
             except ForewordError as error:  # the database is away for a moment
@@ -131,7 +145,8 @@ class JobHeartbeat(threading.Thread):
         mine = set(queue.heartbeat(self._database, self._worker, sorted(before), used))
         with self._lock:
             lost = (before & self._claimed) - mine - {self._ending}
-        return bool(lost) or (time.monotonic() > self._turn_ends and queue.waits(self._database))
+        over = self.training and time.monotonic() > self._turn_ends
+        return bool(lost) or (over and queue.waits(self._database))
 
 
 class TrainingRun:
@@ -161,6 +176,8 @@ class TrainingRun:
                 from the last checkpoint.
         """
         prepare_folder(self._folder)
+        if any(is_document(job.settings) for job in jobs):  # one, see `queue.claim`
+            return self._compile(base, jobs[0])
         examples: dict[str, list[Example]] = {}
         dev: dict[str, list[Example]] = {}
         for job in jobs:
@@ -173,13 +190,7 @@ class TrainingRun:
                 examples.pop(job.id, None)
                 self._fail(job.id, error)
                 continue
-            self._jobs[job.id] = job
-            self._noted_steps[job.id] = queue.noted_step(self._database, job.id)
-            with concerning(job.id):
-                usable = checkpoints.fetch(self._store, job, owner_folder(self._folder, job.id))
-            if not usable:
-                message = "the stored checkpoint can't be used; training goes on from what this machine has"
-                queue.note(self._database, job.id, "warn", message)
+            self._take(job)
         if not self._jobs:
             return
         settings: dict[str, Any] = dict(jobs[0].settings)
@@ -209,6 +220,50 @@ class TrainingRun:
                 self._note_held_back(identifier)
         if self._unavailable is not None:
             raise self._unavailable
+
+    def _take(self, job: Job) -> None:
+        """Make ready to train a job, with the store's checkpoint where that is the later one."""
+        self._jobs[job.id] = job
+        self._noted_steps[job.id] = queue.noted_step(self._database, job.id)
+        with concerning(job.id):
+            usable = checkpoints.fetch(self._store, job, owner_folder(self._folder, job.id))
+        if not usable:
+            message = "the stored checkpoint can't be used; training goes on from what this machine has"
+            queue.note(self._database, job.id, "warn", message)
+
+    def _compile(self, base: BaseModel, job: Job) -> None:
+        """Make a prefix of a document. Raises as `train`."""
+        self._heartbeat.used[job.id] = Used(job.used_steps, job.used_tokens)
+        self._take(job)
+        try:
+            with concerning(job.id), documents.stops_at_once():
+                self._heartbeat.hears = True
+                made = documents.compile_job(
+                    self._database,
+                    base,
+                    job,
+                    owner_folder(self._folder, job.id),
+                    on_progress=lambda progress: self._progress(dataclasses.replace(progress, owner=job.id)),
+                    on_checkpoint=functools.partial(self._save, job.id),
+                )
+        except errors.DamagedCheckpoint:
+            return self._drop_checkpoints(job.id)  # and back into the queue when the run is over
+        except errors.HarmExceeded as error:
+            self._note_report(job.id, "warn", error.report)
+            return self._fail(job.id, error)
+        except _OWNERS_TO_READ as error:
+            return self._fail(job.id, error)
+        finally:
+            self._heartbeat.hears = self._heartbeat.training = False
+            self._note_held_back(job.id)
+        self._note_report(job.id, "info", made.prefix.report)
+        self._finish(job.id, made.prefix, made.files)
+        if self._unavailable is not None:
+            raise self._unavailable
+
+    def _note_report(self, identifier: str, level: str, report: Mapping[str, Any]) -> None:
+        message, data = documents.summary(report), {"report": dict(report)}
+        queue.note(self._database, identifier, level, message, data, once=True)
 
     def failed(self, jobs: Sequence[Job], error: ForewordError) -> None:
         """What the run broke off at is no fault of the server's (see `is_servers`): end it, or try it again.
@@ -268,8 +323,8 @@ class TrainingRun:
         record = uploads.find(self._database, job.owner, identifier)
         return uploads.parse(uploads.content(self._database, job.owner, identifier), record.filename)
 
-    def _finish(self, identifier: str, prefix: Prefix) -> None:
-        """Store a job's prefix and end the job: both or neither, and only while it is this worker's."""
+    def _finish(self, identifier: str, prefix: Prefix, results: Sequence[tuple[Upload, bytes]] = ()) -> None:
+        """Store a job's prefix and files and end the job: all of it, and only while it is this worker's."""
         job = self._jobs[identifier]
         self._note_held_back(identifier)
         if not math.isfinite(prefix.origin.dev_loss or 0.0):
@@ -282,6 +337,8 @@ class TrainingRun:
         def end(connection: Connection, version: Version) -> None:
             nonlocal unneeded
             unneeded = queue.succeed(connection, self._worker, identifier, version.reference, used)
+            for record, content in results:
+                uploads.keep(connection, record, content)
 
         def put() -> None:
             limit = checkpoints.stored_bytes_of(job)
@@ -301,6 +358,7 @@ class TrainingRun:
             unneeded = final.digest
         except errors.StorageLimitExceeded as error:
             self._fail(identifier, error)
+            unneeded = final.digest
         except (StoreUnavailable, CannotWrite) as error:
             logs.failure("prefix not stored", error, job=identifier)
             error.owner, self._unavailable = identifier, error
@@ -336,8 +394,12 @@ class TrainingRun:
             # A note of going on names the file, which is nothing to an owner.
             note = progress.note.split(": ", 1)[0] if progress.note.startswith("going on") else progress.note
             queue.note(self._database, identifier, "info", note, once=note is progress.note)
+            # Until the next step: what a document is measured by comes behind the last.
+            self._heartbeat.training = self._heartbeat.training and not self._heartbeat.hears
             return
         self._heartbeat.training = True
+        if self._heartbeat.hears and identifier not in self._first_steps:
+            self._heartbeat.steps_begin()
         first = self._first_steps.setdefault(identifier, progress.step)
         if progress.step - first == int(progress.steps * ADVANCED) + 1:
             queue.advanced(self._database, self._worker, identifier)
