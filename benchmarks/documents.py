@@ -251,7 +251,7 @@ def show(rows: Iterable[dict[str, Any]]) -> str:
         lines.append(line)
     columns = ("method", "times smaller", "unrelated", "documents", "seeds", "R", "one passage")
     columns += ("several", "R on dev", "harm", "of the document", "CPU seconds")
-    return table(columns, lines)
+    return table(columns, lines) if lines else ""
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -299,9 +299,9 @@ def main() -> None:
             importlib.import_module(f"benchmarks.{OTHERS[given.part]}").measure(bench, results, given)
         else:
             _measure(bench, results, given)
-    print(show(results.rows))
-    for name in dict.fromkeys(OTHERS.values()):
-        if page := importlib.import_module(f"benchmarks.{name}").show(results.rows):
+    parts = (importlib.import_module(f"benchmarks.{name}") for name in dict.fromkeys(OTHERS.values()))
+    for page in (show(results.rows), *(part.show(results.rows) for part in parts)):
+        if page:
             print(page)
 
 
