@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import FOLDER, Bench, Results
+from benchmarks.documents import FOLDER, Bench, Results, exact_prefix
 from foreword import Example, Prefix, compile_document
 from foreword.documents.compile import document_template
 from foreword.documents.report import answered, bare_template, recovered
@@ -160,7 +160,7 @@ def _made(
     if path is not None:
         prefix.save(path, overwrite=True)
     base = bench.base
-    document = compile_document(base, text, method="exact")
+    document = exact_prefix(base, text)
     bare = bare_template(base, document_template(base))
     about = {
         "unchanged": unchanged_questions(),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.document_profiles import PROFILES
-from benchmarks.documents import Bench, Results
+from benchmarks.documents import Bench, Results, exact_prefix
 from foreword import BaseModel, Prefix, compile_document
 from foreword.documents.compile import document_template
 from foreword.documents.report import bare_template
@@ -49,7 +49,7 @@ def measure(bench: Bench, results: Results, given: Any) -> None:
 
             def texts(number: int) -> tuple[Prefix, ...]:
                 text = "\n".join(profiles[other].text for other in chosen[number])  # noqa: B023
-                return (compile_document(bench.base, text, method="exact"),)
+                return (exact_prefix(bench.base, text),)
 
             for way, make in zip(WAYS, (joined, texts), strict=True):
                 more = {"way": way, "joined": count, "profiles": len(profiles)}
@@ -72,7 +72,7 @@ def _shares(base: BaseModel, profiles: int, make: Callable[[int], tuple[Prefix, 
     shares = []
     for number in range(profiles):
         profile = PROFILES[number]
-        whole = compile_document(base, profile.text, method="exact")
+        whole = exact_prefix(base, profile.text)
         ways: tuple[Any, ...] = (None, whole, [make(number)] * len(profile.questions))
         losses = (base.token_losses(profile.questions, way, template=bare) for way in ways)
         none, own, found = (float(torch.cat(rows).double().sum()) for rows in losses)

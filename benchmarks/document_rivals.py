@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.documents import FOLDER, Bench, Results, compiled, read_questions, spread
-from foreword import Example, Prefix, compile_document
+from benchmarks.documents import FOLDER, Bench, Results, compiled, prefix_of, read_questions, spread
+from foreword import Example, compile_document
 from foreword.documents.chunks import sentences, tables
 from foreword.documents.compile import (
     chunks_of,
     document_ids,
     document_template,
-    exact_key_values,
     opening_ids,
     studies,
     study,
@@ -37,7 +36,6 @@ from foreword.documents.distillation import Distillation, DistilledExample
 from foreword.documents.report import bare_template
 from foreword.documents.settings import DocumentSettings
 from foreword.encoding import EncodedExample, encode_example
-from foreword.prefix_sizes import tensor_names
 from foreword.reporting.markdown import table
 from foreword.research.baselines import peft
 from foreword.research.baselines.fine_tuning import Weights
@@ -98,18 +96,9 @@ class Rival:
         )
         return {"seconds": wall, "cpu_seconds": cpu}
 
-    def _text_prefix(self, ids: Sequence[int]) -> Prefix:
-        """What the base makes of these tokens in its context."""
-        return Prefix(
-            tensors=tensor_names(exact_key_values(self.base, ids)),
-            base=self.base.identity,
-            template=self.template,
-            positions=self.base.positions,
-        )
-
     def cut_off(self) -> dict[str, Any]:
         """The document's first P tokens."""
-        prefix = self._text_prefix(self.ids[: self.length])
+        prefix = prefix_of(self.base, self.ids[: self.length])
         return self._made() | self.bench.of_prefix(self.name, prefix)
 
     def summary(self) -> dict[str, Any]:
@@ -118,7 +107,7 @@ class Rival:
         ids = document_ids(self.base, self.template, path.read_text(encoding="utf-8"))
         if len(ids) > self.length:
             raise SystemExit(f"{path} has {len(ids)} tokens, the prefix {self.length}; shorten it")
-        prefix = self._text_prefix(ids)
+        prefix = prefix_of(self.base, ids)
         return self._made() | self.bench.of_prefix(self.name, prefix) | {"tokens": len(ids)}
 
     def retrieved(self) -> dict[str, Any]:
@@ -127,7 +116,7 @@ class Rival:
 
         def losses(split: str) -> list[torch.Tensor]:
             examples = read_questions(self.name, split).examples
-            prefixes = [self._text_prefix(self._best(passages, str(each.source))) for each in examples]
+            prefixes = [prefix_of(self.base, self._best(passages, str(each.source))) for each in examples]
             return self.base.token_losses(examples, prefixes)
 
         shares = self.bench.shares(self.name, losses)

@@ -14,7 +14,7 @@ import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,44 +103,45 @@ def _exact(bench: Bench, name: str, started: Servers | None, given: Any) -> dict
             for example in examples
         ]
 
-    async def answers(server: str, prefix: Prefix | None) -> list[list[int]]:
-        engine = _engine(base, started, server)
+    async def compared() -> tuple[list[list[int]], list[list[int]], dict[str, list[float]]]:
+        # One engine for all rounds: what it does once, at its start, is no part of a request.
+        behind = _engine(base, started, PREFIXES)
+        plain = behind if started is None else _engine(base, started, PLAIN)
         try:
-            asked = rows(prefix, COMPARED_TOKENS, "compared")
-            return [(await _ask(engine, row)).ids for row in asked]  # alone, so that batches can't differ
-        finally:
-            await engine.close()
-
-    async def first(server: str, make: Callable[[], Row]) -> float:
-        engine = _engine(base, started, server)
-        try:
-            begin = time.perf_counter()
-            return (await _ask(engine, make(), begin)).first
-        finally:
-            await engine.close()
-
-    if started is not None:
-        started.put(document)
-    exact, text = (asyncio.run(answers(*way)) for way in ((PREFIXES, document), (PLAIN, None)))
-    seconds: dict[str, list[float]] = {"exact": [], "text": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(-1, given.rounds):  # the first to warm up
-            # Another file in each round: no engine has read it, no cache holds it.
-            fresh = dataclasses.replace(document, labels={"round": str(number)})
-            path = (Path(folder) if started is None else started.folder) / f"{fresh.digest}.prefix"
-            path.write_bytes(fresh.to_bytes())
-
-            def loaded() -> Row:
-                read = Prefix.load(path) if started is None else fresh  # noqa: B023
-                return rows(read, 1, f"round {number}")[0]  # noqa: B023
-
-            made = {"exact": (PREFIXES, loaded), "text": (PLAIN, lambda: rows(None, 1, f"round {number}")[0])}  # noqa: B023
-            for way, (server, make) in made.items():
-                found = asyncio.run(first(server, make))
+            answers = []
+            for engine, prefix in ((behind, document), (plain, None)):
+                asked = rows(prefix, COMPARED_TOKENS, "compared")
+                # One at a time, so that what shares a batch can't differ.
+                answers.append([(await _ask(engine, row)).ids for row in asked])
+            seconds: dict[str, list[float]] = {"exact": [], "text": []}
+            for number in range(-1, given.rounds):  # the first to warm up
+                # Another file in each round: no engine has read it, no cache holds it.
+                fresh = dataclasses.replace(document, labels={"round": str(number)})
+                path = folder / f"{fresh.digest}.prefix"
+                path.write_bytes(fresh.to_bytes())
+                owner = f"round {number}"
+                begin = time.perf_counter()
+                read = Prefix.load(path) if started is None else fresh
+                exact = await _ask(behind, rows(read, 1, owner)[0], begin)
+                text = await _ask(plain, rows(None, 1, owner)[0])
+                path.unlink()
                 if number >= 0:
-                    seconds[way].append(found)
-            path.unlink()
-    ratios = [text / exact for exact, text in zip(seconds["exact"], seconds["text"], strict=True)]
+                    seconds["exact"].append(exact.first)
+                    seconds["text"].append(text.first)
+            return answers[0], answers[1], seconds
+        finally:
+            await behind.close()
+            if plain is not behind:
+                await plain.close()
+
+    with contextlib.ExitStack() as stack:
+        if started is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = started.folder
+            started.put(document)
+        exact, text, seconds = asyncio.run(compared())
+    ratios = [late / soon for soon, late in zip(seconds["exact"], seconds["text"], strict=True)]
     return {
         "tokens": document.length,
         "megabytes": round(sum(tensor.nbytes for tensor in document.tensors.values()) / 1e6, 1),

@@ -36,8 +36,9 @@ from typing import Any
 import torch
 
 from foreword import BaseModel, Example, Prefix, compile_document
-from foreword.documents.compile import document_template
+from foreword.documents.compile import document_ids, document_template, exact_key_values
 from foreword.documents.report import bare_template, harm, harm_answers
+from foreword.prefix_sizes import tensor_names
 from foreword.reporting.markdown import table
 
 FOLDER = Path(__file__).parents[1] / "examples" / "documents"
@@ -85,6 +86,21 @@ def read_questions(name: str, split: str) -> Questions:
 def _section(text: str, passage: str) -> int:
     """The heading above a passage, by its place."""
     return max((text.rfind(f"\n{'#' * depth} ", 0, text.find(passage)) for depth in range(1, 5)), default=-1)
+
+
+def exact_prefix(base: BaseModel, text: str) -> Prefix:
+    """A document's own keys and values, as the method `exact` makes them, without its report."""
+    return prefix_of(base, document_ids(base, document_template(base), text))
+
+
+def prefix_of(base: BaseModel, ids: Sequence[int]) -> Prefix:
+    """The keys and values of some tokens, which are what stands for a document."""
+    return Prefix(
+        tensors=tensor_names(exact_key_values(base, ids)),
+        base=base.identity,
+        template=document_template(base),
+        positions=base.positions,
+    )
 
 
 class Results:
@@ -135,7 +151,7 @@ class Bench:
     def document(self, name: str) -> Prefix:
         """A document's own keys and values."""
         if name not in self._documents:
-            self._documents[name] = compile_document(self.base, self.text(name), method="exact")
+            self._documents[name] = exact_prefix(self.base, self.text(name))
         return self._documents[name]
 
     def losses(self, name: str, split: str, prefix: Prefix | None) -> list[torch.Tensor]:
@@ -235,7 +251,7 @@ def show(rows: Iterable[dict[str, Any]]) -> str:
         lines.append(line)
     columns = ("method", "times smaller", "unrelated", "documents", "seeds", "R", "one passage")
     columns += ("several", "R on dev", "harm", "of the document", "CPU seconds")
-    return table(columns, lines)
+    return table(columns, lines) if lines else ""
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -283,9 +299,9 @@ def main() -> None:
             importlib.import_module(f"benchmarks.{OTHERS[given.part]}").measure(bench, results, given)
         else:
             _measure(bench, results, given)
-    print(show(results.rows))
-    for name in dict.fromkeys(OTHERS.values()):
-        if page := importlib.import_module(f"benchmarks.{name}").show(results.rows):
+    parts = (importlib.import_module(f"benchmarks.{name}") for name in dict.fromkeys(OTHERS.values()))
+    for page in (show(results.rows), *(part.show(results.rows) for part in parts)):
+        if page:
             print(page)
 
 
