@@ -19,7 +19,8 @@ from sqlalchemy import select
 from foreword import BaseModel, compile_document
 from foreword.documents.reading import document_from_bytes
 from foreword.serving.config import Configuration
-from foreword.serving.jobs import documents, queue
+from foreword.serving.errors import Refused
+from foreword.serving.jobs import documents, queue, uploads
 from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.store import PrefixStore, quota
 from foreword.store.schema import job, upload, usage
@@ -31,6 +32,7 @@ from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
 TEXT = b"The gate opens at nine. Mr. Ott has the key. It closes at noon, and Ada rings a bell.\n\n# Rules\n\nNo dogs."
 QUICK: dict[str, Any] = {"steps": 10, "batch_size": 4, "draw": 16, "chunk_tokens": 60, "length": 8}
+EXACT: dict[str, Any] = {"hyperparameters": {"method": "exact", "draw": 16}}
 QUESTIONS = (
     b'{"question": "When does the gate open?", "answer": "at nine"}\n'
     b'{"question": "Who has the key?", "answer": "Mr. Ott"}\n'
@@ -134,7 +136,7 @@ def test_files_of_a_document_are_exported_and_forgotten_with_their_owner(
 ) -> None:
     client = gateway.client("fay")
     document = send(client)
-    create(client, document, suffix="gate")
+    create(client, document, EXACT, suffix="gate")
     work(gateway.store, gateway.base)
     gateway.store.as_owner("fay").export_owner("fay", tmp_path / "fay.zip")
     with zipfile.ZipFile(tmp_path / "fay.zip") as archive:
@@ -156,7 +158,7 @@ def test_files_of_a_document_are_exported_and_forgotten_with_their_owner(
         (b"%PDF-1.4 nothing", "torn.pdf", {}, "BadDocument", "torn.pdf"),
         (b"\xff\xfe\x00", "page.html", {}, "BadDocument", "page.html"),
         (b"A dog.", "short.txt", {"length": 30}, "UsageError", "take a length below that"),
-        (TEXT, "gate.txt", {"max_harm": 0.0}, "HarmExceeded", "allow more with max_harm"),
+        (TEXT, "gate.txt", {"max_harm": 0.0, "steps": 2}, "HarmExceeded", "allow more with max_harm"),
     ],
 )  # fmt: skip
 def test_a_document_that_can_not_be_used_ends_its_job_and_leaves_nothing(
@@ -194,7 +196,6 @@ def test_conversations_about_another_text_end_the_job(gateway: Gateway) -> None:
         (TEXT, "gate.png", "has the ending '.png'"),
         (b"%PDF-1.7 x", "gate.txt", "gate.txt is PDF"),
         (b'{"question": "a", "answer": "b"}\n{}\n', "own.jsonl", "line 2"),
-        (b'{"question": "a", "answer": "b"}\n' * 2500 + b"{}\n", "own.jsonl", "line 2501"),
     ],
 )  # fmt: skip
 def test_what_is_no_document_is_refused_at_the_upload(
@@ -205,6 +206,14 @@ def test_what_is_no_document_is_refused_at_the_upload(
         send(client, content, name)
     assert caught.value.code == "invalid_file"
     assert list(client.files.list()) == []
+
+
+def test_a_large_file_of_conversations_is_read_by_a_process_of_its_own() -> None:
+    line = b'{"question": "a", "answer": "b"}\n'
+    content = line * (uploads.LARGE // len(line) + 1)
+    assert uploads.check(content, "own.jsonl", "user_data").style == "conversations"
+    with pytest.raises(Refused, match="found the fields none"):
+        uploads.check(content + b"{}\n", "own.jsonl", "user_data")
 
 
 @pytest.mark.parametrize(
@@ -222,8 +231,8 @@ def test_what_is_no_document_is_refused_at_the_upload(
         ({}, {"model": "dan/prefix"}, "model", "is a prefix"),
         ({}, {"extra_body": {"template": {"style": "raw"}}}, "template", "no meaning for the method document"),
         ({}, {"hyperparameters": {"n_epochs": 3}}, "hyperparameters", "method.document.hyperparameters"),
-        (None, {"type": "supervised"}, "training_file", "fine-tune"),
-        (None, {"type": "supervised", "document": {"conversations": "x"}}, "method.document", "no meaning"),
+        (None, {"method": {"type": "supervised"}}, "training_file", "fine-tune"),
+        (None, {"method": {"type": "supervised", "document": {"conversations": "x"}}}, "method.document", "no mean"),
     ],
 )  # fmt: skip
 def test_a_job_that_can_not_be_done_is_refused_by_the_field_that_is_wrong(
@@ -238,10 +247,10 @@ def test_a_job_that_can_not_be_done_is_refused_by_the_field_that_is_wrong(
     more = {
         name: files.get(value, value) if isinstance(value, str) else value for name, value in more.items()
     }
-    if method is None:  # `more` is the method
-        more = {"method": more}
+    body: Any = {"model": "tiny-llama", "training_file": files["DOCUMENT"], **more}
+    body.setdefault("method", {"type": "document", "document": method})
     with pytest.raises(openai.APIStatusError, match=message) as caught:
-        create(client, more.pop("training_file", files["DOCUMENT"]), method, **more)
+        client.fine_tuning.jobs.create(**body)
     assert caught.value.status_code in (400, 404)
     assert caught.value.param == param
     assert list(client.fine_tuning.jobs.list()) == []
@@ -276,7 +285,7 @@ def test_what_is_over_the_owners_limit_is_not_kept(gateway: Gateway) -> None:
     limit = 0
     for owner in ("jan", "jon"):
         client = gateway.client(owner)
-        identifier = create(client, send(client), suffix="gate").id
+        identifier = create(client, send(client), EXACT, suffix="gate").id
         if owner == "jon":  # has as much, but for the report
             asked = {**queue.find(database, "jon", identifier).asked, "stored_bytes": limit - 50}
             row = job.update().where(job.c.id == identifier).values(asked=asked)
@@ -314,11 +323,8 @@ def test_a_job_goes_on_on_another_machine_and_ends_in_the_same_prefix(
         work(other, gateway.base, "w2")
     told = messages(client, made.id)
     assert "going on from step 5" in told
-    assert (
-        len({m for m in told if m.startswith("step ")})
-        == len([m for m in told if m.startswith("step ")])
-        == 10
-    )
+    steps = [m.split(":")[0] for m in told if m.startswith("step ")][::-1]
+    assert steps == [f"step {n} of 10" for n in range(11)]  # each once
     expected = compile_document(gateway.base, document_from_bytes(TEXT, "gate.md").text, **QUICK)
     found = gateway.store.get("kim/gate@1")
     assert torch.equal(found.tensors["decoder.value"], expected.tensors["decoder.value"])
