@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import importlib
 import io
+import logging
 import re
 import time
 import zipfile
@@ -351,6 +352,7 @@ _PDF_FILTERS = ("array_based_stream", "lzw", "run_length", "zlib", "brotli")
 def pdf_text(content: bytes, filename: str) -> str:
     """The text of all pages, put together to headings and paragraphs (pdf_lines.py)."""
     pypdf = _import("pypdf")
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what is wrong with a file is told once, by us
     until = time.monotonic() + MOST_SECONDS
     bounds = {f"{name}_maximum_output_length": MOST_UNPACKED_BYTES for name in _PDF_FILTERS}
     try:
