@@ -119,8 +119,8 @@ class Rival:
             prefixes = [prefix_of(self.base, self._best(passages, str(each.source))) for each in examples]
             return self.base.token_losses(examples, prefixes)
 
-        shares = self.bench.shares(self.name, losses)
-        return self._made() | shares
+        # Nothing is made beforehand: a question's passages are read when it is asked.
+        return self._made() | self.bench.shares(self.name, losses)
 
     def _best(self, passages: Sequence[str], question: str) -> list[int]:
         scores = bm25(passages, question)
