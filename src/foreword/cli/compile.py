@@ -199,6 +199,8 @@ def compile(
 
     if given := typed(context, "previous", "gate", "conversations", "keep", "questions", "report"):
         raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
+    if document.is_file():
+        raise UsageError(f"{document} is a file; --by document takes a folder, or leave it out")
     if (out is None) == (owner is None):
         raise UsageError(
             "say where the documents' prefixes go: --out FOLDER for a file each, or --store PLACE --owner "
