@@ -6,10 +6,12 @@ import collections
 
 import pytest
 
-from foreword.documents.chunks import split
+from foreword.documents.chunks import Chunk, split
 from foreword.documents.conversations import Conversation
-from foreword.documents.edits import changed, digests, known_chunks, replay, worse
+from foreword.documents.edits import MOST_CHUNKS, changed, digests, known_chunks, replay, worse
+from foreword.documents.settings import DocumentSettings
 from foreword.errors import UsageError
+from foreword.prefix_file import check_description
 
 OLD = "# One\n\nThe gate opens at nine.\n\n# Two\n\nIt closes at noon.\n\n# Three\n\nNo dogs."
 
@@ -20,6 +22,12 @@ def test_chunks_that_the_old_document_did_not_have_are_new() -> None:
     chunks = split(edited, len, 40)
     assert [chunks[number].section for number in changed(chunks, known)] == ["Two", "Between"]
     assert changed(split(OLD.replace("# One\n\nThe gate opens at nine.\n\n", ""), len, 40), known) == []
+
+
+def test_as_many_digests_as_are_kept_fit_into_a_prefix_file() -> None:
+    chunks = digests([Chunk(str(number), "", 0, 1) for number in range(MOST_CHUNKS)])
+    document = DocumentSettings().to_json() | {"sha256": "0" * 64, "tokens": 10**9, "chunks": chunks}
+    check_description({"recipe": {"document": document | {"previous": "0" * 64}}})
 
 
 def test_half_of_what_is_known_of_each_chunk_is_replayed() -> None:

@@ -17,9 +17,8 @@ REPLAYED = 0.5
 DIGEST_LETTERS = 12
 """Of a chunk's SHA-256 that a prefix file keeps: two chunks in 10^14 pairs look alike."""
 
-MOST_CHUNKS = 2000
-"""Whose digests a prefix file keeps; the header of a longer document would be too large."""
-
+MOST_CHUNKS = 900
+"""Whose digests a prefix file keeps: of 16 bytes each, in a recipe of 16 KiB."""
 
 MOST_WORSE = 0.03
 """By which a recovered share may be lower than the previous one: as much as two runs differ by."""
