@@ -177,8 +177,14 @@ def test_bad_input_is_refused_by_name(base: BaseModel, text: str, options: Any, 
     [
         ([], "there are 0 conversations, 0 of them different; expected at least 2"),
         ([Conversation("When?", "At nine.", 0, "given")], "there are 1 conversations, 1 of them different"),
-        ([Conversation("When?", "At nine.", 0, "given")] * 3, "there are 3 conversations, 1 of them different"),
-        ([Conversation("When?", "At nine.", 99, "given")], "conversation 0 is about chunk 99; the document has 3"),
+        (
+            [Conversation("When?", "At nine.", 0, "given")] * 3,
+            "there are 3 conversations, 1 of them different",
+        ),
+        (
+            [Conversation("When?", "At nine.", 99, "given")],
+            "conversation 0 is about chunk 99; the document has 3",
+        ),
         ([Conversation("When?", "At nine.", -1, "given")], "conversation 0 is about chunk -1"),
     ],
 )
@@ -201,9 +207,7 @@ def test_of_two_conversations_one_is_trained_on(base: BaseModel, number: int) ->
 
 
 def test_exact_needs_no_conversations_where_questions_are_given(base: BaseModel) -> None:
-    prefix = compile_document(
-        base, "Nothing" * 5, method="exact", questions=[Example("What?", "Nothing")]
-    )
+    prefix = compile_document(base, "Nothing" * 5, method="exact", questions=[Example("What?", "Nothing")])
     assert prefix.report["answers"] == 1
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib.resources
 import re
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from foreword.base.prefix_batch import PrefixBatch
 from foreword.documents.checking import PartFinder
 from foreword.documents.chunks import Chunk
 from foreword.documents.conversations import Conversation, question_of
+from foreword.documents.drawn import UNSPACED
 from foreword.encoding import encode_example
 from foreword.errors import BadExamples, UnknownField
 from foreword.examples import Example, read_examples
@@ -212,12 +214,19 @@ def answered(
         max_new_tokens=longest + 8,
         batch_size=max(1, ANSWER_BATCH_TOKENS // tokens),
     )
-    right = [_plain(each.target) in _plain(text) for each, text in zip(questions, texts, strict=True)]
+    right = [is_right(text, each.target) for each, text in zip(questions, texts, strict=True)]
     return sum(right) / len(right)
 
 
+def is_right(text: str, target: str) -> bool:
+    """Whether a text has the words of an answer, in their order; where words have no spaces, its letters."""
+    return _plain(target) in _plain(text)
+
+
 def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """Letters and digits alone, with a space around each word."""
+    words = re.findall(rf"[{UNSPACED}]|[^\W{UNSPACED}]+", text.casefold())
+    return f" {' '.join(words)} "
 
 
 def harm_prompts() -> list[str]:
@@ -251,10 +260,18 @@ def harm(base: BaseModel, prefix: Prefix, answers: Sequence[Example]) -> float:
     return total / count
 
 
-@functools.lru_cache(maxsize=4)
+_HARM_ANSWERS: weakref.WeakKeyDictionary[BaseModel, dict[tuple[Template, int], tuple[Example, ...]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Of each base as long as it lives."""
+
+
 def harm_answers(base: BaseModel, template: Template, count: int) -> tuple[Example, ...]:
     """The base's own answers to the first `count` prompts that harm is measured on, made once."""
-    return tuple(own_answers(base, harm_prompts()[:count], template))
+    made = _HARM_ANSWERS.setdefault(base, {})
+    if (template, count) not in made:
+        made[template, count] = tuple(own_answers(base, harm_prompts()[:count], template))
+    return made[template, count]
 
 
 def _rounded(value: float | None) -> float | None:
@@ -314,7 +331,8 @@ def _answered(
     base: BaseModel, prefix: Prefix, questions: Sequence[Question], references: Prefix | Sequence[Prefix]
 ) -> dict[str, Any] | None:
     """Shares of short answers that are right, without, with the prefix and with the whole document."""
-    short = [number for number, each in enumerate(questions) if each.short]
+    # An answer of signs alone can't be told from none.
+    short = [number for number, each in enumerate(questions) if each.short and _plain(each.target).strip()]
     short = short[:: -(-len(short) // MOST_ANSWERED) or 1]
     if not short:
         return None
