@@ -76,6 +76,11 @@ def test_text_without_spaces_is_divided_at_its_sentences_and_then_anywhere() -> 
     assert sentences("大门九点打开。钥匙在先生那里！") == ["大门九点打开。", "钥匙在先生那里！"]
 
 
+def test_comments_in_code_are_no_headings() -> None:
+    text = "# Use\n```sh\n# install it first\nmake\n```\n# Next\n```not``` code\n# Last\n~~~\n# then"
+    assert [name for name, _, _ in sections(text)] == ["Use", "Next", "Last"]
+
+
 def test_a_heading_has_no_marks_behind_it() -> None:
     assert [name for name, _, _ in sections("# One ##\na\n## Two\nb")] == ["One", "Two"]
 

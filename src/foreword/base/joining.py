@@ -158,8 +158,8 @@ def check_joinable(prefixes: Sequence[Prefix]) -> None:
             )
         if differing := _differing_templates(first, other):
             raise UsageError(
-                f"the template of prefix {number} has {differing}; join prefixes of equal templates: one text "
-                "stands behind them all"
+                f"the template of prefix {number} has {differing}; join prefixes of equal templates: one "
+                "text stands behind them all"
             )
         if other.positions != first.positions:
             raise UsageError(

@@ -7,8 +7,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-HEADING = re.compile(r"^#{1,6}[ \t]+([^\n]*)$", re.MULTILINE)
+HEADING = re.compile(r"^#{1,6}[ \t]+(?P<heading>[^\n]*)$", re.MULTILINE)
 """A heading of Markdown, which `reading.py` makes of those of other formats."""
+
+_MARKS = re.compile(rf"^ {{0,3}}(?P<fence>```+(?=[^`\n]*$)|~~~)|{HEADING.pattern}", re.MULTILINE)
+"""Headings, and the lines between which code stands, whose comments look like headings."""
 
 LONGEST_HEAD = 2000
 """Characters of a heading or a table's head that stands in front of each chunk below it."""
@@ -46,8 +49,8 @@ def split(text: str, count: Callable[[str], int], most: int) -> list[Chunk]:
 
     Args:
         count: tokens of a text.
-        most: tokens of a chunk. A paragraph that has more is divided at sentences, a sentence at words, and what has no
-            spaces anywhere.
+        most: tokens of a chunk. A paragraph that has more is divided at sentences, a sentence at words, and
+            what has no spaces anywhere.
     """
     chunks: list[Chunk] = []
     heads = _table_heads(text)
@@ -76,9 +79,7 @@ def split(text: str, count: Callable[[str], int], most: int) -> list[Chunk]:
 def sections(text: str) -> list[tuple[str, int, int]]:
     """Each section's heading and place in characters, heading included; what has no text but a heading goes
     to the section behind it."""
-    starts = [
-        (match.group(1).strip().rstrip("#").rstrip(), match.start()) for match in HEADING.finditer(text)
-    ]
+    starts = [(match["heading"].strip().rstrip("#").rstrip(), match.start()) for match in _headings(text)]
     if not starts or text[: starts[0][1]].strip():
         starts.insert(0, ("", 0))
     ends = [start for _, start in starts[1:]] + [len(text)]
@@ -87,6 +88,15 @@ def sections(text: str) -> list[tuple[str, int, int]]:
         for (name, start), end in zip(starts, ends, strict=True)
         if HEADING.sub("", text[start:end]).strip()
     ]
+
+
+def _headings(text: str) -> Iterator[re.Match[str]]:
+    fence: str | None = None
+    for match in _MARKS.finditer(text):
+        if (mark := (match["fence"] or "")[:3]) and fence in (None, mark):
+            fence = mark if fence is None else None
+        elif not mark and fence is None:
+            yield match
 
 
 def sentences(text: str) -> list[str]:

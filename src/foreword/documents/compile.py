@@ -204,7 +204,7 @@ def studies(
     for number, each in enumerate(made):
         if each.chunk is not None and not 0 <= each.chunk < len(chunks):
             raise UsageError(
-                f"conversation {number} is about chunk {each.chunk}; the document has {len(chunks)}, numbered "
+                f"conversation {number} is about chunk {each.chunk}; the document has {len(chunks)}, counted "
                 "from 0. Divide it into chunks of as many tokens as the conversations were made for"
             )
     if not made and needed and conversations is None:
@@ -261,7 +261,8 @@ def compile_document(
     """A prefix that stands for a text: questions about it are answered as if it were in front of them.
 
     Args:
-        text: plain text or Markdown; `foreword.documents.read_document` makes it of other files.
+        text: plain text or Markdown; the function `foreword.documents.reading.read_document` makes
+            it of other files.
         conversations: what to train on, instead of conversations drawn from the text.
         questions: with their answers, for the report, which else is about held-out conversations;
             `foreword.documents.report.Question` has the section that one is about.
@@ -402,7 +403,7 @@ class _Run:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """How the prefix is made; known before it is, so that it is held against the format's limits first."""
+        """How the prefix is made; known before it is, to be held against the format's limits."""
         found = self.settings.to_json() | {"sha256": self._digest, "tokens": len(self.ids)}
         if len(self._chunks) <= MOST_CHUNKS:
             found["chunks"] = digests(self._chunks)

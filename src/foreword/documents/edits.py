@@ -72,8 +72,9 @@ def worse(report: Mapping[str, Any], previous: Mapping[str, Any]) -> str | None:
     """
     found = []
     share, before = report.get("recovered_share"), previous.get("recovered_share")
-    if isinstance(share, float) and isinstance(before, float) and share < before - MOST_WORSE:
-        found.append(f"recovered share {share:.2f}, before {before:.2f}")
+    if isinstance(before, float) and not (isinstance(share, float) and share >= before - MOST_WORSE):
+        shown = f"{share:.2f}" if isinstance(share, float) else "unknown: the text itself does not help"
+        found.append(f"recovered share {shown}, before {before:.2f}")
     harm, harm_before = report.get("harm"), previous.get("harm")
     if isinstance(harm, float) and isinstance(harm_before, float) and harm > 1.1 * harm_before:
         found.append(f"harm {harm:.4g}, before {harm_before:.4g}")
