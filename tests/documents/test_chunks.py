@@ -72,7 +72,7 @@ def test_text_without_spaces_is_divided_at_its_sentences_and_then_anywhere() -> 
     chunks = split(text, len, 20)
     assert "".join(chunk.text for chunk in chunks) == text
     assert all(len(chunk.text) <= 20 for chunk in chunks)
-    assert chunks[0].text == "大门九点打开。钥匙在先生那里！"
+    assert chunks[0].text == "大门九点打开。钥匙在先生那里！「谁？」"
     assert sentences("大门九点打开。钥匙在先生那里！") == ["大门九点打开。", "钥匙在先生那里！"]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,15 @@ from foreword.documents.drawn import drawn
 from foreword.documents.reading import document_from_bytes
 from foreword.documents.written import parse_pairs
 from foreword.errors import BadDocument
-from support.made_documents import docx_of_body, paragraph, pdf_of_lines, pdf_of_streams, stream
+from support.made_documents import (
+    CONTENT_TYPES,
+    W,
+    docx_of_body,
+    paragraph,
+    pdf_of_lines,
+    pdf_of_streams,
+    stream,
+)
 
 WORD = "The harbour opens at seven."
 
@@ -173,10 +179,18 @@ def test_a_large_table_is_read_row_by_row() -> None:
 
 def styled(styles: str, style: str) -> str:
     """What is read of a DOCX with these styles and a paragraph of one of them."""
-    made = io.BytesIO(docx_of_body(paragraph(WORD, f'<w:pStyle w:val="{style}"/>')))
-    with zipfile.ZipFile(made, "a") as archive:
-        archive.writestr("word/styles.xml", styles)
-    return document_from_bytes(made.getvalue(), "a.docx").text
+    kind = "application/vnd.openxmlformats-officedocument.wordprocessingml.styles+xml"
+    part = f'<Override PartName="/word/styles.xml" ContentType="{kind}"/></Types>'
+    relation = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/styles"
+    more = {
+        "[Content_Types].xml": CONTENT_TYPES.replace("</Types>", part),
+        "word/styles.xml": f"<w:styles {W}>{styles}</w:styles>",
+        "word/_rels/document.xml.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/'
+        f'relationships"><Relationship Id="r1" Type="{relation}" Target="styles.xml"/></Relationships>',
+    }
+    body = paragraph(WORD, f'<w:pStyle w:val="{style}"/>')
+    content = docx_of_body(body, {name: text.encode() for name, text in more.items()})
+    return document_from_bytes(content, "a.docx").text
 
 
 def test_styles_that_are_made_of_each_other_end() -> None:
