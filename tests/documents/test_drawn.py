@@ -37,6 +37,13 @@ def test_every_answer_stands_in_the_chunk_it_is_about(name: str) -> None:
     assert {each.chunk for each in found} >= told
 
 
+def test_text_without_spaces_has_conversations() -> None:
+    text = "大门早上九点打开。钥匙在先生那里！中午它关上，有人敲钟。"
+    found = drawn(split(text, len, 20), 6)
+    assert len(found) == 6
+    assert all(each.target[:4] in text for each in found)
+
+
 def test_kinds_share_the_text_and_tables_are_asked_by_row_and_column() -> None:
     table = "# Prices\n\n| What | Price |\n|---|---|\n| Rope | 4.20 |\n| Tar | 1.10 |\n"
     (chunk,) = split(table, len, 1000)

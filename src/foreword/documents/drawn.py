@@ -38,7 +38,9 @@ CELL = (
 )
 
 GAP = "___"
-_WORD = re.compile(r"\S+")
+UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+"""Thai, Lao, Japanese and Chinese letters, between whose words is no space."""
+_WORD = re.compile(rf"[{UNSPACED}]{{1,2}}|[^\s{UNSPACED}]+")
 _NUMBERS = (
     "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
     "eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|half|twice|once|"
@@ -50,7 +52,7 @@ _SMALL = (
 )
 """Words that are no unit of the number in front of them."""
 _FACT = re.compile(
-    r"`[^`\n]+`|“[^”\n]+”|\"[^\"\n]+\""
+    r"`[^`\n]+`|“[^“”\n]+”|\"[^\"\n]+\""
     r"|[A-Z][\w'’.-]*(?:\s+(?:(?:of|de|van|von|the|and|&)\s+)?[A-Z][\w'’.-]*)*"
     rf"|[€$£]?(?:\d[\d.,:/–-]*\d|\d)(?:\s*%|(?:st|nd|rd|th)\b|\s+(?!(?:{_SMALL})\b)[a-zA-Zµ°²³]{{1,12}}\b)?"
     rf"|\b(?:{_NUMBERS})(?:-(?:{_NUMBERS}|one))?\b"
@@ -104,7 +106,7 @@ def drawn(chunks: Sequence[Chunk], count: int, seed: int = 0) -> list[Conversati
 
 
 def _body(chunk: Chunk) -> list[str]:
-    return [each for each in sentences(chunk.text) if len(each.split()) > 2]
+    return [each for each in sentences(chunk.text) if len(_WORD.findall(each)) > 2]
 
 
 def _facts(sentence: str) -> list[tuple[int, str]]:
