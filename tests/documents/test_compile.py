@@ -263,6 +263,10 @@ def test_what_is_held_out_stays_so_behind_an_edit(base: BaseModel) -> None:
         ({"method": "exact"}, "only studied goes on"),
         ({"length": 7}, "the previous prefix has length 12, which the new one keeps"),
         ({"ratio": 3.0}, "the previous prefix has length 12, which the new one keeps"),
+        (
+            {"chunk_tokens": 80},
+            "made with chunk_tokens 60, and with 80 all of the document would count as new",
+        ),
     ],
 )
 def test_what_can_not_go_on_from_a_previous_prefix_is_refused(

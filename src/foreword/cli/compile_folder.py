@@ -6,7 +6,6 @@ Whether a document is done is read from the prefix that is there: its recipe nam
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +40,9 @@ def compile_folder(request: Request, folder: Path, goal: Destination) -> None:
     from foreword.documents.compile_many import compile_documents, is_result
     from foreword.documents.reading import documents_in, read_document
 
-    passed_over: Callable[[str, str], None] = lambda name, why: output.note(  # noqa: E731
-        f"{output.one_line(name)} is passed over: {why}"
-    )
+    def passed_over(name: str, why: str) -> None:
+        output.note(f"{output.one_line(name)} is passed over: {why}")
+
     paths = _by_name(documents_in(folder, on_passed_over=passed_over))
     goal.check(list(paths))
     texts: dict[str, str] = {}

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from foreword.base.base_model import BaseModel
 from foreword.base.prefix_batch import KeyValues
 from foreword.documents.chunks import Chunk, split
-from foreword.documents.conversations import Conversation, unrelated
+from foreword.documents.conversations import Conversation, text_digest, unrelated
 from foreword.documents.distillation import Distillation, DistilledExample, taught
 from foreword.documents.drawn import drawn
 from foreword.documents.edits import MOST_CHUNKS, changed, digests, known_chunks, replay, worse
@@ -334,7 +334,7 @@ def going_on(
     """The settings of a run that goes on from a document's prefix, whose length it keeps.
 
     Raises:
-        UsageError: another method than `studied`, another length, or a prefix of no document.
+        UsageError: another method than `studied`, another length, other chunks, or a prefix of no document.
         GeometryMismatch, WrongBaseModel: a prefix of another base.
     """
     if settings.method != "studied":
@@ -351,6 +351,12 @@ def going_on(
         raise UsageError(
             f"the previous prefix has length {previous.length}, which the new one keeps; leave length and "
             "ratio out, or compile anew"
+        )
+    chunk_tokens = previous.recipe["document"].get("chunk_tokens")
+    if chunk_tokens not in (None, settings.chunk_tokens):
+        raise UsageError(
+            f"the previous prefix was made with chunk_tokens {chunk_tokens}, and with "
+            f"{settings.chunk_tokens} all of the document would count as new; give the same, or compile anew"
         )
     return dataclasses.replace(settings, length=previous.length)
 
@@ -413,7 +419,7 @@ class _Run:
 
     @functools.cached_property
     def _digest(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        return text_digest(self.text)
 
     @functools.cached_property
     def _chunks(self) -> list[Chunk]:
