@@ -17,6 +17,7 @@ import contextlib
 import json
 import re
 import shlex
+import socket
 import statistics
 import sys
 import tempfile
@@ -48,7 +49,7 @@ from foreword.research.bench.timing import Spread, spread
 from foreword.research.environment import describe_machine
 from foreword.serving.vllm import launch, ticket
 from foreword.serving.vllm.door import HEADER, signature_of
-from foreword.serving.vllm.process import VllmProcess, free_port
+from foreword.serving.vllm.process import VllmProcess
 
 COUNTERS = {
     "prompt": "vllm:prompt_tokens_total",
@@ -145,15 +146,21 @@ def _running(commands: Mapping[str, list[str]], given: Any) -> Iterator[dict[str
     processes = {}
     try:
         for name, arguments in commands.items():
-            port = free_port()
+            port = _free_port()
             whole = [*launch.program(path), *arguments, "--port", str(port), *more]
-            processes[name] = VllmProcess(whole, environment, port)
+            processes[name] = VllmProcess(whole, environment, f"http://127.0.0.1:{port}")
         for process in processes.values():
             process.wait()
         yield {name: process.url for name, process in processes.items()}
     finally:
         for process in processes.values():
             process.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
 
 
 def _in_turns(ways: Sequence[Way], urls: Mapping[str, str], given: Any) -> dict[str, list[RoundFigures]]:

@@ -193,6 +193,23 @@ class HarmExceeded(ForewordError):
         self.report = report
 
 
+class ReportWorse(ForewordError):
+    """A document's prefix whose report is worse than that of the prefix it went on from.
+
+    Attributes:
+        report: what was measured, as it would stand in the prefix.
+    """
+
+    def __init__(self, report: dict[str, Any], worse: str, where: str = "the prefix was not kept") -> None:
+        super().__init__(
+            f"the report is worse than the previous prefix's: {worse}. {where}",
+            advice="take more steps, or leave the gate out",
+            remedy="report worse",
+        )
+        self.report = report
+        self.worse = worse
+
+
 class DocumentsFailed(ForewordError):
     """Some documents of a run with many ended without a prefix.
 

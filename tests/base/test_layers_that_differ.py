@@ -98,7 +98,7 @@ def test_a_prefix_with_one_for_each_layer_that_shares_is_refused_by_name() -> No
         base.token_losses(TASK, prefix)
 
 
-@pytest.mark.parametrize("kind", ["direct", "mlp", "mlp+start"])
+@pytest.mark.parametrize("kind", ["direct", "scaled", "mlp", "mlp+start"])
 def test_every_parameterization_learns_and_starts_where_it_should(kind: str, gemma_4: BaseModel) -> None:
     losses: list[float] = []
 
@@ -107,7 +107,9 @@ def test_every_parameterization_learns_and_starts_where_it_should(kind: str, gem
             losses.append(progress.loss)
 
     options = {**QUICK, "steps": 30, "batch_size": 4, "learning_rate": 0.03}
-    options |= {"parameterization": kind} if kind == "direct" else {"parameterization": kind, "width": 8}
+    options |= (
+        {"parameterization": kind} if kind in ("direct", "scaled") else {"parameterization": kind, "width": 8}
+    )
     if kind == "mlp":  # it has no starting point
         del options["init"]
     prefix = train(gemma_4, TASK, **options, on_progress=note)

@@ -55,7 +55,7 @@ def test_rows_with_different_streams_and_lengths_share_a_batch(base: BaseModel) 
         assert text == base.tokenizer.decode(expected_ids, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("kind", ["direct", "mlp", "mlp+start"])
+@pytest.mark.parametrize("kind", ["direct", "scaled", "mlp", "mlp+start"])
 def test_training_takes_the_streams_and_lengths_it_is_told(base: BaseModel, kind: str) -> None:
     examples = random_examples(4)
 

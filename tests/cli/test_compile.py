@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import torch
 from foreword import BaseModel, Prefix, PrefixStore, compile_document
 from foreword.cli import output
 from foreword.documents.reading import read_document
+from support.few_prompts import take_few_prompts
 from support.saved_bases import save_tiny
 
 TEXT = (
@@ -32,9 +34,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("compile", "report"):
-        monkeypatch.setattr(f"foreword.documents.{module}.prompts_of", lambda name: ["Hello?", "A colour?"])
-    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+    take_few_prompts(monkeypatch)
     monkeypatch.setattr("foreword.training.run_log.draw", lambda *a, **k: None)  # the picture of each run
 
 
@@ -231,3 +231,24 @@ def test_documents_go_into_a_store_once(run: Any, base: str, folder: str) -> Non
         assert store.get("ada/well").length == 12
     Path(folder, "well.html").write_text("<p>Other</p>")
     assert "would both be the prefix 'well'" in run(*options).stderr
+
+
+def test_an_edit_goes_on_from_the_earlier_file_and_passes_the_gate_or_not(
+    run: Any, base: str, document: str
+) -> None:
+    options = ("--base", base, *QUICK)
+    assert run("compile", document, "--out", "a.prefix", *options).status == 0
+    Path(document).write_text(TEXT + "\n\n# More\n\nCats may come in on Sundays.")
+    done = run("compile", document, "--from", "a.prefix", "--out", "b.prefix", *options)
+    assert done.status == 0, done.stderr
+    assert "parts of the document are new or changed" in done.stderr
+    old = Prefix.load("a.prefix")
+    assert Prefix.load("b.prefix").recipe["document"]["previous"] == old.digest
+    dataclasses.replace(old, report={"recovered_share": 99.0}).save("c.prefix")
+    done = run("compile", document, "--from", "c.prefix", "--gate", "--out", "d.prefix", *options)
+    assert done.status == 1
+    assert "d.prefix was not written" in done.stderr
+    assert "leave --gate out" in done.stderr
+    assert not Path("d.prefix").exists()
+    done = run("compile", document, "--gate", "--out", "d.prefix", *options)
+    assert (done.status, done.stderr.count("it needs --from PREFIX")) == (2, 1)

@@ -7,6 +7,7 @@ with their defaults; tables that begin with "attribute" are about the class in t
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -18,6 +19,7 @@ import pytest
 
 import foreword
 from foreword import BaseModel, Prefix, PrefixStore, errors
+from foreword.documents.settings import DocumentSettings
 from foreword.evaluation import evaluate
 from foreword.training.settings import Initialization, OwnersSettings, TrainingSettings
 from foreword.validation import Setting, flat_settings
@@ -75,6 +77,9 @@ def arguments(callable_: Any) -> dict[str, Any]:
     found = {
         name: one.default for name, one in inspect.signature(callable_).parameters.items() if name != "self"
     }
+    if callable_ is foreword.compile_document:
+        del found["options"]
+        found |= {each.name: each.default for each in dataclasses.fields(DocumentSettings)}
     if found.pop("options", None) is not None:
         settings = SETTINGS | (OWNERS_SETTINGS if callable_ is foreword.train_many else {})
         found |= {name: _default(setting) for name, setting in settings.items()}

@@ -12,11 +12,19 @@ import pytest
 import torch
 
 from foreword import BaseModel, Example, Prefix, compile_document, generate
-from foreword.documents.compile import document_ids, document_template, piecewise_start, studies, study
+from foreword.documents.compile import (
+    chunks_of,
+    document_ids,
+    document_template,
+    piecewise_start,
+    studies,
+    study,
+)
 from foreword.documents.settings import DocumentSettings
-from foreword.errors import CheckpointMismatch, UsageError, WindowExceeded
+from foreword.errors import CheckpointMismatch, ReportWorse, UsageError, WindowExceeded
 from foreword.training.train import TrainingStopped
-from support.stand_ins import byte_tokenizer, tiny_llama
+from support.few_prompts import take_few_prompts
+from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
 TEXT = "The gate opens at nine. Mr. Ott has the key. It closes at noon, and Ada rings a bell.\n\n# Rules\n\nNo dogs."
 CHAT = (
@@ -34,11 +42,7 @@ def base() -> BaseModel:
 
 @pytest.fixture(autouse=True)
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model answers fewer unrelated prompts, and with fewer tokens."""
-    prompts = ["Hello?", "Two plus two?", "A colour?"]
-    monkeypatch.setattr("foreword.documents.compile.prompts_of", lambda name: prompts)
-    monkeypatch.setattr("foreword.documents.report.prompts_of", lambda name: prompts)
-    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+    take_few_prompts(monkeypatch)
 
 
 @pytest.mark.parametrize("chat", [CHAT, NO_SYSTEM, None])
@@ -88,10 +92,10 @@ def test_studying_lowers_the_divergence_and_keeps_the_first_token(base: BaseMode
 
     prefix = compile_document(base, TEXT, **{**QUICK, "steps": 30}, learning_rate=0.05, on_progress=watch)
     assert losses[-1] < 0.7 * losses[0]
-    start = piecewise_start(base, prefix.template, TEXT, 12, 0)
-    key = prefix.key("decoder")
-    assert torch.equal(key[:, :, 0], start["decoder"][0][:, :, 0])
-    assert not torch.equal(key[:, :, 1], start["decoder"][0][:, :, 1])
+    start = compile_document(base, TEXT, **QUICK, method="matched")  # which it starts from
+    for found, begun in zip(prefix.tensors.values(), start.tensors.values(), strict=True):
+        assert torch.equal(found[:, :, 0], begun[:, :, 0])
+        assert not torch.equal(found[:, :, 1], begun[:, :, 1])
     assert prefix.length == 12
     assert prefix.template.system_in_prefix
     assert prefix.origin.steps is not None
@@ -120,7 +124,7 @@ def test_unrelated_prompts_have_the_bare_base_as_teacher(base: BaseModel) -> Non
     base.tokenizer.chat_template = CHAT
     template = document_template(base)
     settings = DocumentSettings(draw=40, unrelated=0.2, chunk_tokens=60)
-    made = studies(base, template, TEXT, settings)
+    made = studies(chunks_of(base, TEXT, settings), settings)
     unrelated = [each for each in made.training if each.kind == "unrelated"]
     assert len(unrelated) == pytest.approx(0.2 * len(made.training), abs=1)
     assert not any(each.kind == "unrelated" for each in made.held_out)
@@ -170,3 +174,66 @@ def test_bad_input_is_refused_by_name(base: BaseModel, text: str, options: Any, 
 def test_a_prefix_that_leaves_no_room_is_refused(tiny_base: BaseModel) -> None:
     with pytest.raises(WindowExceeded, match="no room"):
         compile_document(tiny_base, TEXT * 5, length=127)
+
+
+def test_an_edit_goes_on_from_the_previous_prefix_in_fewer_steps(base: BaseModel) -> None:
+    base.tokenizer.chat_template = CHAT
+    options = {**QUICK, "draw": 60}
+    text = TEXT.replace("\n\n# Rules", "\n\n# Food\n\nSoup is served at two. Bread is free.\n\n# Rules")
+    previous = compile_document(base, text, **options)
+    del options["length"]
+    edited = text.replace("Soup is served at two.", "Soup is served at six.")
+    notes: list[str] = []
+
+    def note(progress: Any) -> None:
+        notes.extend([progress.note] if progress.note else [])
+
+    prefix = compile_document(base, edited, previous=previous, on_progress=note, **options)
+    assert "1 of 4 parts of the document are new or changed" in notes
+    assert prefix.length == previous.length
+    assert prefix.recipe["document"]["previous"] == previous.digest
+    for name, tensor in previous.tensors.items():
+        assert torch.equal(prefix.tensors[name][:, :, 0], tensor[:, :, 0])
+    again = compile_document(base, edited, previous=prefix, on_progress=note, **options)
+    assert "0 of 4 parts of the document are new or changed" in notes
+    assert again.length == prefix.length
+
+
+def test_what_is_held_out_stays_so_behind_an_edit(base: BaseModel) -> None:
+    settings = DocumentSettings(draw=200, chunk_tokens=60)
+    before = studies(chunks_of(base, TEXT, settings), settings)
+    after = studies(chunks_of(base, TEXT.replace("dogs", "cats"), settings), settings)
+    assert before.held_out
+    kept = {(each.source, each.target) for each in before.held_out}
+    assert not kept & {(each.source, each.target) for each in after.training}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "exact"}, "only studied goes on"),
+        ({"length": 7}, "the previous prefix has length 12, which the new one keeps"),
+        ({"ratio": 3.0}, "the previous prefix has length 12, which the new one keeps"),
+    ],
+)
+def test_what_can_not_go_on_from_a_previous_prefix_is_refused(
+    base: BaseModel, options: Any, message: str
+) -> None:
+    previous = compile_document(base, TEXT, **QUICK, method="matched")
+    with pytest.raises(UsageError, match=message):
+        compile_document(base, TEXT, previous=previous, **options)
+    with pytest.raises(UsageError, match="made by compile"):
+        compile_document(base, TEXT, previous=random_prefix(base, 5))
+
+
+def test_the_gate_fails_where_the_report_is_worse(base: BaseModel) -> None:
+    previous = compile_document(base, TEXT, **QUICK)
+    better = dataclasses.replace(previous, report={**previous.report, "recovered_share": 99.0})
+    options = {**QUICK, "steps": 2}
+    with pytest.raises(ReportWorse, match="recovered share .*, before 99") as told:
+        compile_document(base, TEXT + " No cats.", previous=better, gate=True, **options)
+    assert told.value.report["recovered_share"] < 99
+    worse = dataclasses.replace(previous, report={"recovered_share": -99.0, "harm": 99.0})
+    compile_document(base, TEXT + " No cats.", previous=worse, gate=True, **options)
+    with pytest.raises(UsageError, match="there is none; give previous"):
+        compile_document(base, TEXT, gate=True, **options)

@@ -13,6 +13,7 @@ from foreword.documents import compile_documents
 from foreword.documents.compile_many import is_result
 from foreword.documents.settings import DocumentSettings
 from foreword.errors import CheckpointMismatch, DocumentsFailed, UsageError
+from support.few_prompts import take_few_prompts
 from support.stand_ins import byte_tokenizer, tiny_llama
 
 TEXTS = {
@@ -29,9 +30,7 @@ def base() -> BaseModel:
 
 @pytest.fixture(autouse=True)
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("compile", "report"):
-        monkeypatch.setattr(f"foreword.documents.{module}.prompts_of", lambda name: ["Hello?"])
-    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+    take_few_prompts(monkeypatch)
 
 
 def same(one: Prefix, two: Prefix) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from foreword.documents.chunks import split
 from foreword.documents.conversations import Conversation
-from foreword.documents.edits import changed, digests, known_chunks, replay
+from foreword.documents.edits import changed, digests, known_chunks, replay, worse
 from foreword.errors import UsageError
 
 OLD = "# One\n\nThe gate opens at nine.\n\n# Two\n\nIt closes at noon.\n\n# Three\n\nNo dogs."
@@ -34,3 +34,11 @@ def test_half_of_what_is_known_of_each_chunk_is_replayed() -> None:
 def test_a_prefix_of_no_document_is_refused(recipe: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="made by compile"):
         known_chunks(recipe)
+
+
+def test_a_report_is_worse_beyond_what_two_runs_differ_by() -> None:
+    before = {"recovered_share": 0.95, "harm": 0.3}
+    assert worse({"recovered_share": 0.93, "harm": 0.32}, before) is None
+    assert worse({"recovered_share": None, "harm": None}, before) is None
+    assert worse({"recovered_share": 0.9, "harm": 0.3}, before) == "recovered share 0.90, before 0.95"
+    assert worse({"recovered_share": 1.0, "harm": 0.34}, before) == "harm 0.34, before 0.3"

@@ -1,4 +1,4 @@
-"""The prompts that have nothing to do with a document: those of training, and those that harm is measured on."""
+"""Prompts that have nothing to do with a document: for training, with answers, and to measure harm on."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from pathlib import Path
 import pytest
 
 import foreword.documents
+from foreword.examples import read_examples
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(foreword.documents.__file__).parent
-FILES = {"unrelated_prompts.txt": 160, "harm_prompts.txt": 100}
+FILES = {"unrelated.jsonl": 160, "harm_prompts.txt": 100}
 """The files and how many prompts each has, one a line."""
+
+ANSWER_WORDS = (8, 40)
+"""An answer has at least and at most so many words: about as many tokens as harm is measured along."""
 
 MOST_ALIKE = 0.6
 """Above this share of common words (Jaccard), two prompts count as one asked in other words."""
 
 
 def prompts(name: str) -> list[str]:
+    if name.endswith(".jsonl"):
+        return [str(example.source) for example in read_examples(FOLDER / name)]
     return (FOLDER / name).read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
@@ -41,8 +47,16 @@ def test_no_prompt_stands_twice_in_a_file(name):
     assert [line for line in set(normalised) if normalised.count(line) > 1] == []
 
 
+def test_each_prompt_of_training_has_an_answer_of_its_own_of_a_small_models_length():
+    answers = [example.target for example in read_examples(FOLDER / "unrelated.jsonl")]
+    least, most = ANSWER_WORDS
+    assert [each for each in answers if each != each.strip() or not least <= len(each.split()) <= most] == []
+    assert len(set(answers)) == len(answers)
+    assert [each for each in answers if each.count("```") % 2] == []  # a block of code that does not end
+
+
 def test_no_prompt_that_measures_harm_is_nearly_one_of_training():
-    trained = [(prompt, words(prompt)) for prompt in prompts("unrelated_prompts.txt")]
+    trained = [(prompt, words(prompt)) for prompt in prompts("unrelated.jsonl")]
     alike = [
         (measured, prompt)
         for measured in prompts("harm_prompts.txt")

@@ -18,6 +18,7 @@ from foreword.documents.report_page import report_page
 from foreword.documents.settings import DocumentSettings
 from foreword.errors import BadExamples, HarmExceeded, WindowExceeded
 from foreword.prefix_file import MAX_REPORT_BYTES
+from support.few_prompts import take_few_prompts
 from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
 TEXT = "The gate opens at nine. Mr. Ott has the key.\n\n# Rules\n\nNo dogs in the Garden, says Mrs. Lund."
@@ -36,9 +37,7 @@ def base() -> BaseModel:
 
 @pytest.fixture(autouse=True)
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("compile", "report"):
-        monkeypatch.setattr(f"foreword.documents.{module}.prompts_of", lambda name: ["Hello?"])
-    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+    take_few_prompts(monkeypatch)
 
 
 def test_sections_are_the_means_over_their_own_answers(base: BaseModel) -> None:

@@ -138,6 +138,7 @@ def test_labels_copies_shares_and_keys(world_folder: Path, database: str | None,
             Op("create_key", lambda world: world.store.create_key("a", "owner"), None),
             Op("revoke_key", revoke),
         ],
+        sparse=True,  # each operation is a site of its own
     )
     injected(scenario, Filled(world_folder, database), postgres=database is not None)
 
@@ -185,6 +186,7 @@ def test_first_opening(world_folder: Path, database: str | None, injected: Any) 
         "a store is made, and used",
         [Op("open", lambda world: world.store), put("a/x", 1)],
         only=lambda point: "migrations" not in point.site or point.number <= 2,
+        sparse=True,
     )
     injected(scenario, StoreWorld(world_folder, database, empty=True), postgres=database is not None)
 

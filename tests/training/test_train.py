@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from foreword.training.loop import train_step
 from foreword.training.parameterization import Parameterization, ParameterizationSettings
 from foreword.training.train import build_trainer, make_settings
 from support.by_hand import token_losses
-from support.stand_ins import byte_tokenizer, random_examples, tiny_llama
+from support.stand_ins import byte_tokenizer, random_examples, random_prefix, tiny_llama
 
 TASK = [Example(f"{a}{b}", "yes yes yes") for a in "abcd" for b in "efgh"]
 QUICK: dict[str, Any] = {"length": 4, "steps": 12, "batch_size": 4, "learning_rate": 5e-3}
@@ -42,10 +43,23 @@ def mean_loss(base: BaseModel, examples: list[Example], prefix: Prefix | None) -
     return float(torch.cat(base.token_losses(examples, prefix)).mean())
 
 
-@pytest.mark.parametrize("kind", ["direct", "mlp", "mlp+start"])
+@pytest.mark.parametrize("kind", ["direct", "scaled", "mlp", "mlp+start"])
 def test_training_lowers_the_loss(tiny_base: BaseModel, kind: str) -> None:
     prefix = train(tiny_base, TASK, **{**QUICK, "steps": 40, "learning_rate": 2e-2}, parameterization=kind)
     assert mean_loss(tiny_base, TASK, prefix) < mean_loss(tiny_base, TASK, None) - 0.5
+
+
+def test_a_step_of_scaled_is_the_same_share_of_every_layers_size(tiny_base: BaseModel) -> None:
+    start = random_prefix(tiny_base, 6, template=tiny_base.template)
+    sizes = torch.tensor([0.01, 1.0, 30.0]).view(3, 1, 1, 1)
+    start = dataclasses.replace(start, tensors={name: t * sizes for name, t in start.tensors.items()})
+    options = {**QUICK, "steps": 1, "warmup": 0, "learning_rate": 0.01, "length": 6}
+    prefix = train(tiny_base, TASK, start=start, parameterization="scaled", **options)
+    for name, tensor in start.tensors.items():
+        unit_L = tensor[:, :, 1:].square().mean((1, 2, 3)).sqrt()
+        step_L = (prefix.tensors[name] - tensor).abs().mean((1, 2, 3))
+        # AdamW's first step is the learning rate in every number, whatever its gradient.
+        torch.testing.assert_close(step_L, 0.01 * unit_L, rtol=1e-3, atol=0)
 
 
 def test_no_weight_of_the_base_changes(tiny_base: BaseModel) -> None:

@@ -55,6 +55,7 @@ ADVICE = {
     "no place for files": "name it, a folder or a URL such as s3://bucket/folder, in FOREWORD_STORE_BLOBS",
     "format not told": "if it is one of these, pass its name with --format",
     "no dev examples": "give --dev, or leave --patience out",
+    "report worse": "take more --steps, or leave --gate out",
     "harm exceeded": "allow more with --max-harm, or take a larger share --unrelated or fewer --steps",
 }
 """What to do on the command line, by `ForewordError.remedy`."""

@@ -30,7 +30,7 @@ from foreword.cli.options import (
 from foreword.cli.train import RUN, run_or_restart
 from foreword.cli.train_destinations import run_folder
 from foreword.documents.settings import DocumentSettings
-from foreword.errors import HarmExceeded, OutputExists, UsageError
+from foreword.errors import HarmExceeded, OutputExists, ReportWorse, UsageError
 from foreword.training.settings import PREFIX
 from foreword.validation import setting
 
@@ -46,7 +46,7 @@ EXAMPLE = (
     "  foreword compile manuals --by document --out prefixes"
 )
 
-FOLDER = "Folder of documents"
+FOLDER, EDIT = "Folder of documents", "Edited document"
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,16 @@ class Files:
     """Files beside one document.
 
     Attributes:
+        previous: prefix of an earlier state of the document, to go on from.
+        gate: whether a report that is worse than its one fails.
         conversations: to train on, instead of those that are drawn from the text.
         keep: where the conversations go that are trained on.
         questions: that the report is about.
         report: where the report goes as a page.
     """
 
+    previous: Path | None
+    gate: bool
     conversations: Path | None
     keep: Path | None
     questions: Path | None
@@ -97,6 +101,16 @@ def compile(
     *,
     options: ModelOptions,
     settings: DocumentSettings,
+    previous: Path | None = setting(
+        None,
+        name="from",
+        section=EDIT,
+        metavar="PREFIX",
+        help="Prefix file of an earlier state of the document, to go on from",
+    ),
+    gate: bool = setting(
+        False, section=EDIT, help="Write nothing where the report is worse than that of --from"
+    ),
     conversations: Path | None = setting(
         None,
         section=DATA,
@@ -176,11 +190,14 @@ def compile(
             )
         if out is None:
             raise UsageError("no place for the prefix; say which file to write: --out FILE")
-        return _compile_one(request, document, out, Files(conversations, keep, questions, report))
+        if gate and previous is None:
+            raise UsageError("--gate compares with an earlier prefix; it needs --from PREFIX")
+        files = Files(previous, gate, conversations, keep, questions, report)
+        return _compile_one(request, document, out, files)
     from foreword.cli.compile_folder import compile_folder
     from foreword.cli.train_destinations import destination
 
-    if given := typed(context, "conversations", "keep", "questions", "report"):
+    if given := typed(context, "previous", "gate", "conversations", "keep", "questions", "report"):
         raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
     if (out is None) == (owner is None):
         raise UsageError(
@@ -199,12 +216,14 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
     from foreword.documents.report import read_questions
     from foreword.documents.report_page import report_page
     from foreword.files import check_output, write_text
+    from foreword.prefix import Prefix
 
     check_output(out, overwrite=request.overwrite)
     if files.report is not None:
         check_output(files.report, overwrite=request.overwrite)
     document = read_document(path)
     questions = None if files.questions is None else read_questions(files.questions)
+    previous = None if files.previous is None else Prefix.load(files.previous)
     base = request.load()
     conversations = _conversations(request, base, document, files)
     folder = request.checkpoint_dir or run_folder(out)
@@ -215,6 +234,8 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
             document.text,
             conversations=conversations,
             questions=questions,
+            previous=previous,
+            gate=files.gate,
             checkpoint_dir=folder,
             checkpoint_every=request.checkpoint_every,
             labels=request.labels,
@@ -231,11 +252,13 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
     try:
         with says_how_to_go_on(folder):
             prefix = run_or_restart(run, folder, overwrite=request.overwrite)
-    except HarmExceeded as error:
+    except (HarmExceeded, ReportWorse) as error:
         page = (folder if folder.is_dir() else out.parent) / "report.html"
         write_page(error.report, page, overwrite=True)
         where = f"{out} was not written; report: {page}"
         where += f"; checkpoints: {folder}" if folder.is_dir() else ""
+        if isinstance(error, ReportWorse):
+            raise ReportWorse(error.report, error.worse, where) from error
         raise HarmExceeded(error.report, where) from error
     prefix.save(out, overwrite=request.overwrite)
     if files.report is not None:

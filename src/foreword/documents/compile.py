@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,23 +15,23 @@ from typing import Any, Unpack
 from foreword.base.base_model import BaseModel
 from foreword.base.prefix_batch import KeyValues
 from foreword.documents.chunks import Chunk, split
-from foreword.documents.conversations import Conversation
+from foreword.documents.conversations import Conversation, unrelated
 from foreword.documents.distillation import Distillation, DistilledExample, taught
 from foreword.documents.drawn import drawn
+from foreword.documents.edits import MOST_CHUNKS, changed, digests, known_chunks, replay, worse
+from foreword.documents.matching import can_match, matched_key_values
 from foreword.documents.report import (
     Question,
     bare_template,
     harm,
     harm_answers,
     measured,
-    own_answers,
     placed,
-    prompts_of,
     questions_of,
 )
 from foreword.documents.settings import DocumentOptions, DocumentSettings
 from foreword.encoding import EncodedExample, encode_example
-from foreword.errors import HarmExceeded, UsageError, WindowExceeded
+from foreword.errors import HarmExceeded, ReportWorse, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
@@ -55,6 +55,9 @@ SEPARATOR = "\n\n"
 
 HARM_PROMPTS = 24
 """Unrelated prompts that a report's harm is measured on; benchmarks/documents.py takes all 100."""
+
+REFERENCES = 32
+"""Conversations that keys and values are matched along."""
 
 HELD_OUT = 32
 """Conversations that training does not have: they choose the step, and the report is about them."""
@@ -154,11 +157,13 @@ class Studies:
     Attributes:
         chunks: of the document.
         training, held_out: conversations; unrelated prompts are among those of training.
+        share: of the conversations that a document which is compiled anew has; steps are as many fewer.
     """
 
     chunks: list[Chunk]
     training: list[Conversation]
     held_out: list[Conversation]
+    share: float = 1.0
 
     @property
     def digest(self) -> str:
@@ -179,35 +184,39 @@ def drawn_for(chunks: Sequence[Chunk], settings: DocumentSettings) -> list[Conve
 
 
 def studies(
-    base: BaseModel,
-    template: Template,
-    text: str,
+    chunks: Sequence[Chunk],
     settings: DocumentSettings,
     conversations: Sequence[Conversation] | None = None,
+    known: Collection[str] = (),
 ) -> Studies:
-    """Chunks, conversations about them, and unrelated prompts.
+    """Conversations about chunks, and unrelated prompts.
 
     Args:
         conversations: instead of those that are drawn from the text.
+        known: digests of chunks that a prefix stands for already, from which training goes on.
     """
-    chunks = chunks_of(base, text, settings)
     made = list(conversations or drawn_for(chunks, settings))
     if not made:
         raise UsageError(
             "the document has no sentence or table to draw a conversation from; give conversations"
         )
-    order = list(range(len(made)))
-    random.Random(settings.seed).shuffle(order)
-    few = min(HELD_OUT, len(made) // 8)
-    held_out = [made[number] for number in order[:few]]
-    training = [made[number] for number in sorted(order[few:])]
+    # By their own digests: what is held out is so whatever else is drawn, before an edit and behind it.
+    few = min(HELD_OUT, max(1, len(made) // 8)) / len(made)
+    held_out = [each for each in made if _place(each) < few] or [min(made, key=_place)]
+    anew = [each for each in made if each not in held_out]
+    training = replay(anew, changed(chunks, known), settings.seed) if known else anew
+    share = len(training) / len(anew)
     count = round(len(training) * settings.unrelated / (1 - settings.unrelated))
-    if count and settings.method != "exact":  # which trains on nothing
-        prompts = prompts_of("unrelated_prompts")
-        answers = own_answers(base, prompts[:count], bare_template(base, template))
-        unrelated = [Conversation(each.source, each.target, None, "unrelated") for each in answers]
-        training += (unrelated * (count // len(unrelated) + 1))[:count]
-    return Studies(chunks, training, held_out)
+    if count and settings.method == "studied":
+        others = unrelated()
+        training += (others * (count // len(others) + 1))[:count]
+    return Studies(list(chunks), training, held_out, share)
+
+
+def _place(conversation: Conversation) -> float:
+    """A number from 0 to 1 that a conversation's text decides."""
+    text = json.dumps([conversation.source, conversation.target], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def _ids(base: BaseModel, text: str) -> list[int]:
@@ -222,6 +231,8 @@ def compile_document(
     *,
     conversations: Sequence[Conversation] | None = None,
     questions: Sequence[Example] | None = None,
+    previous: Prefix | None = None,
+    gate: bool = False,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
     labels: dict[str, str] | None = None,
@@ -237,6 +248,9 @@ def compile_document(
         conversations: what to train on, instead of conversations drawn from the text.
         questions: with their answers, for the report, which else is about held-out conversations;
             `foreword.documents.report.Question` has the section that one is about.
+        previous: the prefix of an earlier state of the text, to go on from: what is new is learned, beside
+            half of the conversations about what is not, in as many fewer steps.
+        gate: fail where the report is worse than that of `previous`.
         checkpoint_dir, checkpoint_every, labels, licence, on_progress: as for `train`.
         on_checkpoint: called with each checkpoint's file once it is written, to copy it elsewhere.
         options: fields of `DocumentSettings`: `method` ("studied", "matched", "exact"), `length` virtual
@@ -246,10 +260,13 @@ def compile_document(
         The prefix, with what was measured in its `report` and how it was made in its `recipe`.
 
     Raises:
-        UsageError: an option out of range, an empty text, one that is shorter than the prefix.
+        UsageError: an option out of range, an empty text, one that is shorter than the prefix, a previous
+            prefix that was not made of a document, or of another length.
+        GeometryMismatch, WrongBaseModel: a previous prefix of another base.
         WindowExceeded: a prefix that leaves no room for text, chunks or questions that have no room.
         CheckpointMismatch, TrainingDiverged, TrainingStopped: as for `train`.
         HarmExceeded: more harm than `max_harm`; has the report.
+        ReportWorse: the gate; has the report.
     """
     settings = DocumentSettings.from_mapping(options)
     check_description({"labels": labels, "licence": licence})
@@ -257,9 +274,13 @@ def compile_document(
     check_base(base)
     if not text.strip():
         raise UsageError("the document is empty; give a text")
+    if gate and previous is None:
+        raise UsageError("gate compares with a previous prefix, and there is none; give previous")
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     template = document_template(base, folder)
     ids = document_ids(base, template, text)
+    if previous is not None:
+        settings = going_on(base, settings, previous, template)
     length = settings.length_for(len(ids))
     positions = base.max_positions
     if settings.method == "exact" and positions is not None and length > positions - 2:
@@ -268,19 +289,50 @@ def compile_document(
             "another method, whose teacher reads the document in chunks"
         )
     base.max_text_tokens(length)
-    run = _Run(base, settings, template, text, ids, length, on_progress or (lambda progress: None))
-    made = run.studies(conversations)
+    report_progress = on_progress or (lambda progress: None)
+    run = _Run(base, settings, template, text, ids, length, previous, report_progress)
+    made = run.studies(conversations, () if previous is None else known_chunks(previous.recipe))
     about = run.questions(made, questions)
-    unrelated = run.unrelated()
+    answers = run.unrelated()
     if settings.method == "exact":
         prefix = run.prefix(exact_key_values(base, ids))
+    elif settings.method == "matched":
+        prefix = run.prefix(run.matched(made))
     else:
-        start = run.prefix(piecewise_start(base, template, text, length, settings.seed))
-        prefix = run.trained(made, start, folder, checkpoint_every, on_checkpoint)
-    report = run.measured(prefix, made.chunks, about, unrelated)
+        prefix = run.trained(made, previous or run.start(made), folder, checkpoint_every, on_checkpoint)
+    report = run.measured(prefix, made.chunks, about, answers)
     if settings.max_harm is not None and report["harm"] > settings.max_harm:
         raise HarmExceeded(report)
+    if gate and previous is not None and (found := worse(report, previous.report)) is not None:
+        raise ReportWorse(report, found)
     return dataclasses.replace(prefix, report=report, labels=labels or {}, licence=licence)
+
+
+def going_on(
+    base: BaseModel, settings: DocumentSettings, previous: Prefix, template: Template
+) -> DocumentSettings:
+    """The settings of a run that goes on from a document's prefix, whose length it keeps.
+
+    Raises:
+        UsageError: another method than `studied`, another length, or a prefix of no document.
+        GeometryMismatch, WrongBaseModel: a prefix of another base.
+    """
+    if settings.method != "studied":
+        raise UsageError(
+            f"method is {settings.method}, but only studied goes on from a previous prefix; leave one out"
+        )
+    known_chunks(previous.recipe)
+    base.check_fits(previous)
+    if dataclasses.replace(previous.template, date=template.date) != template:
+        raise UsageError(
+            "the previous prefix has another template than documents of this base have now; compile anew"
+        )
+    if settings.ratio is not None or settings.length not in (None, previous.length):
+        raise UsageError(
+            f"the previous prefix has length {previous.length}, which the new one keeps; leave length and "
+            "ratio out, or compile anew"
+        )
+    return dataclasses.replace(settings, length=previous.length)
 
 
 def check_base(base: BaseModel) -> None:
@@ -303,6 +355,7 @@ class _Run:
 
     Attributes:
         ids: the tokens that the prefix stands for; its length is P.
+        previous: what training goes on from, where an earlier state of the text was compiled.
     """
 
     base: BaseModel
@@ -311,6 +364,7 @@ class _Run:
     text: str
     ids: list[int]
     length: int
+    previous: Prefix | None
     report: Callable[[Progress], None]
 
     def prefix(self, key_values: KeyValues) -> Prefix:
@@ -322,16 +376,29 @@ class _Run:
             template=template,
             positions=base.positions,
             origin=Origin(seed=self.settings.seed, data_digest=self._digest),
-            recipe={"document": self.settings.to_json() | {"sha256": self._digest, "tokens": len(self.ids)}},
+            recipe=self._recipe,
             template_digest=template.rendering_digest(base.tokenizer),
             template_rendering=template.rendering(base.tokenizer),
         )
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        found = self.settings.to_json() | {"sha256": self._digest, "tokens": len(self.ids)}
+        if len(self._chunks) <= MOST_CHUNKS:
+            found["chunks"] = digests(self._chunks)
+        if self.previous is not None:
+            found["previous"] = self.previous.digest
+        return {"document": found}
 
     @functools.cached_property
     def _digest(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    def studies(self, conversations: Sequence[Conversation] | None) -> Studies:
+    @functools.cached_property
+    def _chunks(self) -> list[Chunk]:
+        return chunks_of(self.base, self.text, self.settings)
+
+    def studies(self, conversations: Sequence[Conversation] | None, known: Collection[str]) -> Studies:
         """Conversations to train on, and some to choose by and report about.
 
         Those that do not fit into the base's window are left out, which is said.
@@ -340,7 +407,10 @@ class _Run:
             WindowExceeded: none fits, or unrelated prompts do not.
         """
         self._note("making conversations")
-        made = studies(self.base, self.template, self.text, self.settings, conversations)
+        made = studies(self._chunks, self.settings, conversations, known)
+        if known:
+            new = len(changed(self._chunks, known))
+            self._note(f"{new} of {len(self._chunks)} parts of the document are new or changed")
         training, held_out = self._fitting(made, made.training), self._fitting(made, made.held_out)
         if left_out := len(made.training) + len(made.held_out) - len(training) - len(held_out):
             self._note(
@@ -366,6 +436,9 @@ class _Run:
             if self._fits(each.source, each.target, 0 if each.chunk is None else ahead[each.chunk])
         ]
 
+    def _tokens(self, conversation: Conversation) -> int:
+        return _encoded(self.base, self.template, conversation).tokens
+
     def _fits(self, source: Source, target: str, ahead: int) -> bool:
         row = encode_example(Example(source, target), self.base.tokenizer, self.template)[0]
         most = self.base.max_positions
@@ -389,6 +462,28 @@ class _Run:
                 )
         return found
 
+    def matched(self, made: Studies) -> KeyValues:
+        """Keys and values that serve some of the conversations as the whole document does."""
+        self._note("matching keys and values to the document's")
+        rows = [_encoded(self.base, self.template, each) for each in made.training[:REFERENCES]]
+        reference = [(*row.source_ids, *row.target_ids) for row in rows]
+        return matched_key_values(
+            self.base, self.ids, self.length, reference=reference, seed=self.settings.seed
+        )
+
+    def start(self, made: Studies) -> Prefix:
+        """What training starts from: the matched prefix; pieces of the text where there is none.
+
+        A document that the base can't read at once has none, nor has a base whose layers do not all attend
+        to all of it.
+        """
+        most, settings = self.base.max_positions, self.settings
+        fits = most is None or len(self.ids) + max(map(self._tokens, made.training)) <= most
+        if fits and can_match(self.base):
+            return self.prefix(self.matched(made))
+        self._note("starting from pieces of the document")
+        return self.prefix(piecewise_start(self.base, self.template, self.text, self.length, settings.seed))
+
     def trained(
         self,
         made: Studies,
@@ -398,10 +493,10 @@ class _Run:
         on_checkpoint: Callable[[Path], None] | None,
     ) -> Prefix:
         """The prefix that training ends in."""
-        base, training = self.base, self.settings.training(self.length)
+        base, training = self.base, self.settings.training(self.length, made.share)
         # What it begins at is its numbers: when they were computed and what is said of them is no part of a
         # run, which else would not go on a second later, or with another limit of harm.
-        recipe, start = start.recipe, dataclasses.replace(start, recipe={}, created=BEFORE)
+        start = dataclasses.replace(start, recipe={}, created=BEFORE)
         self._note(f"reading {len(made.training) + len(made.held_out)} conversations as the teacher")
         rows, dev = (study(base, self.template, made.chunks, each) for each in (made.training, made.held_out))
         trainer = build_trainer(base, training, rows, dev, start=start)
@@ -416,7 +511,7 @@ class _Run:
         )
         run_to_end(base, trainer, run_log, f"{base.name}: document, length {self.length}", Distillation())
         prefix = make_prefix(base, trainer, self.template, made.digest, start=start)
-        return dataclasses.replace(prefix, recipe=recipe)
+        return dataclasses.replace(prefix, recipe=self._recipe)
 
     def unrelated(self) -> tuple[Example, ...]:
         """The base's own answers to prompts that have nothing to do with the document, to measure harm.

@@ -8,6 +8,7 @@ write them, and a file can hold the user's own.
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +56,13 @@ class Conversation:
     target: str
     chunk: int | None
     kind: str
+
+
+def unrelated() -> list[Conversation]:
+    """Conversations that have nothing to do with any document, which keep a prefix from changing others."""
+    text = importlib.resources.files(__package__).joinpath("unrelated.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [Conversation(row["source"], row["target"], None, "unrelated") for row in rows]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ MOST_CHUNKS = 2000
 """Whose digests a prefix file keeps; the header of a longer document would be too large."""
 
 
+MOST_WORSE = 0.03
+"""By which a recovered share may be lower than the previous one: as much as two runs differ by."""
+
+
 def digests(chunks: Sequence[Chunk]) -> list[str]:
     """What a prefix file keeps of each chunk, so that an edit can be told from it."""
     return [hashlib.sha256(each.text.encode()).hexdigest()[:DIGEST_LETTERS] for each in chunks]
@@ -59,3 +63,19 @@ def replay(
     for chunk, numbers in by_chunk.items():
         kept.update(numbers if chunk in new else rng.sample(numbers, round(len(numbers) * share)))
     return [conversations[number] for number in sorted(kept)]
+
+
+def worse(report: Mapping[str, Any], previous: Mapping[str, Any]) -> str | None:
+    """What of a report is worse than in the previous prefix's, in words; None where nothing is.
+
+    Each is about questions on its own state of the document. Harm may be as much more as it is for another
+    seed: a tenth.
+    """
+    found = []
+    share, before = report.get("recovered_share"), previous.get("recovered_share")
+    if isinstance(share, float) and isinstance(before, float) and share < before - MOST_WORSE:
+        found.append(f"recovered share {share:.2f}, before {before:.2f}")
+    harm, harm_before = report.get("harm"), previous.get("harm")
+    if isinstance(harm, float) and isinstance(harm_before, float) and harm > 1.1 * harm_before:
+        found.append(f"harm {harm:.4g}, before {harm_before:.4g}")
+    return "; ".join(found) or None

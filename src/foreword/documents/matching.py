@@ -25,6 +25,7 @@ tokens, N reference tokens, M = G * N queries of a key/value head, P prefix leng
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -32,7 +33,13 @@ from dataclasses import dataclass
 
 import torch
 
-from foreword.base.attention import AttentionCall, AttentionContext, LayerInfo, attention_context
+from foreword.base.attention import (
+    AttentionCall,
+    AttentionContext,
+    LayerInfo,
+    attention_context,
+    capture_kv,
+)
 from foreword.base.base_model import BaseModel
 from foreword.base.batch import PackedLayout
 from foreword.base.compatibility import sliding_windows
@@ -40,13 +47,12 @@ from foreword.base.loading import choose_kernel
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError
-from foreword.training.initialization import activations
 
 PIECE_TOKENS = 64
 """Of the pieces of the document that are read again where no reference is given."""
 
 REFERENCE_TOKENS = 1024
-"""Of all pieces together."""
+"""Of all pieces or reference texts together; time grows with them."""
 
 WEIGHT_STEPS = 100
 """Steps towards the keys' weights; the mass has converged long before."""
@@ -81,9 +87,9 @@ def matched_key_values(
     Args:
         document_ids: T tokens, all that stand in front of the text; the first is the attention sink.
         length: P, of them.
-        reference: texts as they would stand behind the document, such as questions with answers; None:
-            pieces of the document, read again.
-        seed: draws those pieces.
+        reference: texts as they would stand behind the document, such as questions with answers, of which
+            about `REFERENCE_TOKENS` tokens are read; None: pieces of the document, read again.
+        seed: draws the texts, or the pieces.
 
     Raises:
         UsageError: a length out of range, reference texts without tokens, or a token that the base
@@ -99,12 +105,15 @@ def matched_key_values(
             f"length is {length}, but the document has {len(ids)} tokens, its template's included; expected "
             f"1 to {len(ids)}"
         )
-    texts = _pieces(ids, seed) if reference is None else [list(text) for text in reference if len(text)]
+    texts = _pieces(ids, seed) if reference is None else _drawn(reference, seed)
     if not texts:
         raise UsageError("the reference texts have no tokens; expected at least one")
     base.check_ids([*ids, *(token for text in texts for token in text)], "a document or a reference text")
     base.max_text_tokens(len(ids))
-    key_values = activations(base, ids, ids, len(ids))
+    ids_1T = torch.tensor([ids], device=base.device)
+    inputs = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)}
+    # Without the head: over a large vocabulary its logits of all tokens cost a fifth of the pass.
+    key_values = capture_kv(base.model.base_model, inputs)[1]
     if length == len(ids):
         return key_values
     moved = _layers(key_values)
@@ -124,22 +133,34 @@ def check_can_match(base: BaseModel) -> None:
     Raises:
         UnsupportedArchitecture: says why.
     """
-    why = None
-    if base.is_encoder_decoder:
-        why = "it is an encoder-decoder, whose decoder does not stand behind the document"
-    elif base.is_hybrid:
-        why = "it is a hybrid: some layers keep a state of the document that no keys and values hold"
-    elif windowed := sliding_windows(base.model):
-        window = max(module.foreword_layer.sliding_window for module in windowed)
-        why = f"{len(windowed)} of its layers have a sliding window and see no more than {window} tokens"
-    elif choose_kernel(base.model.config, type(base.model)) == "eager":
-        why = "its attention is more than a softmax of products (a soft cap, or a weight for no token)"
-    if why is not None:
+    if (why := _why_not(base)) is not None:
         raise UnsupportedArchitecture(
             f"keys and values of a document can't be matched for {base.shown_name}: {why}. Take another "
             "method"
         )
     _ = base.key_rotations  # raises where keys can't be moved
+
+
+def can_match(base: BaseModel) -> bool:
+    """Whether `check_can_match` lets a base pass."""
+    try:
+        check_can_match(base)
+    except UnsupportedArchitecture:
+        return False
+    return True
+
+
+def _why_not(base: BaseModel) -> str | None:
+    if base.is_encoder_decoder:
+        return "it is an encoder-decoder, whose decoder does not stand behind the document"
+    if base.is_hybrid:
+        return "it is a hybrid: some layers keep a state of the document that no keys and values hold"
+    if windowed := sliding_windows(base.model):
+        window = max(module.foreword_layer.sliding_window for module in windowed)
+        return f"{len(windowed)} of its layers have a sliding window and see no more than {window} tokens"
+    if choose_kernel(base.model.config, type(base.model)) == "eager":
+        return "its attention is more than a softmax of products (a soft cap, or a weight for no token)"
+    return None
 
 
 def _pieces(ids: Sequence[int], seed: int) -> list[list[int]]:
@@ -152,6 +173,14 @@ def _pieces(ids: Sequence[int], seed: int) -> list[list[int]]:
     first = random.Random(seed).random() * step
     starts = [int(first + number * step) for number in range(count)]
     return [list(ids[start : start + PIECE_TOKENS]) for start in starts]
+
+
+def _drawn(reference: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+    """Texts with tokens in an order that the seed draws, until there are tokens enough."""
+    texts = [list(text) for text in reference if len(text)]
+    random.Random(seed).shuffle(texts)
+    ends = itertools.accumulate(map(len, texts))
+    return [text for text, end in zip(texts, ends, strict=True) if end - len(text) < REFERENCE_TOKENS]
 
 
 def _layers(key_values: KeyValues) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -331,7 +360,15 @@ def weigh_keys(readers: Readers, targets: Targets, key_HPD: torch.Tensor) -> tor
     # The direction whose product with every query is 1, where the document counts most.
     counted_HMD = query_HMD * share_HM[..., None]
     one_HD1 = solve(counted_HMD.transpose(1, 2) @ query_HMD, counted_HMD.sum(1)[..., None])
-    return key_HPD + bias_HP1 * one_HD1.transpose(1, 2)
+    folded_HPD = key_HPD + bias_HP1 * one_HD1.transpose(1, 2)
+    # Where a head's queries have little in common there is no such direction: then its keys stay as they are.
+    error_H, folded_error_H = (
+        ((query_HMD @ keys.transpose(1, 2) - targets.total_HM[..., None]).exp_().sum(-1) - share_HM)
+        .square()
+        .sum(-1)
+        for keys in (key_HPD, folded_HPD)
+    )
+    return torch.where((folded_error_H < error_H)[:, None, None], folded_HPD, key_HPD)
 
 
 def fit_values(

@@ -220,9 +220,9 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def prompts_of(name: str) -> list[str]:
-    """The prompts of a file beside this one: "unrelated_prompts" for training, "harm_prompts" to measure."""
-    text = importlib.resources.files(__package__).joinpath(f"{name}.txt").read_text(encoding="utf-8")
+def harm_prompts() -> list[str]:
+    """Prompts that have nothing to do with any document, to measure harm; none of them is in training."""
+    text = importlib.resources.files(__package__).joinpath("harm_prompts.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -254,7 +254,7 @@ def harm(base: BaseModel, prefix: Prefix, answers: Sequence[Example]) -> float:
 @functools.lru_cache(maxsize=4)
 def harm_answers(base: BaseModel, template: Template, count: int) -> tuple[Example, ...]:
     """The base's own answers to the first `count` prompts that harm is measured on, made once."""
-    return tuple(own_answers(base, prompts_of("harm_prompts")[:count], template))
+    return tuple(own_answers(base, harm_prompts()[:count], template))
 
 
 def _rounded(value: float | None) -> float | None:

@@ -33,10 +33,10 @@ class DocumentSettings:
     ratio: float | None = setting(
         None, ge=1, default_text="10", help="How many times shorter than the document the prefix is"
     )
-    steps: int = setting(240, ge=1, help="Optimiser steps")
+    steps: int = setting(90, ge=1, help="Optimiser steps")
     batch_size: int = setting(8, ge=1, help="Conversations a step")
-    learning_rate: float = setting(0.03, gt=0, help="Peak learning rate of AdamW")
-    draw: int = setting(1000, ge=8, help="Conversations to draw from the text")
+    learning_rate: float = setting(0.01, gt=0, help="Peak learning rate of AdamW")
+    draw: int = setting(400, ge=8, help="Conversations to draw from the text")
     chunk_tokens: int = setting(160, ge=16, help="Tokens of the text that the teacher has in its context")
     unrelated: float = setting(
         0.1, ge=0, lt=1, help="Share of unrelated prompts, with the bare base as teacher"
@@ -80,14 +80,18 @@ class DocumentSettings:
             )
         return length
 
-    def training(self, length: int) -> TrainingSettings:
-        """Of the training run that `studied` is."""
+    def training(self, length: int, share: float = 1.0) -> TrainingSettings:
+        """Of the training run that `studied` is.
+
+        Args:
+            share: of the conversations that a document which is compiled anew has.
+        """
         return TrainingSettings.from_mapping(
             {
                 "length": length,
-                "parameterization": "direct",
+                "parameterization": "scaled",
                 "freeze_first": True,
-                "steps": self.steps,
+                "steps": max(1, round(self.steps * share)),
                 "batch_size": self.batch_size,
                 "learning_rate": self.learning_rate,
                 "seed": self.seed,

@@ -33,7 +33,7 @@ from foreword.serving.served_model import open_base, open_store, served_of
 from foreword.serving.upkeep import Upkeep
 
 POLL_SECONDS = 0.05
-SWITCH_SECONDS = 5e-5
+SWITCH_SECONDS = 1e-4
 """After so long the interpreter goes to another thread that wants it. The engine gives it away in each of the
 thousand operations of a step and wants it back at once: with Python's own 5 ms, one thread that is busy, with
 requests of whomever, would make a step ten times as long."""

@@ -20,6 +20,9 @@ from foreword.prefix_sizes import Stream, layer_of, stream_of, tensor_name, tens
 from foreword.template import Placement
 from foreword.training.settings import ParameterizationSettings
 
+SMALLEST_UNIT = 1e-6
+"""Of a layer whose keys or values are all zero at the start."""
+
 
 class Parameterization(nn.Module):
     """The trainable parts of one prefix: one independent set for each stream."""
@@ -60,8 +63,8 @@ class Parameterization(nn.Module):
                 trained.setdefault(stream, {})[place] = (key, value)
         for stream, start_of_stream in trained.items():
             self.streams[stream] = (
-                Direct(start_of_stream)
-                if settings.kind == "direct"
+                Direct(start_of_stream, scaled=settings.kind == "scaled")
+                if settings.kind in ("direct", "scaled")
                 else Network(start_of_stream, settings.width, settings.kind == "mlp+start", generator)
             )
 
@@ -121,9 +124,14 @@ class Embeddings(nn.Module):
 
 
 class Direct(nn.Module):
-    """Keys and values of one stream as parameters."""
+    """Keys and values of one stream as parameters.
 
-    def __init__(self, start: Mapping[str, KeyValuePair]) -> None:
+    Scaled, a parameter is in units of the root mean square of its layer's keys or values at the start. A step
+    of the optimizer is then as large a share of each: values of the first layers are a thirtieth of those of
+    the last, and the step that changes these a little would replace those.
+    """
+
+    def __init__(self, start: Mapping[str, KeyValuePair], *, scaled: bool = False) -> None:
         super().__init__()
         self.names = {place: [_parameter(place, "key"), _parameter(place, "value")] for place in start}
         for place, pair in start.items():
@@ -131,12 +139,21 @@ class Direct(nn.Module):
                 # Contiguous, as a checkpoint has the optimizer's state: its fused step takes both as they lie
                 # in memory.
                 own = states.float().clone(memory_format=torch.contiguous_format)
+                if scaled:
+                    # Without the first token, mostly the attention sink, whose keys have another size.
+                    most = own[..., 1:, :] if own.shape[-2] > 1 else own
+                    unit = most.square().mean((-3, -2, -1), keepdim=True).sqrt().clamp(min=SMALLEST_UNIT)
+                    self.register_buffer(f"unit_{name}", unit, persistent=False)
+                    own = own / unit
                 self.register_parameter(name, nn.Parameter(own))
 
     def forward(self) -> KeyValues:
-        return {
-            place: (getattr(self, key), getattr(self, value)) for place, (key, value) in self.names.items()
-        }
+        return {place: (self._states(key), self._states(value)) for place, (key, value) in self.names.items()}
+
+    def _states(self, name: str) -> torch.Tensor:
+        states: torch.Tensor = getattr(self, name)
+        unit: torch.Tensor | None = getattr(self, f"unit_{name}", None)
+        return states if unit is None else states * unit
 
 
 def _parameter(place: str, part: str) -> str:

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 
 DEFAULT_LENGTH = 10
 DEFAULT_EPOCHS = 5
-DEFAULT_LEARNING_RATE = {"direct": 0.05, "mlp": 1e-3, "mlp+start": 1e-3, "embedding": 1e-2}
+DEFAULT_LEARNING_RATE = {"direct": 0.05, "scaled": 0.01, "mlp": 1e-3, "mlp+start": 1e-3, "embedding": 1e-2}
 """By parameterization. In the network, 512 hidden units move a key or value together: a step of 1e-3 in each
 weight moves it by up to 512 * 0.5 * 1e-3 = 0.26. Trained themselves, they need a rate of that size. The
-embeddings' rate is not tuned: a modest share of the size that the embeddings of words have."""
+embeddings' rate is not tuned: a modest share of the size that the embeddings of words have. That of `scaled`
+is measured on documents (docs/documents.md)."""
 
 DEFAULT_WORDS = "Write the answer to the text."
 """Words that fit any task: as good as demonstrations (docs/defaults.md), and no text of an owner's."""
@@ -63,7 +64,9 @@ class ParameterizationSettings:
 
     Attributes:
         kind: `direct` trains the keys and values themselves, from a starting point and at a high learning
-            rate, which is what we measured to be best (docs/defaults.md); `mlp` trains an embedding and a
+            rate, which is what we measured to be best (docs/defaults.md); `scaled` trains them in units of
+            their layer's size at the start, for a start that is good already, such as that of a document
+            (docs/documents.md); `mlp` trains an embedding and a
             two-layer network that makes them (Li & Liang 2021, section 4.3); `mlp+start` adds that
             network, starting from zero, to the keys and values of the initialisation; `embedding` trains
             input embeddings alone, which one pass of the base turns into keys and values (section 7.2).
@@ -72,7 +75,7 @@ class ParameterizationSettings:
             attention sink (Cartridges, 2025). Not for `mlp`, which has no starting point.
     """
 
-    kind: Literal["direct", "mlp", "mlp+start", "embedding"] = setting(
+    kind: Literal["direct", "scaled", "mlp", "mlp+start", "embedding"] = setting(
         "direct", name="parameterization", help="What is trained"
     )
     width: int = setting(512, ge=1, metavar="W", help="Hidden size of the mlp")

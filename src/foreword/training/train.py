@@ -109,9 +109,9 @@ def train(
         on_progress: called after every step and evaluation.
         options: fields of `TrainingSettings`, each explained in docs/settings.md: `length` virtual tokens
             (of an encoder-decoder also by stream: {"encoder": 5, "decoder": 10, "cross": 5}), `steps` or
-            `epochs`, `batch_size`, `learning_rate`, `parameterization` ("direct", "mlp", "mlp+start",
-            "embedding"), `init` ("random", "demonstrations", "words:...", "text:..."), `layers` ("first:N",
-            "last:N"), `placement`, `seed` and so on; None stands for the default.
+            `epochs`, `batch_size`, `learning_rate`, `parameterization` ("direct", "scaled", "mlp",
+            "mlp+start", "embedding"), `init` ("random", "demonstrations", "words:...", "text:..."), `layers`
+            ("first:N", "last:N"), `placement`, `seed` and so on; None stands for the default.
 
     Returns:
         The prefix of the best step by dev loss, or of the last step.

@@ -16,7 +16,8 @@ from foreword.serving.config import Configuration
 KEY_THREADS = 4
 READ_THREADS = 16
 TOKENIZER_THREADS = 4
-UPLOAD_THREADS = 4
+UPLOAD_THREADS = 3
+"""One for each of three owners: what an upload does is mostly the interpreter's work, which all wait for."""
 BODIES = 16
 """So many of the largest bodies (`body_bytes`, `upload_bytes`) are held at once, of all owners."""
 SMALL_BODY = 1 << 16

@@ -7,7 +7,8 @@ sees a pause and nothing else.
 
 Rows can be too large to be divided alike: one that fills the columns by itself, or two of two owners. Owners
 who ask for little do not wait for those: columns are kept for them beside the others (`SMALL`). Other owners
-who have nothing yet take turns with whoever holds more than a fair share, be it a single row.
+who have nothing yet take turns with whoever holds more than a fair share, and at least a fourth of the
+columns (`LARGE`), be it a single row.
 
 That this comes to an end: a row is put out for another owner only if nothing of it was read yet, or after it
 has made `TURN` tokens since it came; where it holds more than a fair share, after as many tokens as it was
@@ -34,6 +35,10 @@ TURN = 8
 SMALL, KEPT = 32, 8
 """An owner whose rows come to have a 32nd of the columns at most, at their ends, is let in beside all others;
 such owners have an eighth more of the columns for themselves."""
+
+LARGE = 4
+"""An owner with less than a fourth of the columns does not have to take turns: where many have a part, one of
+their rows ends soon, and to read rows anew again and again would cost all of them time."""
 
 LEAST_STEP = 16
 """Tokens of a step below which no lack of memory brings it."""
@@ -248,6 +253,11 @@ class Scheduler:
             self._held_limit = min(2 * self._held_limit, most_held)
             self._step_limit = min(2 * self._step_limit, most_tokens)
 
+    @property
+    def _recovers(self) -> bool:
+        """Whether less may be held than usual, since memory ran out: rows stay where they are if they can."""
+        return self._held_limit < self._most[0]
+
     # -- whose turn it is --------------------------------------------------------------------------
 
     def _next(self) -> RunningRow | None:
@@ -282,7 +292,7 @@ class Scheduler:
         None after memory ran out, until as much as before is tried again.
         """
         small: set[str] = set()
-        if self._held_limit < self._most[0]:
+        if self._recovers:
             return small
         of_owner: Counter[str] = Counter()
         for row in rows:
@@ -324,8 +334,8 @@ class Scheduler:
             youngest = max(removable, key=lambda row: row.number)
             if most - size(youngest) >= of_owner[entering.owner] + size(entering):
                 return youngest
-        share = self._held_limit / (len(of_owner) + 1)
-        if by_rows or entering.owner in of_owner or most <= share:
+        share = self._held_limit / min(len(of_owner) + 1, LARGE)
+        if by_rows or self._recovers or entering.owner in of_owner or most <= share:
             return None
         turned = [row for row in theirs if row.made - row.made_before >= self._turn(row)]
         return max(turned, key=lambda row: row.number, default=None)

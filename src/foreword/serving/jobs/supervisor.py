@@ -88,7 +88,9 @@ class Supervisor:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "foreword.serving.jobs.trainer"),
             stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for the server, which passes it on in its time
+            # A terminal's Ctrl-C is for the server, which passes it on in its time. No session of its own:
+            # Linux shares the cores out by session (autogroup), where a trainer's niceness counts for nothing.
+            process_group=0,
         )
         self._process = process
         self.started += 1
