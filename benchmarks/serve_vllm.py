@@ -105,7 +105,10 @@ def main() -> None:
         adapters = [save_adapter(base, Path(folder), number) for number in range(given.owners)]
         ways = make_ways(base, prefixes, given)
         commands = _commands(given, folder, adapters)
-        urls = servers.enter_context(_running({way.server: commands[way.server] for way in ways}, given))
+        chosen = {way.server: commands[way.server] for way in ways}
+        more = ["--max-model-len", "1024", "--max-num-seqs", str(given.requests)]
+        more += shlex.split(given.arguments)
+        urls = servers.enter_context(running(given.base, chosen, more, threads=given.threads))
         turns = _in_turns(ways, urls, given)
     print(report.markdown(_report(given, machine, ways, turns)))
 
@@ -115,34 +118,45 @@ def main() -> None:
 
 def _commands(given: Any, folder: str, adapters: Sequence[Path]) -> dict[str, list[str]]:
     """Arguments of each vLLM, the same but for what it is measured for."""
-    common = launch.arguments(host="127.0.0.1", port=0, dtype="float32")
-    at = common.index("--middleware")
-    plain = common[:at]
-    extra = {"kv_connector_extra_config": {"folder": folder}}
+    prefixes, plain = arguments_of_both(folder)
     lora = ["--enable-lora", "--max-loras", str(given.owners), "--max-lora-rank", str(RANK)]
     lora += ["--lora-modules", *(f"{path.name}={path}" for path in adapters)]
     return {
-        PREFIXES: [*common, "--kv-transfer-config", json.dumps({**launch.CONNECTOR, **extra})],
+        PREFIXES: prefixes,
         PLAIN: plain,
         LORA: [*plain, *lora],
         LARGE_BLOCKS: [*plain, "--block-size", "128"],
     }
 
 
+def arguments_of_both(folder: str) -> tuple[list[str], list[str]]:
+    """Arguments of a vLLM with the connector, which reads prefixes of `folder`, and of a plain one."""
+    common = launch.arguments(["--host", "127.0.0.1"], dtype="float32")
+    plain = common[: common.index("--middleware")]
+    connector = {**launch.CONNECTOR, "kv_connector_extra_config": {"folder": folder}}
+    return [*common, "--kv-transfer-config", json.dumps(connector)], plain
+
+
 @contextlib.contextmanager
-def _running(commands: Mapping[str, list[str]], given: Any) -> Iterator[dict[str, str]]:
-    """All of them at once, idle but for the one whose turn it is; their URLs."""
-    path = str(resolve(given.base).path)
+def running(
+    base: str, commands: Mapping[str, list[str]], more: Sequence[str], *, threads: int, gibibytes: int = 1
+) -> Iterator[dict[str, str]]:
+    """All of them at once, idle but for the one whose turn it is; their URLs.
+
+    Args:
+        more: arguments for all.
+        gibibytes: of each, for keys and values.
+    """
+    path = str(resolve(base).path)
     environment = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(gibibytes),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(given.threads),
+        "OMP_NUM_THREADS": str(threads),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_API_KEY": ticket.api_key(SECRET),
         ticket.SECRET: SECRET,
     }
-    more = ["--max-model-len", "1024", "--max-num-seqs", str(given.requests), *shlex.split(given.arguments)]
     processes = {}
     try:
         for name, arguments in commands.items():

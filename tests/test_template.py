@@ -231,6 +231,29 @@ def test_the_server_logs_what_has_changed(monkeypatch: pytest.MonkeyPatch, capsy
     assert "now writes 'xu: What" in line["text"]
 
 
+# -- a system message in the prefix ----------------------------------------------------------------------
+
+
+def test_turns_in_front_of_the_system_message_are_refused_and_not_dropped() -> None:
+    late = (
+        "{% for m in messages if m['role'] != 'system' %}"
+        "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }} {% endif %}"
+        "{{ m['content'] }}\n{% endfor %}"
+    )
+    template = Template(style="chat", system_in_prefix=True)
+    turns = ({"role": "user", "content": "I am Ada."}, {"role": "assistant", "content": "Hi."}, USER)
+    tokenizer = chatting(late).tokenizer
+    assert template.source_text(tokenizer, (USER,)) == " hi\n"
+    with pytest.raises(TemplateRefuses, match="writes earlier turns in front of the system message"):
+        template.source_text(tokenizer, turns)
+    assert "I am Ada." in template.source_text(chatting(CHAT_TEMPLATE).tokenizer, turns)
+
+
+def test_a_system_message_beside_the_prefixs_own_is_refused() -> None:
+    with pytest.raises(UsageError, match="leave system out"):
+        Template(style="chat", system="Be brief.", system_in_prefix=True)
+
+
 # -- refusals ------------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,8 @@ class Template:
             raise UsageError("a system message needs the template style 'chat'")
         if self.system_in_prefix and self.style != "chat":
             raise UsageError("system_in_prefix needs the template style 'chat'")
+        if self.system_in_prefix and self.system is not None:
+            raise UsageError("with system_in_prefix the prefix holds the system message; leave system out")
         if self.date is not None:
             try:
                 datetime.date.fromisoformat(self.date)
@@ -150,6 +152,11 @@ class Template:
         if _HELD not in text:
             raise TemplateRefuses("the base's chat template writes neither a system message nor a user's")
         front, _, behind = text.partition(_HELD)
+        if len(others) > 1 and front != self.opening(tokenizer):
+            raise TemplateRefuses(
+                "the base's chat template writes earlier turns in front of the system message, where the "
+                f"prefix stands instead; take the last user message alone, not {len(others)} messages"
+            )
         return front, behind
 
     def target_ids(self, tokenizer: Any, target: str) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from foreword import BaseModel, Example, Prefix, generate
+from foreword import BaseModel, Example, Prefix, Template, generate
 from foreword.base.attention import capture_kv
 from foreword.base.joining import join_prefixes
 from foreword.encoding import encode_example
@@ -273,7 +273,7 @@ def test_what_can_not_be_joined_is_refused_by_name(tiny_base: BaseModel) -> None
     refusals: list[tuple[list[Prefix], type[Exception], str]] = [
         ([], UsageError, "row 0: there are no prefixes to join"),
         ([a, a], UsageError, f"{a.digest[:12]} is there twice"),
-        ([a, spaced], UsageError, "template of prefix 1 is .*' -> '"),
+        ([a, spaced], UsageError, "template of prefix 1 has separator ' -> ', that of prefix 0"),
         (infixes, UsageError, "an infix"),
         ([a, near], UsageError, "prefix 1 has positions"),
         ([a, random_prefix(tiny_base, 1, seed=2)], UsageError, "nothing of it would be left"),
@@ -289,6 +289,23 @@ def test_what_can_not_be_joined_is_refused_by_name(tiny_base: BaseModel) -> None
     for parts, kind, message in refusals:
         with pytest.raises(kind, match=message):
             generate(tiny_base, ["x"], prefixes=[parts])
+
+
+def test_documents_of_two_days_are_joined_where_the_day_stands_in_them(tiny_base: BaseModel) -> None:
+    template = Template(style="chat", system_in_prefix=True, date="2026-11-29")
+    a, b = (
+        dataclasses.replace(
+            random_prefix(tiny_base, 3, seed=seed),
+            template=dataclasses.replace(template, date=f"2026-11-{day}"),
+            template_digest=digest,
+        )
+        for seed, day, digest in ((0, 29, "a" * 64), (1, 30, "a" * 64))
+    )
+    assert join_prefixes(tiny_base, [a, b]).template.date == "2026-11-29"
+    with pytest.raises(
+        UsageError, match="prefix 1 has date '2026-11-30', that of prefix 0 '2026-11-29'; join"
+    ):
+        join_prefixes(tiny_base, [a, dataclasses.replace(b, template_digest="b" * 64)])
 
 
 # -- where there are no weights ----------------------------------------------------------------------

@@ -100,6 +100,18 @@ def test_too_much_harm_fails_the_run_and_a_higher_limit_goes_on(run: Any, base: 
     assert Prefix.load("a.prefix").report["max_harm"] == 1000
 
 
+def test_a_report_of_too_much_harm_stands_where_nothing_else_does(run: Any, base: str, document: str) -> None:
+    Path("report.html").write_text("mine")
+    options = ("compile", document, "--base", base, "--out", "a.prefix", "--method", "exact", "--max-harm", 0)
+    done = run(*options)
+    assert done.status == 1
+    assert "report: a.run/report.html" in done.stderr
+    assert "Above the limit" in Path("a.run/report.html").read_text()
+    assert Path("report.html").read_text() == "mine"
+    assert run(*options, "--report", "b.html").status == 1
+    assert "Above the limit" in Path("b.html").read_text()
+
+
 def test_a_stopped_command_says_how_to_go_on_and_does(
     run: Any, base: str, document: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +163,7 @@ def test_questions_of_ones_own_are_what_the_report_is_about(run: Any, base: str,
         (TEXT.encode(), ("--steps", 0), 2, "--steps is 0"),
         (TEXT.encode(), ("--questions", "none.jsonl"), 1, "none.jsonl does not exist"),
         (TEXT.encode(), ("--owner", "me"), 2, "--by document"),
+        (TEXT.encode(), ("--by", "document"), 2, "gate.md is a file; --by document takes a folder"),
         (TEXT.encode(), ("--report", "no/a.html"), 1, "the folder no"),
     ],
     ids=["empty", "pdf", "binary", "short", "both", "exact", "long", "steps", "questions", "owner", "report"],
@@ -180,6 +193,23 @@ def test_outputs_are_checked_before_the_model_is_loaded(
         ("docs", "--by", "document", "--out", "o", "--report", "r.html"),
     ):
         assert run("compile", *wrong).status == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--out", "gate.md"), "--out and DOCUMENT are both gate.md"),
+        (("--out", "a", "--report", "./a"), "--report and --out are both a"),
+        (("--out", "a", "--keep", "c", "--conversations", "c"), "--keep and --conversations are both c"),
+    ],
+)
+def test_no_file_is_written_over_another_that_is_named(
+    run: Any, document: str, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setattr(BaseModel, "load", lambda *a, **k: pytest.fail("loaded"))
+    done = run("compile", document, "--overwrite", *options)
+    assert (done.status, done.stderr.count(message)) == (2, 1), done.stderr
+    assert Path(document).read_text() == TEXT
 
 
 # -- a folder of documents -------------------------------------------------------------------------

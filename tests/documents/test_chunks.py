@@ -67,6 +67,24 @@ def test_a_chunk_within_a_section_or_a_table_says_of_which() -> None:
     assert "| What | Price |\n|---|---|\n" in tar.text
 
 
+def test_text_without_spaces_is_divided_at_its_sentences_and_then_anywhere() -> None:
+    text = "大门九点打开。钥匙在先生那里！「谁？」她问。" + "长" * 100
+    chunks = split(text, len, 20)
+    assert "".join(chunk.text for chunk in chunks) == text
+    assert all(len(chunk.text) <= 20 for chunk in chunks)
+    assert chunks[0].text == "大门九点打开。钥匙在先生那里！「谁？」"
+    assert sentences("大门九点打开。钥匙在先生那里！") == ["大门九点打开。", "钥匙在先生那里！"]
+
+
+def test_comments_in_code_are_no_headings() -> None:
+    text = "# Use\n```sh\n# install it first\nmake\n```\n# Next\n```not``` code\n# Last\n~~~\n# then"
+    assert [name for name, _, _ in sections(text)] == ["Use", "Next", "Last"]
+
+
+def test_a_heading_has_no_marks_behind_it() -> None:
+    assert [name for name, _, _ in sections("# One ##\na\n## Two\nb")] == ["One", "Two"]
+
+
 def test_sentences_are_those_of_prose_and_items_of_lists() -> None:
     assert sentences(TEXT) == [
         "Ships come at noon.",

@@ -20,6 +20,7 @@ from foreword.documents.compile import (
     studies,
     study,
 )
+from foreword.documents.conversations import Conversation
 from foreword.documents.settings import DocumentSettings
 from foreword.errors import CheckpointMismatch, ReportWorse, UsageError, WindowExceeded
 from foreword.training.train import TrainingStopped
@@ -169,6 +170,54 @@ def test_the_start_is_the_texts_own_keys_and_values_in_its_order(base: BaseModel
 def test_bad_input_is_refused_by_name(base: BaseModel, text: str, options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         compile_document(base, text, **options)
+
+
+@pytest.mark.parametrize(
+    ("conversations", "message"),
+    [
+        ([], "there are 0 conversations, 0 of them different; expected at least 2"),
+        ([Conversation("When?", "At nine.", 0, "given")], "there are 1 conversations, 1 of them different"),
+        (
+            [Conversation("When?", "At nine.", 0, "given")] * 3,
+            "there are 3 conversations, 1 of them different",
+        ),
+        (
+            [Conversation("When?", "At nine.", 99, "given")],
+            "conversation 0 is about chunk 99; the document has 3",
+        ),
+        ([Conversation("When?", "At nine.", -1, "given")], "conversation 0 is about chunk -1"),
+    ],
+)
+def test_conversations_that_can_not_be_trained_on_are_refused(
+    base: BaseModel, conversations: list[Conversation], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        compile_document(base, TEXT, conversations=conversations, **QUICK)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_of_two_conversations_one_is_trained_on(base: BaseModel, number: int) -> None:
+    settings = DocumentSettings(chunk_tokens=60)
+    two = [Conversation(f"When {number + n}?", "At nine.", 0, "given") for n in range(2)]
+    made = studies(chunks_of(base, TEXT, settings), settings, two)
+    assert len(made.held_out) == 1
+    assert [each for each in made.training if each.kind != "unrelated"] == [
+        each for each in two if each not in made.held_out
+    ]
+
+
+def test_exact_needs_no_conversations_where_questions_are_given(base: BaseModel) -> None:
+    prefix = compile_document(base, "Nothing" * 5, method="exact", questions=[Example("What?", "Nothing")])
+    assert prefix.report["answers"] == 1
+
+
+def test_a_recipe_that_does_not_fit_is_refused_before_training(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foreword.documents.compile.digests", lambda chunks: ["0" * 12] * 2000)
+    monkeypatch.setattr("foreword.documents.compile.studies", lambda *a: pytest.fail("went on"))
+    with pytest.raises(UsageError, match="recipe has"):
+        compile_document(base, TEXT, **QUICK)
 
 
 def test_a_prefix_that_leaves_no_room_is_refused(tiny_base: BaseModel) -> None:

@@ -84,6 +84,11 @@ def test_a_result_is_told_by_its_text_and_settings(base: BaseModel, tmp_path: Pa
     settings = DocumentSettings(**QUICK)
     assert is_result(prefix, base, TEXTS["gate"], settings)
     assert not is_result(prefix, base, TEXTS["well"], settings)
+    for harm, expected in ((1e-9, False), (1e9, True)):
+        limited = DocumentSettings(**{**QUICK, "max_harm": harm})
+        assert is_result(prefix, base, TEXTS["gate"], limited) == expected
+    assert not is_result(prefix, base, TEXTS["gate"], settings, {"kind": "test"})
+    assert not is_result(prefix, base, TEXTS["gate"], settings, licence="MIT")
     assert not is_result(prefix, base, TEXTS["gate"], DocumentSettings(**{**QUICK, "seed": 1}))
     other = BaseModel(tiny_llama(seed=3, max_position_embeddings=512), byte_tokenizer(), name="other")
     assert not is_result(prefix, other, TEXTS["gate"], settings)

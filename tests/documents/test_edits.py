@@ -6,10 +6,12 @@ import collections
 
 import pytest
 
-from foreword.documents.chunks import split
+from foreword.documents.chunks import Chunk, split
 from foreword.documents.conversations import Conversation
-from foreword.documents.edits import changed, digests, known_chunks, replay, worse
+from foreword.documents.edits import MOST_CHUNKS, changed, digests, known_chunks, replay, worse
+from foreword.documents.settings import DocumentSettings
 from foreword.errors import UsageError
+from foreword.prefix_file import check_description
 
 OLD = "# One\n\nThe gate opens at nine.\n\n# Two\n\nIt closes at noon.\n\n# Three\n\nNo dogs."
 
@@ -20,6 +22,12 @@ def test_chunks_that_the_old_document_did_not_have_are_new() -> None:
     chunks = split(edited, len, 40)
     assert [chunks[number].section for number in changed(chunks, known)] == ["Two", "Between"]
     assert changed(split(OLD.replace("# One\n\nThe gate opens at nine.\n\n", ""), len, 40), known) == []
+
+
+def test_as_many_digests_as_are_kept_fit_into_a_prefix_file() -> None:
+    chunks = digests([Chunk(str(number), "", 0, 1) for number in range(MOST_CHUNKS)])
+    document = DocumentSettings().to_json() | {"sha256": "0" * 64, "tokens": 10**9, "chunks": chunks}
+    check_description({"recipe": {"document": document | {"previous": "0" * 64}}})
 
 
 def test_half_of_what_is_known_of_each_chunk_is_replayed() -> None:
@@ -39,6 +47,8 @@ def test_a_prefix_of_no_document_is_refused(recipe: dict[str, object]) -> None:
 def test_a_report_is_worse_beyond_what_two_runs_differ_by() -> None:
     before = {"recovered_share": 0.95, "harm": 0.3}
     assert worse({"recovered_share": 0.93, "harm": 0.32}, before) is None
-    assert worse({"recovered_share": None, "harm": None}, before) is None
+    assert worse({"recovered_share": 0.95, "harm": 0.3}, {"recovered_share": None}) is None
+    found = worse({"recovered_share": None, "harm": 0.3}, before)
+    assert found == "recovered share unknown: the text itself does not help, before 0.95"
     assert worse({"recovered_share": 0.9, "harm": 0.3}, before) == "recovered share 0.90, before 0.95"
     assert worse({"recovered_share": 1.0, "harm": 0.34}, before) == "harm 0.34, before 0.3"

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from foreword.documents import formats, reading
+from foreword.documents.checking import LONGEST_ANSWER, facts_of, fault_of
+from foreword.documents.chunks import split
+from foreword.documents.drawn import drawn
 from foreword.documents.reading import document_from_bytes
+from foreword.documents.written import parse_pairs
 from foreword.errors import BadDocument
-from support.made_documents import docx_of_body, paragraph, pdf_of_lines, pdf_of_streams, stream
+from support.made_documents import (
+    CONTENT_TYPES,
+    W,
+    docx_of_body,
+    paragraph,
+    pdf_of_lines,
+    pdf_of_streams,
+    stream,
+)
 
 WORD = "The harbour opens at seven."
 
@@ -167,16 +177,37 @@ def test_a_large_table_is_read_row_by_row() -> None:
     assert html == text
 
 
+def styled(styles: str, style: str) -> str:
+    """What is read of a DOCX with these styles and a paragraph of one of them."""
+    kind = "application/vnd.openxmlformats-officedocument.wordprocessingml.styles+xml"
+    part = f'<Override PartName="/word/styles.xml" ContentType="{kind}"/></Types>'
+    relation = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/styles"
+    more = {
+        "[Content_Types].xml": CONTENT_TYPES.replace("</Types>", part),
+        "word/styles.xml": f"<w:styles {W}>{styles}</w:styles>",
+        "word/_rels/document.xml.rels": '<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/'
+        f'relationships"><Relationship Id="r1" Type="{relation}" Target="styles.xml"/></Relationships>',
+    }
+    body = paragraph(WORD, f'<w:pStyle w:val="{style}"/>')
+    content = docx_of_body(body, {name: text.encode() for name, text in more.items()})
+    return document_from_bytes(content, "a.docx").text
+
+
 def test_styles_that_are_made_of_each_other_end() -> None:
     styles = "".join(
         f'<w:style w:styleId="{one}"><w:basedOn w:val="{other}"/></w:style>'
         for one, other in ("ab", "bc", "ca")
     )
-    document = docx_of_body(paragraph(WORD, '<w:pStyle w:val="a"/>'))
-    made = io.BytesIO(document)
-    with zipfile.ZipFile(made, "a") as archive:
-        archive.writestr("word/styles.xml", styles)
-    assert document_from_bytes(made.getvalue(), "a.docx").text == f"{WORD}\n"
+    assert styled(styles, "a") == f"{WORD}\n"
+
+
+@pytest.mark.parametrize("name", ["heading 2", "other"])
+def test_a_long_chain_of_styles_is_followed_once(name: str) -> None:
+    chain = "".join(
+        f'<w:style w:styleId="s{n}"><w:basedOn w:val="s{n + 1}"/></w:style>' for n in range(20_000)
+    )
+    last = f'<w:style w:styleId="s20000"><w:name w:val="{name}"/></w:style>'
+    assert styled(chain + last, "s0") == ("## " if name != "other" else "") + f"{WORD}\n"
 
 
 # -- text -------------------------------------------------------------------------------------------
@@ -214,6 +245,38 @@ def test_text_that_is_slow_to_search_is_read_at_once(text: str, filename: str) -
         document_from_bytes(f"word {text}\nx\n===\n".encode(), filename)
     except BadDocument as error:
         assert "depth" in str(error) or "deeper" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# a" + "#" * 20_000 + "b",
+        "# a" + "\u2003" * 20_000 + "b",
+        "a\n" + "\u2003\n" * 20_000 + "b",
+        "-\n" * 20_000,
+        "“" * 20_000,
+        "a" * 20_000,
+        "| a | b |\n|---|---|\n" + "| c | d |\n" * 3_000,
+        "Question" + " " * 20_000,
+    ],
+    ids=["marks", "spaces", "lines", "dashes", "quotes", "no spaces", "table", "no answer"],
+)
+def test_text_that_is_slow_to_search_is_divided_and_asked_about_at_once(text: str) -> None:
+    """Not read from a file first, which leaves less of it. Were any of this quadratic, it would take minutes."""
+    chunks = split(text, lambda part: len(part.split()), 100)
+    assert all(len(chunk.text) < 10_000 for chunk in chunks)
+    drawn(chunks, 8)
+    fault_of("What?", text[:LONGEST_ANSWER], facts_of(text))
+    assert not parse_pairs(text).pairs
+
+
+def test_spaces_of_any_width_become_plain_ones() -> None:
+    assert document_from_bytes("a\u2003\u3000b".encode(), "a.txt").text == "a  b\n"
+
+
+def test_a_page_of_single_bytes_is_not_read_as_utf_16() -> None:
+    page = b"<meta charset='utf-16'><p>The gate opens.</p>"
+    assert document_from_bytes(page, "a.html").text == "The gate opens.\n"
 
 
 def test_no_character_that_is_not_seen_is_left() -> None:

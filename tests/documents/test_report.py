@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,17 @@ import torch
 from foreword import BaseModel, Example, compile_document, generate
 from foreword.documents.chunks import Chunk
 from foreword.documents.compile import chunks_of, document_ids, document_template
-from foreword.documents.report import BEGINNING, Question, answered, placed, read_questions, recovered
+from foreword.documents.report import (
+    BEGINNING,
+    Question,
+    answered,
+    harm_answers,
+    is_right,
+    measured,
+    placed,
+    read_questions,
+    recovered,
+)
 from foreword.documents.report_page import report_page
 from foreword.documents.settings import DocumentSettings
 from foreword.errors import BadExamples, HarmExceeded, WindowExceeded
@@ -68,6 +80,37 @@ def test_an_answer_counts_when_the_right_one_stands_in_it(base: BaseModel) -> No
     words = "".join(letter if letter.isalnum() else " " for letter in text).split()
     right, wrong = Example("abc", words[0] + " "), Example("abc", "zzzzqqqq")
     assert answered(base, prefix, [right, wrong], prefix.template) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "expected"),
+    [
+        ("It was in 2025.", "5", False),
+        ("I do not know.", "No", False),
+        ("No, never.", "no.", True),
+        ("Mr. Ott has it", "Mr Ott", True),
+        ("anything", "–", False),
+        ("大门九点打开", "九点", True),
+    ],
+)
+def test_an_answer_is_right_word_by_word(text: str, target: str, expected: bool) -> None:
+    assert is_right(text, target) == expected
+
+
+def test_sections_of_a_report_are_in_the_documents_order(base: BaseModel) -> None:
+    prefix = random_prefix(base, 3)
+    asked = [Question("a?", "b", section=f"Part {n}", chunk=n) for n in (0, 1, 3, 2, 4)]
+    report = measured(base, prefix, asked, prefix, lambda number: prefix, 9)
+    assert [each["section"] for each in report["sections"]] == [f"Part {n}" for n in range(5)]
+
+
+def test_answers_that_harm_is_measured_on_do_not_keep_a_base() -> None:
+    base = BaseModel(tiny_llama(), byte_tokenizer(), name="tiny-llama")
+    assert harm_answers(base, base.template, 2) is harm_answers(base, base.template, 2)
+    kept = weakref.ref(base)
+    del base
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_document_longer_than_the_window_is_measured_against_its_chunks(base: BaseModel) -> None:
@@ -163,6 +206,10 @@ def test_questions_are_read_under_the_usual_names(tmp_path: Path) -> None:
     assert read("b.jsonl", '{"question": "q", "answer": "a", "section": "s"}\n') == [("q", "a", "s")]
     assert read("c.csv", "question,answer\nq,a\n") == [("q", "a", None)]
     assert read("d.csv", "source,target,section\nq,a,s\n") == [("q", "a", "s")]
+    partly = '{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b", "section": "s"}\n'
+    assert read("g.jsonl", partly) == [("q", "a", None), ("r", "b", "s")]
+    with pytest.raises(BadExamples, match="line 2: no field 'answer'"):
+        read("h.jsonl", '{"question": "q", "answer": "a"}\n{"question": "q", "answr": "a"}\n')
     with pytest.raises(BadExamples, match="no field 'source'"):
         read("e.jsonl", '{"x": 1}\n')
     with pytest.raises(BadExamples, match="line 2"):

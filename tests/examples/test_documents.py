@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 DOCUMENTS = Path(__file__).parents[2] / "examples" / "documents"
-NAMES = sorted(path.stem for path in DOCUMENTS.glob("*.md") if path.stem != "README")
+NAMES = sorted(path.name.removesuffix(".questions.jsonl") for path in DOCUMENTS.glob("*.questions.jsonl"))
 SPLITS = ("dev", "test")
 
 Question = dict[str, Any]
@@ -59,10 +59,10 @@ def repeated(texts: list[str]) -> list[str]:
 every_document = pytest.mark.parametrize("name", NAMES)
 
 
-def test_every_document_has_its_questions_and_the_other_way_round():
+def test_every_document_has_its_questions_and_its_summary_and_the_other_way_round():
     assert NAMES
-    asked = sorted(path.name.removesuffix(".questions.jsonl") for path in DOCUMENTS.glob("*.jsonl"))
-    assert asked == NAMES
+    files = {path.name for path in DOCUMENTS.glob("*.md")} - {"README.md"}
+    assert files == {f"{name}{ending}" for name in NAMES for ending in (".md", ".summary.md")}
 
 
 @every_document
@@ -140,3 +140,19 @@ def test_each_split_asks_about_every_quarter_of_the_document(name, split):
         text.index(quotation) for q in questions(name) if q["split"] == split for quotation in q["evidence"]
     ]
     assert {4 * start // len(text) for start in starts} == {0, 1, 2, 3}
+
+
+def test_a_summary_has_a_tenth_of_its_document_s_tokens_at_most_and_more_than_a_fifteenth(smollm_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm_path)
+
+    def tokens(text: str) -> int:
+        # As in a prefix, where the document stands behind this.
+        ids = tokenizer(f"<|im_start|>system\n{text.strip()}", add_special_tokens=False)["input_ids"]
+        return len(ids)
+
+    for name in NAMES:
+        summary = (DOCUMENTS / f"{name}.summary.md").read_text(encoding="utf-8")
+        whole = tokens(document(name))
+        assert whole / 15 < tokens(summary) <= round(whole / 10), name

@@ -16,6 +16,7 @@ Shapes: L layers, H key/value heads, P prefix length, T tokens, D key size, N pa
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from foreword.errors import (
     WrongBaseModel,
 )
 from foreword.prefix import Prefix
+from foreword.template import Template
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
@@ -154,10 +156,10 @@ def check_joinable(prefixes: Sequence[Prefix]) -> None:
                 f"prefix {number} has {other.geometry}, prefix 0 {first.geometry}; join prefixes of one base "
                 "model"
             )
-        if other.template != first.template:
+        if differing := _differing_templates(first, other):
             raise UsageError(
-                f"the template of prefix {number} is {other.template}, that of prefix 0 {first.template}; "
-                "join prefixes of equal templates: one text stands behind them all"
+                f"the template of prefix {number} has {differing}; join prefixes of equal templates: one "
+                "text stands behind them all"
             )
         if other.positions != first.positions:
             raise UsageError(
@@ -169,6 +171,18 @@ def check_joinable(prefixes: Sequence[Prefix]) -> None:
                 f"prefix {number} has one virtual token, and the first of each goes but that of prefix 0 "
                 "(the attention sink), so nothing of it would be left; leave it out"
             )
+
+
+def _differing_templates(first: Prefix, other: Prefix) -> str:
+    """What of the templates differs, in words; a day that stands within the prefixes may."""
+    fields = [field.name for field in dataclasses.fields(Template)]
+    if first.template.system_in_prefix and first.template_digest == other.template_digest is not None:
+        fields.remove("date")  # what comes behind them is the same
+    return ", ".join(
+        f"{name} {there!r:.200}, that of prefix 0 {here!r:.200}"
+        for name in fields
+        if (there := getattr(other.template, name)) != (here := getattr(first.template, name))
+    )
 
 
 def _short(prefix: Prefix) -> str:

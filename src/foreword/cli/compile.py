@@ -199,6 +199,8 @@ def compile(
 
     if given := typed(context, "previous", "gate", "conversations", "keep", "questions", "report"):
         raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
+    if document.is_file():
+        raise UsageError(f"{document} is a file; --by document takes a folder, or leave it out")
     if (out is None) == (owner is None):
         raise UsageError(
             "say where the documents' prefixes go: --out FOLDER for a file each, or --store PLACE --owner "
@@ -218,6 +220,7 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
     from foreword.files import check_output, write_text
     from foreword.prefix import Prefix
 
+    _check_apart(path, out, files)
     check_output(out, overwrite=request.overwrite)
     if files.report is not None:
         check_output(files.report, overwrite=request.overwrite)
@@ -253,10 +256,12 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
         with says_how_to_go_on(folder):
             prefix = run_or_restart(run, folder, overwrite=request.overwrite)
     except (HarmExceeded, ReportWorse) as error:
-        page = (folder if folder.is_dir() else out.parent) / "report.html"
-        write_page(error.report, page, overwrite=True)
+        page = files.report or folder / "report.html"
+        if files.report is None:  # in the run's own folder, which methods without steps do not make
+            folder.mkdir(parents=True, exist_ok=True)
+        write_page(error.report, page, overwrite=request.overwrite or files.report is None)
         where = f"{out} was not written; report: {page}"
-        where += f"; checkpoints: {folder}" if folder.is_dir() else ""
+        where += f"; checkpoints: {folder}" if request.settings.method == "studied" else ""
         if isinstance(error, ReportWorse):
             raise ReportWorse(error.report, error.worse, where) from error
         raise HarmExceeded(error.report, where) from error
@@ -264,6 +269,26 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
     if files.report is not None:
         write_page(prefix.report, files.report, overwrite=request.overwrite)
     _tell(prefix, out, folder, files.report, json=request.json)
+
+
+def _check_apart(document: Path, out: Path, files: Files) -> None:
+    """Refuse a file that would be written over another that is named, whatever may be overwritten.
+
+    Raises:
+        UsageError: names both options.
+    """
+    read = {
+        "DOCUMENT": document,
+        "--conversations": files.conversations,
+        "--questions": files.questions,
+    }
+    written = {"--out": out, "--report": files.report, "--keep": files.keep}
+    seen = {path.resolve(): name for name, path in read.items() if path is not None}
+    for name, path in written.items():
+        if path is None:
+            continue
+        if (other := seen.setdefault(path.resolve(), name)) != name:
+            raise UsageError(f"{name} and {other} are both {path}; name another file for {name}")
 
 
 def _conversations(

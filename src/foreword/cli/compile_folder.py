@@ -58,7 +58,9 @@ def compile_folder(request: Request, folder: Path, goal: Destination) -> None:
     done: dict[str, tuple[Prefix, str]] = {}
     for name, text in texts.items():
         found = goal.newest(name)
-        if found is not None and is_result(found[0], base, text, request.settings):
+        if found is not None and is_result(
+            found[0], base, text, request.settings, request.labels, request.licence
+        ):
             done[name] = found
         elif not request.overwrite and (taken := goal.taken(name)) is not None:
             raise OutputExists(

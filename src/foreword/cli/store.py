@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -123,9 +124,21 @@ def show(
     else:
         with store.opened() as opened:
             facts = opened.describe(reference).to_json()
+            prefix = opened.get(reference)
+    facts |= {"report": dict(prefix.report), "recipe": dict(prefix.recipe)}
     if store.json:
         return output.json_object(facts)
-    output.facts(facts)
+    output.facts(_without_lists(facts))
+
+
+def _without_lists(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts for people: lists, such as a report's sections, are for machines and pages."""
+    return {
+        name: _without_lists(value) if isinstance(value, Mapping) else value
+        for name, value in facts.items()
+        if not (isinstance(value, list) and len(value) > 12)
+        and not (isinstance(value, list) and any(isinstance(each, Mapping) for each in value))
+    }
 
 
 @app.takes()

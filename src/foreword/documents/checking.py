@@ -48,7 +48,7 @@ _ORDINARY = frozenset(
 )
 
 _ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s)$")
-_MARKER = re.compile(r"^\s*(?:\d{1,3}[.)]|[-*•])\s+", re.MULTILINE)
+_MARKER = re.compile(r"^[^\S\n]*(?:\d{1,3}[.)]|[-*•])\s+", re.MULTILINE)
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \xa0\u202f'’]\d{3})+(?![\d])")
 _WORD = re.compile(r"[^\W\d_]+(?:['’&.-][^\W\d_]+)*")

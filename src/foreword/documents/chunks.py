@@ -7,12 +7,24 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*\s*$", re.MULTILINE)
+HEADING = re.compile(r"^#{1,6}[ \t]+(?P<heading>[^\n]*)$", re.MULTILINE)
 """A heading of Markdown, which `reading.py` makes of those of other formats."""
+
+_MARKS = re.compile(rf"^ {{0,3}}(?P<fence>```+(?=[^`\n]*$)|~~~)|{HEADING.pattern}", re.MULTILINE)
+"""Headings, and the lines between which code stands, whose comments look like headings."""
+
+LONGEST_HEAD = 2000
+"""Characters of a heading or a table's head that stands in front of each chunk below it."""
+
+MOST_CHARACTERS = 50
+"""Of a token, on average: some tokenizers make one token of a word however long."""
 
 _TABLE_LINE = re.compile(r"\s*\|.*\|\s*$")
 _TABLE_RULE = re.compile(r"\s*\|[\s:|-]+\|\s*$")
-_SENTENCE_END = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+(?=[\"'“‘(\[]?[A-ZÀ-ÖØ-Þ0-9])")
+_SENTENCE_END = re.compile(
+    r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+(?=[\"'“‘(\[]?[A-ZÀ-ÖØ-Þ0-9])"
+    r"|(?<=[。！？])(?![。！？”’」』）])\s*|(?<=[。！？][”’」』）])\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -37,22 +49,27 @@ def split(text: str, count: Callable[[str], int], most: int) -> list[Chunk]:
 
     Args:
         count: tokens of a text.
-        most: tokens of a chunk. A paragraph that has more is divided at sentences, and a sentence at words.
+        most: tokens of a chunk. A paragraph that has more is divided at sentences, a sentence at words, and
+            what has no spaces anywhere.
     """
     chunks: list[Chunk] = []
+    heads = _table_heads(text)
+
+    def size(part: str) -> int:
+        return max(count(part), len(part) // MOST_CHARACTERS)
+
     for section, start, end in sections(text):
-        pieces = list(_pieces(text, start, end, count, most))
+        pieces = list(_pieces(text, start, end, size, most))
         first = 0
         while first < len(pieces):
             last = first
-            while last + 1 < len(pieces) and count(text[pieces[first][0] : pieces[last + 1][1]]) <= most:
+            while last + 1 < len(pieces) and size(text[pieces[first][0] : pieces[last + 1][1]]) <= most:
                 last += 1
             begin, stop = pieces[first][0], pieces[last][1]
             own = text[begin:stop].strip()
             if own and not HEADING.fullmatch(own):
-                head = table_head(text, begin)
-                shown = own if head is None else f"{head}\n{own}"
-                if section and begin != start:
+                shown = f"{heads[begin]}\n{own}" if begin in heads else own
+                if section and begin != start and len(section) <= LONGEST_HEAD:
                     shown = f"# {section}\n\n{shown}"
                 chunks.append(Chunk(shown, section, begin, stop))
             first = last + 1
@@ -62,7 +79,7 @@ def split(text: str, count: Callable[[str], int], most: int) -> list[Chunk]:
 def sections(text: str) -> list[tuple[str, int, int]]:
     """Each section's heading and place in characters, heading included; what has no text but a heading goes
     to the section behind it."""
-    starts = [(match.group(2), match.start()) for match in HEADING.finditer(text)]
+    starts = [(match["heading"].strip().rstrip("#").rstrip(), match.start()) for match in _headings(text)]
     if not starts or text[: starts[0][1]].strip():
         starts.insert(0, ("", 0))
     ends = [start for _, start in starts[1:]] + [len(text)]
@@ -71,6 +88,15 @@ def sections(text: str) -> list[tuple[str, int, int]]:
         for (name, start), end in zip(starts, ends, strict=True)
         if HEADING.sub("", text[start:end]).strip()
     ]
+
+
+def _headings(text: str) -> Iterator[re.Match[str]]:
+    fence: str | None = None
+    for match in _MARKS.finditer(text):
+        if (mark := (match["fence"] or "")[:3]) and fence in (None, mark):
+            fence = mark if fence is None else None
+        elif not mark and fence is None:
+            yield match
 
 
 def sentences(text: str) -> list[str]:
@@ -94,14 +120,21 @@ def tables(text: str) -> list[tuple[list[str], list[list[str]]]]:
     return found
 
 
-def table_head(text: str, place: int) -> str | None:
-    """The head of the table in whose rows a place stands, for a part that begins there; else None."""
-    above = text[:place].rstrip(" \n")
-    line = text[place:].split("\n", 1)[0]
-    if "\n\n" in text[len(above) : place] or not _TABLE_LINE.match(line):
-        return None
-    rows = list(itertools.takewhile(_TABLE_LINE.match, reversed(above.splitlines())))[::-1]
-    return "\n".join(rows[:2]) if len(rows) > 1 and _TABLE_RULE.match(rows[1]) else None
+def _table_heads(text: str) -> dict[int, str]:
+    """The head of the table that each row stands in, by where the row begins."""
+    heads: dict[int, str] = {}
+    place, first_lines, head = 0, 0, ""
+    for line in text.split("\n"):
+        if not _TABLE_LINE.match(line):
+            first_lines, head = 0, ""
+        elif first_lines < 2:
+            is_head = first_lines == 0 or _TABLE_RULE.match(line)
+            head = f"{head}\n{line}".lstrip("\n") if is_head else ""
+            first_lines += 1
+        elif head and len(head) <= LONGEST_HEAD:
+            heads[place] = head
+        place += len(line) + 1
+    return heads
 
 
 def _cells(line: str) -> list[str]:
@@ -109,13 +142,14 @@ def _cells(line: str) -> list[str]:
 
 
 def _is_listed(text: str) -> bool:
-    return re.search(r"^\s*([-*|]|\d+[.)])\s", text, re.MULTILINE) is not None
+    return re.search(r"^[^\S\n]*([-*|]|\d+[.)])\s", text, re.MULTILINE) is not None
 
 
 def _pieces(
     text: str, start: int, end: int, count: Callable[[str], int], most: int
 ) -> Iterator[tuple[int, int]]:
-    """Places of paragraphs; of what is too long its lines in lists and tables, its sentences, its words."""
+    """Places of paragraphs; of what is too long its lines in lists and tables, its sentences, its words, its
+    halves."""
     places = [(start, end)]
     for pattern in (r"\n\s*\n", r"\n", _SENTENCE_END, r"\s+"):
         if pattern == r"\n" and not _is_listed(text[start:end]):
@@ -124,10 +158,14 @@ def _pieces(
         if len(places) > 1:
             break
     for begin, stop in places:
-        if stop - begin < end - start and count(text[begin:stop]) > most:
+        if stop - begin < 2 or count(text[begin:stop]) <= most:
+            yield begin, stop
+        elif stop - begin < end - start:
             yield from _pieces(text, begin, stop, count, most)
         else:
-            yield begin, stop
+            middle = (begin + stop) // 2
+            yield from _pieces(text, begin, middle, count, most)
+            yield from _pieces(text, middle, stop, count, most)
 
 
 def _divide(text: str, start: int, end: int, pattern: str | re.Pattern[str]) -> list[tuple[int, int]]:

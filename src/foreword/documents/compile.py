@@ -188,24 +188,41 @@ def studies(
     settings: DocumentSettings,
     conversations: Sequence[Conversation] | None = None,
     known: Collection[str] = (),
+    needed: int = 2,
 ) -> Studies:
     """Conversations about chunks, and unrelated prompts.
 
     Args:
         conversations: instead of those that are drawn from the text.
         known: digests of chunks that a prefix stands for already, from which training goes on.
+        needed: different conversations: one for training and one for the report, if it takes any.
+
+    Raises:
+        UsageError: fewer conversations than are needed, or one about a chunk that there is not.
     """
-    made = list(conversations or drawn_for(chunks, settings))
-    if not made:
+    made = list(drawn_for(chunks, settings) if conversations is None else conversations)
+    for number, each in enumerate(made):
+        if each.chunk is not None and not 0 <= each.chunk < len(chunks):
+            raise UsageError(
+                f"conversation {number} is about chunk {each.chunk}; the document has {len(chunks)}, counted "
+                "from 0. Divide it into chunks of as many tokens as the conversations were made for"
+            )
+    if not made and needed and conversations is None:
         raise UsageError(
             "the document has no sentence or table to draw a conversation from; give conversations"
         )
+    if (different := len(set(map(_place, made)))) < needed:
+        raise UsageError(
+            f"there are {len(made)} conversations, {different} of them different; expected at least {needed} "
+            "different ones, of which one is for the report"
+        )
     # By their own digests: what is held out is so whatever else is drawn, before an edit and behind it.
-    few = min(HELD_OUT, max(1, len(made) // 8)) / len(made)
-    held_out = [each for each in made if _place(each) < few] or [min(made, key=_place)]
+    few = min(HELD_OUT, max(1, len(made) // 8)) / max(1, len(made))
+    first, last = min(map(_place, made), default=0), max(map(_place, made), default=0)
+    held_out = [each for each in made if _place(each) == first or few > _place(each) < last]
     anew = [each for each in made if each not in held_out]
     training = replay(anew, changed(chunks, known), settings.seed) if known else anew
-    share = len(training) / len(anew)
+    share = len(training) / max(1, len(anew))
     count = round(len(training) * settings.unrelated / (1 - settings.unrelated))
     if count and settings.method == "studied":
         others = unrelated()
@@ -244,7 +261,8 @@ def compile_document(
     """A prefix that stands for a text: questions about it are answered as if it were in front of them.
 
     Args:
-        text: plain text or Markdown; `foreword.documents.read_document` makes it of other files.
+        text: plain text or Markdown; the function `foreword.documents.reading.read_document` makes
+            it of other files.
         conversations: what to train on, instead of conversations drawn from the text.
         questions: with their answers, for the report, which else is about held-out conversations;
             `foreword.documents.report.Question` has the section that one is about.
@@ -291,7 +309,9 @@ def compile_document(
     base.max_text_tokens(length)
     report_progress = on_progress or (lambda progress: None)
     run = _Run(base, settings, template, text, ids, length, previous, report_progress)
-    made = run.studies(conversations, () if previous is None else known_chunks(previous.recipe))
+    check_description({"recipe": run.recipe})
+    known = () if previous is None else known_chunks(previous.recipe)
+    made = run.studies(conversations, known, own_questions=bool(questions))
     about = run.questions(made, questions)
     answers = run.unrelated()
     if settings.method == "exact":
@@ -376,13 +396,14 @@ class _Run:
             template=template,
             positions=base.positions,
             origin=Origin(seed=self.settings.seed, data_digest=self._digest),
-            recipe=self._recipe,
+            recipe=self.recipe,
             template_digest=template.rendering_digest(base.tokenizer),
             template_rendering=template.rendering(base.tokenizer),
         )
 
     @property
-    def _recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
+        """How the prefix is made; known before it is, to be held against the format's limits."""
         found = self.settings.to_json() | {"sha256": self._digest, "tokens": len(self.ids)}
         if len(self._chunks) <= MOST_CHUNKS:
             found["chunks"] = digests(self._chunks)
@@ -398,7 +419,9 @@ class _Run:
     def _chunks(self) -> list[Chunk]:
         return chunks_of(self.base, self.text, self.settings)
 
-    def studies(self, conversations: Sequence[Conversation] | None, known: Collection[str]) -> Studies:
+    def studies(
+        self, conversations: Sequence[Conversation] | None, known: Collection[str], *, own_questions: bool
+    ) -> Studies:
         """Conversations to train on, and some to choose by and report about.
 
         Those that do not fit into the base's window are left out, which is said.
@@ -407,7 +430,9 @@ class _Run:
             WindowExceeded: none fits, or unrelated prompts do not.
         """
         self._note("making conversations")
-        made = studies(self._chunks, self.settings, conversations, known)
+        trains = self.settings.method != "exact"
+        needed = int(trains) + int(trains or not own_questions)
+        made = studies(self._chunks, self.settings, conversations, known, needed)
         if known:
             new = len(changed(self._chunks, known))
             self._note(f"{new} of {len(self._chunks)} parts of the document are new or changed")
@@ -417,7 +442,7 @@ class _Run:
                 f"{left_out} conversations are left out, which do not fit into the {self.base.max_positions} "
                 f"positions of {self.base.shown_name}"
             )
-        if not training or not held_out:
+        if (trains and not training) or (needed and not held_out):
             raise WindowExceeded(
                 f"no conversations fit into the {self.base.max_positions} positions of "
                 f"{self.base.shown_name} behind {self.length} virtual tokens or a chunk of "
@@ -511,7 +536,7 @@ class _Run:
         )
         run_to_end(base, trainer, run_log, f"{base.name}: document, length {self.length}", Distillation())
         prefix = make_prefix(base, trainer, self.template, made.digest, start=start)
-        return dataclasses.replace(prefix, recipe=self._recipe)
+        return dataclasses.replace(prefix, recipe=self.recipe)
 
     def unrelated(self) -> tuple[Example, ...]:
         """The base's own answers to prompts that have nothing to do with the document, to measure harm.

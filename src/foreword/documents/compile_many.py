@@ -109,12 +109,25 @@ def compile_documents(
     return prefixes
 
 
-def is_result(prefix: Prefix, base: BaseModel, text: str, settings: DocumentSettings) -> bool:
-    """Whether a prefix is what a text becomes under these settings, drawn conversations understood."""
+def is_result(
+    prefix: Prefix,
+    base: BaseModel,
+    text: str,
+    settings: DocumentSettings,
+    labels: Mapping[str, str] | None = None,
+    licence: str | None = None,
+) -> bool:
+    """Whether a prefix is what a text becomes under these settings, drawn conversations understood.
+
+    A limit of harm changes no prefix: one made under another limit is held against this one.
+    """
     recipe = prefix.recipe.get("document", {})
     expected = settings.to_json() | {"sha256": text_digest(text)}
+    most, harm = expected.pop("max_harm", None), prefix.report.get("harm")
     same = all(name in recipe and recipe[name] == value for name, value in expected.items())
-    return prefix.base.fingerprint == base.fingerprint and same
+    same = same and (dict(prefix.labels), prefix.licence) == (dict(labels or {}), licence)
+    allowed = most is None or (isinstance(harm, float) and harm <= most)
+    return prefix.base.fingerprint == base.fingerprint and same and allowed
 
 
 def _folder(checkpoint_dir: str | Path | Callable[[str], Path] | None, name: str) -> Path | None:

@@ -38,11 +38,28 @@ CELL = (
 )
 
 GAP = "___"
-_WORD = re.compile(r"\S+")
-_FACT = re.compile(
-    r"(?:[A-Z][\w'’.-]*(?:\s+(?:(?:of|de|van|von|the|and|&)\s+)?[A-Z][\w'’.-]*)*"
-    r"|[€$£]?\d[\d.,:/–-]*\d*\s*(?:%|[a-zA-Zµ°²³]+)?(?:\s+[a-z]+)?)"
+UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+"""Thai, Lao, Japanese and Chinese letters, between whose words is no space."""
+_WORD = re.compile(rf"[{UNSPACED}]{{1,2}}|[^\s{UNSPACED}]+")
+_NUMBERS = (
+    "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
+    "eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|half|twice|once|"
+    "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth"
 )
+_SMALL = (
+    "a|an|and|are|as|at|be|but|by|cost|costs|for|from|has|have|if|in|is|it|may|must|of|on|or|per|so|than|that|"
+    "the|to|up|was|were|will|with"
+)
+"""Words that are no unit of the number in front of them."""
+_FACT = re.compile(
+    r"`[^`\n]+`|“[^“”\n]+”|\"[^\"\n]+\""
+    r"|[A-Z][\w'’.-]*(?:\s+(?:(?:of|de|van|von|the|and|&)\s+)?[A-Z][\w'’.-]*)*"
+    rf"|[€$£]?(?:\d[\d.,:/–-]*\d|\d)(?:\s*%|(?:st|nd|rd|th)\b|\s+(?!(?:{_SMALL})\b)[a-zA-Zµ°²³]{{1,12}}\b)?"
+    rf"|\b(?:{_NUMBERS})(?:-(?:{_NUMBERS}|one))?\b"
+)
+_COUNT = re.compile(rf"^(?:\d[\d.,]*|{_NUMBERS})(?:-(?:{_NUMBERS}|one))?$", re.IGNORECASE)
+
+_ORDINAL = re.compile(r"(?:first|second|third|[fsent][a-z]+th|\d(?:st|nd|rd|th))$", re.IGNORECASE)
 _COMMON = frozenset(
     re.findall(
         r"\w+",
@@ -63,8 +80,10 @@ def drawn(chunks: Sequence[Chunk], count: int, seed: int = 0) -> list[Conversati
     made: dict[tuple[str, str], Conversation] = {}
     by_kind: list[tuple[str, Callable[[Chunk, random.Random], tuple[str, str] | None]]] = [
         ("continue", _continue),
-        ("cloze", _fill),
+        ("question", _question),
         ("continue", _continue),
+        ("question", _question),
+        ("cloze", _fill),
         ("about", _about),
         ("cell", _cell),
         ("cell", _cell),
@@ -87,15 +106,15 @@ def drawn(chunks: Sequence[Chunk], count: int, seed: int = 0) -> list[Conversati
 
 
 def _body(chunk: Chunk) -> list[str]:
-    return [each for each in sentences(chunk.text) if len(each.split()) > 2]
+    return [each for each in sentences(chunk.text) if len(_WORD.findall(each)) > 2]
 
 
 def _facts(sentence: str) -> list[tuple[int, str]]:
-    """Names and numbers of a sentence and where they stand, but for a name that may be its first word."""
+    """Names, numbers and quoted words of a sentence and where they stand; not what it begins with."""
     found = []
     for match in _FACT.finditer(sentence):
         fact = match.group().strip(" .,;:")
-        if len(fact) > 1 and fact not in _COMMON and (match.start() > 0 or fact[0].isdigit()):
+        if fact not in _COMMON and match.start() > 0 and (len(fact) > 1 or fact.isdigit()):
             found.append((match.start() + match.group().index(fact), fact))
     return found
 
@@ -121,6 +140,28 @@ def _fill(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
         return None
     sentence, (start, missing) = rng.choice(found)
     return rng.choice(FILL).format(f"{sentence[:start]}{GAP}{sentence[start + len(missing) :]}"), missing
+
+
+def _question(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A sentence with "what", "how many" or "who" where a name or a number stood; what stood there."""
+    found = [(sentence, fact) for sentence in _body(chunk) for fact in _facts(sentence)]
+    if not found:
+        return None
+    sentence, (start, answer) = rng.choice(found)
+    behind = sentence[start + len(answer) :]
+    if _ORDINAL.search(answer):
+        asked = "which"
+    elif _COUNT.match(answer):
+        counted = re.match(r"\s+[a-z]", behind) and "." not in answer
+        asked = "how many" if counted else "what number"
+    elif answer[0].isupper() and " " in answer:
+        asked = rng.choice(("who", "what", "which"))
+    else:
+        asked = "what"
+    question = f"{sentence[:start]}{asked}{behind}".lstrip("-*•0123456789.) ").rstrip(" .;:!") + "?"
+    if chunk.section and rng.random() < 0.5:
+        question = f"{chunk.section}: {question}"
+    return question, answer
 
 
 def _about(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:

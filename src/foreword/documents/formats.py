@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import importlib
 import io
+import logging
 import re
 import time
 import zipfile
@@ -93,10 +94,9 @@ _BREAKS = frozenset(
     )
 )
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
-# Others can be slow (punycode) or hide what a file says (UTF-7).
-_ENCODINGS = re.compile(
-    r"utf-?8|utf-?16|ascii|iso-?8859|latin|cp125|windows-125|koi8|gbk?|gb\d+|big5|shift_jis|euc"
-)
+# Others can be slow (punycode), hide what a file says (UTF-7), or contradict that the declaration could be
+# found byte by byte (UTF-16), which the HTML standard reads as UTF-8.
+_ENCODINGS = re.compile(r"utf-?8|ascii|iso-?8859|latin|cp125|windows-125|koi8|gbk?|gb\d+|big5|shift_jis|euc")
 
 
 def html_text(content: bytes, filename: str) -> str:
@@ -283,14 +283,14 @@ def _heading_levels(styles: Any) -> dict[str, int]:
         elif outline.isdigit() and int(outline) < 9:
             levels[identity] = int(outline) + 1
         based[identity] = _value(style, "basedOn")
+    known: dict[str, int | None] = {**levels}
     for identity in based:
-        above, seen = based[identity], {identity}
-        while identity not in levels and above in based and above not in seen:
-            seen.add(above)
-            if above in levels:
-                levels[identity] = levels[above]
-            above = based[above]
-    return levels
+        path: dict[str, None] = {}  # in order, and no style twice
+        while identity in based and identity not in known and identity not in path:
+            path[identity] = None
+            identity = based[identity]
+        known |= dict.fromkeys(path, known.get(identity))
+    return {identity: level for identity, level in known.items() if level is not None}
 
 
 def _value(element: Any, path: str) -> str:
@@ -351,6 +351,7 @@ _PDF_FILTERS = ("array_based_stream", "lzw", "run_length", "zlib", "brotli")
 def pdf_text(content: bytes, filename: str) -> str:
     """The text of all pages, put together to headings and paragraphs (pdf_lines.py)."""
     pypdf = _import("pypdf")
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what is wrong with a file is told once, by us
     until = time.monotonic() + MOST_SECONDS
     bounds = {f"{name}_maximum_output_length": MOST_UNPACKED_BYTES for name in _PDF_FILTERS}
     try:

@@ -178,6 +178,7 @@ def _tidy(text: str) -> str:
     text = text.translate(_SAME)
     text = re.sub(r"\r\n?|[\f\v\x85\u2028\u2029]", "\n", text)
     text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\ufeff]", "", text)
+    text = re.sub(r"[^\S\n\t]", " ", text)  # spaces of any width
     text = re.sub(rf"([ \t]{{{LONGEST_GAP}}})[ \t]+", r"\1", text)
     text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
     text = re.sub(r"^#{1,6}$", "", text, flags=re.MULTILINE)  # headings without a word

@@ -12,7 +12,8 @@ import dataclasses
 import functools
 import importlib.resources
 import re
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from foreword.base.prefix_batch import PrefixBatch
 from foreword.documents.checking import PartFinder
 from foreword.documents.chunks import Chunk
 from foreword.documents.conversations import Conversation, question_of
+from foreword.documents.drawn import UNSPACED
 from foreword.encoding import encode_example
 from foreword.errors import BadExamples, UnknownField
-from foreword.examples import Example, read_examples
+from foreword.examples import Example
+from foreword.examples.readers import iterate_examples
+from foreword.examples.records import read_lines
 from foreword.generation import generate
 from foreword.prefix import Prefix
 from foreword.template import Template
@@ -110,28 +114,37 @@ def bare_template(base: BaseModel, template: Template) -> Template:
 def read_questions(path: str | Path) -> list[Question]:
     """Questions with answers from a file of examples, in any format that has them.
 
-    They are called source and target or question and answer, and may have a section, which is the heading
-    that the answer stands under.
+    They are called source and target or question and answer, as in the first line. Each may have a section,
+    which is the heading that the answer stands under.
 
     Raises:
         CannotRead, BadExamples: as `read_examples`.
     """
-    first: BadExamples | None = None
-    for names in ({}, {"source": "question", "target": "answer"}):
-        for section in ({"owner": "section"}, {}):
-            try:
-                found = read_examples(path, fields={**names, **section})
-            except BadExamples as error:
-                if not isinstance(error, UnknownField) and error.remedy != "format not told":
-                    raise
-                first = first or (None if section else error)
-            else:
-                return [
-                    Question(each.source, each.target, section=each.owner if section else None)
-                    for each in found
-                ]
-    assert first is not None
-    raise first
+    asked = {"source": "question", "target": "answer"}
+    names = asked if not _begins(path, {}) and _begins(path, asked) else {}
+    by_section = {**names, "owner": "section"}
+    has_sections = _begins(path, by_section)
+    found = _examples(path, by_section if has_sections else names)
+    return [
+        Question(each.source, each.target, section=each.owner if has_sections else None) for each in found
+    ]
+
+
+def _begins(path: str | Path, fields: Mapping[str, str]) -> bool:
+    """Whether a file's first example has these fields."""
+    try:
+        _examples(path, fields, 1)
+    except BadExamples as error:
+        if not isinstance(error, UnknownField) and error.remedy != "format not told":
+            raise
+        return False
+    return True
+
+
+def _examples(path: str | Path, fields: Mapping[str, str], limit: int | None = None) -> list[Example]:
+    ending = Path(path).suffix.lower()
+    lines = read_lines(path)
+    return list(iterate_examples(lines, str(path), ending, fields=fields, limit=limit, owner_needed=False))
 
 
 def questions_of(conversations: Sequence[Conversation]) -> list[Question]:
@@ -212,12 +225,19 @@ def answered(
         max_new_tokens=longest + 8,
         batch_size=max(1, ANSWER_BATCH_TOKENS // tokens),
     )
-    right = [_plain(each.target) in _plain(text) for each, text in zip(questions, texts, strict=True)]
+    right = [is_right(text, each.target) for each, text in zip(questions, texts, strict=True)]
     return sum(right) / len(right)
 
 
+def is_right(text: str, target: str) -> bool:
+    """Whether a text has the words of an answer, in their order; where words have no spaces, its letters."""
+    return _plain(target) in _plain(text)
+
+
 def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """Letters and digits alone, with a space around each word."""
+    words = re.findall(rf"[{UNSPACED}]|[^\W{UNSPACED}]+", text.casefold())
+    return f" {' '.join(words)} "
 
 
 def harm_prompts() -> list[str]:
@@ -251,10 +271,18 @@ def harm(base: BaseModel, prefix: Prefix, answers: Sequence[Example]) -> float:
     return total / count
 
 
-@functools.lru_cache(maxsize=4)
+_HARM_ANSWERS: weakref.WeakKeyDictionary[BaseModel, dict[tuple[Template, int], tuple[Example, ...]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Of each base as long as it lives."""
+
+
 def harm_answers(base: BaseModel, template: Template, count: int) -> tuple[Example, ...]:
     """The base's own answers to the first `count` prompts that harm is measured on, made once."""
-    return tuple(own_answers(base, harm_prompts()[:count], template))
+    made = _HARM_ANSWERS.setdefault(base, {})
+    if (template, count) not in made:
+        made[template, count] = tuple(own_answers(base, harm_prompts()[:count], template))
+    return made[template, count]
 
 
 def _rounded(value: float | None) -> float | None:
@@ -288,7 +316,7 @@ def measured(
     return {
         **whole.to_json(),
         "reference": "chunk" if document is None else "document",
-        "sections": _sections(found),
+        "sections": _sections(found, questions),
         "sections_left_out": max(0, len(found) - MOST_SECTIONS),
         "answered": _answered(base, prefix, questions, references),
         "length": prefix.length,
@@ -299,10 +327,12 @@ def measured(
     }
 
 
-def _sections(found: dict[str, Recovered]) -> list[dict[str, Any]]:
+def _sections(found: dict[str, Recovered], questions: Sequence[Question]) -> list[dict[str, Any]]:
     """Of those with most questions what was found, in the document's order."""
     kept = sorted(found, key=lambda name: -found[name].answers)[:MOST_SECTIONS]
-    return [{"section": _short_name(name)} | found[name].to_json() for name in found if name in kept]
+    in_order = sorted(questions, key=lambda each: each.chunk or 0)
+    names = dict.fromkeys(each.section or BEGINNING for each in in_order)
+    return [{"section": _short_name(name)} | found[name].to_json() for name in names if name in kept]
 
 
 def _short_name(name: str) -> str:
@@ -314,7 +344,8 @@ def _answered(
     base: BaseModel, prefix: Prefix, questions: Sequence[Question], references: Prefix | Sequence[Prefix]
 ) -> dict[str, Any] | None:
     """Shares of short answers that are right, without, with the prefix and with the whole document."""
-    short = [number for number, each in enumerate(questions) if each.short]
+    # An answer of signs alone can't be told from none.
+    short = [number for number, each in enumerate(questions) if each.short and _plain(each.target).strip()]
     short = short[:: -(-len(short) // MOST_ANSWERED) or 1]
     if not short:
         return None

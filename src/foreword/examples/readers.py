@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -67,14 +68,18 @@ def iterate_examples(
     format: Format = "auto",
     fields: Mapping[str, str] | None = None,
     limit: int | None = None,
+    owner_needed: bool = True,
 ) -> Iterator[Example]:
     """As `read_examples`, one at a time, so that memory does not grow with the file.
 
     Args:
         file: what messages call the source of the lines.
         ending: of its name, which may tell the format.
+        owner_needed: each example has an owner where `fields` names one.
     """
     names = make_fields(fields)
+    if not owner_needed:
+        names = dataclasses.replace(names, owner_named=False)
     name: str = format
     if format == "auto":
         name, lines = _detect(lines, names, ending, mapped=bool(fields))

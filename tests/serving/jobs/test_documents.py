@@ -25,6 +25,7 @@ from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.store import PrefixStore, quota
 from foreword.store.schema import job, upload, usage
 from foreword.training.train import TrainingStopped
+from support.few_prompts import take_few_prompts
 from support.gateways import Gateway, running
 from support.made_documents import encrypted, pdf_of_lines, pdf_of_streams
 from support.saved_bases import CHAT_TEMPLATE
@@ -42,9 +43,7 @@ EXAMPLES = b'{"source": "When does the gate open?", "target": "nine"}\n' * 9
 
 @pytest.fixture(autouse=True)
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("compile", "report"):
-        monkeypatch.setattr(f"foreword.documents.{module}.prompts_of", lambda name: ["Hello?"])
-    monkeypatch.setattr("foreword.documents.report.HARM_TOKENS", 4)
+    take_few_prompts(monkeypatch)
 
 
 @pytest.fixture(scope="module")

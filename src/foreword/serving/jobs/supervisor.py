@@ -89,7 +89,7 @@ class Supervisor:
             *(sys.executable, "-m", "foreword.serving.jobs.trainer"),
             stdin=asyncio.subprocess.PIPE,
             # A terminal's Ctrl-C is for the server, which passes it on in its time. No session of its own:
-            # Linux shares the cores out by session (autogroup), where a trainer's niceness counts for nothing.
+            # Linux shares the cores out by session (autogroup), where niceness counts for nothing.
             process_group=0,
         )
         self._process = process
