@@ -352,7 +352,7 @@ def test_bad_calls_are_refused_before_any_work(tiny_base: BaseModel) -> None:
         train(tiny_base, TASK, steps=1, epochs=1)
     with pytest.raises(UsageError, match="learning_rte"):
         train(tiny_base, TASK, learning_rte=1)
-    with pytest.raises(UsageError, match="direct, mlp, mlp"):
+    with pytest.raises(UsageError, match="direct, scaled, mlp, mlp"):
         train(tiny_base, TASK, parameterization="lora")
     with pytest.raises(UsageError, match="expected random, words"):
         train(tiny_base, TASK, init="zeros")
