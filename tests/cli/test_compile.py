@@ -166,7 +166,10 @@ def test_questions_of_ones_own_are_what_the_report_is_about(run: Any, base: str,
         (TEXT.encode(), ("--by", "document"), 2, "gate.md is a file; --by document takes a folder"),
         (TEXT.encode(), ("--report", "no/a.html"), 1, "the folder no"),
     ],
-    ids="empty pdf binary short both exact long steps questions owner folder report".split(),
+    ids=[
+        *("empty", "pdf", "binary", "short", "both", "exact"),
+        *("long", "steps", "questions", "owner", "folder", "report"),
+    ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
     run: Any, base: str, content: bytes, options: tuple[Any, ...], status: int, message: str
