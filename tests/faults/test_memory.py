@@ -48,10 +48,9 @@ class Served:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
-    def client(self, owner: str) -> httpx.Client:
-        return httpx.Client(
-            base_url=self.url, headers={"authorization": f"Bearer {self.keys[owner]}"}, timeout=60
-        )
+    def client(self, owner: str, timeout: float = 60) -> httpx.Client:
+        headers = {"authorization": f"Bearer {self.keys[owner]}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +142,7 @@ def test_a_flood_of_one_owner_takes_little_memory_and_leaves_others_served(
         lock = threading.Lock()
 
         def flood(number: int) -> None:
-            with server.client("mallory") as client:
+            with server.client("mallory", timeout=3 * SECONDS) as client:
                 while time.monotonic() < ends:
                     try:
                         status = client.post(path, content=bodies[number % 2], headers=headers).status_code
@@ -155,14 +154,13 @@ def test_a_flood_of_one_owner_takes_little_memory_and_leaves_others_served(
         with ThreadPoolExecutor(CLIENTS) as threads:
             flooding = [threads.submit(flood, number) for number in range(CLIENTS)]
             answered = 0
-            while time.monotonic() < ends:
-                _ask(server, "alice")
+            while answered == 0 or time.monotonic() < ends:
+                _ask(server, "alice")  # within the client's 60 s
                 answered += 1
             for each in flooding:
                 each.result()
         above = server.memory("VmHWM") - idle
         print(f"{name}: {above >> 20} MB above idle; {answered} answers meanwhile; {dict(statuses)}")
-        assert answered > 0
         assert not {500, 503} & set(statuses), statuses
         assert above < MOST_ABOVE_IDLE
         _ask(server, "alice")
