@@ -57,9 +57,7 @@ _FACT = re.compile(
     rf"|[€$£]?(?:\d[\d.,:/–-]*\d|\d)(?:\s*%|(?:st|nd|rd|th)\b|\s+(?!(?:{_SMALL})\b)[a-zA-Zµ°²³]{{1,12}}\b)?"
     rf"|\b(?:{_NUMBERS})(?:-(?:{_NUMBERS}|one))?\b"
 )
-_COUNT = re.compile(rf"^(?:\d[\d.,]*|{_NUMBERS})(?:-(?:{_NUMBERS}|one))?$", re.IGNORECASE)
 
-_ORDINAL = re.compile(r"(?:first|second|third|[fsent][a-z]+th|\d(?:st|nd|rd|th))$", re.IGNORECASE)
 _COMMON = frozenset(
     re.findall(
         r"\w+",
@@ -80,9 +78,7 @@ def drawn(chunks: Sequence[Chunk], count: int, seed: int = 0) -> list[Conversati
     made: dict[tuple[str, str], Conversation] = {}
     by_kind: list[tuple[str, Callable[[Chunk, random.Random], tuple[str, str] | None]]] = [
         ("continue", _continue),
-        ("question", _question),
         ("continue", _continue),
-        ("question", _question),
         ("cloze", _fill),
         ("about", _about),
         ("cell", _cell),
@@ -140,28 +136,6 @@ def _fill(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
         return None
     sentence, (start, missing) = rng.choice(found)
     return rng.choice(FILL).format(f"{sentence[:start]}{GAP}{sentence[start + len(missing) :]}"), missing
-
-
-def _question(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
-    """A sentence with "what", "how many" or "who" where a name or a number stood; what stood there."""
-    found = [(sentence, fact) for sentence in _body(chunk) for fact in _facts(sentence)]
-    if not found:
-        return None
-    sentence, (start, answer) = rng.choice(found)
-    behind = sentence[start + len(answer) :]
-    if _ORDINAL.search(answer):
-        asked = "which"
-    elif _COUNT.match(answer):
-        counted = re.match(r"\s+[a-z]", behind) and "." not in answer
-        asked = "how many" if counted else "what number"
-    elif answer[0].isupper() and " " in answer:
-        asked = rng.choice(("who", "what", "which"))
-    else:
-        asked = "what"
-    question = f"{sentence[:start]}{asked}{behind}".lstrip("-*•0123456789.) ").rstrip(" .;:!") + "?"
-    if chunk.section and rng.random() < 0.5:
-        question = f"{chunk.section}: {question}"
-    return question, answer
 
 
 def _about(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
