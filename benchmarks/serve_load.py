@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--against", type=Path, help="folder of another checkout, to be measured in turns")
     parser.add_argument("--vllm", action="store_true", help="measure this checkout with vLLM, too, in turns")
+    parser.add_argument("--vllm-arguments", default="", help="more for vLLM, as in a shell")
     parser.add_argument("--rounds", type=int, default=5, help="of all servers, where there are several")
     given = parser.parse_args()
     base = BaseModel.load(given.base, dtype=torch.float32)
@@ -160,12 +161,17 @@ def _served(
         command = [sys.executable, "-P", "-c", "from foreword.cli import main; main()"]
         command += ["serve", "--port", "0", "--json", "--base", given.base, "--dtype", "float32"]
         command += ["--store", folder, "--no-training", "--engine", way.engine]
+        if way.engine == "vllm" and given.vllm_arguments:
+            command += ["--set", f"engine_arguments={given.vllm_arguments}"]
         server = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         )
         try:
             assert server.stdout is not None
-            yield server, json.loads(server.stdout.readline())["url"], keys
+            told = json.loads(server.stdout.readline())
+            if "url" not in told:
+                raise SystemExit(f"{way.name} did not start: {told}")
+            yield server, told["url"], keys
             server.send_signal(signal.SIGTERM)
             server.wait(60)  # vLLM ends with its server
         finally:
