@@ -1,8 +1,12 @@
 """Prefixes of several similar documents joined, and questions about one of them: part `joining`.
 
-For each of twenty profiles, its prefix joined with those of k - 1 others, in an order drawn at random; beside
-it the k texts themselves in one context. Each profile's own prefix alone (k = 1) is the oracle, which knows
-the document that a question is about.
+For each of twenty profiles, its prefix joined with those of k - 1 others, in an order drawn at random: of
+prefixes that were trained alone, and of those trained together; beside them the k texts themselves in one
+context. Each profile's own prefix alone (k = 1, trained alone) is the oracle, which knows the document that a
+question is about.
+
+The prefixes that are trained alone are kept one by one; the run that trains all together has checkpoints, and
+goes on from them.
 """
 
 from __future__ import annotations
@@ -15,45 +19,84 @@ from typing import Any
 
 import torch
 
-from benchmarks.document_profiles import PROFILES
-from benchmarks.documents import Bench, Results, exact_prefix
+from benchmarks.document_profiles import PROFILES, Profile
+from benchmarks.documents import JOINED, Bench, Results, exact_prefix
 from foreword import BaseModel, Prefix, compile_document
+from foreword.documents import compile_documents
 from foreword.documents.compile import document_template
 from foreword.documents.report import bare_template
 from foreword.reporting.markdown import table
 
-WAYS = ("trained alone", "texts")
-
 
 def measure(bench: Bench, results: Results, given: Any) -> None:
-    """What the results do not have yet: a prefix for each profile, then each k."""
+    """What the results do not have yet: prefixes for the profiles, then each k."""
     bench.folder.mkdir(parents=True, exist_ok=True)
-    options = {} if given.steps is None else {"steps": given.steps}
     ratio, profiles = given.ratios[0], PROFILES[: given.profiles]
     for seed in given.seeds:
         key = {"part": "joining", "ratio": ratio, "seed": seed, "steps_asked": given.steps}
-        prefixes = []
-        for number, profile in enumerate(profiles):
-            path = bench.folder / f"joining-{ratio:g}-{seed}-{given.steps}-{number}.prefix"
-            if not path.exists():
-                made = compile_document(bench.maker, profile.text, ratio=ratio, seed=seed, **options)
-                made.save(path)
-            prefixes.append(Prefix.load(path))
-        for count in given.joined:
-            if count > len(profiles):
-                continue
-            chosen = [drawn(number, count, len(profiles), seed) for number in range(len(profiles))]
+        options = {"ratio": ratio, "seed": seed, "steps": given.steps}
+        for way in given.ways:
+            made: list[Prefix] = []
+            for count in given.joined:
+                more: dict[str, Any] = {"way": JOINED[way], "joined": count, "profiles": len(profiles)}
+                if way == "together":
+                    more |= {"neighbours": given.neighbours, "mixed": given.mixed}
+                if count > len(profiles) or results.has(key | more):
+                    continue
+                if way == "alone":
+                    made = made or _alone(bench, profiles, options)
+                elif way == "together":
+                    made = made or _together(bench, profiles, options, given.neighbours, given.mixed)
+                chosen = [drawn(number, count, len(profiles), seed) for number in range(len(profiles))]
 
-            def joined(number: int) -> tuple[Prefix, ...]:
-                return tuple(prefixes[other] for other in chosen[number])  # noqa: B023
+                def parts(number: int) -> tuple[Prefix, ...]:
+                    if made:  # noqa: B023
+                        return tuple(made[other] for other in chosen[number])  # noqa: B023
+                    text = "\n".join(profiles[other].text for other in chosen[number])  # noqa: B023
+                    return (exact_prefix(bench.base, text),)
 
-            def texts(number: int) -> tuple[Prefix, ...]:
-                text = "\n".join(profiles[other].text for other in chosen[number])  # noqa: B023
-                return (exact_prefix(bench.base, text),)
+                results.once(key | more, lambda: _shares(bench.base, len(profiles), parts))
 
-            for way, make in zip(WAYS, (joined, texts), strict=True):
-                more = {"way": way, "joined": count, "profiles": len(profiles)}
-                results.once(key | more, lambda: _shares(bench.base, len(profiles), make))  # noqa: B023
+
+def _name(options: dict[str, Any]) -> str:
+    return f"{options['ratio']:g}-{options['seed']}-{options['steps']}"
+
+
+def _alone(bench: Bench, profiles: Sequence[Profile], options: dict[str, Any]) -> list[Prefix]:
+    """A prefix for each profile, which knows of no other; those that are there already are read."""
+    paths = [bench.folder / f"joining-{_name(options)}-{number}.prefix" for number in range(len(profiles))]
+    for path, profile in zip(paths, profiles, strict=True):
+        if not path.exists():
+            compile_document(bench.maker, profile.text, **options).save(path)
+    return [Prefix.load(path) for path in paths]
+
+
+def _together(
+    bench: Bench, profiles: Sequence[Profile], options: dict[str, Any], neighbours: int, mixed: float
+) -> list[Prefix]:
+    """A prefix for each profile, of one run that trains them together; read where the run is done."""
+    run = f"together-{_name(options)}-{len(profiles)}-{neighbours}-{mixed:g}"
+    paths = [bench.folder / f"{run}-{number}.prefix" for number in range(len(profiles))]
+    if not all(path.exists() for path in paths):
+        made = compile_documents(
+            bench.maker,
+            {str(number): profile.text for number, profile in enumerate(profiles)},
+            together=True,
+            neighbours=neighbours,
+            mixed=mixed,
+            checkpoint_dir=bench.folder / f"{run}.run",
+            on_progress=_tell,
+            **options,
+        )
+        for number, path in enumerate(paths):
+            made[str(number)].save(path, overwrite=True)
+    return [Prefix.load(path) for path in paths]
+
+
+def _tell(progress: Any) -> None:
+    """A line now and then, of one of the documents that train at once."""
+    if progress.owner == "0" and progress.note is None and progress.step % 5 == 0:
+        print(f"step {progress.step}/{progress.steps}, dev loss of the first {progress.dev_loss}", flush=True)
 
 
 def drawn(number: int, count: int, profiles: int, seed: int) -> list[int]:
@@ -89,10 +132,13 @@ def _shares(base: BaseModel, profiles: int, make: Callable[[int], tuple[Prefix, 
 def show(rows: Sequence[dict[str, Any]]) -> str:
     """R by the number of documents, and as a share of the oracle's."""
     rows = [row for row in rows if row["part"] == "joining"]
+    by_way: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: list(JOINED.values()).index(row["way"])):
+        beside = f", up to {row['neighbours']} beside {row['mixed']:.0%}" if "neighbours" in row else ""
+        by_way.setdefault(row["way"] + beside, []).append(row)
+    alone = [row["R"] for row in rows if row["way"] == JOINED["alone"] and row["joined"] == 1]
     lines = []
-    for way in WAYS:
-        found = [row for row in rows if row["way"] == way]
-        alone = [row["R"] for row in rows if row["way"] == WAYS[0] and row["joined"] == 1]
+    for way, found in by_way.items():
         for count in sorted({row["joined"] for row in found}):
             own = [row for row in found if row["joined"] == count]
             mean = statistics.fmean(row["R"] for row in own)

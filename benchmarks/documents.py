@@ -4,7 +4,7 @@
     python -m benchmarks.documents --part matched --ratios 2 4 10 --results documents.jsonl
     python -m benchmarks.documents --part rivals --results documents.jsonl
     python -m benchmarks.documents --part edits --results documents.jsonl
-    python -m benchmarks.documents --part joining --results documents.jsonl
+    python -m benchmarks.documents --part joining --seeds 0 1 2 --results documents.jsonl
     python -m benchmarks.documents --part gemma --results documents.jsonl
     python -m benchmarks.documents --part exact-serving --engines local --results documents.jsonl
     python -m benchmarks.documents --part exact-serving --engines vllm --results documents.jsonl
@@ -58,6 +58,10 @@ OTHERS = {
     "gemma": "document_gemma",
 }
 """Other parts, and the module that measures each."""
+
+
+JOINED = {"alone": "trained alone", "together": "trained together", "texts": "texts"}
+"""What several documents' prefixes that are joined are of, and how rows and tables call it."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +283,13 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=10, help="at most")
     parser.add_argument("--anew", type=int, nargs="*", default=[1, 5, 10], help="edits also trained anew")
     parser.add_argument("--joined", type=int, nargs="+", default=[1, 2, 5, 10])
+    parser.add_argument(
+        "--ways", nargs="+", choices=JOINED, default=list(JOINED), help="to make what is joined"
+    )
+    parser.add_argument(
+        "--neighbours", type=int, default=4, help="of those that are trained together, at most"
+    )
+    parser.add_argument("--mixed", type=float, default=0.25, help="share of their rows behind others, too")
     parser.add_argument("--profiles", type=int, default=20, help="of those that are joined, at most")
     parser.add_argument("--rounds", type=int, default=5, help="of the parts that take turns")
     parser.add_argument("--engines", nargs="+", choices=("local", "vllm"), default=["local"])

@@ -14,6 +14,7 @@ import torch
 
 from foreword import BaseModel, Prefix, PrefixStore, compile_document
 from foreword.cli import output
+from foreword.documents import compile_documents
 from foreword.documents.reading import read_document
 from support.few_prompts import take_few_prompts
 from support.saved_bases import save_tiny
@@ -164,11 +165,12 @@ def test_questions_of_ones_own_are_what_the_report_is_about(run: Any, base: str,
         (TEXT.encode(), ("--questions", "none.jsonl"), 1, "none.jsonl does not exist"),
         (TEXT.encode(), ("--owner", "me"), 2, "--by document"),
         (TEXT.encode(), ("--by", "document"), 2, "gate.md is a file; --by document takes a folder"),
+        (TEXT.encode(), ("--together",), 2, "--together is given, but it is for a folder of documents"),
         (TEXT.encode(), ("--report", "no/a.html"), 1, "the folder no"),
     ],
     ids=[
         *("empty", "pdf", "binary", "short", "both", "exact"),
-        *("long", "steps", "questions", "owner", "folder", "report"),
+        *("long", "steps", "questions", "owner", "folder", "together", "report"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
@@ -194,6 +196,9 @@ def test_outputs_are_checked_before_the_model_is_loaded(
         ("docs", "--by", "document", "--out", "o", "--owner", "me"),
         ("docs", "--by", "document", "--out", "o", "--store", "s"),
         ("docs", "--by", "document", "--out", "o", "--report", "r.html"),
+        ("docs", "--by", "document", "--out", "o", "--together", "--from", "old.prefix"),
+        ("docs", "--by", "document", "--out", "o", "--neighbours", "3"),
+        ("docs", "--out", "o", "--together"),
     ):
         assert run("compile", *wrong).status == 2
 
@@ -264,6 +269,35 @@ def test_documents_go_into_a_store_once(run: Any, base: str, folder: str) -> Non
         assert store.get("ada/well").length == 12
     Path(folder, "well.html").write_text("<p>Other</p>")
     assert "would both be the prefix 'well'" in run(*options).stderr
+
+
+def test_documents_that_are_trained_together_are_one_run(run: Any, base: str, folder: str) -> None:
+    options = ("compile", folder, "--by", "document", "--together", "--base", base, "--out", "out", *QUICK)
+    done = run(*options, "--mixed", 0.8, "--neighbours", 1, "--json")
+    assert (done.status, [row["document"] for row in done.json["documents"]]) == (1, ["gate", "well"])
+    assert "document 2/2  well" in done.stderr
+    assert "step 6/6  loss" in done.stderr
+    texts = {name: read_document(Path(folder, name)).text for name in ("gate.md", "well.txt")}
+    expected = compile_documents(
+        BaseModel.load(base), texts, together=True, mixed=0.8, neighbours=1, **OPTIONS
+    )
+    found = {name: Prefix.load(f"out/{Path(name).stem}.prefix") for name in texts}
+    for name, prefix in expected.items():
+        assert same(found[name], prefix)
+        assert found[name].recipe["together"] == prefix.recipe["together"]
+    # One that is gone is made again among the others, which stay as they are.
+    Path("out/gate.prefix").unlink()
+    Path(folder, "void.md").unlink()
+    again = run(*options, "--mixed", 0.8, "--neighbours", 1)
+    assert (again.status, "1 made, 1 done before" in again.stdout) == (0, True), again.stderr
+    assert same(Prefix.load("out/gate.prefix"), found["gate.md"])
+    assert Prefix.load("out/well.prefix").digest == found["well.txt"].digest
+    assert "2 done before" in run(*options, "--mixed", 0.8, "--neighbours", 1).stdout
+    other = run(*options)
+    assert (other.status, "is not what this run makes" in other.stderr) == (1, True)
+    Path(folder, "gate.md").unlink()
+    single = run(*options, "--overwrite")
+    assert (single.status, "there are 1 documents" in single.stderr) == (2, True)
 
 
 def test_an_edit_goes_on_from_the_earlier_file_and_passes_the_gate_or_not(

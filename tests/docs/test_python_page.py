@@ -19,13 +19,14 @@ import pytest
 
 import foreword
 from foreword import BaseModel, Prefix, PrefixStore, errors
-from foreword.documents.settings import DocumentSettings
+from foreword.documents import compile_documents
+from foreword.documents.settings import DocumentSettings, TogetherSettings
 from foreword.evaluation import evaluate
 from foreword.training.settings import Initialization, OwnersSettings, TrainingSettings
 from foreword.validation import Setting, flat_settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-MODULES = ("", ".errors", ".evaluation", ".prefix", ".training", ".training.parameterization")
+MODULES = ("", ".documents", ".errors", ".evaluation", ".prefix", ".training", ".training.parameterization")
 ELSEWHERE = {
     "AdamW": "torch.optim",
     "KeyboardInterrupt": "builtins",
@@ -77,9 +78,11 @@ def arguments(callable_: Any) -> dict[str, Any]:
     found = {
         name: one.default for name, one in inspect.signature(callable_).parameters.items() if name != "self"
     }
-    if callable_ is foreword.compile_document:
+    if callable_ in (foreword.compile_document, compile_documents):
         del found["options"]
         found |= {each.name: each.default for each in dataclasses.fields(DocumentSettings)}
+    if callable_ is compile_documents:
+        found |= {each.name: each.default for each in dataclasses.fields(TogetherSettings)}
     if found.pop("options", None) is not None:
         settings = SETTINGS | (OWNERS_SETTINGS if callable_ is foreword.train_many else {})
         found |= {name: _default(setting) for name, setting in settings.items()}

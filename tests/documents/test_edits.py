@@ -27,7 +27,7 @@ def test_chunks_that_the_old_document_did_not_have_are_new() -> None:
 def test_as_many_digests_as_are_kept_fit_into_a_prefix_file() -> None:
     chunks = digests([Chunk(str(number), "", 0, 1) for number in range(MOST_CHUNKS)])
     document = DocumentSettings().to_json() | {"sha256": "0" * 64, "tokens": 10**9, "chunks": chunks}
-    check_description({"recipe": {"document": document | {"previous": "0" * 64}}})
+    check_description({"recipe": {"document": document | {"previous": "0" * 64}, "together": "0" * 64}})
 
 
 def test_half_of_what_is_known_of_each_chunk_is_replayed() -> None:

@@ -31,6 +31,7 @@ from foreword.base.attention import IMPLEMENTATIONS, LayerInfo, capture_attentio
 from foreword.base.compatibility import name, probe, rotary_embeddings, rotary_layer_type
 from foreword.base.float32 import trial_numbers
 from foreword.base.loading import choose_kernel, model_class
+from foreword.base.prefix_batch import KeyValues
 from foreword.base.rope import max_positions, take_long_factors
 from foreword.errors import (
     GeometryMismatch,
@@ -40,6 +41,7 @@ from foreword.errors import (
     WrongBaseModel,
 )
 from foreword.prefix import Prefix
+from foreword.prefix_sizes import layer_of, tensor_names
 from foreword.template import Template
 
 if TYPE_CHECKING:
@@ -78,7 +80,9 @@ class KeyRotation:
             return key_HPD
         if max(self.first_N + self.second_N) >= key_HPD.shape[-1]:
             raise GeometryMismatch(f"keys have {key_HPD.shape[-1]} numbers; the model rotates more")
-        cosines_N, sines_N = (part[[*self.angles_N]] for part in _angles(self.rotary, self.layer_type, steps))
+        cosines_N, sines_N = (
+            part[[*self.angles_N]].to(key_HPD.device) for part in _angles(self.rotary, self.layer_type, steps)
+        )
         wide_HPD = key_HPD.to(torch.promote_types(key_HPD.dtype, torch.float32))
         first_HPN, second_HPN = wide_HPD[..., self.first_N], wide_HPD[..., self.second_N]
         moved_HPD = wide_HPD.clone()
@@ -195,24 +199,9 @@ def concatenated(prefixes: Sequence[Prefix], rotations: Sequence[KeyRotation]) -
     Args:
         rotations: of each layer of the decoder.
     """
-    # Each stands so far behind where it was trained, at positions from 1.
-    all_steps = list(itertools.accumulate(prefix.length - 1 for prefix in prefixes[:-1]))
-    tensors: dict[str, torch.Tensor] = {}
-    for tensor_name, tensor in prefixes[0].tensors.items():
-        _, part, *layer = tensor_name.split(".")
-        of_layers = [rotations[int(layer[0])]] if layer else rotations
-        parts = [tensor]
-        for steps, prefix in zip(all_steps, prefixes[1:], strict=True):
-            rest = prefix.tensors[tensor_name][..., 1:, :]
-            if part == "key":
-                keys = rest[None] if layer else rest
-                moved = [each.move(key, steps) for each, key in zip(of_layers, keys, strict=True)]
-                rest = moved[0] if layer else torch.stack(moved)
-            parts.append(rest)
-        tensors[tensor_name] = torch.cat(parts, dim=-2)
     first = prefixes[0]
     return Prefix(
-        tensors=tensors,
+        tensors=tensor_names(joined_key_values([prefix.key_values() for prefix in prefixes], rotations)),
         base=first.base,
         template=first.template,
         created=max(prefix.created for prefix in prefixes),
@@ -222,6 +211,36 @@ def concatenated(prefixes: Sequence[Prefix], rotations: Sequence[KeyRotation]) -
         template_rendering=first.template_rendering,
         recipe={"joined": [prefix.digest for prefix in prefixes]},
     )
+
+
+def joined_key_values(parts: Sequence[KeyValues], rotations: Sequence[KeyRotation]) -> KeyValues:
+    """Keys and values of one prefix of several; gradients flow through them to the parts.
+
+    Args:
+        rotations: of each layer of the decoder.
+    """
+    lengths = [next(iter(part.values()))[0].shape[-2] for part in parts]
+    # Each stands so far behind where it was trained, at positions from 1.
+    all_steps = list(itertools.accumulate(length - 1 for length in lengths[:-1]))
+    joined: KeyValues = {}
+    for place, (key, value) in parts[0].items():
+        layer = layer_of(place)
+        of_layers = rotations if layer is None else rotations[layer : layer + 1]
+        keys, values = [key], [value]
+        for steps, part in zip(all_steps, parts[1:], strict=True):
+            key, value = (states[..., 1:, :] for states in part[place])
+            keys.append(_moved(key, of_layers, steps))
+            values.append(value)
+        joined[place] = torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
+    return joined
+
+
+def _moved(key: torch.Tensor, rotations: Sequence[KeyRotation], steps: int) -> torch.Tensor:
+    """Keys `[L, H, P, D]`, or `[H, P, D]` of one layer, further on."""
+    if all(rotation == rotations[0] for rotation in rotations):  # of most models, and then at once
+        return rotations[0].move(key, steps)
+    layers = zip(rotations, key, strict=True)
+    return torch.stack([rotation.move(key_HPD, steps) for rotation, key_HPD in layers])
 
 
 # -- how the keys of a model are moved ---------------------------------------------------------------

@@ -147,6 +147,21 @@ class PrefixBatch:
         """Those of some rows, padded to the same length as before, so that they fit a cache that is there."""
         return replace(self, of_row=tuple(self.of_row[place] for place in places))
 
+    def key_values(self) -> list[KeyValues]:
+        """Keys and values of each of the R prefixes, without padding; gradients flow through them."""
+        found: list[KeyValues] = [{} for _ in range(max(block.distinct for block in self.blocks.values()))]
+        for stream, block in self.blocks.items():
+            # Taken apart once: the gradient of a single prefix taken by its index is as large as all.
+            if isinstance(block.key_RLHPD, torch.Tensor) and isinstance(block.value_RLHPD, torch.Tensor):
+                stacked = {str(stream): (block.key_RLHPD, block.value_RLHPD)}
+            else:
+                stacked = {f"{stream}.{layer}": pair for layer, pair in enumerate(block.layers)}
+            for place, pair in stacked.items():
+                both = zip(*(states.unbind(0) for states in pair), strict=True)
+                for own, length, (key, value) in zip(found, block.lengths, both, strict=True):
+                    own[place] = key[..., :length, :], value[..., :length, :]
+        return found
+
     def lengths(self, stream: Stream) -> tuple[int, ...]:
         """The prefix length of every row in one stream; 0 for rows without."""
         if stream not in self.blocks:

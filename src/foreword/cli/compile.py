@@ -29,7 +29,7 @@ from foreword.cli.options import (
 )
 from foreword.cli.train import RUN, run_or_restart
 from foreword.cli.train_destinations import run_folder
-from foreword.documents.settings import DocumentSettings
+from foreword.documents.settings import FOLDER, DocumentSettings, TogetherSettings
 from foreword.errors import HarmExceeded, OutputExists, ReportWorse, UsageError
 from foreword.training.settings import PREFIX
 from foreword.validation import setting
@@ -43,10 +43,11 @@ if TYPE_CHECKING:
 EXAMPLE = (
     "  foreword compile handbook.md --base smollm2-135m-instruct --out handbook.prefix\n"
     "  foreword compile contract.pdf --ratio 5 --max-harm 0.5 --out contract.prefix --report contract.html\n"
-    "  foreword compile manuals --by document --out prefixes"
+    "  foreword compile manuals --by document --out prefixes\n"
+    "  foreword compile manuals --by document --together --owner alice"
 )
 
-FOLDER, EDIT = "Folder of documents", "Edited document"
+EDIT = "Edited document"
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ class Request:
 
     Attributes:
         settings: what decides which prefix comes out.
+        together: how the documents of a folder see each other.
         checkpoint_dir, checkpoint_every: where and how often; None for the default.
     """
 
     settings: DocumentSettings
+    together: TogetherSettings
     labels: dict[str, str]
     licence: str | None
     checkpoint_dir: Path | None
@@ -135,6 +138,7 @@ def compile(
         section=FOLDER,
         help="Put each prefix into the store as NAME/DOCUMENT, instead of --out",
     ),
+    visibility: TogetherSettings,
     store: str = option_of(StoreOptions, "store", "prefixes", section=FOLDER),
     blobs: str | None = option_of(StoreOptions, "blobs", section=FOLDER),
     label: list[str] | None = setting(
@@ -173,6 +177,7 @@ def compile(
         raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
     request = Request(
         settings=settings,
+        together=visibility,
         labels=pairs(label, "--label"),
         licence=licence,
         checkpoint_dir=checkpoint_dir,
@@ -182,7 +187,7 @@ def compile(
         json=json,
     )
     if by is None:
-        if given := typed(context, "owner", "store", "blobs"):
+        if given := typed(context, "owner", "store", "blobs", "together", "neighbours", "mixed"):
             raise UsageError(f"{given[0]} is given, but it is for a folder of documents: --by document")
         if document.is_dir():
             raise UsageError(

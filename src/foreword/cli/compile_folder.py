@@ -5,7 +5,10 @@ Whether a document is done is read from the prefix that is there: its recipe nam
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +40,7 @@ def compile_folder(request: Request, folder: Path, goal: Destination) -> None:
         OutputExists: a file is there that is not this run's result.
         UsageError: names that can't be told apart, or that the destination does not take.
     """
-    from foreword.documents.compile_many import compile_documents, is_result
+    from foreword.documents.compile_many import compile_documents, is_result, together_id
     from foreword.documents.reading import documents_in, read_document
 
     def passed_over(name: str, why: str) -> None:
@@ -53,12 +56,15 @@ def compile_folder(request: Request, folder: Path, goal: Destination) -> None:
         except (BadDocument, CannotRead) as error:
             errors[name] = error
             output.note(f"{output.one_line(name)} gets no prefix: {error}")
-    base = request.load()
+    base, together = request.load(), request.together
+    run = None
+    if together.together:
+        run = together_id(base, texts.values(), request.settings, together)
     done: dict[str, tuple[Prefix, str]] = {}
     for name, text in texts.items():
         found = goal.newest(name)
         if found is not None and is_result(
-            found[0], base, text, request.settings, request.labels, request.licence
+            found[0], base, text, request.settings, request.labels, request.licence, run
         ):
             done[name] = found
         elif not request.overwrite and (taken := goal.taken(name)) is not None:
@@ -70,14 +76,17 @@ def compile_folder(request: Request, folder: Path, goal: Destination) -> None:
     if before:
         output.note(f"{len(before)} of {len(texts)} documents are done already")
     waiting = {name: text for name, text in texts.items() if name not in done}
+    if run is not None and waiting:
+        waiting = texts  # none is trained without the others
 
     def keep(name: str, prefix: Prefix) -> None:
-        done[name] = prefix, goal.write(name, prefix, overwrite=request.overwrite)
+        if name not in before:
+            done[name] = prefix, goal.write(name, prefix, overwrite=request.overwrite)
 
     def failed(name: str, error: ForewordError) -> None:
         output.note(f"{output.one_line(name)} gets no prefix: {message_of(error)}")
 
-    with Shown(list(waiting)) as shown:
+    with (Shown if run is None else ShownTogether)(list(waiting)) as shown:
         try:
             compile_documents(
                 base,
@@ -91,6 +100,7 @@ def compile_folder(request: Request, folder: Path, goal: Destination) -> None:
                 on_failure=failed,
                 on_progress=shown,
                 **request.settings.to_json(),
+                **(dataclasses.asdict(together) if run is not None and waiting else {}),
             )
         except DocumentsFailed as error:
             errors |= error.errors
@@ -149,6 +159,36 @@ class Shown:
             output.note(f"{output.one_line(name)}: {progress.note}")
         else:
             self._lines(progress)
+
+
+class ShownTogether(Shown):
+    """Progress of documents that train at once: each is named while it is read; then the mean over all."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self._newest: dict[str, Progress] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        """Take what compiling reports."""
+        if progress.note is not None:
+            return super().__call__(progress)
+        self._newest[progress.owner or ""] = progress
+        found = list(self._newest.values())
+        if all(each.step == progress.step for each in found):  # the last of them has made this step
+            self._lines(
+                dataclasses.replace(
+                    progress,
+                    loss=_mean(each.loss for each in found),
+                    dev_loss=_mean(each.dev_loss for each in found),
+                    best_dev_loss=None,
+                    tokens_per_second=sum(each.tokens_per_second or 0.0 for each in found) or None,
+                )
+            )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _report(base: str, rows: list[dict[str, Any]], errors: dict[str, ForewordError], *, json: bool) -> None:

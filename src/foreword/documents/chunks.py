@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 HEADING = re.compile(r"^#{1,6}[ \t]+(?P<heading>[^\n]*)$", re.MULTILINE)
@@ -18,6 +19,9 @@ LONGEST_HEAD = 2000
 
 MOST_CHARACTERS = 50
 """Of a token, on average: some tokenizers make one token of a word however long."""
+
+PIECE_TOKENS = 64
+"""Of the pieces of a document that training starts from (Cartridges, arXiv 2506.06266)."""
 
 _TABLE_LINE = re.compile(r"\s*\|.*\|\s*$")
 _TABLE_RULE = re.compile(r"\s*\|[\s:|-]+\|\s*$")
@@ -177,3 +181,19 @@ def _divide(text: str, start: int, end: int, pattern: str | re.Pattern[str]) -> 
     if text[begin:end].strip():
         places.append((begin, end))
     return places
+
+
+def pieces(ids: Sequence[int], wanted: int, seed: int) -> list[int]:
+    """So many of a document's tokens, in pieces of about `PIECE_TOKENS`.
+
+    Pieces stand in the document's order and begin at random, so that each part of the text is as likely.
+    """
+    rng = random.Random(seed)
+    count = max(1, round(wanted / PIECE_TOKENS))
+    sizes = [wanted * (n + 1) // count - wanted * n // count for n in range(count)]
+    spread = [len(ids) * n // count for n in range(count + 1)]
+    found: list[int] = []
+    for size, low, high in zip(sizes, spread, spread[1:], strict=False):
+        begin = rng.randint(low, max(low, high - size))
+        found += ids[begin : begin + size]
+    return found + list(ids[: wanted - len(found)])

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any, Unpack
 
 from foreword.base.base_model import BaseModel
 from foreword.base.prefix_batch import KeyValues
-from foreword.documents.chunks import Chunk, split
+from foreword.documents.chunks import Chunk, pieces, split
 from foreword.documents.conversations import Conversation, text_digest, unrelated
 from foreword.documents.distillation import Distillation, DistilledExample, taught
 from foreword.documents.drawn import drawn
-from foreword.documents.edits import MOST_CHUNKS, changed, digests, known_chunks, replay, worse
+from foreword.documents.edits import MOST_CHUNKS, changed, digests, going_on, known_chunks, replay, worse
 from foreword.documents.matching import can_match, matched_key_values
 from foreword.documents.report import (
     Question,
@@ -40,18 +39,14 @@ from foreword.template import Source, Template, default_template
 from foreword.training.initialization import activations
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.train import check_folder, describe, make_prefix, resumed_template, run_to_end
-from foreword.training.trainer import build_trainer
+from foreword.training.trainer import Trainer, build_trainer
 from foreword.validation import checks_arguments
-
-PIECE_TOKENS = 64
-"""Of the pieces of a document that training starts from (Cartridges, arXiv 2506.06266)."""
 
 BEFORE = "1970-01-01T00:00:00+00:00"
 """Of what training starts from, which is the same whenever it is made."""
 
 SEPARATOR = "\n\n"
 """Between a document and a question, on a base without a chat template."""
-
 
 HARM_PROMPTS = 24
 """Unrelated prompts that a report's harm is measured on; benchmarks/documents.py takes all 100."""
@@ -97,22 +92,9 @@ def exact_key_values(base: BaseModel, ids: Sequence[int]) -> KeyValues:
 
 
 def piecewise_start(base: BaseModel, template: Template, text: str, length: int, seed: int) -> KeyValues:
-    """The base's own keys and values of pieces of the document, read anew one behind the other.
-
-    Pieces stand in the document's order and begin at random, so that each part of the text is as likely.
-    """
+    """The base's own keys and values of pieces of the document, read anew one behind the other."""
     front, ids = opening_ids(base, template), _ids(base, text)
-    rng = random.Random(seed)
-    wanted = max(0, length - len(front))
-    count = max(1, round(wanted / PIECE_TOKENS))
-    sizes = [wanted * (n + 1) // count - wanted * n // count for n in range(count)]
-    spread = [len(ids) * n // count for n in range(count + 1)]
-    pieces: list[int] = []
-    for size, low, high in zip(sizes, spread, spread[1:], strict=False):
-        begin = rng.randint(low, max(low, high - size))
-        pieces += ids[begin : begin + size]
-    pieces += ids[: wanted - len(pieces)]
-    return exact_key_values(base, [*front, *pieces][:length])
+    return exact_key_values(base, [*front, *pieces(ids, max(0, length - len(front)), seed)][:length])
 
 
 def study(
@@ -290,75 +272,24 @@ def compile_document(
     check_description({"labels": labels, "licence": licence})
     check_folder(checkpoint_dir, checkpoint_every)
     check_base(base)
-    if not text.strip():
-        raise UsageError("the document is empty; give a text")
     if gate and previous is None:
         raise UsageError("gate compares with a previous prefix, and there is none; give previous")
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    template = document_template(base, folder)
-    ids = document_ids(base, template, text)
-    if previous is not None:
-        settings = going_on(base, settings, previous, template)
-    length = settings.length_for(len(ids))
-    positions = base.max_positions
-    if settings.method == "exact" and positions is not None and length > positions - 2:
-        raise WindowExceeded(
-            f"the document has {length} tokens, and {base.shown_name} has {positions} positions; take "
-            "another method, whose teacher reads the document in chunks"
-        )
-    base.max_text_tokens(length)
-    report_progress = on_progress or (lambda progress: None)
-    run = _Run(base, settings, template, text, ids, length, previous, report_progress)
-    check_description({"recipe": run.recipe})
+    run = begin(base, text, settings, folder, on_progress or (lambda progress: None), previous)
     known = () if previous is None else known_chunks(previous.recipe)
     made = run.studies(conversations, known, own_questions=bool(questions))
     about = run.questions(made, questions)
     answers = run.unrelated()
     if settings.method == "exact":
-        prefix = run.prefix(exact_key_values(base, ids))
+        prefix = run.prefix(exact_key_values(base, run.ids))
     elif settings.method == "matched":
         prefix = run.prefix(run.matched(made))
     else:
         prefix = run.trained(made, previous or run.start(made), folder, checkpoint_every, on_checkpoint)
     report = run.measured(prefix, made.chunks, about, answers)
-    if settings.max_harm is not None and report["harm"] > settings.max_harm:
-        raise HarmExceeded(report)
     if gate and previous is not None and (found := worse(report, previous.report)) is not None:
         raise ReportWorse(report, found)
     return dataclasses.replace(prefix, report=report, labels=labels or {}, licence=licence)
-
-
-def going_on(
-    base: BaseModel, settings: DocumentSettings, previous: Prefix, template: Template
-) -> DocumentSettings:
-    """The settings of a run that goes on from a document's prefix, whose length it keeps.
-
-    Raises:
-        UsageError: another method than `studied`, another length, other chunks, or a prefix of no document.
-        GeometryMismatch, WrongBaseModel: a prefix of another base.
-    """
-    if settings.method != "studied":
-        raise UsageError(
-            f"method is {settings.method}, but only studied goes on from a previous prefix; leave one out"
-        )
-    known_chunks(previous.recipe)
-    base.check_fits(previous)
-    if dataclasses.replace(previous.template, date=template.date) != template:
-        raise UsageError(
-            "the previous prefix has another template than documents of this base have now; compile anew"
-        )
-    if settings.ratio is not None or settings.length not in (None, previous.length):
-        raise UsageError(
-            f"the previous prefix has length {previous.length}, which the new one keeps; leave length and "
-            "ratio out, or compile anew"
-        )
-    chunk_tokens = previous.recipe["document"].get("chunk_tokens")
-    if chunk_tokens not in (None, settings.chunk_tokens):
-        raise UsageError(
-            f"the previous prefix was made with chunk_tokens {chunk_tokens}, and with "
-            f"{settings.chunk_tokens} all of the document would count as new; give the same, or compile anew"
-        )
-    return dataclasses.replace(settings, length=previous.length)
 
 
 def check_base(base: BaseModel) -> None:
@@ -375,8 +306,49 @@ def check_base(base: BaseModel) -> None:
         )
 
 
+def begin(
+    base: BaseModel,
+    text: str,
+    settings: DocumentSettings,
+    folder: Path | None,
+    report: Callable[[Progress], None],
+    previous: Prefix | None = None,
+) -> DocumentRun:
+    """A document on its way to a prefix, once it is known that it can be one.
+
+    Args:
+        folder: of checkpoints.
+
+    Raises as `compile_document`, of the text and the previous prefix.
+    """
+    if not text.strip():
+        raise UsageError("the document is empty; give a text")
+    template = document_template(base, folder)
+    ids = document_ids(base, template, text)
+    if previous is not None:
+        settings = going_on(base, settings, previous, template)
+    length = settings.length_for(len(ids))
+    positions = base.max_positions
+    if settings.method == "exact" and positions is not None and length > positions - 2:
+        raise WindowExceeded(
+            f"the document has {length} tokens, and {base.shown_name} has {positions} positions; take "
+            "another method, whose teacher reads the document in chunks"
+        )
+    base.max_text_tokens(length)
+    run = DocumentRun(base, settings, template, text, ids, length, previous, report)
+    check_description({"recipe": run.recipe})
+    return run
+
+
+def as_start(prefix: Prefix) -> Prefix:
+    """A prefix as what training begins at, which is its numbers."""
+    # When they were computed and what is said of them is no part of a run, which else would not go on a
+    # second later, or with another limit of harm.
+    return dataclasses.replace(prefix, recipe={}, created=BEFORE)
+
+
 @dataclass(frozen=True)
-class _Run:
+class DocumentRun:
     """One document on its way to a prefix.
 
     Attributes:
@@ -524,14 +496,8 @@ class _Run:
         on_checkpoint: Callable[[Path], None] | None,
     ) -> Prefix:
         """The prefix that training ends in."""
-        base, training = self.base, self.settings.training(self.length, made.share)
-        # What it begins at is its numbers: when they were computed and what is said of them is no part of a
-        # run, which else would not go on a second later, or with another limit of harm.
-        start = dataclasses.replace(start, recipe={}, created=BEFORE)
-        self._note(f"reading {len(made.training) + len(made.held_out)} conversations as the teacher")
-        rows, dev = (study(base, self.template, made.chunks, each) for each in (made.training, made.held_out))
-        trainer = build_trainer(base, training, rows, dev, start=start)
-        description = describe(base, training, self.template, [], [], start) | {"data": made.digest}
+        base, start = self.base, as_start(start)
+        trainer, description = self.trainer(made, start, *self.rows(made))
         run_log = RunLog(
             trainer,
             folder=folder,
@@ -541,7 +507,32 @@ class _Run:
             checkpoint_every=checkpoint_every,
         )
         run_to_end(base, trainer, run_log, f"{base.name}: document, length {self.length}", Distillation())
-        prefix = make_prefix(base, trainer, self.template, made.digest, start=start)
+        return self.result(trainer, made, start)
+
+    def rows(self, made: Studies) -> tuple[list[DistilledExample], list[DistilledExample]]:
+        """The conversations to train on and those held out, with what the teacher predicts."""
+        self._note(f"reading {len(made.training) + len(made.held_out)} conversations as the teacher")
+        training, dev = (
+            study(self.base, self.template, made.chunks, each) for each in (made.training, made.held_out)
+        )
+        return training, dev
+
+    def trainer(
+        self,
+        made: Studies,
+        start: Prefix,
+        rows: Sequence[DistilledExample],
+        dev: Sequence[DistilledExample],
+        owner: str | None = None,
+    ) -> tuple[Trainer, dict[str, Any]]:
+        """The trainer of this document's prefix, and what its checkpoints must agree with."""
+        base, training = self.base, self.settings.training(self.length, made.share)
+        trainer = build_trainer(base, training, rows, dev, start=start, owner=owner)
+        return trainer, describe(base, training, self.template, [], [], start) | {"data": made.digest}
+
+    def result(self, trainer: Trainer, made: Studies, start: Prefix) -> Prefix:
+        """What training ended in."""
+        prefix = make_prefix(self.base, trainer, self.template, made.digest, start=start)
         return dataclasses.replace(prefix, recipe=self.recipe)
 
     def unrelated(self) -> tuple[Example, ...]:
@@ -566,7 +557,11 @@ class _Run:
         about: Sequence[Question],
         answers: Sequence[Example],
     ) -> dict[str, Any]:
-        """What a prefix's report says."""
+        """What a prefix's report says.
+
+        Raises:
+            HarmExceeded: more harm than the settings allow.
+        """
         base = self.base
         self._note("measuring")
         pairs = [(each.source, each.target) for each in (*about, *answers)]
@@ -577,13 +572,16 @@ class _Run:
             ids = document_ids(base, self.template, chunks[number].text)
             return self.prefix(exact_key_values(base, ids))
 
-        return {
+        report = {
             **measured(base, prefix, about, document, chunk_prefix, len(self.ids)),
             "harm": round(harm(base, prefix, answers), 4),
             "harm_of_document": None if document is None else round(harm(base, document, answers), 4),
             "max_harm": self.settings.max_harm,
             "dev_loss": prefix.origin.dev_loss,
         }
+        if self.settings.max_harm is not None and report["harm"] > self.settings.max_harm:
+            raise HarmExceeded(report)
+        return report
 
     def _note(self, text: str) -> None:
         self.report(Progress(0, self.settings.steps, note=text))

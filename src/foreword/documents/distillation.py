@@ -4,11 +4,16 @@ The teacher is the frozen base behind the text's own keys and values, the studen
 The loss is KL(teacher || student) over the teacher's likeliest tokens at each token of an answer; the top 20
 serve as well as the whole vocabulary (Cartridges, arXiv 2506.06266).
 
+Prefixes that were trained apart disturb each other when they are joined. So where documents are trained
+together, some rows of one are read behind its own prefix joined with others', as base/joining.py joins them,
+the own one at any place among them (mixed visibility; Cartridges at Scale, arXiv 2606.04557).
+
 Shapes: M target tokens of all rows, K likeliest tokens.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,10 +21,13 @@ import torch
 
 from foreword.base.base_model import BaseModel
 from foreword.base.batch import batches_by_length
+from foreword.base.joining import joined_key_values
 from foreword.base.loss import SoftTargets, likeliest_tokens, target_losses
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
+from foreword.documents.settings import TogetherSettings
 from foreword.encoding import EncodedExample
 from foreword.training.objective import RowLosses
+from foreword.training.trainer import Trainer
 
 LIKELIEST = 20
 """Tokens of the teacher's distribution that are kept."""
@@ -94,3 +102,86 @@ def taught(
                 teacher=SoftTargets(ids_MK, weights_MK),
             )
     return [row for row in made if row is not None]
+
+
+# -- several documents in sight of each other ------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class VisibleExample(DistilledExample):
+    """A conversation of one of several documents.
+
+    Attributes:
+        document, number: whose it is, and which one of them.
+        held_out: from training; what stands beside it is then the same at every step.
+    """
+
+    document: int
+    number: int
+    held_out: bool
+
+
+class MixedVisibility:
+    """The loss of `Distillation`, some rows behind their own prefix joined with others.
+
+    A row's gradient goes to its own document's prefix, which learns to answer among others. The others' keys
+    and values, as they are at this step, are constants of it: so a step of a document is the mean over its
+    own rows, whatever passes they share, and no prefix learns from a text that is not its own.
+    """
+
+    def __init__(
+        self, base: BaseModel, trainers: Sequence[Trainer], together: TogetherSettings, seed: int
+    ) -> None:
+        """`trainers`: of the documents, in the order that rows number them in."""
+        self._rotations = base.key_rotations
+        self._trainers = trainers
+        self._together = together
+        self._seed = seed
+        self._alone = Distillation()
+
+    def count(self, row: EncodedExample) -> int:
+        """The target's tokens."""
+        return self._alone.count(row)
+
+    def losses(
+        self, base: BaseModel, rows: Sequence[EncodedExample], prefixes: PrefixBatch | None
+    ) -> RowLosses:
+        """One pass; `prefixes` has each row's own."""
+        return self._alone.losses(base, rows, prefixes and self.visible(base, rows, prefixes))
+
+    def visible(self, base: BaseModel, rows: Sequence[EncodedExample], prefixes: PrefixBatch) -> PrefixBatch:
+        """What each row is read behind: its own prefix, alone or joined with others."""
+        distinct = prefixes.key_values()
+        others: dict[int, KeyValues] = {}
+        of_row: list[int | None] = []
+        for row, place in zip(rows, prefixes.of_row, strict=True):
+            assert isinstance(row, VisibleExample)
+            assert place is not None
+            order = self.order(row)
+            if len(order) > 1:
+                for number in order:
+                    if number not in others:
+                        others[number] = self._constants(number, base.device)
+                parts = [distinct[place] if each == row.document else others[each] for each in order]
+                distinct.append(joined_key_values(parts, self._rotations))
+                place = len(distinct) - 1
+            of_row.append(place)
+        placements, positions = ["prefix"] * len(distinct), [base.positions] * len(distinct)
+        return PrefixBatch.from_tensors(distinct, of_row, placements, positions)  # type: ignore[arg-type]
+
+    def order(self, row: VisibleExample) -> list[int]:
+        """The documents whose prefixes stand in front of a row, its own among them."""
+        step = "held out" if row.held_out else self._trainers[row.document].step
+        # A string seed is hashed the same way in every process.
+        rng = random.Random(f"{self._seed}/{step}/{row.document}/{row.number}")
+        if rng.random() >= self._together.mixed:
+            return [row.document]
+        others = [number for number in range(len(self._trainers)) if number != row.document]
+        order = rng.sample(others, rng.randint(1, min(self._together.neighbours, len(others))))
+        order.insert(rng.randint(0, len(order)), row.document)
+        return order
+
+    @torch.no_grad()
+    def _constants(self, document: int, device: torch.device) -> KeyValues:
+        key_values = self._trainers[document].trained.key_values()
+        return {place: (key.to(device), value.to(device)) for place, (key, value) in key_values.items()}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from foreword.base.base_model import BaseModel
 from foreword.documents.chunks import Chunk
 from foreword.documents.conversations import Conversation
+from foreword.documents.settings import DocumentSettings
 from foreword.errors import UsageError
+from foreword.prefix import Prefix
+from foreword.template import Template
 
 REPLAYED = 0.5
 """Share of the conversations about unchanged chunks that are trained on again."""
@@ -43,6 +48,39 @@ def known_chunks(recipe: Mapping[str, Any]) -> frozenset[str]:
             f"from a document of at most {MOST_CHUNKS} chunks"
         )
     return frozenset(str(each) for each in kept)
+
+
+def going_on(
+    base: BaseModel, settings: DocumentSettings, previous: Prefix, template: Template
+) -> DocumentSettings:
+    """The settings of a run that goes on from a document's prefix, whose length it keeps.
+
+    Raises:
+        UsageError: another method than `studied`, another length, other chunks, or a prefix of no document.
+        GeometryMismatch, WrongBaseModel: a prefix of another base.
+    """
+    if settings.method != "studied":
+        raise UsageError(
+            f"method is {settings.method}, but only studied goes on from a previous prefix; leave one out"
+        )
+    known_chunks(previous.recipe)
+    base.check_fits(previous)
+    if dataclasses.replace(previous.template, date=template.date) != template:
+        raise UsageError(
+            "the previous prefix has another template than documents of this base have now; compile anew"
+        )
+    if settings.ratio is not None or settings.length not in (None, previous.length):
+        raise UsageError(
+            f"the previous prefix has length {previous.length}, which the new one keeps; leave length and "
+            "ratio out, or compile anew"
+        )
+    chunk_tokens = previous.recipe["document"].get("chunk_tokens")
+    if chunk_tokens not in (None, settings.chunk_tokens):
+        raise UsageError(
+            f"the previous prefix was made with chunk_tokens {chunk_tokens}, and with "
+            f"{settings.chunk_tokens} all of the document would count as new; give the same, or compile anew"
+        )
+    return dataclasses.replace(settings, length=previous.length)
 
 
 def changed(chunks: Sequence[Chunk], known: Collection[str]) -> list[int]:

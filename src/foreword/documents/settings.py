@@ -6,17 +6,33 @@ The options of `foreword compile`, the method of a job and the keywords of `comp
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 
 from foreword.errors import UsageError
 from foreword.training.settings import TrainingSettings
-from foreword.validation import LARGEST_SEED, SMALLEST_SEED, check_settings, from_mapping, setting
+from foreword.validation import (
+    LARGEST_SEED,
+    SMALLEST_SEED,
+    check_settings,
+    from_mapping,
+    setting,
+    settings_of,
+)
 
 Method = Literal["studied", "matched", "exact"]
 
+TOGETHER = "together"
+"""In a prefix's recipe: the same text for all that were trained with each other in sight, to be joined."""
+
 DEFAULT_RATIO = 10.0
+
+FOLDER = "Folder of documents"
+"""Section of the help that settings of many documents stand in."""
+
+of_folder = functools.partial(setting, section=FOLDER)
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,29 @@ class DocumentSettings:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True)
+class TogetherSettings:
+    """How documents of one run see each other in training, so that their prefixes can be joined."""
+
+    together: bool = of_folder(
+        False, help="Train all documents in one run, each with others in sight, to join their prefixes later"
+    )
+    neighbours: int = of_folder(
+        4,
+        ge=1,
+        help="Together: other documents that a row is read behind, at most; join as many and one more",
+    )
+    mixed: float = of_folder(
+        0.25, gt=0, le=1, help="Together: share of the rows that are read behind other documents, too"
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        for name in () if self.together else ("neighbours", "mixed"):
+            if (given := getattr(self, name)) != getattr(type(self), name):
+                raise UsageError(f"{name} is {given}, but it is about documents that are trained together")
+
+
 class DocumentOptions(TypedDict, total=False):
     """The fields of `DocumentSettings`, as keywords."""
 
@@ -117,3 +156,29 @@ class DocumentOptions(TypedDict, total=False):
     unrelated: float | None
     max_harm: float | None
     seed: int | None
+
+
+class DocumentsOptions(DocumentOptions, total=False):
+    """The fields of `DocumentSettings` and `TogetherSettings`, as keywords."""
+
+    together: bool | None
+    neighbours: int | None
+    mixed: float | None
+
+
+def documents_settings(options: Mapping[str, Any]) -> tuple[TogetherSettings, DocumentSettings]:
+    """The settings of a run of many documents, from keywords.
+
+    Raises:
+        UsageError: an option out of range or unknown, or a method whose prefixes are not trained.
+    """
+    known = {each.name for each in settings_of(TogetherSettings)}
+    theirs = {name: value for name, value in options.items() if name in known and value is not None}
+    together = TogetherSettings(**theirs)
+    rest = {name: value for name, value in options.items() if name not in known}
+    settings = DocumentSettings.from_mapping(rest)
+    if together.together and settings.method != "studied":
+        raise UsageError(
+            f"method is {settings.method}, but only prefixes of studied are trained together; leave one out"
+        )
+    return together, settings

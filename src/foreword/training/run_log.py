@@ -129,10 +129,12 @@ class RunLog:
         on_checkpoint: Callable[[Path], None] | None = None,
         checkpoint_every: int | None = None,
         tensorboard: bool = False,
+        newest: int | None = None,
     ) -> None:
         """Go on from the newest checkpoint in `folder`, if it is one of the run described.
 
         Args:
+            newest: checkpoints of later steps than that are passed over.
             folder: of checkpoints, `log.jsonl` and `curves.png`; None keeps nothing.
             on_checkpoint: called with each checkpoint's file once it is written.
 
@@ -153,7 +155,13 @@ class RunLog:
         note = None
         if folder is not None:
             checkpoint.prepare_folder(folder)
-            note = self._resume(checkpoint.list_checkpoints(folder))
+            note = self._resume(
+                [
+                    path
+                    for path in checkpoint.list_checkpoints(folder)
+                    if newest is None or checkpoint.step_of(path) <= newest
+                ]
+            )
         self._written = trainer.step
         self._tokens = sum(row.get("tokens", 0) for row in trainer.history)
         self._board = _summary_writer(folder) if tensorboard else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
@@ -121,7 +121,7 @@ def train_many(
         on_progress or (lambda progress: None),
         on_checkpoint or (lambda owner, path: None),
     )
-    shared_tokens = None if owners.isolated else _tokens_of_pass(base, settings)
+    shared_tokens = None if owners.isolated else tokens_of_pass(base, settings)
     pairs = by_owner.items() if isinstance(by_owner, Mapping) else by_owner
     with stop_on_interrupt() as request:
 
@@ -145,7 +145,7 @@ def train_many(
                 should_stop=should_stop,
             )
             if request.made and owners_run.run_logs:
-                raise owners_run.stopped()
+                raise stopped(owners_run.run_logs.values())
         finally:
             for run_log in owners_run.run_logs.values():
                 run_log.close()
@@ -154,11 +154,19 @@ def train_many(
     return owners_run.prefixes
 
 
-def _tokens_of_pass(base: BaseModel, settings: TrainingSettings) -> int:
+def tokens_of_pass(base: BaseModel, settings: TrainingSettings) -> int:
     """Tokens of a pass that owners share, where nobody says how many."""
     checkpointed = settings.gradient_checkpointing
     most = tokens_at_once(base.model, base.device, gradient=True, checkpointed=checkpointed)
     return most or PASS_TOKENS
+
+
+def stopped(run_logs: Collection[RunLog]) -> TrainingStopped:
+    """The exception for a run that the user stopped, with a checkpoint of everyone."""
+    written = [path for run_log in run_logs if (path := run_log.save()) is not None]
+    above = [path.parent.parent for path in written]
+    place = Path(os.path.commonpath(above)) if above else None
+    return TrainingStopped(max(run_log.trainer.step for run_log in run_logs), place)
 
 
 def owner_folder(folder: Path, owner: str) -> Path:
@@ -269,10 +277,3 @@ class _OwnersRun:
         self.errors[owner] = error
         self.templates.pop(owner, None)
         self.report_failure(owner, error)
-
-    def stopped(self) -> TrainingStopped:
-        """The exception for a run that the user stopped, with a checkpoint of everyone."""
-        written = [path for run_log in self.run_logs.values() if (path := run_log.save()) is not None]
-        steps = max(run_log.trainer.step for run_log in self.run_logs.values())
-        above = [path.parent.parent for path in written]
-        return TrainingStopped(steps, Path(os.path.commonpath(above)) if above else None)

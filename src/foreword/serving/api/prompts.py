@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from foreword.documents.settings import TOGETHER
 from foreword.errors import (
     BadName,
     ForewordError,
@@ -28,8 +29,6 @@ from foreword.store import PrefixStore
 from foreword.store.names import parse
 from foreword.template import Source, Template
 
-TOGETHER = "together"
-"""In a prefix's recipe: what is the same text for all that were trained with each other in sight."""
 SMALLEST_TOP_P = 1e-6
 """What a `top_p` of 0 means: the likeliest token alone."""
 
