@@ -51,7 +51,26 @@ def test_kinds_share_the_text_and_tables_are_asked_by_row_and_column() -> None:
     assert {("4.20", "cell"), ("1.10", "cell")} <= found
     prose = split("Mr. Ott left Harbin on 4 May. He took 30 boxes of Rum with him.", len, 1000)
     kinds = collections.Counter(each.kind for each in drawn(prose, 40))
-    assert set(kinds) == {"continue", "cloze", "about"}
+    assert set(kinds) == {"continue", "words", "cloze", "about"}
+
+
+def test_a_few_words_of_a_sentence_ask_for_it() -> None:
+    text = "The lantern of the western pier burns whale oil until dawn."
+    found = [each for each in drawn(split(text, len, 1000), 80) if each.kind == "words"]
+    assert {each.target for each in found} == {text}
+    asked = " ".join(str(each.source) for each in found)
+    assert all(word in asked for word in ("lantern", "western", "pier", "burns", "whale", "dawn"))
+    assert "until" not in asked
+    orders = {str(each.source).find("pier") < str(each.source).find("lantern") for each in found}
+    assert orders == {True, False}
+
+
+def test_a_sentence_is_cut_anywhere() -> None:
+    text = "one two three four five six seven eight nine ten eleven twelve"
+    chunks = split(text, len, 1000)
+    found = [each for seed in range(8) for each in drawn(chunks, 80, seed) if each.kind == "continue"]
+    answers = {each.target.split()[0] for each in found}
+    assert {"two", "seven", "eleven"} <= answers
 
 
 def test_the_seed_decides_and_a_short_text_gives_few() -> None:

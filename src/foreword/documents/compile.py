@@ -468,7 +468,9 @@ class DocumentRun:
     def matched(self, made: Studies) -> KeyValues:
         """Keys and values that serve some of the conversations as the whole document does."""
         self._note("matching keys and values to the document's")
-        rows = [_encoded(self.base, self.template, each) for each in made.training[:REFERENCES]]
+        # Words in any order ask for whatever sentence has them: along them less is matched (docs/documents.md).
+        usual = [each for each in made.training if each.kind != "words"] or made.training
+        rows = [_encoded(self.base, self.template, each) for each in usual[:REFERENCES]]
         reference = [(*row.source_ids, *row.target_ids) for row in rows]
         return matched_key_values(
             self.base, self.ids, self.length, reference=reference, seed=self.settings.seed

@@ -29,6 +29,14 @@ ABOUT = (
     "Tell me about {0}.",
     "What should I know about {0}?",
 )
+WORDS = (
+    "What is said about {0}?",
+    "What do you know about {0}?",
+    "Tell me about {0}.",
+    "Which sentence is about {0}?",
+    "What has {0} to do with it?",
+    "{0}?",
+)
 SECTION = ("What does the part about {0} say?", "Repeat the part about {0}.", "What is in the part {0}?")
 CELL = (
     "What is the {column} of {row}?",
@@ -68,6 +76,21 @@ _COMMON = frozenset(
 )
 """Words that begin a sentence and name nothing."""
 
+_LITTLE = frozenset(
+    re.findall(
+        r"\w+",
+        "about after also although always another because been before being between both could does down "
+        "during each either else ever every from gets give goes have here hers himself however into "
+        "itself just like made make many more most much must never none often once only other over same "
+        "shall should since some such than that their them then there these they this those through till "
+        "under until upon very want well went were what when where which while whose will with within "
+        "without would your",
+    )
+)
+"""Words of four letters and more that ask for nothing."""
+_CUE = re.compile(r"[^\W\d_][\w'’-]{3,}|\d[\w.,:]*\d|\d|[^\W\d_a-zA-Z\u00c0-\u024f]{2}")
+"""Words that a sentence can be found by: of four letters, numbers, two letters of scripts without spaces."""
+
 
 def drawn(chunks: Sequence[Chunk], count: int, seed: int = 0) -> list[Conversation]:
     """`count` conversations about the chunks, each at most once; fewer where the text gives no more.
@@ -79,8 +102,11 @@ def drawn(chunks: Sequence[Chunk], count: int, seed: int = 0) -> list[Conversati
     by_kind: list[tuple[str, Callable[[Chunk, random.Random], tuple[str, str] | None]]] = [
         ("continue", _continue),
         ("continue", _continue),
-        ("cloze", _fill),
+        ("continue", _continue_late),
+        ("words", _words),
+        ("words", _words),
         ("about", _about),
+        ("cloze", _fill),
         ("cell", _cell),
         ("cell", _cell),
     ]
@@ -116,13 +142,22 @@ def _facts(sentence: str) -> list[tuple[int, str]]:
 
 
 def _continue(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
-    """A sentence cut behind its first words; the rest, now and then with the sentence behind it."""
+    """A sentence cut behind one of its first words; the rest, now and then with the sentence behind it."""
+    return _cut(chunk, rng, 6)
+
+
+def _continue_late(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A sentence cut anywhere."""
+    return _cut(chunk, rng, None)
+
+
+def _cut(chunk: Chunk, rng: random.Random, latest: int | None) -> tuple[str, str] | None:
     found = _body(chunk)
     if not found:
         return None
     place = rng.randrange(len(found))
     words = [match.end() for match in _WORD.finditer(found[place])]
-    cut = words[rng.randrange(min(6, len(words) - 1))]
+    cut = rng.choice(words[:-1][:latest])
     rest = found[place][cut:].strip()
     if rng.random() < 0.25 and place + 1 < len(found):
         rest = f"{rest} {found[place + 1]}"
@@ -149,6 +184,20 @@ def _about(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
     if chunk.section and (subject[0].isdigit() or rng.random() < 0.3):
         subject = f"{subject} ({chunk.section})"
     return rng.choice(ABOUT).format(subject), sentence
+
+
+def _words(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A few words of a sentence in any order, as a question has them; the sentence."""
+    found = _body(chunk)
+    if not found:
+        return None
+    sentence = rng.choice(found)
+    words = [each for each in dict.fromkeys(_CUE.findall(sentence)) if each.lower() not in _LITTLE]
+    if len(words) < 2:
+        return None
+    some = rng.sample(words, min(len(words), rng.randint(2, 4)))
+    told = f"{', '.join(some[:-1])} and {some[-1]}" if rng.random() < 0.7 else " ".join(some)
+    return rng.choice(WORDS).format(told), sentence
 
 
 def _cell(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
