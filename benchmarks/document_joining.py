@@ -18,7 +18,7 @@ import torch
 from benchmarks.document_profiles import PROFILES
 from benchmarks.documents import Bench, Results, exact_prefix
 from foreword import BaseModel, Prefix, compile_document
-from foreword.documents.compile import document_template
+from foreword.documents.distillation import document_template
 from foreword.documents.report import bare_template
 from foreword.reporting.markdown import table
 

@@ -23,7 +23,10 @@ import torch
 from benchmarks.documents import FOLDER, Bench, Results, compiled, prefix_of, read_questions, spread
 from foreword import Example, compile_document
 from foreword.documents.chunks import sentences, tables
-from foreword.documents.compile import (
+from foreword.documents.conversations import Conversation
+from foreword.documents.distillation import (
+    Distillation,
+    DistilledExample,
     chunks_of,
     document_ids,
     document_template,
@@ -31,8 +34,6 @@ from foreword.documents.compile import (
     studies,
     study,
 )
-from foreword.documents.conversations import Conversation
-from foreword.documents.distillation import Distillation, DistilledExample
 from foreword.documents.report import bare_template
 from foreword.documents.settings import DocumentSettings
 from foreword.encoding import EncodedExample, encode_example

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,12 +35,14 @@ from foreword.cli.train_destinations import run_folder
 from foreword.documents.settings import DocumentSettings
 from foreword.errors import HarmExceeded, OutputExists, ReportWorse, UsageError
 from foreword.training.settings import PREFIX
-from foreword.validation import setting
+from foreword.validation import check_settings, setting
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
+    from foreword.documents.chunks import Chunk
     from foreword.documents.conversations import Conversation
     from foreword.documents.reading import Document
+    from foreword.documents.written import Writer
     from foreword.prefix import Prefix
 
 EXAMPLE = (
@@ -46,7 +51,102 @@ EXAMPLE = (
     "  foreword compile manuals --by document --out prefixes"
 )
 
-FOLDER, EDIT = "Folder of documents", "Edited document"
+FOLDER, EDIT, WRITER = "Folder of documents", "Edited document", "Written conversations"
+
+
+@dataclass(frozen=True)
+class WriterOptions:
+    """A model that writes the conversations."""
+
+    writer: str | None = setting(
+        None,
+        section=WRITER,
+        metavar="base|URL",
+        help="Let a model write the conversations instead of drawing them: base, or one behind an "
+        "OpenAI-compatible endpoint, such as http://localhost:8000/v1",
+    )
+    writer_model: str | None = setting(
+        None, section=WRITER, metavar="NAME", help="The model's name at the endpoint"
+    )
+    writer_key_env: str | None = setting(
+        None,
+        section=WRITER,
+        metavar="VARIABLE",
+        default_text="FOREWORD_WRITER_KEY, where it is set",
+        help="Variable of the environment that holds the endpoint's key",
+    )
+    write: int = setting(400, ge=2, section=WRITER, help="Conversations to write")
+    writer_kind: tuple[str, ...] = setting(
+        (),
+        section=WRITER,
+        metavar="KIND",
+        default_text="all",
+        help="What to ask the model for: question, summary, structuring, use case, creative; repeatable",
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def check(self, context: typer.Context) -> None:
+        """Refuse what does not go together, before a base is loaded.
+
+        Raises:
+            UsageError: names the option.
+        """
+        if self.writer is None:
+            if given := typed(context, "writer_model", "writer_key_env", "write", "writer_kind"):
+                raise UsageError(f"{given[0]} is for a model that writes; name it: --writer base, or its URL")
+            return
+        if given := typed(context, "conversations", "draw"):
+            raise UsageError(f"--writer and {given[0]} are both given; leave one out")
+        if self.writer == "base" and (given := typed(context, "writer_model", "writer_key_env")):
+            raise UsageError(f"{given[0]} is for an endpoint; with --writer base, leave it out")
+        if self.writer != "base":
+            self._endpoint()
+        from foreword.documents.written import KINDS
+
+        if unknown := [each for each in self.writer_kind if each not in KINDS]:
+            raise UsageError(f"--writer-kind is {unknown[0]!r}; expected {', '.join(KINDS)}")
+
+    def _endpoint(self) -> Writer:
+        from foreword.documents.written import EndpointWriter
+
+        if self.writer_model is None:
+            raise UsageError("--writer is an endpoint; name the model that writes there: --writer-model NAME")
+        key = None if self.writer_key_env is None else os.environ.get(self.writer_key_env)
+        if self.writer_key_env is not None and not key:
+            raise UsageError(
+                f"--writer-key-env is {self.writer_key_env}, which is not set; export it, or leave it out"
+            )
+        try:
+            return EndpointWriter(self.writer or "", self.writer_model, key)
+        except UsageError as error:
+            raise UsageError(str(error).replace("base_url is", "--writer is", 1)) from error
+
+    def written(self, base: BaseModel, chunks: Sequence[Chunk], seed: int) -> tuple[Conversation, ...]:
+        """The conversations that the model writes; what is left out is said.
+
+        Raises:
+            WriterFailed: the endpoint does not answer, or refuses.
+            BadConversations: none passes the check.
+        """
+        from foreword.documents.written import KINDS, BaseWriter, write_conversations
+
+        counter = output.Counter()
+        made, rejected = write_conversations(
+            BaseWriter(base, seed=seed) if self.writer == "base" else self._endpoint(),
+            chunks,
+            self.write,
+            kinds=self.writer_kind or tuple(KINDS),
+            on_progress=lambda done, count: counter("conversations written", done, count),
+        )
+        _say_left_out(rejected)
+        return tuple(made)
+
+    def made(self, base: BaseModel, seed: int) -> dict[str, Any]:
+        """What the file of conversations says of how they were made; never a key."""
+        model = base.name if self.writer == "base" else self.writer_model
+        return {"writer": model, "written": self.write, "kinds": list(self.writer_kind), "seed": seed}
 
 
 @dataclass(frozen=True)
@@ -76,6 +176,7 @@ class Files:
         previous: prefix of an earlier state of the document, to go on from.
         gate: whether a report that is worse than its one fails.
         conversations: to train on, instead of those that are drawn from the text.
+        writer: model that writes them, if any does.
         keep: where the conversations go that are trained on.
         questions: that the report is about.
         report: where the report goes as a page.
@@ -84,6 +185,7 @@ class Files:
     previous: Path | None
     gate: bool
     conversations: Path | None
+    writer: WriterOptions
     keep: Path | None
     questions: Path | None
     report: Path | None
@@ -118,8 +220,12 @@ def compile(
         help="Conversations to train on, your own or kept ones, instead of those drawn from the text",
     ),
     keep: Path | None = setting(
-        None, section=DATA, metavar="FILE", help="Keep the conversations here, to be used again"
+        None,
+        section=DATA,
+        metavar="FILE",
+        help="Keep the conversations here, to be used again; written ones are kept with the checkpoints else",
     ),
+    writing: WriterOptions,
     questions: Path | None = setting(
         None,
         section=DATA,
@@ -192,12 +298,13 @@ def compile(
             raise UsageError("no place for the prefix; say which file to write: --out FILE")
         if gate and previous is None:
             raise UsageError("--gate compares with an earlier prefix; it needs --from PREFIX")
-        files = Files(previous, gate, conversations, keep, questions, report)
+        writing.check(context)
+        files = Files(previous, gate, conversations, writing, keep, questions, report)
         return _compile_one(request, document, out, files)
     from foreword.cli.compile_folder import compile_folder
     from foreword.cli.train_destinations import destination
 
-    if given := typed(context, "previous", "gate", "conversations", "keep", "questions", "report"):
+    if given := typed(context, "previous", "gate", "conversations", "keep", "questions", "report", "writer"):
         raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
     if document.is_file():
         raise UsageError(f"{document} is a file; --by document takes a folder, or leave it out")
@@ -228,8 +335,8 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
     questions = None if files.questions is None else read_questions(files.questions)
     previous = None if files.previous is None else Prefix.load(files.previous)
     base = request.load()
-    conversations = _conversations(request, base, document, files)
     folder = request.checkpoint_dir or run_folder(out)
+    conversations = _conversations(request, base, document, files, folder)
 
     def run(shown: Callable[[Any], None]) -> Prefix:
         return compile_document(
@@ -248,9 +355,14 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
         )
 
     def write_page(report: Mapping[str, Any], page: Path, *, overwrite: bool) -> None:
-        write_text(
-            page, report_page(report, document=document.name, base=base.shown_name), overwrite=overwrite
+        shown = report_page(
+            report,
+            document=document.name,
+            base=base.shown_name,
+            settings=request.settings.to_json(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        write_text(page, shown, overwrite=overwrite)
 
     try:
         with says_how_to_go_on(folder):
@@ -268,7 +380,7 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
     prefix.save(out, overwrite=request.overwrite)
     if files.report is not None:
         write_page(prefix.report, files.report, overwrite=request.overwrite)
-    _tell(prefix, out, folder, files.report, json=request.json)
+    _tell(prefix, request.settings, out, folder, files.report, json=request.json)
 
 
 def _check_apart(document: Path, out: Path, files: Files) -> None:
@@ -292,32 +404,52 @@ def _check_apart(document: Path, out: Path, files: Files) -> None:
 
 
 def _conversations(
-    request: Request, base: BaseModel, document: Document, files: Files
+    request: Request, base: BaseModel, document: Document, files: Files, folder: Path
 ) -> Sequence[Conversation] | None:
-    """Those of the user's file, or drawn ones if they are to be kept; None leaves them to the function."""
-    from foreword.documents.compile import chunks_of, drawn_for
+    """Those of the user's file or of a model, or drawn ones if they are to be kept; None leaves them to the
+    function."""
     from foreword.documents.conversations import read_conversations, save_conversations
+    from foreword.documents.distillation import chunks_of, drawn_for
 
-    if files.conversations is None and files.keep is None:
+    writes, keep = files.writer.writer is not None, files.keep
+    if files.conversations is None and keep is None and not writes:
         return None
     chunks = chunks_of(base, document.text, request.settings)
-    made: Mapping[str, Any] = {"drawn": request.settings.draw, "seed": request.settings.seed}
-    if files.conversations is None:
-        found: tuple[Conversation, ...] = tuple(drawn_for(chunks, request.settings))
-    else:
+    seed = request.settings.seed
+    made: Mapping[str, Any] = {"drawn": request.settings.draw, "seed": seed}
+    if files.conversations is not None:
         read = read_conversations(files.conversations, document.text, chunks)
         found, made = read.conversations, read.made
-        if left_out := read.rejected.total():
-            reasons = ", ".join(f"{count} ({why})" for why, count in sorted(read.rejected.items()))
-            output.note(f"{left_out} conversations do not pass the check against the text: {reasons}")
-    if files.keep is not None and found:
+        _say_left_out(read.rejected)
+    elif writes:
+        # A model writes others when it is asked again, and a run that goes on needs the same.
+        keep, made = keep or folder / "conversations.jsonl", files.writer.made(base, seed)
+        if keep.exists() and not request.overwrite:
+            read = read_conversations(keep, document.text, chunks)
+            if dict(read.made) != made:
+                raise OutputExists(
+                    f"{keep} exists already, and holds other conversations; --conversations trains on "
+                    "those, --overwrite replaces them"
+                )
+            return read.conversations
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        found = files.writer.written(base, chunks, seed)
+    else:
+        found = tuple(drawn_for(chunks, request.settings))
+    if keep is not None and found:
         try:
-            save_conversations(files.keep, found, document.text, chunks, made, overwrite=request.overwrite)
+            save_conversations(keep, found, document.text, chunks, made, overwrite=request.overwrite)
         except OutputExists:
             # A run that goes on finds there what it wrote before it was stopped.
-            if read_conversations(files.keep, document.text, chunks).conversations != found:
+            if read_conversations(keep, document.text, chunks).conversations != found:
                 raise
     return found or None
+
+
+def _say_left_out(rejected: Counter[str]) -> None:
+    if left_out := rejected.total():
+        reasons = ", ".join(f"{count} ({why})" for why, count in sorted(rejected.items()))
+        output.note(f"{left_out} conversations do not pass the check against the text: {reasons}")
 
 
 @contextlib.contextmanager
@@ -338,7 +470,9 @@ def says_how_to_go_on(folder: Path) -> Iterator[None]:
         raise interrupt from error
 
 
-def _tell(prefix: Prefix, out: Path, folder: Path, page: Path | None, *, json: bool) -> None:
+def _tell(
+    prefix: Prefix, settings: DocumentSettings, out: Path, folder: Path, page: Path | None, *, json: bool
+) -> None:
     size = out.stat().st_size
     run = folder if folder.is_dir() else None
     if json:
@@ -348,7 +482,10 @@ def _tell(prefix: Prefix, out: Path, folder: Path, page: Path | None, *, json: b
                 "digest": prefix.digest,
                 "bytes": size,
                 "base": prefix.base.name,
+                "method": settings.method,
                 "length": prefix.length,
+                "ratio": round(prefix.report["tokens"] / prefix.length, 2),
+                "settings": settings.to_json(),
                 **dataclasses.asdict(prefix.origin),
                 "report": prefix.report,
                 "page": page,
@@ -384,6 +521,13 @@ def described(report: Mapping[str, Any]) -> dict[str, str]:
     own = report["harm_of_document"]
     beside = "" if own is None else f"; of the document itself {figure(own, 3)}"
     lines["harm"] = f"{figure(report['harm'], 3)}{beside}"
+    if (gate := report.get("gate")) is not None:
+        shares = [figure(gate[name]) for name in ("recovered_share", "recovered_share_before")]
+        lines["gate"] = (
+            f"recovered {shares[0]}, before {shares[1]}, of {gate['answers']} answers about what both know"
+        )
+    if (loss := report.get("rounding_loss")) is not None:
+        lines["rounding"] = f"{loss:.2g} nats per token of the answers: mean KL to those of float32"
     lines["cache"] = (
         f"{report['length']} tokens, {size_of(report['cache_bytes'])}; as text {report['tokens']} tokens, "
         f"{size_of(report['document_cache_bytes'])}"

@@ -5,6 +5,7 @@ Whether a document is done is read from the prefix that is there: its recipe nam
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ class Shown:
             typer.echo(f"document {place}/{len(self._names)}  {output.one_line(name)}", err=True)
             self._lines = output.training_progress().__enter__()
         elif progress.note is not None:
-            output.note(f"{output.one_line(name)}: {progress.note}")
+            self._lines(dataclasses.replace(progress, note=f"{output.one_line(name)}: {progress.note}"))
         else:
             self._lines(progress)
 

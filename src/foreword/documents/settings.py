@@ -15,8 +15,16 @@ from foreword.training.settings import TrainingSettings
 from foreword.validation import LARGEST_SEED, SMALLEST_SEED, check_settings, from_mapping, setting
 
 Method = Literal["studied", "matched", "exact"]
+Precision = Literal["float32", "bfloat16"]
 
 DEFAULT_RATIO = 10.0
+
+UNUSED: Mapping[Method, frozenset[str]] = {
+    "studied": frozenset({"precision"}),
+    "matched": frozenset({"steps", "batch_size", "learning_rate", "unrelated", "precision"}),
+    "exact": frozenset({"steps", "batch_size", "learning_rate", "unrelated", "draw"}),
+}
+"""Settings that change nothing of what a method makes, and are refused where they are given."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class DocumentSettings:
         metavar="H",
         help="Fail where answers to unrelated prompts change by more: mean KL to the base, in nats",
     )
+    precision: Precision = setting(
+        "float32", help="Of the numbers that exact keeps; what bfloat16 changes is in the report"
+    )
     seed: int = setting(
         0, ge=SMALLEST_SEED, le=LARGEST_SEED, help="Seed of the start, conversations and order"
     )
@@ -60,8 +71,17 @@ class DocumentSettings:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Self:
-        """Settings from keywords, a table of a file, a job's method; None stands for the default."""
+        """Settings from keywords, a table of a file, a job's method; None stands for the default.
+
+        Raises:
+            UsageError: one out of range, or one that the method does not use.
+        """
         made: Self = from_mapping(cls, given, "document options")
+        for name in given:
+            if name in UNUSED[made.method] and given[name] is not None:
+                raise UsageError(
+                    f"{name} is {given[name]}, which method {made.method} does not use; leave it out"
+                )
         return made
 
     def length_for(self, tokens: int) -> int:
@@ -99,8 +119,9 @@ class DocumentSettings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for the prefix file."""
-        return dataclasses.asdict(self)
+        """Plain data for the prefix file: the settings that the method uses."""
+        unused = UNUSED[self.method]
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
 
 
 class DocumentOptions(TypedDict, total=False):
@@ -116,4 +137,5 @@ class DocumentOptions(TypedDict, total=False):
     chunk_tokens: int | None
     unrelated: float | None
     max_harm: float | None
+    precision: Precision | None
     seed: int | None

@@ -14,13 +14,14 @@ from types import FrameType
 from typing import Any
 
 from foreword.base.base_model import BaseModel
-from foreword.documents.compile import check_base, chunks_of, compile_document, drawn_for
+from foreword.documents.compile import check_base, compile_document
 from foreword.documents.conversations import (
     Conversation,
     conversations_in,
     examples_in,
     saved_lines,
 )
+from foreword.documents.distillation import chunks_of, drawn_for
 from foreword.documents.reading import Document, document_from_bytes
 from foreword.documents.settings import DocumentSettings
 from foreword.examples import Example
