@@ -36,7 +36,7 @@ from typing import Any
 import torch
 
 from foreword import BaseModel, Example, Prefix, compile_document
-from foreword.documents.compile import document_ids, document_template, exact_key_values
+from foreword.documents.exact import document_ids, document_template, exact_key_values
 from foreword.documents.report import bare_template, harm, harm_answers
 from foreword.prefix_sizes import tensor_names
 from foreword.reporting.markdown import table

@@ -44,11 +44,18 @@ def test_a_prefix_of_no_document_is_refused(recipe: dict[str, object]) -> None:
         known_chunks(recipe)
 
 
-def test_a_report_is_worse_beyond_what_two_runs_differ_by() -> None:
-    before = {"recovered_share": 0.95, "harm": 0.3}
-    assert worse({"recovered_share": 0.93, "harm": 0.32}, before) is None
-    assert worse({"recovered_share": 0.95, "harm": 0.3}, {"recovered_share": None}) is None
-    found = worse({"recovered_share": None, "harm": 0.3}, before)
-    assert found == "recovered share unknown: the text itself does not help, before 0.95"
-    assert worse({"recovered_share": 0.9, "harm": 0.3}, before) == "recovered share 0.90, before 0.95"
-    assert worse({"recovered_share": 1.0, "harm": 0.34}, before) == "harm 0.34, before 0.3"
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ((0.93, 0.95, 0.32, 0.3), None),
+        ((None, None, 0.3, 0.3), None),
+        ((0.9, 0.95, 0.3, 0.3), "recovered share 0.90, before 0.95"),
+        ((1.0, 0.95, 0.34, 0.3), "harm 0.34, before 0.3"),
+        ((0.9, 0.95, 0.34, 0.3), "recovered share 0.90, before 0.95; harm 0.34, before 0.3"),
+    ],
+)
+def test_a_prefix_is_worse_beyond_what_two_runs_differ_by(
+    figures: tuple[float | None, ...], expected: str | None
+) -> None:
+    names = ("recovered_share", "recovered_share_before", "harm", "harm_before")
+    assert worse(dict(zip(names, figures, strict=True))) == expected

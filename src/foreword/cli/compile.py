@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ import typer
 
 from foreword.base.options import ModelOptions
 from foreword.cli import output
+from foreword.cli.compile_conversations import WriterOptions, conversations_for
 from foreword.cli.options import (
     DATA,
     OUTPUT,
@@ -30,14 +32,12 @@ from foreword.cli.options import (
 from foreword.cli.train import RUN, run_or_restart
 from foreword.cli.train_destinations import run_folder
 from foreword.documents.settings import FOLDER, DocumentSettings, TogetherSettings
-from foreword.errors import HarmExceeded, OutputExists, ReportWorse, UsageError
+from foreword.errors import HarmExceeded, ReportWorse, UsageError
 from foreword.training.settings import PREFIX
 from foreword.validation import setting
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
-    from foreword.documents.conversations import Conversation
-    from foreword.documents.reading import Document
     from foreword.prefix import Prefix
 
 EXAMPLE = (
@@ -79,6 +79,7 @@ class Files:
         previous: prefix of an earlier state of the document, to go on from.
         gate: whether a report that is worse than its one fails.
         conversations: to train on, instead of those that are drawn from the text.
+        writer: model that writes them, if any does.
         keep: where the conversations go that are trained on.
         questions: that the report is about.
         report: where the report goes as a page.
@@ -87,6 +88,7 @@ class Files:
     previous: Path | None
     gate: bool
     conversations: Path | None
+    writer: WriterOptions
     keep: Path | None
     questions: Path | None
     report: Path | None
@@ -121,8 +123,12 @@ def compile(
         help="Conversations to train on, your own or kept ones, instead of those drawn from the text",
     ),
     keep: Path | None = setting(
-        None, section=DATA, metavar="FILE", help="Keep the conversations here, to be used again"
+        None,
+        section=DATA,
+        metavar="FILE",
+        help="Keep the conversations here, to be used again; written ones are kept with the checkpoints else",
     ),
+    writing: WriterOptions,
     questions: Path | None = setting(
         None,
         section=DATA,
@@ -197,12 +203,15 @@ def compile(
             raise UsageError("no place for the prefix; say which file to write: --out FILE")
         if gate and previous is None:
             raise UsageError("--gate compares with an earlier prefix; it needs --from PREFIX")
-        files = Files(previous, gate, conversations, keep, questions, report)
+        writing.check(context)
+        files = Files(previous, gate, conversations, writing, keep, questions, report)
         return _compile_one(request, document, out, files)
     from foreword.cli.compile_folder import compile_folder
     from foreword.cli.train_destinations import destination
 
-    if given := typed(context, "previous", "gate", "conversations", "keep", "questions", "report"):
+    of_one = ("previous", "gate", "conversations", "keep", "questions", "report")
+    writers = [each.name for each in dataclasses.fields(WriterOptions)]
+    if given := typed(context, *of_one, *writers):
         raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
     if document.is_file():
         raise UsageError(f"{document} is a file; --by document takes a folder, or leave it out")
@@ -233,8 +242,8 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
     questions = None if files.questions is None else read_questions(files.questions)
     previous = None if files.previous is None else Prefix.load(files.previous)
     base = request.load()
-    conversations = _conversations(request, base, document, files)
     folder = request.checkpoint_dir or run_folder(out)
+    conversations = conversations_for(request, base, document, files, folder)
 
     def run(shown: Callable[[Any], None]) -> Prefix:
         return compile_document(
@@ -253,9 +262,14 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
         )
 
     def write_page(report: Mapping[str, Any], page: Path, *, overwrite: bool) -> None:
-        write_text(
-            page, report_page(report, document=document.name, base=base.shown_name), overwrite=overwrite
+        shown = report_page(
+            report,
+            document=document.name,
+            base=base.shown_name,
+            settings=request.settings.to_json(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        write_text(page, shown, overwrite=overwrite)
 
     try:
         with says_how_to_go_on(folder):
@@ -273,7 +287,7 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
     prefix.save(out, overwrite=request.overwrite)
     if files.report is not None:
         write_page(prefix.report, files.report, overwrite=request.overwrite)
-    _tell(prefix, out, folder, files.report, json=request.json)
+    _tell(prefix, request.settings, out, folder, files.report, json=request.json)
 
 
 def _check_apart(document: Path, out: Path, files: Files) -> None:
@@ -296,35 +310,6 @@ def _check_apart(document: Path, out: Path, files: Files) -> None:
             raise UsageError(f"{name} and {other} are both {path}; name another file for {name}")
 
 
-def _conversations(
-    request: Request, base: BaseModel, document: Document, files: Files
-) -> Sequence[Conversation] | None:
-    """Those of the user's file, or drawn ones if they are to be kept; None leaves them to the function."""
-    from foreword.documents.compile import chunks_of, drawn_for
-    from foreword.documents.conversations import read_conversations, save_conversations
-
-    if files.conversations is None and files.keep is None:
-        return None
-    chunks = chunks_of(base, document.text, request.settings)
-    made: Mapping[str, Any] = {"drawn": request.settings.draw, "seed": request.settings.seed}
-    if files.conversations is None:
-        found: tuple[Conversation, ...] = tuple(drawn_for(chunks, request.settings))
-    else:
-        read = read_conversations(files.conversations, document.text, chunks)
-        found, made = read.conversations, read.made
-        if left_out := read.rejected.total():
-            reasons = ", ".join(f"{count} ({why})" for why, count in sorted(read.rejected.items()))
-            output.note(f"{left_out} conversations do not pass the check against the text: {reasons}")
-    if files.keep is not None and found:
-        try:
-            save_conversations(files.keep, found, document.text, chunks, made, overwrite=request.overwrite)
-        except OutputExists:
-            # A run that goes on finds there what it wrote before it was stopped.
-            if read_conversations(files.keep, document.text, chunks).conversations != found:
-                raise
-    return found or None
-
-
 @contextlib.contextmanager
 def says_how_to_go_on(folder: Path) -> Iterator[None]:
     """Ctrl-C outside of training, when a checkpoint is there already, says so like one in training."""
@@ -343,7 +328,9 @@ def says_how_to_go_on(folder: Path) -> Iterator[None]:
         raise interrupt from error
 
 
-def _tell(prefix: Prefix, out: Path, folder: Path, page: Path | None, *, json: bool) -> None:
+def _tell(
+    prefix: Prefix, settings: DocumentSettings, out: Path, folder: Path, page: Path | None, *, json: bool
+) -> None:
     size = out.stat().st_size
     run = folder if folder.is_dir() else None
     if json:
@@ -353,7 +340,10 @@ def _tell(prefix: Prefix, out: Path, folder: Path, page: Path | None, *, json: b
                 "digest": prefix.digest,
                 "bytes": size,
                 "base": prefix.base.name,
+                "method": settings.method,
                 "length": prefix.length,
+                "ratio": round(prefix.report["tokens"] / prefix.length, 2),
+                "settings": settings.to_json(),
                 **dataclasses.asdict(prefix.origin),
                 "report": prefix.report,
                 "page": page,
@@ -389,6 +379,13 @@ def described(report: Mapping[str, Any]) -> dict[str, str]:
     own = report["harm_of_document"]
     beside = "" if own is None else f"; of the document itself {figure(own, 3)}"
     lines["harm"] = f"{figure(report['harm'], 3)}{beside}"
+    if (gate := report.get("gate")) is not None:
+        shares = [figure(gate[name]) for name in ("recovered_share", "recovered_share_before")]
+        lines["gate"] = (
+            f"recovered {shares[0]}, before {shares[1]}, of {gate['answers']} answers about what both know"
+        )
+    if (loss := report.get("rounding_loss")) is not None:
+        lines["rounding"] = f"{loss:.2g} nats per token of the answers: mean KL to those of float32"
     lines["cache"] = (
         f"{report['length']} tokens, {size_of(report['cache_bytes'])}; as text {report['tokens']} tokens, "
         f"{size_of(report['document_cache_bytes'])}"

@@ -28,6 +28,9 @@ MOST_CHUNKS = 900
 MOST_WORSE = 0.03
 """By which a recovered share may be lower than the previous one: as much as two runs differ by."""
 
+HARM_TIMES = 1.1
+"""By which harm may be larger: as much as it is for another seed."""
+
 
 def digests(chunks: Sequence[Chunk]) -> list[str]:
     """What a prefix file keeps of each chunk, so that an edit can be told from it."""
@@ -102,18 +105,16 @@ def replay(
     return [conversations[number] for number in sorted(kept)]
 
 
-def worse(report: Mapping[str, Any], previous: Mapping[str, Any]) -> str | None:
-    """What of a report is worse than in the previous prefix's, in words; None where nothing is.
+def worse(gate: Mapping[str, Any]) -> str | None:
+    """What is worse than with the previous prefix, in words; None where nothing is.
 
-    Each is about questions on its own state of the document. Harm may be as much more as it is for another
-    seed: a tenth.
+    Args:
+        gate: of a report: both prefixes' figures, of the same questions and prompts.
     """
     found = []
-    share, before = report.get("recovered_share"), previous.get("recovered_share")
-    if isinstance(before, float) and not (isinstance(share, float) and share >= before - MOST_WORSE):
-        shown = f"{share:.2f}" if isinstance(share, float) else "unknown: the text itself does not help"
-        found.append(f"recovered share {shown}, before {before:.2f}")
-    harm, harm_before = report.get("harm"), previous.get("harm")
-    if isinstance(harm, float) and isinstance(harm_before, float) and harm > 1.1 * harm_before:
-        found.append(f"harm {harm:.4g}, before {harm_before:.4g}")
+    share, before = gate["recovered_share"], gate["recovered_share_before"]
+    if before is not None and share is not None and share < before - MOST_WORSE:
+        found.append(f"recovered share {share:.2f}, before {before:.2f}")
+    if gate["harm"] > HARM_TIMES * gate["harm_before"]:
+        found.append(f"harm {gate['harm']:.4g}, before {gate['harm_before']:.4g}")
     return "; ".join(found) or None

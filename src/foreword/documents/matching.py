@@ -28,7 +28,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +81,7 @@ def matched_key_values(
     *,
     reference: Sequence[Sequence[int]] | None = None,
     seed: int = 0,
+    on_layer: Callable[[int], None] | None = None,
 ) -> KeyValues:
     """Keys and values by place (prefix_sizes.py) of a document's prefix of `length`, float32 on the CPU.
 
@@ -90,6 +91,7 @@ def matched_key_values(
         reference: texts as they would stand behind the document, such as questions with answers, of which
             about `REFERENCE_TOKENS` tokens are read; None: pieces of the document, read again.
         seed: draws the texts, or the pieces.
+        on_layer: called with the number of layers that are fitted, as each is.
 
     Raises:
         UsageError: a length out of range, reference texts without tokens, or a token that the base
@@ -124,7 +126,7 @@ def matched_key_values(
     chosen = {
         place: tuple(part[..., :length, :].clone() for part in pair) for place, pair in key_values.items()
     }
-    return _fit_along(base, texts, moved, chosen)  # type: ignore[arg-type]
+    return _fit_along(base, texts, moved, chosen, on_layer)  # type: ignore[arg-type]
 
 
 def check_can_match(base: BaseModel) -> None:
@@ -198,6 +200,7 @@ def _fit_along(
     texts: Sequence[Sequence[int]],
     document: Sequence[tuple[torch.Tensor, torch.Tensor]],
     start: KeyValues,
+    on_layer: Callable[[int], None] | None,
 ) -> KeyValues:
     """One pass over the texts behind a prefix of which each layer is fitted just before it is read.
 
@@ -226,6 +229,8 @@ def _fit_along(
         key_HPD, value_HPD = match_layer(reader, key_HTD, value_HTD, block.longest)
         own_key[0].copy_(key_HPD)
         own_value[0].copy_(value_HPD)
+        if on_layer is not None:
+            on_layer(len(fitted))
 
     context = AttentionContext(
         prefixes=prefixes,

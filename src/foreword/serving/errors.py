@@ -62,7 +62,6 @@ ADVICE = {
     "format not told": "write one JSON object a line, or a table with named columns",
     "no dev examples": "give validation_file, or leave hyperparameters.patience out",
     "two starts": "leave hyperparameters.init out, or train from the base model",
-    "harm exceeded": "allow more with max_harm, or take a larger share of unrelated prompts or fewer steps",
     "no start": "take another hyperparameters.parameterization, such as direct, or train from the base model",
 }
 """What to do over HTTP, by `ForewordError.remedy`."""

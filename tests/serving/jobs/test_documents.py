@@ -33,7 +33,7 @@ from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
 TEXT = b"The gate opens at nine. Mr. Ott has the key. It closes at noon, and Ada rings a bell.\n\n# Rules\n\nNo dogs."
 QUICK: dict[str, Any] = {"steps": 10, "batch_size": 4, "draw": 16, "chunk_tokens": 60, "length": 8}
-EXACT: dict[str, Any] = {"hyperparameters": {"method": "exact", "draw": 16}}
+EXACT: dict[str, Any] = {"hyperparameters": {"method": "exact"}}
 QUESTIONS = (
     b'{"question": "When does the gate open?", "answer": "at nine"}\n'
     b'{"question": "Who has the key?", "answer": "Mr. Ott"}\n'
@@ -223,6 +223,7 @@ def test_a_large_file_of_conversations_is_read_by_a_process_of_its_own() -> None
         ({"hyperparameters": {"draw": 10**6}}, {}, "method.document.hyperparameters.draw", "above maximum"),
         ({"hyperparameters": {"length": 8, "ratio": 2.0}}, {}, None, "length or ratio, not both"),
         ({"hyperparameters": {"length": 600}}, {}, None, "600"),
+        ({"hyperparameters": {"method": "matched", "steps": 9}}, {}, None, "steps is 9, which method matched"),
         ({"conversations": "file-none"}, {}, "method.document.conversations", "no file"),
         ({"conversations": "DOCUMENT"}, {}, "method.document.conversations", "expected questions and answers"),
         ({}, {"validation_file": "DOCUMENT"}, "validation_file", "expected questions and answers"),

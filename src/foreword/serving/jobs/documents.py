@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from foreword.base.base_model import BaseModel
-from foreword.documents.compile import check_base, chunks_of, compile_document, drawn_for
+from foreword.documents.compile import check_base, compile_document
 from foreword.documents.conversations import (
     Conversation,
     conversations_in,
@@ -23,6 +23,7 @@ from foreword.documents.conversations import (
 )
 from foreword.documents.reading import Document, document_from_bytes
 from foreword.documents.settings import DocumentSettings
+from foreword.documents.studies import chunks_of, drawn_for
 from foreword.examples import Example
 from foreword.examples.records import Line, lines_of
 from foreword.prefix import Prefix

@@ -390,6 +390,8 @@ class TrainingRun:
         identifier = progress.owner or ""
         if progress.tokens is not None:
             self._heartbeat.used[identifier] = Used(progress.step, progress.tokens)
+        if progress.done:
+            return  # what is being done was told when it began
         if progress.note is not None:
             # A note of going on names the file, which is nothing to an owner.
             note = progress.note.split(": ", 1)[0] if progress.note.startswith("going on") else progress.note
