@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from foreword import BaseModel, Prefix, PrefixStore, compile_document
 from foreword.cli import output
 from foreword.cli.compile_conversations import WriterOptions
+from foreword.cli.compile_folder import _print
 from foreword.documents import compile_documents
 from foreword.documents.reading import read_document
 from foreword.documents.written import KINDS, BaseWriter, EndpointWriter, Written
@@ -385,6 +387,28 @@ def test_documents_go_into_a_store_once(run: Any, base: str, folder: str) -> Non
         assert store.get("ada/well").length == 12
     Path(folder, "well.html").write_text("<p>Other</p>")
     assert "would both be the prefix 'well'" in run(*options).stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_table_of_documents_fits_a_terminal_and_has_a_line_a_document_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    if terminal:
+        for name, value in {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "80"}.items():
+            monkeypatch.setenv(name, value)
+    names = ["handbook", "the annual report of the year before last, with all tables", "a" * 70]
+    report = {"tokens": 15340, "recovered_share": 0.912, "harm": 0.4312}
+    made = {"length": 1534, "report": report, "before": False}
+    rows = [{"document": name, "prefix": f"prefixes/{name}.prefix", **made} for name in names]
+    _print(rows, [{"document": "scan", "type": "BadDocument", "message": "no text on its pages. " * 9}])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).split("next: ")[0].splitlines()
+    figures = [line for line in lines if "0.91 " in line]
+    assert len(figures) == len(names)
+    if terminal:
+        assert max(map(len, lines)) <= 80
+    else:
+        assert all(f"prefixes/{name}.prefix" in line for name, line in zip(names, figures, strict=True))
+        assert len([line for line in lines if line.strip().startswith("scan")]) == 1
 
 
 def test_documents_that_are_trained_together_are_one_run(run: Any, base: str, folder: str) -> None:

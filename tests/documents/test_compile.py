@@ -14,12 +14,15 @@ from transformers import DynamicCache
 
 from foreword import BaseModel, Example, Prefix, compile_document, generate
 from foreword.documents.conversations import Conversation
-from foreword.documents.exact import document_ids, document_template, piecewise_start
+from foreword.documents.exact import document_ids, document_template, exact_key_values, piecewise_start
 from foreword.documents.report import bare_template
 from foreword.documents.settings import DocumentSettings
 from foreword.documents.studies import chunks_of, studies, study
 from foreword.errors import CheckpointMismatch, ReportWorse, UsageError, WindowExceeded
+from foreword.training.initialization import activations
 from foreword.training.train import TrainingStopped
+from support.architectures.decoder_only import DECODER_ONLY_WORKING
+from support.architectures.zoo import Architecture
 from support.few_prompts import take_few_prompts
 from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
@@ -64,6 +67,33 @@ def test_exact_writes_what_the_text_in_the_prompt_does(base: BaseModel, chat: st
         prompt = prompt.replace(TEXT, f"{TEXT}\n\nBe brief.")
         expected = generate(base, [prompt], raw=True, max_new_tokens=12)
         assert generate(base, [instructed], prefix, max_new_tokens=12) == expected
+
+
+@pytest.mark.parametrize("architecture", DECODER_ONLY_WORKING, ids=lambda each: each.model_type)
+def test_a_documents_keys_and_values_are_read_without_its_logits(architecture: Architecture) -> None:
+    base, ids = architecture.base, [3, 9, 27, 17, 50]
+    expected = activations(base, ids, ids, len(ids))  # from the model as a whole
+    asked: list[object] = []
+    with base.model.get_output_embeddings().register_forward_hook(lambda *given: asked.append(given)):
+        found = exact_key_values(base, ids)
+    # transformers finds no inner model of some (Llama 4's text model): there the head cannot be left out.
+    assert not asked or base.model.base_model is base.model
+    assert found.keys() == expected.keys()
+    for place, pair in expected.items():
+        assert all(torch.equal(one, other) for one, other in zip(found[place], pair, strict=True))
+
+
+def test_exact_reads_the_document_once(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def reading(base: BaseModel, ids: list[int]) -> Any:
+        read.append(len(ids))
+        return exact_key_values(base, ids)
+
+    monkeypatch.setattr("foreword.documents.compile.exact_key_values", reading)
+    prefix = compile_document(base, TEXT, method="exact")
+    assert read == [prefix.length]
+    assert prefix.report["recovered_share"] == 1
 
 
 def test_exact_keeps_the_losses_of_the_text_in_the_prompt(base: BaseModel, tmp_path: Path) -> None:

@@ -189,13 +189,16 @@ def capture_kv(
         tokens: how many, from the text's beginning; None: all.
         device: where they go, in float32: layers of one model can live on different devices.
     """
-    output, calls = capture_attention(model, inputs)
     layers: dict[Stream, dict[int, tuple[torch.Tensor, torch.Tensor]]] = defaultdict(dict)
-    for call in calls:
+
+    def keep(call: AttentionCall) -> None:  # and not the queries, which of a long text are as large again
         layer: LayerInfo = call.module.foreword_layer  # type: ignore[assignment]
         if layer.layer not in layers[layer.stream]:  # else it shares those of an earlier layer
             key_HPD, value_HPD = (part[0, :, :tokens].float().to(device) for part in (call.key, call.value))
             layers[layer.stream][layer.layer] = (key_HPD, value_HPD)
+
+    with attention_context(AttentionContext(record=keep)):
+        output = model(**inputs, use_cache=False)
     key_values: KeyValues = {}
     for stream, by_layer in layers.items():
         pairs = [by_layer[layer] for layer in range(len(by_layer))]

@@ -453,7 +453,11 @@ class DocumentRun:
 
         pairs = [(each.source, each.target) for each in (*about, *answers)]
         fits = all(self._fits(*pair, len(self.ids)) for pair in pairs)
-        document = self.prefix(exact_key_values(base, self.ids)) if fits else None
+        document = None
+        if fits and self.settings.method == "exact" and self.settings.precision == "float32":
+            document = prefix
+        elif fits:
+            document = self.prefix(exact_key_values(base, self.ids))
 
         @functools.cache
         def chunk_prefix(number: int) -> Prefix:

@@ -356,11 +356,14 @@ def weigh_keys(readers: Readers, targets: Targets, key_HPD: torch.Tensor) -> tor
     """Keys each of which counts as often as it must for all to have the document's share of the softmax."""
     query_HMD, share_HM = readers.query_HMD, targets.share_HM
     weight_HMP = (query_HMD @ key_HPD.transpose(1, 2) - targets.total_HM[..., None]).exp_()
-    gram_HPP = weight_HMP.transpose(1, 2) @ weight_HMP
-    wanted_HP1 = weight_HMP.transpose(1, 2) @ share_HM[..., None]
+    turned_HPM = weight_HMP.transpose(1, 2)
+    # Of many keys and few queries the P * P products would be larger than all else.
+    gram_HPP = turned_HPM @ weight_HMP if weight_HMP.shape[2] <= weight_HMP.shape[1] else None
+    wanted_HP1 = turned_HPM @ share_HM[..., None]
     times_HP1 = torch.ones_like(wanted_HP1)
     for _ in range(WEIGHT_STEPS):  # multiplicative, so that no weight becomes negative
-        times_HP1 = times_HP1 * wanted_HP1 / (gram_HPP @ times_HP1 + TINY)
+        mass_HP1 = turned_HPM @ (weight_HMP @ times_HP1) if gram_HPP is None else gram_HPP @ times_HP1
+        times_HP1 = times_HP1 * wanted_HP1 / (mass_HP1 + TINY)
     bias_HP1 = times_HP1.clamp_min(TINY).log().clamp(-LARGEST_BIAS, LARGEST_BIAS)
     # The direction whose product with every query is 1, where the document counts most.
     counted_HMD = query_HMD * share_HM[..., None]
@@ -385,13 +388,24 @@ def fit_values(
     weight_HMP = (scores_HMP - total_HM[..., None]).exp_()
     own_HM1 = (readers.own_mass_HM - total_HM).exp()[..., None]
     missing_HMD = targets.output_HMD - own_HM1 * readers.own_HMD - weight_HMP @ value_HPD
+    return value_HPD + least_squares(weight_HMP, missing_HMD)
+
+
+def least_squares(weight_HMP: torch.Tensor, wanted_HMD: torch.Tensor) -> torch.Tensor:
+    """Numbers `[H, P, D]` whose weighted sums are the wanted ones, by ridge regression.
+
+    Of fewer queries than keys from a matrix of M * M, which gives the same: (W'W + r)^-1 W' = W'(WW' + r)^-1.
+    """
     turned_HPM = weight_HMP.transpose(1, 2)
-    return value_HPD + solve(turned_HPM @ weight_HMP, turned_HPM @ missing_HMD)
+    equations, unknowns = weight_HMP.shape[1:]
+    if unknowns <= equations:
+        return solve(turned_HPM @ weight_HMP, turned_HPM @ wanted_HMD)
+    return turned_HPM @ solve(weight_HMP @ turned_HPM, wanted_HMD, RIDGE * equations / unknowns)
 
 
-def solve(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def solve(gram: torch.Tensor, right: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
     """Ridge regression from normal equations, in float64: keys nearly alike make them all but singular."""
     gram = gram.double()
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    diagonal += RIDGE * diagonal.mean(-1, keepdim=True) + TINY
+    diagonal += ridge * diagonal.mean(-1, keepdim=True) + TINY
     return torch.cholesky_solve(right.double(), torch.linalg.cholesky(gram)).to(right.dtype)

@@ -286,7 +286,8 @@ def divergence(base: BaseModel, first: Prefix | None, second: Prefix, answers: S
     templates = (bare_template(base, second.template) if first is None else first.template, second.template)
     rows = [[encode_example(each, base.tokenizer, template)[0] for each in answers] for template in templates]
     total, count = 0.0, 0
-    for indices in batches_by_length(rows[0], HARM_BATCH_TOKENS):
+    longest = max(each.length for each in given if each is not None)
+    for indices in batches_by_length(rows[0], HARM_BATCH_TOKENS, longest):
         prefixes = [
             None if each is None else PrefixBatch.stack([each] * len(indices), base.device) for each in given
         ]
