@@ -17,6 +17,7 @@ from foreword import BaseModel
 from foreword.base.attention import capture_attention
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
+from foreword.documents.exact import exact_key_values
 from foreword.documents.matching import RIDGE, TINY, Readers, least_squares, match_layer, matched_key_values
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
@@ -142,6 +143,18 @@ class LargestTensor(TorchDispatchMode):
         sizes = [each.numel() for each in pytree.tree_leaves(made) if isinstance(each, torch.Tensor)]
         self.numbers = max(self.numbers, *sizes, 0)
         return made
+
+
+def test_a_long_document_is_read_without_a_mask_of_its_tokens_by_its_tokens(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = exact_key_values(tiny_base, DOCUMENT)["decoder"]
+    monkeypatch.setattr("foreword.base.attention.LONGEST_MASK", len(DOCUMENT) - 1)
+    with LargestTensor() as largest:
+        found = exact_key_values(tiny_base, DOCUMENT)["decoder"]
+    assert largest.numbers < len(DOCUMENT) ** 2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_many_keys_and_few_queries_need_no_matrix_of_keys_by_keys() -> None:

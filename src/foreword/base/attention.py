@@ -42,6 +42,10 @@ Kernel = Literal["sdpa", "eager"]
 IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "foreword-eager"}
 """Names under which transformers finds the functions (`attn_implementation=`)."""
 
+LONGEST_MASK = 4096
+"""Tokens of the longest text without a prefix that gets a mask where the kernel's causal flag says the same.
+Of 20,000 tokens a mask is 0.4 GB of truth values, and 1.6 GB of numbers in each layer."""
+
 CAUSAL_DEVICES = {"cuda"}
 """Where a kernel that knows the causal pattern is faster than one that reads a mask, so that no mask is made
 where that pattern is all that it says. The CPU's would make the mask anew for every layer."""
@@ -418,6 +422,8 @@ def _make_mask(**kwargs: Any) -> torch.Tensor | None:
     if state.ragged is not None:
         return None
     _begin_pass(state, kwargs)
+    if state.prefixes is None and state.layout is None and kwargs["q_length"] > LONGEST_MASK:
+        return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
     if torch.device(kwargs.get("device", "cpu")).type in CAUSAL_DEVICES and state.metadata.is_causal(kwargs):
         return None
     return _mask_of_rows(state, kwargs)
