@@ -4,6 +4,7 @@
     python -m benchmarks.documents --part matched --ratios 2 4 10 --results documents.jsonl
     python -m benchmarks.documents --part rivals --results documents.jsonl
     python -m benchmarks.documents --part edits --results documents.jsonl
+    python -m benchmarks.documents --part chunks --results documents.jsonl
     python -m benchmarks.documents --part joining --seeds 0 1 2 --results documents.jsonl
     python -m benchmarks.documents --part gemma --results documents.jsonl
     python -m benchmarks.documents --part exact-serving --engines local --results documents.jsonl
@@ -54,6 +55,7 @@ OTHERS = {
     "serving": "document_serving",
     "rivals": "document_rivals",
     "edits": "document_edits",
+    "chunks": "document_chunks",
     "joining": "document_joining",
     "gemma": "document_gemma",
 }

@@ -280,14 +280,15 @@ def test_the_help_names_all_kinds_of_conversations() -> None:
             "--draw is 400, which method exact does not",
         ),
         (TEXT.encode(), ("--questions", "none.jsonl"), 1, "none.jsonl does not exist"),
-        (TEXT.encode(), ("--owner", "me"), 2, "--by document"),
+        (TEXT.encode(), ("--owner", "me"), 2, "say where the prefix goes: --out FILE, or --store PLACE"),
+        (TEXT.encode(), ("--store", "s"), 2, "--out and --store are both given"),
         (TEXT.encode(), ("--by", "document"), 2, "gate.md is a file; --by document takes a folder"),
         (TEXT.encode(), ("--together",), 2, "--together is given, but it is for a folder of documents"),
         (TEXT.encode(), ("--report", "no/a.html"), 1, "the folder no"),
     ],
     ids=[
         *("empty", "pdf", "binary", "short", "both", "exact"),
-        *("long", "steps", "method", "unused", "questions", "owner", "folder", "together", "report"),
+        *("long", "steps", "method", "unused", "questions", "owner", "store", "folder", "together", "report"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
@@ -460,3 +461,40 @@ def test_an_edit_goes_on_from_the_earlier_file_and_passes_the_gate_or_not(
     assert not Path("d.prefix").exists()
     done = run("compile", document, "--gate", "--out", "d.prefix", *options)
     assert (done.status, done.stderr.count("it needs --from PREFIX")) == (2, 1)
+
+
+def test_an_edit_becomes_the_latest_version_in_a_store_if_it_passes_the_gate(
+    run: Any, base: str, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("compile", document, "--base", base, "--owner", "ada", "--json", *QUICK)
+    done = run(*options)
+    assert done.status == 0, done.stderr
+    assert (done.json["prefix"], Path(done.json["run"]).parts[0]) == ("ada/gate@1", "prefixes")
+    text = read_document(document).text
+    expected = compile_document(BaseModel.load(base), text, **OPTIONS)
+    with PrefixStore("prefixes") as store:
+        first = store.get("ada/gate")
+    assert same(first, expected)
+    Path(document).write_text(TEXT + "\n\n# More\n\nCats may come in on Sundays.")
+    edit = (*options[:-2], "--from", "ada/gate", "--gate")  # without a length, which it keeps
+    with monkeypatch.context() as patched:
+        patched.setattr("foreword.documents.edits.HARM_TIMES", 0.0)
+        done = run(*edit)
+    assert done.status == 1
+    assert "a version of ada/gate was not written" in done.stdout
+    with PrefixStore("prefixes") as store:
+        assert store.describe("ada/gate").version.number == 1
+    monkeypatch.setattr("foreword.documents.edits.HARM_TIMES", 99.0)
+    monkeypatch.setattr("foreword.documents.edits.MOST_WORSE", 99.0)
+    done = run(*edit)
+    assert done.status == 0, done.stderr
+    assert done.json["prefix"] == "ada/gate@2"
+    assert done.json["report"]["gate"]["harm"] >= 0
+    with PrefixStore("prefixes") as store:
+        assert store.get("ada/gate").recipe["document"]["previous"] == first.digest
+        folder = Path(done.json["run"])
+        assert folder.is_dir()
+        store.forget("ada")
+    assert not folder.exists()
+    absent = run(*options[:-2], "--from", "ada/wall")
+    assert (absent.status, "ada/wall" in absent.stdout) == (1, True)

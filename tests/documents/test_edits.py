@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import re
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,22 @@ def test_chunks_that_the_old_document_did_not_have_are_new() -> None:
     chunks = split(edited, len, 40)
     assert [chunks[number].section for number in changed(chunks, known)] == ["Two", "Between"]
     assert changed(split(OLD.replace("# One\n\nThe gate opens at nine.\n\n", ""), len, 40), known) == []
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "documents"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.summary.md")), ids=lambda path: path.stem)
+def test_a_sentence_that_is_put_in_makes_few_chunks_new(path: Path) -> None:
+    def tokens(part: str) -> int:
+        return round(1.3 * len(part.split()))
+
+    text = path.with_name(path.name.replace(".summary", "")).read_text(encoding="utf-8")
+    known = digests(split(text, tokens, 160))
+    places = [match.end() for match in re.finditer(r"(?<=[.!?]) (?=[A-Z])", text)]
+    for at in places[:: max(1, len(places) // 6)]:
+        edited = f"{text[:at]}The board added this in the spring, after a long talk. {text[at:]}"
+        assert 1 <= len(changed(split(edited, tokens, 160), known)) <= 4
 
 
 def test_as_many_digests_as_are_kept_fit_into_a_prefix_file() -> None:

@@ -30,7 +30,6 @@ from foreword.cli.options import (
     typed,
 )
 from foreword.cli.train import RUN, run_or_restart
-from foreword.cli.train_destinations import run_folder
 from foreword.documents.settings import FOLDER, DocumentSettings, TogetherSettings
 from foreword.errors import HarmExceeded, ReportWorse, UsageError
 from foreword.training.settings import PREFIX
@@ -38,16 +37,18 @@ from foreword.validation import setting
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
+    from foreword.cli.train_destinations import Destination
     from foreword.prefix import Prefix
 
 EXAMPLE = (
     "  foreword compile handbook.md --base smollm2-135m-instruct --out handbook.prefix\n"
     "  foreword compile contract.pdf --ratio 5 --max-harm 0.5 --out contract.prefix --report contract.html\n"
     "  foreword compile manuals --by document --out prefixes\n"
-    "  foreword compile manuals --by document --together --owner alice"
+    "  foreword compile manuals --by document --together --owner alice\n"
+    "  foreword compile handbook.md --owner alice --from alice/handbook --gate"
 )
 
-EDIT = "Edited document"
+EDIT, STORE = "Edited document", "Store"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Request:
         settings: what decides which prefix comes out.
         together: how the documents of a folder see each other.
         checkpoint_dir, checkpoint_every: where and how often; None for the default.
+        in_store: whether what is made goes into a store.
     """
 
     settings: DocumentSettings
@@ -67,6 +69,7 @@ class Request:
     checkpoint_dir: Path | None
     checkpoint_every: int | None
     load: Callable[[], BaseModel]
+    in_store: bool
     overwrite: bool
     json: bool
 
@@ -76,7 +79,7 @@ class Files:
     """Files beside one document.
 
     Attributes:
-        previous: prefix of an earlier state of the document, to go on from.
+        previous: of an earlier state of the document, to go on from: a file, or a version in the store.
         gate: whether a report that is worse than its one fails.
         conversations: to train on, instead of those that are drawn from the text.
         writer: model that writes them, if any does.
@@ -85,7 +88,7 @@ class Files:
         report: where the report goes as a page.
     """
 
-    previous: Path | None
+    previous: str | None
     gate: bool
     conversations: Path | None
     writer: WriterOptions
@@ -106,15 +109,16 @@ def compile(
     *,
     options: ModelOptions,
     settings: DocumentSettings,
-    previous: Path | None = setting(
+    previous: str | None = setting(
         None,
         name="from",
         section=EDIT,
         metavar="PREFIX",
-        help="Prefix file of an earlier state of the document, to go on from",
+        help="Prefix of an earlier state of the document, to go on from: a file; with --owner one in the "
+        "store, such as alice/handbook",
     ),
     gate: bool = setting(
-        False, section=EDIT, help="Write nothing where the report is worse than that of --from"
+        False, section=EDIT, help="Write nothing where the prefix is worse than that of --from"
     ),
     conversations: Path | None = setting(
         None,
@@ -138,15 +142,15 @@ def compile(
     by: Literal["document"] | None = setting(
         None, section=FOLDER, help="document: make a prefix of each document in the folder DOCUMENT"
     ),
+    visibility: TogetherSettings,
     owner: str | None = setting(
         None,
         metavar="NAME",
-        section=FOLDER,
-        help="Put each prefix into the store as NAME/DOCUMENT, instead of --out",
+        section=STORE,
+        help="Put the prefix, or each one, into the store as NAME/DOCUMENT, instead of --out",
     ),
-    visibility: TogetherSettings,
-    store: str = option_of(StoreOptions, "store", "prefixes", section=FOLDER),
-    blobs: str | None = option_of(StoreOptions, "blobs", section=FOLDER),
+    store: str = option_of(StoreOptions, "store", "prefixes", section=STORE),
+    blobs: str | None = option_of(StoreOptions, "blobs", section=STORE),
     label: list[str] | None = setting(
         None, metavar="NAME=VALUE", section=PREFIX, help="Label kept in the prefix file; repeatable"
     ),
@@ -178,6 +182,8 @@ def compile(
     stopped goes on when the same command is given again; see docs/documents.md.
     """
     from foreword.cli.loading import load_base
+    from foreword.cli.train_destinations import destination
+    from foreword.files import check_output
 
     if checkpoint_every is not None and checkpoint_every < 1:
         raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
@@ -189,25 +195,28 @@ def compile(
         checkpoint_dir=checkpoint_dir,
         checkpoint_every=checkpoint_every,
         load=functools.partial(load_base, base, options),
+        in_store=owner is not None,
         overwrite=overwrite,
         json=json,
     )
     if by is None:
-        if given := typed(context, "owner", "store", "blobs", "together", "neighbours", "mixed"):
+        if given := typed(context, "together", "neighbours", "mixed"):
             raise UsageError(f"{given[0]} is given, but it is for a folder of documents: --by document")
         if document.is_dir():
             raise UsageError(
                 f"{document} is a folder; --by document makes a prefix of each document in it, or name a file"
             )
-        if out is None:
-            raise UsageError("no place for the prefix; say which file to write: --out FILE")
         if gate and previous is None:
             raise UsageError("--gate compares with an earlier prefix; it needs --from PREFIX")
         writing.check(context)
         files = Files(previous, gate, conversations, writing, keep, questions, report)
-        return _compile_one(request, document, out, files)
+        _check_place(context, out, owner, "the prefix goes: --out FILE")
+        _check_apart(document, out, files)
+        if out is not None:
+            check_output(out, overwrite=overwrite)
+        with destination(out, store, blobs, checkpoint_dir, owner=owner, file=True) as goal:
+            return _compile_one(request, document, goal, files)
     from foreword.cli.compile_folder import compile_folder
-    from foreword.cli.train_destinations import destination
 
     of_one = ("previous", "gate", "conversations", "keep", "questions", "report")
     writers = [each.name for each in dataclasses.fields(WriterOptions)]
@@ -215,34 +224,36 @@ def compile(
         raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
     if document.is_file():
         raise UsageError(f"{document} is a file; --by document takes a folder, or leave it out")
-    if (out is None) == (owner is None):
-        raise UsageError(
-            "say where the documents' prefixes go: --out FOLDER for a file each, or --store PLACE --owner "
-            "NAME for NAME/DOCUMENT in a store"
-        )
-    if out is not None and (given := typed(context, "store", "blobs")):
-        raise UsageError(f"--out and {given[0]} are both given; to put prefixes into a store, use --owner")
+    _check_place(context, out, owner, "the documents' prefixes go: --out FOLDER for a file each")
     with destination(out, store, blobs, checkpoint_dir, owner=owner, what="document") as goal:
         compile_folder(request, document, goal)
 
 
-def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
+def _check_place(context: typer.Context, out: Path | None, owner: str | None, where: str) -> None:
+    """Refuse no place for what is made, or two. Raises UsageError."""
+    if (out is None) == (owner is None):
+        raise UsageError(f"say where {where}, or --store PLACE --owner NAME for NAME/DOCUMENT in a store")
+    if out is not None and (given := typed(context, "store", "blobs")):
+        raise UsageError(f"--out and {given[0]} are both given; to put prefixes into a store, use --owner")
+
+
+def _compile_one(request: Request, path: Path, goal: Destination, files: Files) -> None:
     from foreword.documents.compile import compile_document
     from foreword.documents.reading import read_document
     from foreword.documents.report import read_questions
     from foreword.documents.report_page import report_page
     from foreword.files import check_output, write_text
-    from foreword.prefix import Prefix
 
-    _check_apart(path, out, files)
-    check_output(out, overwrite=request.overwrite)
+    goal.check([path.stem])
     if files.report is not None:
         check_output(files.report, overwrite=request.overwrite)
     document = read_document(path)
     questions = None if files.questions is None else read_questions(files.questions)
-    previous = None if files.previous is None else Prefix.load(files.previous)
+    previous = None if files.previous is None else goal.named(files.previous)
     base = request.load()
-    folder = request.checkpoint_dir or run_folder(out)
+    folder = goal.checkpoints(path.stem)
+    if previous is not None and request.in_store:
+        folder = folder / f"from-{previous.digest[:12]}"  # not among the checkpoints of its run
     conversations = conversations_for(request, base, document, files, folder)
 
     def run(shown: Callable[[Any], None]) -> Prefix:
@@ -279,18 +290,18 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
         if files.report is None:  # in the run's own folder, which methods without steps do not make
             folder.mkdir(parents=True, exist_ok=True)
         write_page(error.report, page, overwrite=request.overwrite or files.report is None)
-        where = f"{out} was not written; report: {page}"
+        where = f"{goal.place(path.stem)} was not written; report: {page}"
         where += f"; checkpoints: {folder}" if request.settings.method == "studied" else ""
         if isinstance(error, ReportWorse):
             raise ReportWorse(error.report, error.worse, where) from error
         raise HarmExceeded(error.report, where) from error
-    prefix.save(out, overwrite=request.overwrite)
+    place = goal.write(path.stem, prefix, overwrite=request.overwrite)
     if files.report is not None:
         write_page(prefix.report, files.report, overwrite=request.overwrite)
-    _tell(prefix, request.settings, out, folder, files.report, json=request.json)
+    _tell(prefix, request.settings, place, folder, files.report, json=request.json)
 
 
-def _check_apart(document: Path, out: Path, files: Files) -> None:
+def _check_apart(document: Path, out: Path | None, files: Files) -> None:
     """Refuse a file that would be written over another that is named, whatever may be overwritten.
 
     Raises:
@@ -329,14 +340,15 @@ def says_how_to_go_on(folder: Path) -> Iterator[None]:
 
 
 def _tell(
-    prefix: Prefix, settings: DocumentSettings, out: Path, folder: Path, page: Path | None, *, json: bool
+    prefix: Prefix, settings: DocumentSettings, place: str, folder: Path, page: Path | None, *, json: bool
 ) -> None:
-    size = out.stat().st_size
+    file = Path(place)
+    size = file.stat().st_size if file.is_file() else prefix.report["bytes"]
     run = folder if folder.is_dir() else None
     if json:
         return output.json_object(
             {
-                "prefix": out,
+                "prefix": place,
                 "digest": prefix.digest,
                 "bytes": size,
                 "base": prefix.base.name,
@@ -353,12 +365,13 @@ def _tell(
     typer.echo(repr(prefix))
     for name, text in described(prefix.report).items():
         typer.echo(f"  {name:<9}  {text}")
-    typer.echo(f"  {'prefix':<9}  {out}  ({size / 1000:.0f} kB)")
-    for name, place in (("report", page), ("run", run)):
-        if place is not None:
-            typer.echo(f"  {name:<9}  {place}")
-    command = ["foreword", "generate", "--prefix", str(out), "YOUR QUESTION"]
-    typer.echo(f"next: {shlex.join(command)}")
+    typer.echo(f"  {'prefix':<9}  {place}  ({size / 1000:.0f} kB)")
+    for name, path in (("report", page), ("run", run)):
+        if path is not None:
+            typer.echo(f"  {name:<9}  {path}")
+    if file.is_file():  # not in a store
+        command = ["foreword", "generate", "--prefix", place, "YOUR QUESTION"]
+        typer.echo(f"next: {shlex.join(command)}")
 
 
 def described(report: Mapping[str, Any]) -> dict[str, str]:
