@@ -6,15 +6,17 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from foreword.base.base_model import BaseModel
 from foreword.documents.chunks import Chunk
 from foreword.documents.conversations import Conversation
 from foreword.documents.settings import DocumentSettings
 from foreword.errors import UsageError
 from foreword.prefix import Prefix
 from foreword.template import Template
+
+if TYPE_CHECKING:
+    from foreword.base.base_model import BaseModel
 
 REPLAYED = 0.5
 """Share of the conversations about unchanged chunks that are trained on again."""
@@ -62,16 +64,26 @@ def going_on(
         UsageError: another method than `studied`, another length, other chunks, or a prefix of no document.
         GeometryMismatch, WrongBaseModel: a prefix of another base.
     """
-    if settings.method != "studied":
-        raise UsageError(
-            f"method is {settings.method}, but only studied goes on from a previous prefix; leave one out"
-        )
-    known_chunks(previous.recipe)
+    check_previous(settings, previous)
     base.check_fits(previous)
     if dataclasses.replace(previous.template, date=template.date) != template:
         raise UsageError(
             "the previous prefix has another template than documents of this base have now; compile anew"
         )
+    return dataclasses.replace(settings, length=previous.length)
+
+
+def check_previous(settings: DocumentSettings, previous: Prefix) -> None:
+    """Refuse what `going_on` refuses, as far as it is known without a base.
+
+    Raises:
+        UsageError: another method than `studied`, another length, other chunks, or a prefix of no document.
+    """
+    if settings.method != "studied":
+        raise UsageError(
+            f"method is {settings.method}, but only studied goes on from a previous prefix; leave one out"
+        )
+    known_chunks(previous.recipe)
     if settings.ratio is not None or settings.length not in (None, previous.length):
         raise UsageError(
             f"the previous prefix has length {previous.length}, which the new one keeps; leave length and "
@@ -83,7 +95,6 @@ def going_on(
             f"the previous prefix was made with chunk_tokens {chunk_tokens}, and with "
             f"{settings.chunk_tokens} all of the document would count as new; give the same, or compile anew"
         )
-    return dataclasses.replace(settings, length=previous.length)
 
 
 def changed(chunks: Sequence[Chunk], known: Collection[str]) -> list[int]:

@@ -44,6 +44,7 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
     (errors.BadDocument, 400, "invalid_file"),
     (errors.BadConversations, 400, "invalid_file"),
     (errors.HarmExceeded, 400, "harm_exceeded"),
+    (errors.ReportWorse, 400, "report_worse"),
     (errors.BadPrefix, 400, "invalid_prefix"),
     (errors.UsageError, 400, "invalid_value"),
     (errors.StorageLimitExceeded, 429, "storage_limit_exceeded"),

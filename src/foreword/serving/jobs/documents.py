@@ -55,6 +55,7 @@ def compile_job(
     job: Job,
     folder: Path,
     *,
+    previous: Prefix | None,
     on_progress: Callable[[Progress], None],
     on_checkpoint: Callable[[Path], None],
 ) -> Compiled:
@@ -62,12 +63,13 @@ def compile_job(
 
     Args:
         folder: of the job's checkpoints.
+        previous: of an earlier state of the document, to go on from.
 
     Raises:
         BadDocument, BadConversations, BadExamples: a file that can't be used.
         Refused: a file that is gone.
-        HarmExceeded, UsageError, WindowExceeded, CheckpointMismatch, DamagedCheckpoint, TrainingDiverged,
-        TrainingStopped: as `compile_document`.
+        HarmExceeded, ReportWorse, UsageError, WindowExceeded, GeometryMismatch, WrongBaseModel,
+        CheckpointMismatch, DamagedCheckpoint, TrainingDiverged, TrainingStopped: as `compile_document`.
     """
     settings = DocumentSettings.from_mapping(job.settings["document"])
 
@@ -87,6 +89,8 @@ def compile_job(
         document.text,
         conversations=conversations,
         questions=questions,
+        previous=previous,
+        gate=job.settings.get("gate", False),  # which jobs of an earlier release do not have
         checkpoint_dir=folder,
         on_progress=on_progress,
         on_checkpoint=on_checkpoint,
