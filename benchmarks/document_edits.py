@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.documents import FOLDER, Bench, Results, exact_prefix
 from foreword import Example, Prefix, compile_document
-from foreword.documents.compile import document_template
+from foreword.documents.exact import document_template
 from foreword.documents.report import answered, bare_template, recovered
 from foreword.reporting.markdown import table
 

@@ -23,7 +23,7 @@ from benchmarks.document_profiles import PROFILES, Profile
 from benchmarks.documents import JOINED, Bench, Results, exact_prefix
 from foreword import BaseModel, Prefix, compile_document
 from foreword.documents import compile_documents
-from foreword.documents.compile import document_template
+from foreword.documents.exact import document_template
 from foreword.documents.report import bare_template
 from foreword.reporting.markdown import table
 

@@ -23,18 +23,12 @@ import torch
 from benchmarks.documents import FOLDER, Bench, Results, compiled, prefix_of, read_questions, spread
 from foreword import Example, compile_document
 from foreword.documents.chunks import sentences, tables
-from foreword.documents.compile import (
-    chunks_of,
-    document_ids,
-    document_template,
-    opening_ids,
-    studies,
-    study,
-)
 from foreword.documents.conversations import Conversation
 from foreword.documents.distillation import Distillation, DistilledExample
+from foreword.documents.exact import document_ids, document_template, opening_ids
 from foreword.documents.report import bare_template
 from foreword.documents.settings import DocumentSettings
+from foreword.documents.studies import chunks_of, studies, study
 from foreword.encoding import EncodedExample, encode_example
 from foreword.reporting.markdown import table
 from foreword.research.baselines import peft

@@ -25,7 +25,7 @@ from benchmarks.documents import Bench, Results, read_questions
 from benchmarks.serve_vllm import arguments_of_both, running
 from benchmarks.vllm_ways import PLAIN, PREFIXES, SECRET
 from foreword import BaseModel, Example, Prefix, compile_document
-from foreword.documents.compile import document_ids
+from foreword.documents.exact import document_ids
 from foreword.encoding import encode_example
 from foreword.reporting.markdown import table
 from foreword.serving.engine.local import LocalEngine

@@ -4,6 +4,7 @@
     python -m benchmarks.documents --part matched --ratios 2 4 10 --results documents.jsonl
     python -m benchmarks.documents --part rivals --results documents.jsonl
     python -m benchmarks.documents --part edits --results documents.jsonl
+    python -m benchmarks.documents --part chunks --results documents.jsonl
     python -m benchmarks.documents --part joining --seeds 0 1 2 --results documents.jsonl
     python -m benchmarks.documents --part gemma --results documents.jsonl
     python -m benchmarks.documents --part exact-serving --engines local --results documents.jsonl
@@ -36,7 +37,7 @@ from typing import Any
 import torch
 
 from foreword import BaseModel, Example, Prefix, compile_document
-from foreword.documents.compile import document_ids, document_template, exact_key_values
+from foreword.documents.exact import document_ids, document_template, exact_key_values
 from foreword.documents.report import bare_template, harm, harm_answers
 from foreword.prefix_sizes import tensor_names
 from foreword.reporting.markdown import table
@@ -54,6 +55,7 @@ OTHERS = {
     "serving": "document_serving",
     "rivals": "document_rivals",
     "edits": "document_edits",
+    "chunks": "document_chunks",
     "joining": "document_joining",
     "gemma": "document_gemma",
 }

@@ -174,6 +174,14 @@ class OwnersFailed(ForewordError):
         self.prefixes = prefixes
 
 
+_LESS_HARM = {
+    "studied": "take a larger share of unrelated prompts or fewer steps",
+    "matched": "take another length, or method studied, which learns from unrelated prompts, too",
+    "exact": "leave parts of the document out: its text in the prompt changes answers by as much",
+}
+"""What to do by a document's method."""
+
+
 class HarmExceeded(ForewordError):
     """A document's prefix that changes unrelated answers by more than it was allowed to.
 
@@ -187,8 +195,8 @@ class HarmExceeded(ForewordError):
         kept = "" if share is None else f", at a recovered share of {share:.2f}"
         super().__init__(
             f"harm is {report['harm']:.4g}{beside}{kept}; expected at most {report['max_harm']:.4g}. {where}",
-            advice="allow more with max_harm, or take a larger share of unrelated prompts or fewer steps",
-            remedy="harm exceeded",
+            advice=f"allow more with max_harm, or {_LESS_HARM[report.get('method', 'studied')]}",
+            remedy=f"harm exceeded, {report.get('method', 'studied')}",
         )
         self.report = report
 

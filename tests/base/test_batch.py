@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import Any
 
 import pytest
 import torch
 
 from foreword import BaseModel, Example, train
-from foreword.base.batch import pack_rows, take
+from foreword.base.batch import Batch, pack_rows, take
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import PrefixBatch, StreamBlock
 from foreword.encoding import EncodedExample
@@ -143,3 +144,24 @@ def test_shared_tokens_of_many_rows_lose_no_gradient_in_bfloat16(model_type: str
         return float((found - expected).norm() / expected.norm())
 
     assert error(1000) < 3 * max(error(2), error(4))
+
+
+def test_rows_behind_a_long_prefix_are_read_a_few_at_a_time(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [Example(f"Number {number}", "one two") for number in range(7)]
+    prefix = random_prefix(tiny_base, 40)
+    whole = tiny_base.token_losses(examples, prefix)
+    rows: list[int] = []
+
+    def losses(model: Any, batch: Batch, *given: Any) -> torch.Tensor:
+        rows.append(len(batch.targets))
+        return target_losses(model, batch, *given)
+
+    monkeypatch.setattr("foreword.base.base_model.target_losses", losses)
+    monkeypatch.setattr("foreword.base.batch.PREFIX_TOKENS", 100)
+    for mine, theirs in zip(tiny_base.token_losses(examples, prefix), whole, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert rows == [2, 2, 2, 1]
+    tiny_base.token_losses(examples)
+    assert rows[4:] == [7]

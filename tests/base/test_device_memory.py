@@ -63,7 +63,7 @@ def test_passes_and_parts_have_these_sizes_on_a_gpu_and_the_constants_on_a_cpu(
     monkeypatch.setattr(
         loop,
         "batches_by_length",
-        lambda rows, most: (seen["evaluation"].append(most), batches(rows, most))[1],
+        lambda rows, most, ahead: (seen["evaluation"].append(most), batches(rows, most, ahead))[1],
     )
     monkeypatch.setattr(loop, "_parts", lambda *given: (seen["training"].append(given[2]), parts(*given))[1])
     rows = random_examples(3)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import json
 import os
+import re
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ import torch
 
 from foreword import BaseModel, Prefix, PrefixStore, compile_document
 from foreword.cli import output
+from foreword.cli.compile_conversations import WriterOptions
+from foreword.cli.compile_folder import _print
 from foreword.documents import compile_documents
 from foreword.documents.reading import read_document
+from foreword.documents.written import KINDS, BaseWriter, EndpointWriter, Written
+from foreword.validation import settings_of
 from support.few_prompts import take_few_prompts
 from support.saved_bases import save_tiny
 
@@ -64,12 +70,19 @@ def test_the_command_makes_what_the_function_makes(run: Any, base: str, document
     assert done.json["digest"] == found.digest
     assert done.json["report"] == json.loads(json.dumps(dict(found.report)))
     assert (done.json["run"], done.json["page"]) == ("a.run", "a.html")
-    assert "gate.md as a prefix of tiny" in Path("a.html").read_text()
+    assert (done.json["method"], done.json["settings"]["steps"]) == ("studied", 6)
+    assert done.json["ratio"] == pytest.approx(found.report["tokens"] / 12, abs=0.01)
+    page = Path("a.html").read_text()
+    assert "gate.md as a prefix of tiny" in page
+    assert "<td>method</td><td>studied</td>" in page
+    assert f"<td>{datetime.now(UTC).year}-" in page
 
 
 def test_people_see_what_was_measured_and_what_to_type_next(run: Any, base: str, document: str) -> None:
     done = run("compile", document, "--base", base, "--out", "a.prefix", *QUICK)
     assert "step 6/6  loss" in done.stderr
+    for phase in ("matching keys", "reading conversations as the teacher", "measuring"):
+        assert done.stderr.count(f"note: {phase}") == 1
     for text in ("of what the document does", "of the document itself", "12 tokens", "a.prefix", "a.run"):
         assert text in done.stdout
     assert done.stdout.splitlines()[-1] == "next: foreword generate --prefix a.prefix 'YOUR QUESTION'"
@@ -109,6 +122,7 @@ def test_a_report_of_too_much_harm_stands_where_nothing_else_does(run: Any, base
     assert "report: a.run/report.html" in done.stderr
     assert "Above the limit" in Path("a.run/report.html").read_text()
     assert Path("report.html").read_text() == "mine"
+    assert "--unrelated" not in done.stderr  # which exact does not take
     assert run(*options, "--report", "b.html").status == 1
     assert "Above the limit" in Path("b.html").read_text()
 
@@ -151,6 +165,102 @@ def test_questions_of_ones_own_are_what_the_report_is_about(run: Any, base: str,
     assert [each["section"] for each in report["sections"]] == ["Opening", "Keys"]
 
 
+def test_a_model_writes_conversations_once_and_its_key_stands_nowhere(
+    run: Any, base: str, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers, seen = itertools.count(1), []
+
+    def write(writer: EndpointWriter, chunk: str, kind: str, n: int) -> Written:
+        seen.append((writer.base_url, writer.model, writer.key, kind))
+        question = f"What is said here{' and here' * next(numbers)}?"
+        return Written(((question, chunk.splitlines()[-1]), ("Who is Zed?", "Zed Zander")), 0)
+
+    monkeypatch.setattr(EndpointWriter, "write", write)
+    monkeypatch.setenv("MY_KEY", "sk-secret")
+    options = ("compile", document, "--base", base, "--out", "a.prefix", "--writer", "http://here:1/v1")
+    options += ("--writer-model", "big", "--writer-key-env", "MY_KEY", "--writer-kind", "summary")
+    options += ("--steps", 4, "--batch-size", 2, "--chunk-tokens", 60, "--length", 12)
+    done = run(*options, "--write", 6)
+    assert done.status == 0, done.stderr
+    assert set(seen) == {("http://here:1/v1", "big", "sk-secret", "summary")}
+    assert "conversations do not pass the check against the text" in done.stderr
+    assert "conversations written 6/6" in done.stderr
+    lines = [json.loads(line) for line in Path("a.run/conversations.jsonl").read_text().splitlines()]
+    assert lines[0]["made"] == {"writer": "big", "written": 6, "kinds": ["summary"], "seed": 0}
+    assert [line["kind"] for line in lines[1:]] == ["written: summary"] * 6
+    files = [path.read_bytes() for path in Path().rglob("*") if path.is_file()]
+    assert not any(
+        b"sk-secret" in content for content in [*files, done.stdout.encode(), done.stderr.encode()]
+    )
+    asked = len(seen)
+    assert run(*options, "--write", 6, "--out", "b.prefix", "--checkpoint-dir", "a.run").status == 0
+    assert len(seen) == asked
+    assert same(Prefix.load("a.prefix"), Prefix.load("b.prefix"))
+    other = run(*options, "--write", 7, "--out", "b.prefix", "--checkpoint-dir", "a.run", "--overwrite")
+    assert other.status == 0, other.stderr
+    assert len(seen) > asked
+
+
+def test_the_base_writes_what_it_can(
+    run: Any, base: str, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count()
+
+    def texts(writer: BaseWriter, chunk: str, kind: str, n: int) -> list[str]:
+        tails = [next(numbers) * " and so on" for _ in range(n)]
+        return [f"Question: What of {kind}{tail}?\nAnswer: {chunk.splitlines()[-1]}" for tail in tails]
+
+    monkeypatch.setattr(BaseWriter, "_texts", texts)
+    options = ("compile", document, "--base", base, "--out", "a.prefix", "--method", "matched", "--length", 9)
+    done = run(*options, "--chunk-tokens", 60, "--writer", "base", "--write", 4, "--keep", "kept.jsonl")
+    assert done.status == 0, done.stderr
+    header, *rest = Path("kept.jsonl").read_text().splitlines()
+    assert json.loads(header)["made"]["writer"] == "tiny"
+    assert len(rest) == 4
+    again = run(
+        *options[:-3], "exact", "--out", "b.prefix", "--writer", "base", "--write", 5, "--keep", "kept.jsonl"
+    )
+    assert (again.status, again.stderr.count("holds other conversations")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--write", 9), "--write is for a model that writes; name it"),
+        (("--writer-model", "m"), "--writer-model is for a model that writes; name it"),
+        (("--writer", "base", "--writer-model", "m"), "with --writer base, leave it out"),
+        (("--writer", "http://a/v1"), "name the model that writes there: --writer-model NAME"),
+        (
+            ("--writer", "http://u:p@a/v1", "--writer-model", "m"),
+            "--writer is 'http://a'; expected one such as",
+        ),
+        (("--writer", "bass", "--writer-model", "m"), "--writer is 'bass'; expected one such as"),
+        (
+            ("--writer", "http://a/v1", "--writer-model", "m", "--writer-key-env", "NO"),
+            "NO, which is not set",
+        ),
+        (
+            ("--writer", "base", "--writer-kind", "poem"),
+            "--writer-kind is 'poem'; expected question, summary",
+        ),
+        (("--writer", "base", "--draw", 9), "--writer and --draw are both given"),
+        (("--writer", "base", "--conversations", "c"), "--writer and --conversations are both given"),
+        (("--writer", "base", "--write", 1), "--write is 1"),
+    ],
+)
+def test_what_does_not_go_with_a_writer_is_refused_by_its_option(
+    run: Any, document: str, monkeypatch: pytest.MonkeyPatch, options: tuple[Any, ...], message: str
+) -> None:
+    monkeypatch.setattr(BaseModel, "load", lambda *a, **k: pytest.fail("loaded"))
+    done = run("compile", document, "--out", "a.prefix", *options)
+    assert (done.status, done.stderr.count(message)) == (2, 1), done.stderr
+
+
+def test_the_help_names_all_kinds_of_conversations() -> None:
+    (described,) = (each for each in settings_of(WriterOptions) if each.name == "writer_kind")
+    assert f": {', '.join(KINDS)};" in described.help
+
+
 @pytest.mark.parametrize(
     ("content", "options", "status", "message"),
     [
@@ -162,15 +272,23 @@ def test_questions_of_ones_own_are_what_the_report_is_about(run: Any, base: str,
         (TEXT.encode() * 5, ("--method", "exact"), 1, "tiny has 512 positions"),
         (TEXT.encode() * 5, ("--length", 511), 1, "leaves no room for text"),
         (TEXT.encode(), ("--steps", 0), 2, "--steps is 0"),
+        (TEXT.encode(), ("--method", "best"), 2, "'--method': 'best' is not one of"),
+        (
+            TEXT.encode(),
+            ("--method", "exact", "--draw", 400),
+            2,
+            "--draw is 400, which method exact does not",
+        ),
         (TEXT.encode(), ("--questions", "none.jsonl"), 1, "none.jsonl does not exist"),
-        (TEXT.encode(), ("--owner", "me"), 2, "--by document"),
+        (TEXT.encode(), ("--owner", "me"), 2, "say where the prefix goes: --out FILE, or --store PLACE"),
+        (TEXT.encode(), ("--store", "s"), 2, "--out and --store are both given"),
         (TEXT.encode(), ("--by", "document"), 2, "gate.md is a file; --by document takes a folder"),
         (TEXT.encode(), ("--together",), 2, "--together is given, but it is for a folder of documents"),
         (TEXT.encode(), ("--report", "no/a.html"), 1, "the folder no"),
     ],
     ids=[
         *("empty", "pdf", "binary", "short", "both", "exact"),
-        *("long", "steps", "questions", "owner", "folder", "together", "report"),
+        *("long", "steps", "method", "unused", "questions", "owner", "store", "folder", "together", "report"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(
@@ -198,6 +316,7 @@ def test_outputs_are_checked_before_the_model_is_loaded(
         ("docs", "--by", "document", "--out", "o", "--report", "r.html"),
         ("docs", "--by", "document", "--out", "o", "--together", "--from", "old.prefix"),
         ("docs", "--by", "document", "--out", "o", "--neighbours", "3"),
+        ("docs", "--by", "document", "--out", "o", "--write", "3"),
         ("docs", "--out", "o", "--together"),
     ):
         assert run("compile", *wrong).status == 2
@@ -271,6 +390,28 @@ def test_documents_go_into_a_store_once(run: Any, base: str, folder: str) -> Non
     assert "would both be the prefix 'well'" in run(*options).stderr
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_table_of_documents_fits_a_terminal_and_has_a_line_a_document_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    if terminal:
+        for name, value in {"FORCE_COLOR": "1", "TERM": "dumb", "COLUMNS": "80"}.items():
+            monkeypatch.setenv(name, value)
+    names = ["handbook", "the annual report of the year before last, with all tables", "a" * 70]
+    report = {"tokens": 15340, "recovered_share": 0.912, "harm": 0.4312}
+    made = {"length": 1534, "report": report, "before": False}
+    rows = [{"document": name, "prefix": f"prefixes/{name}.prefix", **made} for name in names]
+    _print(rows, [{"document": "scan", "type": "BadDocument", "message": "no text on its pages. " * 9}])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).split("next: ")[0].splitlines()
+    figures = [line for line in lines if "0.91 " in line]
+    assert len(figures) == len(names)
+    if terminal:
+        assert max(map(len, lines)) <= 80
+    else:
+        assert all(f"prefixes/{name}.prefix" in line for name, line in zip(names, figures, strict=True))
+        assert len([line for line in lines if line.strip().startswith("scan")]) == 1
+
+
 def test_documents_that_are_trained_together_are_one_run(run: Any, base: str, folder: str) -> None:
     options = ("compile", folder, "--by", "document", "--together", "--base", base, "--out", "out", *QUICK)
     done = run(*options, "--mixed", 0.8, "--neighbours", 1, "--json")
@@ -301,7 +442,7 @@ def test_documents_that_are_trained_together_are_one_run(run: Any, base: str, fo
 
 
 def test_an_edit_goes_on_from_the_earlier_file_and_passes_the_gate_or_not(
-    run: Any, base: str, document: str
+    run: Any, base: str, document: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--base", base, *QUICK)
     assert run("compile", document, "--out", "a.prefix", *options).status == 0
@@ -311,11 +452,49 @@ def test_an_edit_goes_on_from_the_earlier_file_and_passes_the_gate_or_not(
     assert "parts of the document are new or changed" in done.stderr
     old = Prefix.load("a.prefix")
     assert Prefix.load("b.prefix").recipe["document"]["previous"] == old.digest
-    dataclasses.replace(old, report={"recovered_share": 99.0}).save("c.prefix")
-    done = run("compile", document, "--from", "c.prefix", "--gate", "--out", "d.prefix", *options)
+    monkeypatch.setattr("foreword.documents.edits.MOST_WORSE", -99.0)  # better by so much would pass
+    monkeypatch.setattr("foreword.documents.edits.HARM_TIMES", 0.0)
+    done = run("compile", document, "--from", "a.prefix", "--gate", "--out", "d.prefix", *options)
     assert done.status == 1
     assert "d.prefix was not written" in done.stderr
     assert "leave --gate out" in done.stderr
     assert not Path("d.prefix").exists()
     done = run("compile", document, "--gate", "--out", "d.prefix", *options)
     assert (done.status, done.stderr.count("it needs --from PREFIX")) == (2, 1)
+
+
+def test_an_edit_becomes_the_latest_version_in_a_store_if_it_passes_the_gate(
+    run: Any, base: str, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("compile", document, "--base", base, "--owner", "ada", "--json", *QUICK)
+    done = run(*options)
+    assert done.status == 0, done.stderr
+    assert (done.json["prefix"], Path(done.json["run"]).parts[0]) == ("ada/gate@1", "prefixes")
+    text = read_document(document).text
+    expected = compile_document(BaseModel.load(base), text, **OPTIONS)
+    with PrefixStore("prefixes") as store:
+        first = store.get("ada/gate")
+    assert same(first, expected)
+    Path(document).write_text(TEXT + "\n\n# More\n\nCats may come in on Sundays.")
+    edit = (*options[:-2], "--from", "ada/gate", "--gate")  # without a length, which it keeps
+    with monkeypatch.context() as patched:
+        patched.setattr("foreword.documents.edits.HARM_TIMES", 0.0)
+        done = run(*edit)
+    assert done.status == 1
+    assert "a version of ada/gate was not written" in done.stdout
+    with PrefixStore("prefixes") as store:
+        assert store.describe("ada/gate").version.number == 1
+    monkeypatch.setattr("foreword.documents.edits.HARM_TIMES", 99.0)
+    monkeypatch.setattr("foreword.documents.edits.MOST_WORSE", 99.0)
+    done = run(*edit)
+    assert done.status == 0, done.stderr
+    assert done.json["prefix"] == "ada/gate@2"
+    assert done.json["report"]["gate"]["harm"] >= 0
+    with PrefixStore("prefixes") as store:
+        assert store.get("ada/gate").recipe["document"]["previous"] == first.digest
+        folder = Path(done.json["run"])
+        assert folder.is_dir()
+        store.forget("ada")
+    assert not folder.exists()
+    absent = run(*options[:-2], "--from", "ada/wall")
+    assert (absent.status, "ada/wall" in absent.stdout) == (1, True)

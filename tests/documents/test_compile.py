@@ -10,20 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from foreword import BaseModel, Example, Prefix, compile_document, generate
-from foreword.documents.compile import (
-    chunks_of,
-    document_ids,
-    document_template,
-    piecewise_start,
-    studies,
-    study,
-)
 from foreword.documents.conversations import Conversation
+from foreword.documents.exact import document_ids, document_template, exact_key_values, piecewise_start
+from foreword.documents.report import bare_template
 from foreword.documents.settings import DocumentSettings
+from foreword.documents.studies import chunks_of, studies, study
 from foreword.errors import CheckpointMismatch, ReportWorse, UsageError, WindowExceeded
+from foreword.training.initialization import activations
 from foreword.training.train import TrainingStopped
+from support.architectures.decoder_only import DECODER_ONLY_WORKING
+from support.architectures.zoo import Architecture
 from support.few_prompts import take_few_prompts
 from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
@@ -34,6 +33,7 @@ CHAT = (
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
 QUICK: dict[str, Any] = {"steps": 12, "batch_size": 4, "draw": 24, "chunk_tokens": 60, "length": 12}
+MATCHED: dict[str, Any] = {"method": "matched", "draw": 24, "chunk_tokens": 60, "length": 12}
 
 
 @pytest.fixture
@@ -69,6 +69,33 @@ def test_exact_writes_what_the_text_in_the_prompt_does(base: BaseModel, chat: st
         assert generate(base, [instructed], prefix, max_new_tokens=12) == expected
 
 
+@pytest.mark.parametrize("architecture", DECODER_ONLY_WORKING, ids=lambda each: each.model_type)
+def test_a_documents_keys_and_values_are_read_without_its_logits(architecture: Architecture) -> None:
+    base, ids = architecture.base, [3, 9, 27, 17, 50]
+    expected = activations(base, ids, ids, len(ids))  # from the model as a whole
+    asked: list[object] = []
+    with base.model.get_output_embeddings().register_forward_hook(lambda *given: asked.append(given)):
+        found = exact_key_values(base, ids)
+    # transformers finds no inner model of some (Llama 4's text model): there the head cannot be left out.
+    assert not asked or base.model.base_model is base.model
+    assert found.keys() == expected.keys()
+    for place, pair in expected.items():
+        assert all(torch.equal(one, other) for one, other in zip(found[place], pair, strict=True))
+
+
+def test_exact_reads_the_document_once(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def reading(base: BaseModel, ids: list[int]) -> Any:
+        read.append(len(ids))
+        return exact_key_values(base, ids)
+
+    monkeypatch.setattr("foreword.documents.compile.exact_key_values", reading)
+    prefix = compile_document(base, TEXT, method="exact")
+    assert read == [prefix.length]
+    assert prefix.report["recovered_share"] == 1
+
+
 def test_exact_keeps_the_losses_of_the_text_in_the_prompt(base: BaseModel, tmp_path: Path) -> None:
     base.tokenizer.chat_template = CHAT
     compile_document(base, TEXT, method="exact").save(tmp_path / "a.prefix")
@@ -84,6 +111,34 @@ def test_exact_keeps_the_losses_of_the_text_in_the_prompt(base: BaseModel, tmp_p
     assert prefix.recipe["document"]["method"] == "exact"
 
 
+def test_what_half_the_bits_change_is_measured(base: BaseModel) -> None:
+    base.tokenizer.chat_template = CHAT
+    question = Example("When?", "At nine.")
+    whole = compile_document(base, TEXT, method="exact", questions=[question])
+    half = compile_document(base, TEXT, method="exact", questions=[question], precision="bfloat16")
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half.tensors["decoder.key"], whole.tensors["decoder.key"].bfloat16())
+    assert half.report["bytes"] * 2 == whole.report["bytes"]
+    assert half.report["with_document"] == whole.report["with_document"]
+    assert "rounding_loss" not in whole.report
+    logs = []
+    for prefix in (whole, half):  # by hand: the answer's tokens behind keys and values in a cache
+        source, target = (
+            prefix.template.source_ids(base.tokenizer, "When?"),
+            base.tokenizer("At nine.")["input_ids"],
+        )
+        cache = DynamicCache()
+        for layer, (key, value) in enumerate(
+            zip(prefix.key("decoder"), prefix.value("decoder"), strict=True)
+        ):
+            cache.update(key[None].float(), value[None].float(), layer)
+        with torch.no_grad():
+            logits_TV = base.model(torch.tensor([[*source, *target]]), past_key_values=cache).logits[0]
+        logs.append(logits_TV[len(source) - 1 :].log_softmax(-1))
+    expected = (logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()
+    assert half.report["rounding_loss"] == pytest.approx(float(expected), rel=0.05, abs=2e-6)
+
+
 def test_studying_lowers_the_divergence_and_keeps_the_first_token(base: BaseModel) -> None:
     base.tokenizer.chat_template = CHAT
     losses: list[float] = []
@@ -93,7 +148,7 @@ def test_studying_lowers_the_divergence_and_keeps_the_first_token(base: BaseMode
 
     prefix = compile_document(base, TEXT, **{**QUICK, "steps": 30}, learning_rate=0.05, on_progress=watch)
     assert losses[-1] < 0.7 * losses[0]
-    start = compile_document(base, TEXT, **QUICK, method="matched")  # which it starts from
+    start = compile_document(base, TEXT, **MATCHED)  # which it starts from
     for found, begun in zip(prefix.tensors.values(), start.tensors.values(), strict=True):
         assert torch.equal(found[:, :, 0], begun[:, :, 0])
         assert not torch.equal(found[:, :, 1], begun[:, :, 1])
@@ -119,6 +174,37 @@ def test_a_run_that_was_stopped_ends_in_the_same_prefix(base: BaseModel, tmp_pat
         compile_document(base, TEXT + " More.", checkpoint_dir=tmp_path, **QUICK)
     resumed = compile_document(base, TEXT, checkpoint_dir=tmp_path, **QUICK)
     assert all(torch.equal(resumed.tensors[name], tensor) for name, tensor in whole.tensors.items())
+
+
+def test_a_run_that_goes_on_does_not_ask_the_teacher_again(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compile_document(base, TEXT, checkpoint_dir=tmp_path, **QUICK)
+    asked = []
+
+    def counting(*given: Any) -> Any:
+        asked.append(given)
+        return study(*given)
+
+    monkeypatch.setattr("foreword.documents.compile.study", counting)
+    for path in tmp_path.glob("*.checkpoint"):
+        path.unlink()
+    again = compile_document(base, TEXT, checkpoint_dir=tmp_path, **QUICK)
+    assert not asked
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in whole.tensors.items())
+    kept = tmp_path / "teacher.safetensors"
+    content = bytearray(kept.read_bytes())
+    content[-3] ^= 1
+    kept.write_bytes(content)
+    compile_document(base, TEXT, checkpoint_dir=tmp_path, **QUICK)
+    assert len(asked) == 1  # what is damaged is not trained on
+    kept.write_bytes(content[:99])
+    compile_document(base, TEXT, checkpoint_dir=tmp_path, **QUICK)
+    assert len(asked) == 2
+    for path in tmp_path.glob("*.checkpoint"):
+        path.unlink()
+    compile_document(base, TEXT, checkpoint_dir=tmp_path, **{**QUICK, "draw": 20})
+    assert len(asked) == 3  # nor of other conversations
 
 
 def test_unrelated_prompts_have_the_bare_base_as_teacher(base: BaseModel) -> None:
@@ -162,6 +248,17 @@ def test_the_start_is_the_texts_own_keys_and_values_in_its_order(base: BaseModel
         (TEXT, {"length": 5, "ratio": 2.0}, "give length or ratio, not both"),
         (TEXT, {"method": "exact", "length": 5}, "exact keeps every token"),
         (TEXT, {"method": "gisted"}, "method is 'gisted'"),
+        (
+            TEXT,
+            {"method": "matched", "steps": 90},
+            "steps is 90, which method matched does not use; leave it",
+        ),
+        (
+            TEXT,
+            {"method": "matched", "unrelated": 0.1},
+            "unrelated is 0.1, which method matched does not use",
+        ),
+        (TEXT, {"method": "exact", "draw": 400}, "draw is 400, which method exact does not use"),
         (TEXT, {"ratio": 0.5}, "ratio is 0.5"),
         (TEXT, {"size": 3}, "size"),
         ("Nothing" * 30, {"length": 5}, "no sentence or table"),
@@ -170,6 +267,13 @@ def test_the_start_is_the_texts_own_keys_and_values_in_its_order(base: BaseModel
 def test_bad_input_is_refused_by_name(base: BaseModel, text: str, options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         compile_document(base, text, **options)
+
+
+@pytest.mark.parametrize("method", ["studied", "matched", "exact"])
+def test_settings_of_a_method_can_be_given_again_and_no_others_are_kept(method: Any) -> None:
+    kept = DocumentSettings.from_mapping({"method": method, "steps": None}).to_json()
+    assert DocumentSettings.from_mapping(kept).to_json() == kept
+    assert ("steps" in kept) == (method == "studied")
 
 
 @pytest.mark.parametrize(
@@ -272,21 +376,67 @@ def test_what_is_held_out_stays_so_behind_an_edit(base: BaseModel) -> None:
 def test_what_can_not_go_on_from_a_previous_prefix_is_refused(
     base: BaseModel, options: Any, message: str
 ) -> None:
-    previous = compile_document(base, TEXT, **QUICK, method="matched")
+    previous = compile_document(base, TEXT, **MATCHED)
     with pytest.raises(UsageError, match=message):
         compile_document(base, TEXT, previous=previous, **options)
     with pytest.raises(UsageError, match="made by compile"):
         compile_document(base, TEXT, previous=random_prefix(base, 5))
 
 
-def test_the_gate_fails_where_the_report_is_worse(base: BaseModel) -> None:
-    previous = compile_document(base, TEXT, **QUICK)
-    better = dataclasses.replace(previous, report={**previous.report, "recovered_share": 99.0})
-    options = {**QUICK, "steps": 2}
-    with pytest.raises(ReportWorse, match="recovered share .*, before 99") as told:
-        compile_document(base, TEXT + " No cats.", previous=better, gate=True, **options)
-    assert told.value.report["recovered_share"] < 99
-    worse = dataclasses.replace(previous, report={"recovered_share": -99.0, "harm": 99.0})
-    compile_document(base, TEXT + " No cats.", previous=worse, gate=True, **options)
+def test_the_gate_asks_both_prefixes_the_same_of_what_both_know(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base.tokenizer.chat_template = CHAT
+    text = TEXT.replace("\n\n# Rules", "\n\n# Food\n\nSoup is served at two.\n\n# Rules")
+    previous = compile_document(base, text, **{**QUICK, "steps": 40, "learning_rate": 0.05})
+    questions = [Example("When does the gate open?", "At nine."), Example("When is soup?", "Served at six.")]
+    edited = text.replace("served at two", "served at six")
+    options: dict[str, Any] = {**QUICK, "steps": 1, "questions": questions, "previous": previous}
+    # Whatever the old report says, and whatever it was about.
+    forged = dataclasses.replace(previous, report={"recovered_share": -99.0, "harm": 0.0})
+    report = compile_document(base, edited, **{**options, "previous": forged}, gate=True).report
+    (losses,) = base.token_losses(questions[:1], previous)
+    (without,) = base.token_losses(questions[:1], template=bare_template(base, previous.template))
+    (whole,) = base.token_losses(questions[:1], compile_document(base, edited, method="exact"))
+    expected = (without.mean() - losses.mean()) / (without.mean() - whole.mean())
+    assert report["gate"]["answers"] == 1
+    assert report["gate"]["recovered_share_before"] == pytest.approx(float(expected), rel=1e-3, abs=1e-3)
+    assert report["gate"]["harm_before"] == pytest.approx(previous.report["harm"], abs=2e-4)
+    monkeypatch.setattr(
+        "foreword.documents.edits.HARM_TIMES", 0.5
+    )  # a prefix that went on for a step is no worse
+    with pytest.raises(ReportWorse, match="harm .*, before") as told:
+        compile_document(base, edited, **options, gate=True)
+    assert told.value.report["gate"] == report["gate"]
     with pytest.raises(UsageError, match="there is none; give previous"):
-        compile_document(base, TEXT, gate=True, **options)
+        compile_document(base, edited, gate=True, **QUICK)
+
+
+def test_where_nothing_is_known_all_questions_are_asked(base: BaseModel) -> None:
+    previous = compile_document(base, TEXT, **QUICK)
+    questions = [Example("What sails?", "Ships.")] * 2
+    text = "Ships sail at dawn. Boats wait. The harbour is closed at night, and nobody minds the rain."
+    options: dict[str, Any] = {**QUICK, "steps": 2, "questions": questions, "gate": True}
+    try:
+        report = compile_document(base, text, previous=previous, **options).report
+    except ReportWorse as error:
+        report = error.report
+    assert report["gate"]["answers"] == 2
+
+
+def test_what_takes_a_while_is_counted_to_its_end(base: BaseModel) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def watch(progress: Any) -> None:
+        if progress.total is not None:
+            seen.setdefault(progress.note, []).append((progress.done, progress.total))
+
+    compile_document(base, TEXT, **QUICK, on_progress=watch)
+    first = [note.split()[0] for note in seen]
+    assert first == ["answering", "matching", "reading", "measuring"]
+    for counts in seen.values():
+        (total,) = {total for _, total in counts}
+        assert counts[0][0] == 0
+        assert counts[-1][0] == total
+        assert [done for done, _ in counts] == sorted(done for done, _ in counts)
+    assert all(len(counts) > 2 for note, counts in seen.items() if not note.startswith("answering"))

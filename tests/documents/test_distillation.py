@@ -8,8 +8,8 @@ import torch
 from foreword import BaseModel
 from foreword.base import loss
 from foreword.base.prefix_batch import PrefixBatch
-from foreword.documents.compile import exact_key_values
 from foreword.documents.distillation import Distillation, taught
+from foreword.documents.exact import exact_key_values
 from foreword.encoding import EncodedExample
 from support import by_hand
 from support.stand_ins import VOCABULARY, random_prefix

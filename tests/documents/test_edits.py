@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import re
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,22 @@ def test_chunks_that_the_old_document_did_not_have_are_new() -> None:
     chunks = split(edited, len, 40)
     assert [chunks[number].section for number in changed(chunks, known)] == ["Two", "Between"]
     assert changed(split(OLD.replace("# One\n\nThe gate opens at nine.\n\n", ""), len, 40), known) == []
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "documents"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.summary.md")), ids=lambda path: path.stem)
+def test_a_sentence_that_is_put_in_makes_few_chunks_new(path: Path) -> None:
+    def tokens(part: str) -> int:
+        return round(1.3 * len(part.split()))
+
+    text = path.with_name(path.name.replace(".summary", "")).read_text(encoding="utf-8")
+    known = digests(split(text, tokens, 160))
+    places = [match.end() for match in re.finditer(r"(?<=[.!?]) (?=[A-Z])", text)]
+    for at in places[:: max(1, len(places) // 6)]:
+        edited = f"{text[:at]}The board added this in the spring, after a long talk. {text[at:]}"
+        assert 1 <= len(changed(split(edited, tokens, 160), known)) <= 4
 
 
 def test_as_many_digests_as_are_kept_fit_into_a_prefix_file() -> None:
@@ -44,11 +62,18 @@ def test_a_prefix_of_no_document_is_refused(recipe: dict[str, object]) -> None:
         known_chunks(recipe)
 
 
-def test_a_report_is_worse_beyond_what_two_runs_differ_by() -> None:
-    before = {"recovered_share": 0.95, "harm": 0.3}
-    assert worse({"recovered_share": 0.93, "harm": 0.32}, before) is None
-    assert worse({"recovered_share": 0.95, "harm": 0.3}, {"recovered_share": None}) is None
-    found = worse({"recovered_share": None, "harm": 0.3}, before)
-    assert found == "recovered share unknown: the text itself does not help, before 0.95"
-    assert worse({"recovered_share": 0.9, "harm": 0.3}, before) == "recovered share 0.90, before 0.95"
-    assert worse({"recovered_share": 1.0, "harm": 0.34}, before) == "harm 0.34, before 0.3"
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        ((0.93, 0.95, 0.32, 0.3), None),
+        ((None, None, 0.3, 0.3), None),
+        ((0.9, 0.95, 0.3, 0.3), "recovered share 0.90, before 0.95"),
+        ((1.0, 0.95, 0.34, 0.3), "harm 0.34, before 0.3"),
+        ((0.9, 0.95, 0.34, 0.3), "recovered share 0.90, before 0.95; harm 0.34, before 0.3"),
+    ],
+)
+def test_a_prefix_is_worse_beyond_what_two_runs_differ_by(
+    figures: tuple[float | None, ...], expected: str | None
+) -> None:
+    names = ("recovered_share", "recovered_share_before", "harm", "harm_before")
+    assert worse(dict(zip(names, figures, strict=True))) == expected

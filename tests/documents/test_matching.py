@@ -6,15 +6,19 @@ Shapes: H key/value heads, G query heads that share one, T document tokens, N te
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from foreword import BaseModel
 from foreword.base.attention import capture_attention
 from foreword.base.loss import target_losses
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
-from foreword.documents.matching import matched_key_values
+from foreword.documents.exact import exact_key_values
+from foreword.documents.matching import RIDGE, TINY, Readers, least_squares, match_layer, matched_key_values
 from foreword.encoding import EncodedExample
 from foreword.errors import UnsupportedArchitecture, UsageError, WindowExceeded
 from foreword.training.initialization import activations
@@ -127,6 +131,49 @@ def test_a_length_out_of_range_is_refused(tiny_base: BaseModel, length: int) -> 
 def test_a_document_that_fills_the_positions_is_refused(tiny_base: BaseModel) -> None:
     with pytest.raises(WindowExceeded, match="128 positions"):
         matched_key_values(tiny_base, DOCUMENT * 3, 9)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most numbers that a tensor made in it has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        sizes = [each.numel() for each in pytree.tree_leaves(made) if isinstance(each, torch.Tensor)]
+        self.numbers = max(self.numbers, *sizes, 0)
+        return made
+
+
+def test_a_long_document_is_read_without_a_mask_of_its_tokens_by_its_tokens(
+    tiny_base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = exact_key_values(tiny_base, DOCUMENT)["decoder"]
+    monkeypatch.setattr("foreword.base.attention.LONGEST_MASK", len(DOCUMENT) - 1)
+    with LargestTensor() as largest:
+        found = exact_key_values(tiny_base, DOCUMENT)["decoder"]
+    assert largest.numbers < len(DOCUMENT) ** 2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_many_keys_and_few_queries_need_no_matrix_of_keys_by_keys() -> None:
+    queries, tokens, length = 12, 900, 600
+    generator = torch.Generator().manual_seed(3)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    readers = Readers(numbers(1, queries, 8), numbers(1, queries, 8), numbers(1, queries))
+    with LargestTensor() as largest:
+        match_layer(readers, numbers(1, tokens, 8), numbers(1, tokens, 8), length)
+    assert largest.numbers <= queries * tokens < length * length
+    weights, wanted = numbers(2, 5, 40).double(), numbers(2, 5, 3).double()
+    # By hand: P * P normal equations.
+    gram = weights.mT @ weights
+    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1) + TINY
+    expected = torch.linalg.solve(gram + ridge[:, None, None] * torch.eye(40), weights.mT @ wanted)
+    torch.testing.assert_close(least_squares(weights, wanted), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_reference_texts_without_tokens_are_refused(tiny_base: BaseModel) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from foreword import BaseModel, Example, compile_document, generate
 from foreword.documents.chunks import Chunk
-from foreword.documents.compile import chunks_of, document_ids, document_template
+from foreword.documents.exact import document_ids, document_template
 from foreword.documents.report import (
     BEGINNING,
     Question,
@@ -28,6 +28,7 @@ from foreword.documents.report import (
 )
 from foreword.documents.report_page import report_page
 from foreword.documents.settings import DocumentSettings
+from foreword.documents.studies import chunks_of
 from foreword.errors import BadExamples, HarmExceeded, WindowExceeded
 from foreword.prefix_file import MAX_REPORT_BYTES
 from support.few_prompts import take_few_prompts
@@ -72,6 +73,25 @@ def test_questions_stand_in_the_section_with_their_words() -> None:
     assert [each.section for each in found] == ["Rules", BEGINNING, "Mine"]
     assert [each.chunk for each in found] == [1, 0, 0]
     assert [each.short for each in found] == [True, True, False]
+
+
+def test_sections_with_equal_headings_are_told_apart(base: BaseModel) -> None:
+    text = "# Rules\n\nNo dogs in the Garden.\n\n# Fees\n\nNine euros.\n\n# Rules\n\nNo cats in the Hall."
+    chunks = chunks_of(base, text, DocumentSettings(chunk_tokens=60))
+    asked = [Question("Dogs?", "No dogs in the Garden."), Question("Cats?", "No cats in the Hall.")]
+    assert [each.section for each in placed(base, asked, chunks)] == ["Rules", "Rules (2)"]
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [("exact", "leave parts of the document out"), ("matched", "method studied"), ("studied", "fewer steps")],
+)
+def test_what_is_advised_against_harm_depends_on_the_method(
+    base: BaseModel, method: Any, advice: str
+) -> None:
+    options: dict[str, Any] = {"exact": {}, "matched": {"length": 8, "draw": 32}, "studied": QUICK}[method]
+    with pytest.raises(HarmExceeded, match=advice):
+        compile_document(base, TEXT, method=method, max_harm=0.0, **{"chunk_tokens": 60, **options})
 
 
 def test_an_answer_counts_when_the_right_one_stands_in_it(base: BaseModel) -> None:

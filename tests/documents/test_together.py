@@ -15,9 +15,9 @@ from foreword import BaseModel, Prefix, generate
 from foreword.base.joining import join_prefixes
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.documents import compile_documents
-from foreword.documents.compile import exact_key_values
 from foreword.documents.compile_many import is_result, together_id
 from foreword.documents.distillation import Distillation, MixedVisibility, VisibleExample, taught
+from foreword.documents.exact import exact_key_values
 from foreword.documents.settings import DocumentSettings, TogetherSettings
 from foreword.encoding import EncodedExample
 from foreword.errors import (
@@ -253,7 +253,9 @@ def test_documents_of_one_run_have_its_id_and_can_be_joined(base: BaseModel) -> 
     )
 
 
-def test_a_stopped_run_ends_in_the_same_prefixes(base: BaseModel, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_in_the_same_prefixes(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = compile_documents(base, TEXTS, **QUICK)
     asked: list[int] = []
 
@@ -272,6 +274,7 @@ def test_a_stopped_run_ends_in_the_same_prefixes(base: BaseModel, tmp_path: Path
     ]
     (tmp_path / "@well" / "step-0000003.checkpoint").unlink()
     steps: list[int] = []
+    monkeypatch.setattr("foreword.documents.compile.study", lambda *a: pytest.fail("asked the teacher again"))
     resumed = compile_documents(base, TEXTS, on_progress=lambda each: steps.append(each.step), **kept)
     assert 1 not in steps
     assert all(same(resumed[name], whole[name]) for name in TEXTS)

@@ -42,6 +42,10 @@ Kernel = Literal["sdpa", "eager"]
 IMPLEMENTATIONS: dict[Kernel, str] = {"sdpa": "foreword-sdpa", "eager": "foreword-eager"}
 """Names under which transformers finds the functions (`attn_implementation=`)."""
 
+LONGEST_MASK = 4096
+"""Tokens of the longest text without a prefix that gets a mask where the kernel's causal flag says the same.
+Of 20,000 tokens a mask is 0.4 GB of truth values, and 1.6 GB of numbers in each layer."""
+
 CAUSAL_DEVICES = {"cuda"}
 """Where a kernel that knows the causal pattern is faster than one that reads a mask, so that no mask is made
 where that pattern is all that it says. The CPU's would make the mask anew for every layer."""
@@ -189,13 +193,16 @@ def capture_kv(
         tokens: how many, from the text's beginning; None: all.
         device: where they go, in float32: layers of one model can live on different devices.
     """
-    output, calls = capture_attention(model, inputs)
     layers: dict[Stream, dict[int, tuple[torch.Tensor, torch.Tensor]]] = defaultdict(dict)
-    for call in calls:
+
+    def keep(call: AttentionCall) -> None:  # and not the queries, which of a long text are as large again
         layer: LayerInfo = call.module.foreword_layer  # type: ignore[assignment]
         if layer.layer not in layers[layer.stream]:  # else it shares those of an earlier layer
             key_HPD, value_HPD = (part[0, :, :tokens].float().to(device) for part in (call.key, call.value))
             layers[layer.stream][layer.layer] = (key_HPD, value_HPD)
+
+    with attention_context(AttentionContext(record=keep)):
+        output = model(**inputs, use_cache=False)
     key_values: KeyValues = {}
     for stream, by_layer in layers.items():
         pairs = [by_layer[layer] for layer in range(len(by_layer))]
@@ -415,6 +422,8 @@ def _make_mask(**kwargs: Any) -> torch.Tensor | None:
     if state.ragged is not None:
         return None
     _begin_pass(state, kwargs)
+    if state.prefixes is None and state.layout is None and kwargs["q_length"] > LONGEST_MASK:
+        return sdpa_mask(**kwargs)  # type: ignore[no-any-return]
     if torch.device(kwargs.get("device", "cpu")).type in CAUSAL_DEVICES and state.metadata.is_causal(kwargs):
         return None
     return _mask_of_rows(state, kwargs)

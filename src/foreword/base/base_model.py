@@ -549,8 +549,9 @@ class BaseModel:
             for number, example, prefix in zip(called, examples, listed, strict=True)
         ]
         losses: list[torch.Tensor | None] = [None] * len(encoded)
+        longest = max((prefix.length for prefix in listed if prefix is not None), default=0)
         with torch.no_grad():
-            for indices in batches_by_length(encoded, batch_tokens):
+            for indices in batches_by_length(encoded, batch_tokens, longest):
                 row_prefixes = PrefixBatch.stack([listed[i] for i in indices], self.device)
                 batch = self.batch([encoded[i] for i in indices], row_prefixes, layout)
                 losses_M = target_losses(self.model, batch, row_prefixes).cpu()

@@ -311,13 +311,25 @@ def encoder_decoder_batch(
     )
 
 
-def batches_by_length(encoded: Sequence[EncodedExample], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of rows of like length, each of at most `batch_tokens` (or one row)."""
+PREFIX_TOKENS = 1 << 17
+"""Virtual tokens of the rows of one batch: a layer's kernel has a prefix's keys and values once a row."""
+
+
+def batches_by_length(
+    encoded: Sequence[EncodedExample], batch_tokens: int, prefix_length: int = 0
+) -> Iterator[list[int]]:
+    """Indices in batches of rows of like length, each of at most `batch_tokens` (or one row).
+
+    Args:
+        prefix_length: of the longest prefix in front of a row: no more than `PREFIX_TOKENS` in a batch.
+    """
+    most_rows = max(1, PREFIX_TOKENS // max(1, prefix_length))
     order = sorted(range(len(encoded)), key=lambda i: encoded[i].tokens)
     batch: list[int] = []
     for index in order:
         # Padded layouts cost the longest row times the rows; in this order that is the last one.
-        if batch and encoded[index].tokens * (len(batch) + 1) > batch_tokens:
+        full = len(batch) == most_rows or encoded[index].tokens * (len(batch) + 1) > batch_tokens
+        if batch and full:
             yield batch
             batch = []
         batch.append(index)

@@ -56,7 +56,12 @@ ADVICE = {
     "format not told": "if it is one of these, pass its name with --format",
     "no dev examples": "give --dev, or leave --patience out",
     "report worse": "take more --steps, or leave --gate out",
-    "harm exceeded": "allow more with --max-harm, or take a larger share --unrelated or fewer --steps",
+    "harm exceeded, studied": "allow more with --max-harm, or take a larger share --unrelated or fewer "
+    "--steps",
+    "harm exceeded, matched": "allow more with --max-harm, or take another --length, or --method studied, "
+    "which learns from unrelated prompts, too",
+    "harm exceeded, exact": "allow more with --max-harm, or leave parts of the document out: its text in the "
+    "prompt changes answers by as much",
 }
 """What to do on the command line, by `ForewordError.remedy`."""
 
@@ -234,7 +239,7 @@ def _wrong_use(arguments: Sequence[str], error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError" and not wants_json(arguments):
         typer.echo(context.get_help(), err=True)
         return WRONG_USE
-    message = error.format_message()
+    message = error.format_message().replace(": Value error, ", ": ", 1)  # of the library that typer reads by
     if context is not None:
         end = "" if message.endswith(("?", ".")) else "."
         message = f"{message}{end} See `{context.command_path} --help`"

@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ import typer
 
 from foreword.base.options import ModelOptions
 from foreword.cli import output
+from foreword.cli.compile_conversations import WriterOptions, conversations_for
 from foreword.cli.options import (
     DATA,
     OUTPUT,
@@ -28,26 +30,25 @@ from foreword.cli.options import (
     typed,
 )
 from foreword.cli.train import RUN, run_or_restart
-from foreword.cli.train_destinations import run_folder
 from foreword.documents.settings import FOLDER, DocumentSettings, TogetherSettings
-from foreword.errors import HarmExceeded, OutputExists, ReportWorse, UsageError
+from foreword.errors import HarmExceeded, ReportWorse, UsageError
 from foreword.training.settings import PREFIX
 from foreword.validation import setting
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
-    from foreword.documents.conversations import Conversation
-    from foreword.documents.reading import Document
+    from foreword.cli.train_destinations import Destination
     from foreword.prefix import Prefix
 
 EXAMPLE = (
     "  foreword compile handbook.md --base smollm2-135m-instruct --out handbook.prefix\n"
     "  foreword compile contract.pdf --ratio 5 --max-harm 0.5 --out contract.prefix --report contract.html\n"
     "  foreword compile manuals --by document --out prefixes\n"
-    "  foreword compile manuals --by document --together --owner alice"
+    "  foreword compile manuals --by document --together --owner alice\n"
+    "  foreword compile handbook.md --owner alice --from alice/handbook --gate"
 )
 
-EDIT = "Edited document"
+EDIT, STORE = "Edited document", "Store"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Request:
         settings: what decides which prefix comes out.
         together: how the documents of a folder see each other.
         checkpoint_dir, checkpoint_every: where and how often; None for the default.
+        in_store: whether what is made goes into a store.
     """
 
     settings: DocumentSettings
@@ -67,6 +69,7 @@ class Request:
     checkpoint_dir: Path | None
     checkpoint_every: int | None
     load: Callable[[], BaseModel]
+    in_store: bool
     overwrite: bool
     json: bool
 
@@ -76,17 +79,19 @@ class Files:
     """Files beside one document.
 
     Attributes:
-        previous: prefix of an earlier state of the document, to go on from.
+        previous: of an earlier state of the document, to go on from: a file, or a version in the store.
         gate: whether a report that is worse than its one fails.
         conversations: to train on, instead of those that are drawn from the text.
+        writer: model that writes them, if any does.
         keep: where the conversations go that are trained on.
         questions: that the report is about.
         report: where the report goes as a page.
     """
 
-    previous: Path | None
+    previous: str | None
     gate: bool
     conversations: Path | None
+    writer: WriterOptions
     keep: Path | None
     questions: Path | None
     report: Path | None
@@ -104,15 +109,16 @@ def compile(
     *,
     options: ModelOptions,
     settings: DocumentSettings,
-    previous: Path | None = setting(
+    previous: str | None = setting(
         None,
         name="from",
         section=EDIT,
         metavar="PREFIX",
-        help="Prefix file of an earlier state of the document, to go on from",
+        help="Prefix of an earlier state of the document, to go on from: a file; with --owner one in the "
+        "store, such as alice/handbook",
     ),
     gate: bool = setting(
-        False, section=EDIT, help="Write nothing where the report is worse than that of --from"
+        False, section=EDIT, help="Write nothing where the prefix is worse than that of --from"
     ),
     conversations: Path | None = setting(
         None,
@@ -121,8 +127,12 @@ def compile(
         help="Conversations to train on, your own or kept ones, instead of those drawn from the text",
     ),
     keep: Path | None = setting(
-        None, section=DATA, metavar="FILE", help="Keep the conversations here, to be used again"
+        None,
+        section=DATA,
+        metavar="FILE",
+        help="Keep the conversations here, to be used again; written ones are kept with the checkpoints else",
     ),
+    writing: WriterOptions,
     questions: Path | None = setting(
         None,
         section=DATA,
@@ -132,15 +142,15 @@ def compile(
     by: Literal["document"] | None = setting(
         None, section=FOLDER, help="document: make a prefix of each document in the folder DOCUMENT"
     ),
+    visibility: TogetherSettings,
     owner: str | None = setting(
         None,
         metavar="NAME",
-        section=FOLDER,
-        help="Put each prefix into the store as NAME/DOCUMENT, instead of --out",
+        section=STORE,
+        help="Put the prefix, or each one, into the store as NAME/DOCUMENT, instead of --out",
     ),
-    visibility: TogetherSettings,
-    store: str = option_of(StoreOptions, "store", "prefixes", section=FOLDER),
-    blobs: str | None = option_of(StoreOptions, "blobs", section=FOLDER),
+    store: str = option_of(StoreOptions, "store", "prefixes", section=STORE),
+    blobs: str | None = option_of(StoreOptions, "blobs", section=STORE),
     label: list[str] | None = setting(
         None, metavar="NAME=VALUE", section=PREFIX, help="Label kept in the prefix file; repeatable"
     ),
@@ -172,6 +182,8 @@ def compile(
     stopped goes on when the same command is given again; see docs/documents.md.
     """
     from foreword.cli.loading import load_base
+    from foreword.cli.train_destinations import destination
+    from foreword.files import check_output
 
     if checkpoint_every is not None and checkpoint_every < 1:
         raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
@@ -183,58 +195,66 @@ def compile(
         checkpoint_dir=checkpoint_dir,
         checkpoint_every=checkpoint_every,
         load=functools.partial(load_base, base, options),
+        in_store=owner is not None,
         overwrite=overwrite,
         json=json,
     )
     if by is None:
-        if given := typed(context, "owner", "store", "blobs", "together", "neighbours", "mixed"):
+        if given := typed(context, "together", "neighbours", "mixed"):
             raise UsageError(f"{given[0]} is given, but it is for a folder of documents: --by document")
         if document.is_dir():
             raise UsageError(
                 f"{document} is a folder; --by document makes a prefix of each document in it, or name a file"
             )
-        if out is None:
-            raise UsageError("no place for the prefix; say which file to write: --out FILE")
         if gate and previous is None:
             raise UsageError("--gate compares with an earlier prefix; it needs --from PREFIX")
-        files = Files(previous, gate, conversations, keep, questions, report)
-        return _compile_one(request, document, out, files)
+        writing.check(context)
+        files = Files(previous, gate, conversations, writing, keep, questions, report)
+        _check_place(context, out, owner, "the prefix goes: --out FILE")
+        _check_apart(document, out, files)
+        if out is not None:
+            check_output(out, overwrite=overwrite)
+        with destination(out, store, blobs, checkpoint_dir, owner=owner, file=True) as goal:
+            return _compile_one(request, document, goal, files)
     from foreword.cli.compile_folder import compile_folder
-    from foreword.cli.train_destinations import destination
 
-    if given := typed(context, "previous", "gate", "conversations", "keep", "questions", "report"):
+    of_one = ("previous", "gate", "conversations", "keep", "questions", "report")
+    writers = [each.name for each in dataclasses.fields(WriterOptions)]
+    if given := typed(context, *of_one, *writers):
         raise UsageError(f"{given[0]} is given, but it is about one document; leave it or --by document out")
     if document.is_file():
         raise UsageError(f"{document} is a file; --by document takes a folder, or leave it out")
-    if (out is None) == (owner is None):
-        raise UsageError(
-            "say where the documents' prefixes go: --out FOLDER for a file each, or --store PLACE --owner "
-            "NAME for NAME/DOCUMENT in a store"
-        )
-    if out is not None and (given := typed(context, "store", "blobs")):
-        raise UsageError(f"--out and {given[0]} are both given; to put prefixes into a store, use --owner")
+    _check_place(context, out, owner, "the documents' prefixes go: --out FOLDER for a file each")
     with destination(out, store, blobs, checkpoint_dir, owner=owner, what="document") as goal:
         compile_folder(request, document, goal)
 
 
-def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
+def _check_place(context: typer.Context, out: Path | None, owner: str | None, where: str) -> None:
+    """Refuse no place for what is made, or two. Raises UsageError."""
+    if (out is None) == (owner is None):
+        raise UsageError(f"say where {where}, or --store PLACE --owner NAME for NAME/DOCUMENT in a store")
+    if out is not None and (given := typed(context, "store", "blobs")):
+        raise UsageError(f"--out and {given[0]} are both given; to put prefixes into a store, use --owner")
+
+
+def _compile_one(request: Request, path: Path, goal: Destination, files: Files) -> None:
     from foreword.documents.compile import compile_document
     from foreword.documents.reading import read_document
     from foreword.documents.report import read_questions
     from foreword.documents.report_page import report_page
     from foreword.files import check_output, write_text
-    from foreword.prefix import Prefix
 
-    _check_apart(path, out, files)
-    check_output(out, overwrite=request.overwrite)
+    goal.check([path.stem])
     if files.report is not None:
         check_output(files.report, overwrite=request.overwrite)
     document = read_document(path)
     questions = None if files.questions is None else read_questions(files.questions)
-    previous = None if files.previous is None else Prefix.load(files.previous)
+    previous = None if files.previous is None else goal.named(files.previous)
     base = request.load()
-    conversations = _conversations(request, base, document, files)
-    folder = request.checkpoint_dir or run_folder(out)
+    folder = goal.checkpoints(path.stem)
+    if previous is not None and request.in_store:
+        folder = folder / f"from-{previous.digest[:12]}"  # not among the checkpoints of its run
+    conversations = conversations_for(request, base, document, files, folder)
 
     def run(shown: Callable[[Any], None]) -> Prefix:
         return compile_document(
@@ -253,9 +273,14 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
         )
 
     def write_page(report: Mapping[str, Any], page: Path, *, overwrite: bool) -> None:
-        write_text(
-            page, report_page(report, document=document.name, base=base.shown_name), overwrite=overwrite
+        shown = report_page(
+            report,
+            document=document.name,
+            base=base.shown_name,
+            settings=request.settings.to_json(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        write_text(page, shown, overwrite=overwrite)
 
     try:
         with says_how_to_go_on(folder):
@@ -265,18 +290,18 @@ def _compile_one(request: Request, path: Path, out: Path, files: Files) -> None:
         if files.report is None:  # in the run's own folder, which methods without steps do not make
             folder.mkdir(parents=True, exist_ok=True)
         write_page(error.report, page, overwrite=request.overwrite or files.report is None)
-        where = f"{out} was not written; report: {page}"
+        where = f"{goal.place(path.stem)} was not written; report: {page}"
         where += f"; checkpoints: {folder}" if request.settings.method == "studied" else ""
         if isinstance(error, ReportWorse):
             raise ReportWorse(error.report, error.worse, where) from error
         raise HarmExceeded(error.report, where) from error
-    prefix.save(out, overwrite=request.overwrite)
+    place = goal.write(path.stem, prefix, overwrite=request.overwrite)
     if files.report is not None:
         write_page(prefix.report, files.report, overwrite=request.overwrite)
-    _tell(prefix, out, folder, files.report, json=request.json)
+    _tell(prefix, request.settings, place, folder, files.report, json=request.json)
 
 
-def _check_apart(document: Path, out: Path, files: Files) -> None:
+def _check_apart(document: Path, out: Path | None, files: Files) -> None:
     """Refuse a file that would be written over another that is named, whatever may be overwritten.
 
     Raises:
@@ -294,35 +319,6 @@ def _check_apart(document: Path, out: Path, files: Files) -> None:
             continue
         if (other := seen.setdefault(path.resolve(), name)) != name:
             raise UsageError(f"{name} and {other} are both {path}; name another file for {name}")
-
-
-def _conversations(
-    request: Request, base: BaseModel, document: Document, files: Files
-) -> Sequence[Conversation] | None:
-    """Those of the user's file, or drawn ones if they are to be kept; None leaves them to the function."""
-    from foreword.documents.compile import chunks_of, drawn_for
-    from foreword.documents.conversations import read_conversations, save_conversations
-
-    if files.conversations is None and files.keep is None:
-        return None
-    chunks = chunks_of(base, document.text, request.settings)
-    made: Mapping[str, Any] = {"drawn": request.settings.draw, "seed": request.settings.seed}
-    if files.conversations is None:
-        found: tuple[Conversation, ...] = tuple(drawn_for(chunks, request.settings))
-    else:
-        read = read_conversations(files.conversations, document.text, chunks)
-        found, made = read.conversations, read.made
-        if left_out := read.rejected.total():
-            reasons = ", ".join(f"{count} ({why})" for why, count in sorted(read.rejected.items()))
-            output.note(f"{left_out} conversations do not pass the check against the text: {reasons}")
-    if files.keep is not None and found:
-        try:
-            save_conversations(files.keep, found, document.text, chunks, made, overwrite=request.overwrite)
-        except OutputExists:
-            # A run that goes on finds there what it wrote before it was stopped.
-            if read_conversations(files.keep, document.text, chunks).conversations != found:
-                raise
-    return found or None
 
 
 @contextlib.contextmanager
@@ -343,17 +339,23 @@ def says_how_to_go_on(folder: Path) -> Iterator[None]:
         raise interrupt from error
 
 
-def _tell(prefix: Prefix, out: Path, folder: Path, page: Path | None, *, json: bool) -> None:
-    size = out.stat().st_size
+def _tell(
+    prefix: Prefix, settings: DocumentSettings, place: str, folder: Path, page: Path | None, *, json: bool
+) -> None:
+    file = Path(place)
+    size = file.stat().st_size if file.is_file() else prefix.report["bytes"]
     run = folder if folder.is_dir() else None
     if json:
         return output.json_object(
             {
-                "prefix": out,
+                "prefix": place,
                 "digest": prefix.digest,
                 "bytes": size,
                 "base": prefix.base.name,
+                "method": settings.method,
                 "length": prefix.length,
+                "ratio": round(prefix.report["tokens"] / prefix.length, 2),
+                "settings": settings.to_json(),
                 **dataclasses.asdict(prefix.origin),
                 "report": prefix.report,
                 "page": page,
@@ -363,12 +365,13 @@ def _tell(prefix: Prefix, out: Path, folder: Path, page: Path | None, *, json: b
     typer.echo(repr(prefix))
     for name, text in described(prefix.report).items():
         typer.echo(f"  {name:<9}  {text}")
-    typer.echo(f"  {'prefix':<9}  {out}  ({size / 1000:.0f} kB)")
-    for name, place in (("report", page), ("run", run)):
-        if place is not None:
-            typer.echo(f"  {name:<9}  {place}")
-    command = ["foreword", "generate", "--prefix", str(out), "YOUR QUESTION"]
-    typer.echo(f"next: {shlex.join(command)}")
+    typer.echo(f"  {'prefix':<9}  {place}  ({size / 1000:.0f} kB)")
+    for name, path in (("report", page), ("run", run)):
+        if path is not None:
+            typer.echo(f"  {name:<9}  {path}")
+    if file.is_file():  # not in a store
+        command = ["foreword", "generate", "--prefix", place, "YOUR QUESTION"]
+        typer.echo(f"next: {shlex.join(command)}")
 
 
 def described(report: Mapping[str, Any]) -> dict[str, str]:
@@ -389,6 +392,13 @@ def described(report: Mapping[str, Any]) -> dict[str, str]:
     own = report["harm_of_document"]
     beside = "" if own is None else f"; of the document itself {figure(own, 3)}"
     lines["harm"] = f"{figure(report['harm'], 3)}{beside}"
+    if (gate := report.get("gate")) is not None:
+        shares = [figure(gate[name]) for name in ("recovered_share", "recovered_share_before")]
+        lines["gate"] = (
+            f"recovered {shares[0]}, before {shares[1]}, of {gate['answers']} answers about what both know"
+        )
+    if (loss := report.get("rounding_loss")) is not None:
+        lines["rounding"] = f"{loss:.2g} nats per token of the answers: mean KL to those of float32"
     lines["cache"] = (
         f"{report['length']} tokens, {size_of(report['cache_bytes'])}; as text {report['tokens']} tokens, "
         f"{size_of(report['document_cache_bytes'])}"

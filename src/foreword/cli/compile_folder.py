@@ -156,7 +156,7 @@ class Shown:
             typer.echo(f"document {place}/{len(self._names)}  {output.one_line(name)}", err=True)
             self._lines = output.training_progress().__enter__()
         elif progress.note is not None:
-            output.note(f"{output.one_line(name)}: {progress.note}")
+            self._lines(dataclasses.replace(progress, note=f"{output.one_line(name)}: {progress.note}"))
         else:
             self._lines(progress)
 

@@ -226,6 +226,7 @@ class TrainingBar:
             console=self._console,
         )
         self._task: Any = None
+        self._phases: dict[str, Any] = {}
 
     def __enter__(self) -> TrainingBar:
         self._bar.start()
@@ -238,6 +239,13 @@ class TrainingBar:
 
     def __call__(self, progress: Progress) -> None:
         """Take what training reports."""
+        if progress.note is not None and progress.total is not None:  # a bar of its own
+            if progress.note not in self._phases:
+                self._phases[progress.note] = self._bar.add_task(
+                    "", total=progress.total, figures=progress.note
+                )
+            self._bar.update(self._phases[progress.note], completed=progress.done)
+            return
         if progress.note is not None:
             note(progress.note)
             return

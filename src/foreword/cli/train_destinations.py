@@ -1,6 +1,7 @@
 """Destinations: where the prefixes of a run go, a file or a version for each, and checkpoints.
 
-Of `foreword train --by owner` each owner has one, of `foreword compile --by document` each document.
+Of `foreword train --by owner` each owner has one, of `foreword compile --by document` each document; a single
+document's is the only one.
 """
 
 from __future__ import annotations
@@ -62,6 +63,16 @@ class Folder:
                 f"the folder {self._folder} can't be made: {error.strerror}; choose another for --out"
             ) from error
 
+    def place(self, owner: str) -> str:
+        """Where the prefix goes, in words."""
+        return str(self.path(owner))
+
+    def named(self, name: str) -> Prefix:
+        """The prefix that the user calls so: a file. Raises as `Prefix.load`."""
+        from foreword.prefix import Prefix
+
+        return Prefix.load(Path(name))
+
     def path(self, owner: str) -> Path:
         """The owner's file: the name as in a URL, so that none points elsewhere."""
         name = quote(owner, safe="")
@@ -101,6 +112,25 @@ class Folder:
         return str(path)
 
 
+class File(Folder):
+    """The file of a single prefix, whatever its entry is called."""
+
+    def __init__(self, file: Path, run: Path) -> None:
+        super().__init__(file.parent, run)
+        self._file = file
+
+    def check(self, owners: Iterable[str]) -> None:
+        """Nothing: names of entries are not used, and the folder must be there."""
+
+    def path(self, owner: str) -> Path:
+        """The file."""
+        return self._file
+
+    def checkpoints(self, owner: str) -> Path:
+        """As `Folder.checkpoints`."""
+        return self._runs
+
+
 class Stored:
     """A store, in which each owner's prefix is a version of OWNER/NAME, each document's of OWNER/DOCUMENT."""
 
@@ -119,6 +149,18 @@ class Stored:
                 raise UsageError(f"the owner {entry!r} has a / in the name, which no store takes; rename it")
             owner, _ = parse_name(self._full_name(entry))
             self._store.checkpoint_folder(owner)
+
+    def place(self, entry: str) -> str:
+        """As `Folder.place`."""
+        return f"a version of {self._full_name(entry)}"
+
+    def named(self, name: str) -> Prefix:
+        """As `Folder.named`: a version in the store, owner and name with a number or label.
+
+        Raises:
+            BadName, UnknownPrefix, BadPrefix: as `PrefixStore.get`.
+        """
+        return self._store.get(name)
 
     def checkpoints(self, entry: str) -> Path:
         """As `Folder.checkpoints`: where `forget` finds them."""
@@ -166,19 +208,22 @@ def destination(
     owner: str | None = None,
     name: str | None = None,
     what: str = "owner",
+    file: bool = False,
 ) -> Iterator[Destination]:
     """The destination that the options name: the folder `out`, or else a store.
 
     Args:
         owner, name: as of `Stored`, one of them.
         what: has a prefix each, for messages.
+        file: `out` is the file of a single prefix.
 
     Raises:
         UsageError: a folder for checkpoints that belongs to no database, or the lack of one.
         UnknownStore, StoreUnavailable, CannotWrite: see `PrefixStore`.
     """
     if out is not None:
-        yield Folder(out, checkpoint_dir or run_folder(out), what)
+        run = checkpoint_dir or run_folder(out)
+        yield File(out, run) if file else Folder(out, run, what)
         return
     from foreword.store import PrefixStore
     from foreword.store.names import parse_name

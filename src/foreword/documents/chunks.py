@@ -40,12 +40,14 @@ class Chunk:
             rows it begins, in front where they stand elsewhere.
         section: the heading that it stands under; "" in front of the first.
         start, end: where it stands in the document, in characters.
+        section_start: where its section begins; sections can have equal headings.
     """
 
     text: str
     section: str
     start: int
     end: int
+    section_start: int = 0
 
 
 def split(text: str, count: Callable[[str], int], most: int) -> list[Chunk]:
@@ -75,7 +77,7 @@ def split(text: str, count: Callable[[str], int], most: int) -> list[Chunk]:
                 shown = f"{heads[begin]}\n{own}" if begin in heads else own
                 if section and begin != start and len(section) <= LONGEST_HEAD:
                     shown = f"# {section}\n\n{shown}"
-                chunks.append(Chunk(shown, section, begin, stop))
+                chunks.append(Chunk(shown, section, begin, stop, start))
             first = last + 1
     return chunks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -13,214 +13,63 @@ from typing import Any, Unpack
 
 from foreword.base.base_model import BaseModel
 from foreword.base.prefix_batch import KeyValues
-from foreword.documents.chunks import Chunk, pieces, split
-from foreword.documents.conversations import Conversation, text_digest, unrelated
-from foreword.documents.distillation import Distillation, DistilledExample, taught
-from foreword.documents.drawn import drawn
-from foreword.documents.edits import MOST_CHUNKS, changed, digests, going_on, known_chunks, replay, worse
+from foreword.documents.chunks import Chunk
+from foreword.documents.conversations import Conversation, text_digest
+from foreword.documents.distillation import (
+    LIKELIEST,
+    Distillation,
+    DistilledExample,
+    keep_taught,
+    kept_taught,
+)
+from foreword.documents.edits import MOST_CHUNKS, changed, digests, going_on, known_chunks, worse
+from foreword.documents.exact import (
+    document_ids,
+    document_template,
+    exact_key_values,
+    piecewise_start,
+    rounded,
+)
 from foreword.documents.matching import can_match, matched_key_values
 from foreword.documents.report import (
+    MEASURED_STEPS,
     Question,
     bare_template,
+    divergence,
     harm,
     harm_answers,
     measured,
     placed,
     questions_of,
+    recovered,
+    rounded_figure,
 )
 from foreword.documents.settings import DocumentOptions, DocumentSettings
-from foreword.encoding import EncodedExample, encode_example
+from foreword.documents.studies import Studies, chunks_of, encoded, studies, study
+from foreword.encoding import encode_example
 from foreword.errors import HarmExceeded, ReportWorse, UsageError, WindowExceeded
 from foreword.examples import Example
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
 from foreword.prefix_sizes import tensor_names
-from foreword.template import Source, Template, default_template
-from foreword.training.initialization import activations
+from foreword.template import Source, Template
+from foreword.training.checkpoint import prepare_folder
 from foreword.training.run_log import Progress, RunLog
-from foreword.training.train import check_folder, describe, make_prefix, resumed_template, run_to_end
+from foreword.training.train import check_folder, describe, make_prefix, run_to_end
 from foreword.training.trainer import Trainer, build_trainer
 from foreword.validation import checks_arguments
 
 BEFORE = "1970-01-01T00:00:00+00:00"
 """Of what training starts from, which is the same whenever it is made."""
 
-SEPARATOR = "\n\n"
-"""Between a document and a question, on a base without a chat template."""
+TAUGHT = "teacher.safetensors"
+"""What the teacher predicts, in the folder of checkpoints."""
 
 HARM_PROMPTS = 24
 """Unrelated prompts that a report's harm is measured on; benchmarks/documents.py takes all 100."""
 
 REFERENCES = 32
 """Conversations that keys and values are matched along."""
-
-HELD_OUT = 32
-"""Conversations that training does not have: they choose the step, and the report is about them."""
-
-
-def document_template(base: BaseModel, folder: Path | None = None) -> Template:
-    """The template of a document's prefix: the base's chat template, with the document as system message.
-
-    On a base without one, the document, an empty line, and a source and its answer on lines of their own.
-
-    Args:
-        folder: of checkpoints; a run that goes on keeps the day that its template writes.
-    """
-    if getattr(base.tokenizer, "chat_template", None):
-        chat = default_template(base.tokenizer, style="chat", begin=False, source_tokens=None)
-        return resumed_template(base, dataclasses.replace(chat, system_in_prefix=True), folder)
-    return dataclasses.replace(base.template, begin=False, source_tokens=None)
-
-
-def opening_ids(base: BaseModel, template: Template) -> list[int]:
-    """What stands in front of the document in its prefix: its first token is the attention sink."""
-    if template.system_in_prefix:
-        return _ids(base, template.opening(base.tokenizer))
-    begins = base.raw_template.begin
-    return [base.tokenizer.bos_token_id] if begins else []
-
-
-def document_ids(base: BaseModel, template: Template, text: str) -> list[int]:
-    """The tokens that a document's prefix stands for: all in front of what a source becomes."""
-    text = text.strip() if template.system_in_prefix else text.strip() + SEPARATOR
-    return [*opening_ids(base, template), *_ids(base, text)]
-
-
-def exact_key_values(base: BaseModel, ids: Sequence[int]) -> KeyValues:
-    """The base's own keys and values of some tokens, at positions from 0, in float32."""
-    return activations(base, ids, ids, len(ids))
-
-
-def piecewise_start(base: BaseModel, template: Template, text: str, length: int, seed: int) -> KeyValues:
-    """The base's own keys and values of pieces of the document, read anew one behind the other."""
-    front, ids = opening_ids(base, template), _ids(base, text)
-    return exact_key_values(base, [*front, *pieces(ids, max(0, length - len(front)), seed)][:length])
-
-
-def study(
-    base: BaseModel,
-    template: Template,
-    chunks: Sequence[Chunk],
-    conversations: Sequence[Conversation],
-) -> list[DistilledExample]:
-    """Conversations as token ids with what the teacher predicts, in their order.
-
-    Each chunk's keys and values are computed once, and all its conversations are read behind them.
-    """
-    bare = bare_template(base, template)
-    made: dict[int, DistilledExample] = {}
-    by_chunk: dict[int | None, list[int]] = {}
-    for number, conversation in enumerate(conversations):
-        by_chunk.setdefault(conversation.chunk, []).append(number)
-    for chunk, numbers in by_chunk.items():
-        rows = [_encoded(base, template, conversations[number]) for number in numbers]
-        if chunk is None:
-            alone = [_encoded(base, bare, conversations[number]) for number in numbers]
-            found = [
-                dataclasses.replace(each, source_ids=row.source_ids)
-                for each, row in zip(taught(base, alone, None), rows, strict=True)
-            ]
-        else:
-            ids = document_ids(base, template, chunks[chunk].text)
-            found = taught(base, rows, exact_key_values(base, ids))
-        made |= dict(zip(numbers, found, strict=True))
-    return [made[number] for number in range(len(conversations))]
-
-
-def _encoded(base: BaseModel, template: Template, conversation: Conversation) -> EncodedExample:
-    example = Example(source=conversation.source, target=conversation.target)
-    return encode_example(example, base.tokenizer, template)[0]
-
-
-@dataclass(frozen=True)
-class Studies:
-    """What a prefix is trained on.
-
-    Attributes:
-        chunks: of the document.
-        training, held_out: conversations; unrelated prompts are among those of training.
-        share: of the conversations that a document which is compiled anew has; steps are as many fewer.
-    """
-
-    chunks: list[Chunk]
-    training: list[Conversation]
-    held_out: list[Conversation]
-    share: float = 1.0
-
-    @property
-    def digest(self) -> str:
-        """Of the chunks and all conversations: what a checkpoint must agree with."""
-        plain = [[dataclasses.asdict(each) for each in self.chunks]]
-        plain += [[dataclasses.asdict(each) for each in part] for part in (self.training, self.held_out)]
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def chunks_of(base: BaseModel, text: str, settings: DocumentSettings) -> list[Chunk]:
-    """The chunks of a document that the teacher reads one at a time."""
-    return split(text, lambda part: len(_ids(base, part)), settings.chunk_tokens)
-
-
-def drawn_for(chunks: Sequence[Chunk], settings: DocumentSettings) -> list[Conversation]:
-    """Conversations drawn from the text, for training and for the report."""
-    return drawn(chunks, settings.draw + HELD_OUT, settings.seed)
-
-
-def studies(
-    chunks: Sequence[Chunk],
-    settings: DocumentSettings,
-    conversations: Sequence[Conversation] | None = None,
-    known: Collection[str] = (),
-    needed: int = 2,
-) -> Studies:
-    """Conversations about chunks, and unrelated prompts.
-
-    Args:
-        conversations: instead of those that are drawn from the text.
-        known: digests of chunks that a prefix stands for already, from which training goes on.
-        needed: different conversations: one for training and one for the report, if it takes any.
-
-    Raises:
-        UsageError: fewer conversations than are needed, or one about a chunk that there is not.
-    """
-    made = list(drawn_for(chunks, settings) if conversations is None else conversations)
-    for number, each in enumerate(made):
-        if each.chunk is not None and not 0 <= each.chunk < len(chunks):
-            raise UsageError(
-                f"conversation {number} is about chunk {each.chunk}; the document has {len(chunks)}, counted "
-                "from 0. Divide it into chunks of as many tokens as the conversations were made for"
-            )
-    if not made and needed and conversations is None:
-        raise UsageError(
-            "the document has no sentence or table to draw a conversation from; give conversations"
-        )
-    if (different := len(set(map(_place, made)))) < needed:
-        raise UsageError(
-            f"there are {len(made)} conversations, {different} of them different; expected at least {needed} "
-            "different ones, of which one is for the report"
-        )
-    # By their own digests: what is held out is so whatever else is drawn, before an edit and behind it.
-    few = min(HELD_OUT, max(1, len(made) // 8)) / max(1, len(made))
-    first, last = min(map(_place, made), default=0), max(map(_place, made), default=0)
-    held_out = [each for each in made if _place(each) == first or few > _place(each) < last]
-    anew = [each for each in made if each not in held_out]
-    training = replay(anew, changed(chunks, known), settings.seed) if known else anew
-    share = len(training) / max(1, len(anew))
-    count = round(len(training) * settings.unrelated / (1 - settings.unrelated))
-    if count and settings.method == "studied":
-        others = unrelated()
-        training += (others * (count // len(others) + 1))[:count]
-    return Studies(list(chunks), training, held_out, share)
-
-
-def _place(conversation: Conversation) -> float:
-    """A number from 0 to 1 that a conversation's text decides."""
-    text = json.dumps([conversation.source, conversation.target], sort_keys=True)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-def _ids(base: BaseModel, text: str) -> list[int]:
-    ids: list[int] = base.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 @checks_arguments
@@ -250,7 +99,8 @@ def compile_document(
             `foreword.documents.report.Question` has the section that one is about.
         previous: the prefix of an earlier state of the text, to go on from: what is new is learned, beside
             half of the conversations about what is not, in as many fewer steps.
-        gate: fail where the report is worse than that of `previous`.
+        gate: fail where the prefix is worse than `previous` at the same questions, those about parts of the
+            text that both know, or does more harm.
         checkpoint_dir, checkpoint_every, labels, licence, on_progress: as for `train`.
         on_checkpoint: called with each checkpoint's file once it is written, to copy it elsewhere.
         options: fields of `DocumentSettings`: `method` ("studied", "matched", "exact"), `length` virtual
@@ -281,13 +131,13 @@ def compile_document(
     about = run.questions(made, questions)
     answers = run.unrelated()
     if settings.method == "exact":
-        prefix = run.prefix(exact_key_values(base, run.ids))
+        prefix = run.prefix(rounded(exact_key_values(base, run.ids), settings.precision))
     elif settings.method == "matched":
         prefix = run.prefix(run.matched(made))
     else:
         prefix = run.trained(made, previous or run.start(made), folder, checkpoint_every, on_checkpoint)
-    report = run.measured(prefix, made.chunks, about, answers)
-    if gate and previous is not None and (found := worse(report, previous.report)) is not None:
+    report = run.measured(prefix, made.chunks, about, answers, previous if gate else None)
+    if gate and (found := worse(report["gate"])) is not None:
         raise ReportWorse(report, found)
     return dataclasses.replace(prefix, report=report, labels=labels or {}, licence=licence)
 
@@ -440,7 +290,7 @@ class DocumentRun:
         ]
 
     def _tokens(self, conversation: Conversation) -> int:
-        return _encoded(self.base, self.template, conversation).tokens
+        return encoded(self.base, self.template, conversation).tokens
 
     def _fits(self, source: Source, target: str, ahead: int) -> bool:
         row = encode_example(Example(source, target), self.base.tokenizer, self.template)[0]
@@ -467,13 +317,19 @@ class DocumentRun:
 
     def matched(self, made: Studies) -> KeyValues:
         """Keys and values that serve some of the conversations as the whole document does."""
-        self._note("matching keys and values to the document's")
+        layers = self.base.geometry.streams["decoder"].layers
+        done = self._phase("matching keys and values to the document's, by layer", layers)
         # Words in any order ask for whatever sentence has them: along them less is matched (docs/documents.md).
         usual = [each for each in made.training if each.kind != "words"] or made.training
-        rows = [_encoded(self.base, self.template, each) for each in usual[:REFERENCES]]
+        rows = [encoded(self.base, self.template, each) for each in usual[:REFERENCES]]
         reference = [(*row.source_ids, *row.target_ids) for row in rows]
         return matched_key_values(
-            self.base, self.ids, self.length, reference=reference, seed=self.settings.seed
+            self.base,
+            self.ids,
+            self.length,
+            reference=reference,
+            seed=self.settings.seed,
+            on_layer=done,
         )
 
     def start(self, made: Studies) -> Prefix:
@@ -499,7 +355,7 @@ class DocumentRun:
     ) -> Prefix:
         """The prefix that training ends in."""
         base, start = self.base, as_start(start)
-        trainer, description = self.trainer(made, start, *self.rows(made))
+        trainer, description = self.trainer(made, start, *self.rows(made, folder))
         run_log = RunLog(
             trainer,
             folder=folder,
@@ -511,13 +367,33 @@ class DocumentRun:
         run_to_end(base, trainer, run_log, f"{base.name}: document, length {self.length}", Distillation())
         return self.result(trainer, made, start)
 
-    def rows(self, made: Studies) -> tuple[list[DistilledExample], list[DistilledExample]]:
-        """The conversations to train on and those held out, with what the teacher predicts."""
-        self._note(f"reading {len(made.training) + len(made.held_out)} conversations as the teacher")
-        training, dev = (
-            study(self.base, self.template, made.chunks, each) for each in (made.training, made.held_out)
-        )
-        return training, dev
+    def rows(
+        self, made: Studies, folder: Path | None
+    ) -> tuple[list[DistilledExample], list[DistilledExample]]:
+        """The conversations to train on and those held out, with what the teacher predicts.
+
+        Args:
+            folder: of checkpoints, where that is kept for a run that goes on.
+        """
+        read = self._taught(made, folder)
+        return read[: len(made.training)], read[len(made.training) :]
+
+    def _taught(self, made: Studies, folder: Path | None) -> list[DistilledExample]:
+        """What the teacher predicts along all conversations, kept beside the checkpoints."""
+        base, conversations = self.base, [*made.training, *made.held_out]
+        told = [made.digest, base.identity.fingerprint, str(base.dtype), str(base.device), LIKELIEST]
+        key = text_digest(json.dumps([told, self.template.to_json()], sort_keys=True))
+        path = None if folder is None else folder / TAUGHT
+        if path is not None:
+            rows = [encoded(base, self.template, each) for each in conversations]
+            if (kept := kept_taught(path, rows, key)) is not None:
+                return kept
+        done = self._phase("reading conversations as the teacher", len(conversations))
+        read = study(base, self.template, made.chunks, conversations, done)
+        if path is not None:
+            prepare_folder(path.parent)
+            keep_taught(path, read, key)
+        return read
 
     def trainer(
         self,
@@ -544,7 +420,9 @@ class DocumentRun:
             WindowExceeded: one does not fit behind the prefix.
         """
         base = self.base
+        done = self._phase("answering unrelated prompts without a prefix", 1)
         answers = harm_answers(base, bare_template(base, self.template), HARM_PROMPTS)
+        done(1)
         if not all(self._fits(each.source, each.target, 0) for each in answers):
             raise WindowExceeded(
                 f"a prefix of length {self.length} leaves too little of the {base.max_positions} positions "
@@ -558,32 +436,72 @@ class DocumentRun:
         chunks: Sequence[Chunk],
         about: Sequence[Question],
         answers: Sequence[Example],
+        previous: Prefix | None = None,
     ) -> dict[str, Any]:
         """What a prefix's report says.
+
+        Args:
+            previous: to be measured beside it.
 
         Raises:
             HarmExceeded: more harm than the settings allow.
         """
         base = self.base
-        self._note("measuring")
+        done = self._phase("measuring", MEASURED_STEPS + 2)
+        steps = itertools.count(1)
+
+        def step() -> None:
+            done(next(steps))
+
         pairs = [(each.source, each.target) for each in (*about, *answers)]
         fits = all(self._fits(*pair, len(self.ids)) for pair in pairs)
-        document = self.prefix(exact_key_values(base, self.ids)) if fits else None
+        document = None
+        if fits and self.settings.method == "exact" and self.settings.precision == "float32":
+            document = prefix
+        elif fits:
+            document = self.prefix(exact_key_values(base, self.ids))
 
+        @functools.cache
         def chunk_prefix(number: int) -> Prefix:
             ids = document_ids(base, self.template, chunks[number].text)
             return self.prefix(exact_key_values(base, ids))
 
+        found = measured(base, prefix, about, document, chunk_prefix, len(self.ids), step)
+        if self.settings.precision != "float32" and document is not None:
+            found["rounding_loss"] = round(divergence(base, document, prefix, about), 6)
+        own_harm = round(harm(base, prefix, answers), 4)
+        done(MEASURED_STEPS + 1)
+        document_harm = None if document is None else round(harm(base, document, answers), 4)
+        done(MEASURED_STEPS + 2)
+        if previous is not None:
+            new = set(changed(chunks, known_chunks(previous.recipe)))
+            both = [each for each in about if each.chunk not in new] or about
+            reference = document or [chunk_prefix(each.chunk or 0) for each in both]
+            shares = [recovered(base, each, reference, both)[""].share for each in (prefix, previous)]
+            found["gate"] = {
+                "answers": len(both),
+                "recovered_share": rounded_figure(shares[0]),
+                "recovered_share_before": rounded_figure(shares[1]),
+                "harm": own_harm,
+                "harm_before": round(harm(base, previous, answers), 4),
+            }
         report = {
-            **measured(base, prefix, about, document, chunk_prefix, len(self.ids)),
-            "harm": round(harm(base, prefix, answers), 4),
-            "harm_of_document": None if document is None else round(harm(base, document, answers), 4),
+            "method": self.settings.method,
+            **found,
+            "harm": own_harm,
+            "harm_of_document": document_harm,
             "max_harm": self.settings.max_harm,
             "dev_loss": prefix.origin.dev_loss,
         }
         if self.settings.max_harm is not None and report["harm"] > self.settings.max_harm:
             raise HarmExceeded(report)
         return report
+
+    def _phase(self, text: str, total: int) -> Callable[[int], None]:
+        """Say what a while is spent on; the result is called with how much of it is done."""
+        now = Progress(0, self.settings.steps, note=text, done=0, total=total)
+        self.report(now)
+        return lambda done: self.report(dataclasses.replace(now, done=done))
 
     def _note(self, text: str) -> None:
         self.report(Progress(0, self.settings.steps, note=text))

@@ -21,7 +21,7 @@ from typing import Unpack
 from urllib.parse import quote
 
 from foreword.base.base_model import BaseModel
-from foreword.documents.compile import DocumentRun, Studies, as_start, begin, check_base, compile_document
+from foreword.documents.compile import DocumentRun, as_start, begin, check_base, compile_document
 from foreword.documents.conversations import text_digest
 from foreword.documents.distillation import DistilledExample, MixedVisibility, VisibleExample
 from foreword.documents.report import Question
@@ -32,6 +32,7 @@ from foreword.documents.settings import (
     TogetherSettings,
     documents_settings,
 )
+from foreword.documents.studies import Studies
 from foreword.errors import (
     CannotWrite,
     CheckpointMismatch,
@@ -339,7 +340,7 @@ def _read(
     made = document.studies(None, (), own_questions=False)
     about, answers = document.questions(made, None), document.unrelated()
     start = as_start(document.start(made))
-    return _Document(name, document, made, start, *document.rows(made), about, answers)
+    return _Document(name, document, made, start, *document.rows(made, folder), about, answers)
 
 
 def _check_room(base: BaseModel, documents: Sequence[_Document], together: TogetherSettings) -> None:

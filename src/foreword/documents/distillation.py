@@ -13,12 +13,17 @@ Shapes: M target tokens of all rows, K likeliest tokens.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import safetensors
+import safetensors.torch
 import torch
 
+from foreword import files
 from foreword.base.base_model import BaseModel
 from foreword.base.batch import batches_by_length
 from foreword.base.joining import joined_key_values
@@ -102,6 +107,52 @@ def taught(
                 teacher=SoftTargets(ids_MK, weights_MK),
             )
     return [row for row in made if row is not None]
+
+
+# -- what the teacher predicted, kept for a run that goes on --------------------------------------
+
+
+def keep_taught(path: Path, rows: Sequence[DistilledExample], key: str) -> None:
+    """Write what the teacher predicts of rows, for a run that goes on.
+
+    Args:
+        key: of all that it depends on.
+
+    Raises:
+        CannotWrite: no right or no space.
+    """
+    tensors = {
+        "ids": torch.cat([row.teacher.ids_MK for row in rows]).int(),
+        "weights": torch.cat([row.teacher.weights_MK for row in rows]),
+    }
+    content = safetensors.torch.save(tensors, metadata={"key": key, "digest": _digest(tensors)})
+    files.write_bytes(path, content, overwrite=True)
+
+
+def kept_taught(path: Path, rows: Sequence[EncodedExample], key: str) -> list[DistilledExample] | None:
+    """The rows with what was kept of them; None where that is not there, of another run, or damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            told = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except safetensors.SafetensorError:
+        return None  # it is read from the teacher again, which needs nothing but time
+    if told.get("key") != key or told.get("digest") != _digest(tensors):
+        return None
+    sizes = [len(row.target_ids) for row in rows]
+    parts = zip(rows, tensors["ids"].long().split(sizes), tensors["weights"].split(sizes), strict=True)
+    return [
+        DistilledExample(
+            row.source_ids, row.target_ids, row.start_id, teacher=SoftTargets(ids_MK, weights_MK)
+        )
+        for row, ids_MK, weights_MK in parts
+    ]
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
 
 
 # -- several documents in sight of each other ------------------------------------------------------

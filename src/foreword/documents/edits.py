@@ -6,15 +6,17 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from foreword.base.base_model import BaseModel
 from foreword.documents.chunks import Chunk
 from foreword.documents.conversations import Conversation
 from foreword.documents.settings import DocumentSettings
 from foreword.errors import UsageError
 from foreword.prefix import Prefix
 from foreword.template import Template
+
+if TYPE_CHECKING:
+    from foreword.base.base_model import BaseModel
 
 REPLAYED = 0.5
 """Share of the conversations about unchanged chunks that are trained on again."""
@@ -27,6 +29,9 @@ MOST_CHUNKS = 900
 
 MOST_WORSE = 0.03
 """By which a recovered share may be lower than the previous one: as much as two runs differ by."""
+
+HARM_TIMES = 1.1
+"""By which harm may be larger: as much as it is for another seed."""
 
 
 def digests(chunks: Sequence[Chunk]) -> list[str]:
@@ -59,16 +64,26 @@ def going_on(
         UsageError: another method than `studied`, another length, other chunks, or a prefix of no document.
         GeometryMismatch, WrongBaseModel: a prefix of another base.
     """
-    if settings.method != "studied":
-        raise UsageError(
-            f"method is {settings.method}, but only studied goes on from a previous prefix; leave one out"
-        )
-    known_chunks(previous.recipe)
+    check_previous(settings, previous)
     base.check_fits(previous)
     if dataclasses.replace(previous.template, date=template.date) != template:
         raise UsageError(
             "the previous prefix has another template than documents of this base have now; compile anew"
         )
+    return dataclasses.replace(settings, length=previous.length)
+
+
+def check_previous(settings: DocumentSettings, previous: Prefix) -> None:
+    """Refuse what `going_on` refuses, as far as it is known without a base.
+
+    Raises:
+        UsageError: another method than `studied`, another length, other chunks, or a prefix of no document.
+    """
+    if settings.method != "studied":
+        raise UsageError(
+            f"method is {settings.method}, but only studied goes on from a previous prefix; leave one out"
+        )
+    known_chunks(previous.recipe)
     if settings.ratio is not None or settings.length not in (None, previous.length):
         raise UsageError(
             f"the previous prefix has length {previous.length}, which the new one keeps; leave length and "
@@ -80,7 +95,6 @@ def going_on(
             f"the previous prefix was made with chunk_tokens {chunk_tokens}, and with "
             f"{settings.chunk_tokens} all of the document would count as new; give the same, or compile anew"
         )
-    return dataclasses.replace(settings, length=previous.length)
 
 
 def changed(chunks: Sequence[Chunk], known: Collection[str]) -> list[int]:
@@ -102,18 +116,16 @@ def replay(
     return [conversations[number] for number in sorted(kept)]
 
 
-def worse(report: Mapping[str, Any], previous: Mapping[str, Any]) -> str | None:
-    """What of a report is worse than in the previous prefix's, in words; None where nothing is.
+def worse(gate: Mapping[str, Any]) -> str | None:
+    """What is worse than with the previous prefix, in words; None where nothing is.
 
-    Each is about questions on its own state of the document. Harm may be as much more as it is for another
-    seed: a tenth.
+    Args:
+        gate: of a report: both prefixes' figures, of the same questions and prompts.
     """
     found = []
-    share, before = report.get("recovered_share"), previous.get("recovered_share")
-    if isinstance(before, float) and not (isinstance(share, float) and share >= before - MOST_WORSE):
-        shown = f"{share:.2f}" if isinstance(share, float) else "unknown: the text itself does not help"
-        found.append(f"recovered share {shown}, before {before:.2f}")
-    harm, harm_before = report.get("harm"), previous.get("harm")
-    if isinstance(harm, float) and isinstance(harm_before, float) and harm > 1.1 * harm_before:
-        found.append(f"harm {harm:.4g}, before {harm_before:.4g}")
+    share, before = gate["recovered_share"], gate["recovered_share_before"]
+    if before is not None and share is not None and share < before - MOST_WORSE:
+        found.append(f"recovered share {share:.2f}, before {before:.2f}")
+    if gate["harm"] > HARM_TIMES * gate["harm_before"]:
+        found.append(f"harm {gate['harm']:.4g}, before {gate['harm_before']:.4g}")
     return "; ".join(found) or None

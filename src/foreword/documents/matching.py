@@ -28,7 +28,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +81,7 @@ def matched_key_values(
     *,
     reference: Sequence[Sequence[int]] | None = None,
     seed: int = 0,
+    on_layer: Callable[[int], None] | None = None,
 ) -> KeyValues:
     """Keys and values by place (prefix_sizes.py) of a document's prefix of `length`, float32 on the CPU.
 
@@ -90,6 +91,7 @@ def matched_key_values(
         reference: texts as they would stand behind the document, such as questions with answers, of which
             about `REFERENCE_TOKENS` tokens are read; None: pieces of the document, read again.
         seed: draws the texts, or the pieces.
+        on_layer: called with the number of layers that are fitted, as each is.
 
     Raises:
         UsageError: a length out of range, reference texts without tokens, or a token that the base
@@ -124,7 +126,7 @@ def matched_key_values(
     chosen = {
         place: tuple(part[..., :length, :].clone() for part in pair) for place, pair in key_values.items()
     }
-    return _fit_along(base, texts, moved, chosen)  # type: ignore[arg-type]
+    return _fit_along(base, texts, moved, chosen, on_layer)  # type: ignore[arg-type]
 
 
 def check_can_match(base: BaseModel) -> None:
@@ -198,6 +200,7 @@ def _fit_along(
     texts: Sequence[Sequence[int]],
     document: Sequence[tuple[torch.Tensor, torch.Tensor]],
     start: KeyValues,
+    on_layer: Callable[[int], None] | None,
 ) -> KeyValues:
     """One pass over the texts behind a prefix of which each layer is fitted just before it is read.
 
@@ -226,6 +229,8 @@ def _fit_along(
         key_HPD, value_HPD = match_layer(reader, key_HTD, value_HTD, block.longest)
         own_key[0].copy_(key_HPD)
         own_value[0].copy_(value_HPD)
+        if on_layer is not None:
+            on_layer(len(fitted))
 
     context = AttentionContext(
         prefixes=prefixes,
@@ -351,11 +356,14 @@ def weigh_keys(readers: Readers, targets: Targets, key_HPD: torch.Tensor) -> tor
     """Keys each of which counts as often as it must for all to have the document's share of the softmax."""
     query_HMD, share_HM = readers.query_HMD, targets.share_HM
     weight_HMP = (query_HMD @ key_HPD.transpose(1, 2) - targets.total_HM[..., None]).exp_()
-    gram_HPP = weight_HMP.transpose(1, 2) @ weight_HMP
-    wanted_HP1 = weight_HMP.transpose(1, 2) @ share_HM[..., None]
+    turned_HPM = weight_HMP.transpose(1, 2)
+    # Of many keys and few queries the P * P products would be larger than all else.
+    gram_HPP = turned_HPM @ weight_HMP if weight_HMP.shape[2] <= weight_HMP.shape[1] else None
+    wanted_HP1 = turned_HPM @ share_HM[..., None]
     times_HP1 = torch.ones_like(wanted_HP1)
     for _ in range(WEIGHT_STEPS):  # multiplicative, so that no weight becomes negative
-        times_HP1 = times_HP1 * wanted_HP1 / (gram_HPP @ times_HP1 + TINY)
+        mass_HP1 = turned_HPM @ (weight_HMP @ times_HP1) if gram_HPP is None else gram_HPP @ times_HP1
+        times_HP1 = times_HP1 * wanted_HP1 / (mass_HP1 + TINY)
     bias_HP1 = times_HP1.clamp_min(TINY).log().clamp(-LARGEST_BIAS, LARGEST_BIAS)
     # The direction whose product with every query is 1, where the document counts most.
     counted_HMD = query_HMD * share_HM[..., None]
@@ -380,13 +388,24 @@ def fit_values(
     weight_HMP = (scores_HMP - total_HM[..., None]).exp_()
     own_HM1 = (readers.own_mass_HM - total_HM).exp()[..., None]
     missing_HMD = targets.output_HMD - own_HM1 * readers.own_HMD - weight_HMP @ value_HPD
+    return value_HPD + least_squares(weight_HMP, missing_HMD)
+
+
+def least_squares(weight_HMP: torch.Tensor, wanted_HMD: torch.Tensor) -> torch.Tensor:
+    """Numbers `[H, P, D]` whose weighted sums are the wanted ones, by ridge regression.
+
+    Of fewer queries than keys from a matrix of M * M, which gives the same: (W'W + r)^-1 W' = W'(WW' + r)^-1.
+    """
     turned_HPM = weight_HMP.transpose(1, 2)
-    return value_HPD + solve(turned_HPM @ weight_HMP, turned_HPM @ missing_HMD)
+    equations, unknowns = weight_HMP.shape[1:]
+    if unknowns <= equations:
+        return solve(turned_HPM @ weight_HMP, turned_HPM @ wanted_HMD)
+    return turned_HPM @ solve(weight_HMP @ turned_HPM, wanted_HMD, RIDGE * equations / unknowns)
 
 
-def solve(gram: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def solve(gram: torch.Tensor, right: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
     """Ridge regression from normal equations, in float64: keys nearly alike make them all but singular."""
     gram = gram.double()
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    diagonal += RIDGE * diagonal.mean(-1, keepdim=True) + TINY
+    diagonal += ridge * diagonal.mean(-1, keepdim=True) + TINY
     return torch.cholesky_solve(right.double(), torch.linalg.cholesky(gram)).to(right.dtype)

@@ -9,10 +9,10 @@ window, the chunk that a question is about stands for the whole.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.resources
 import re
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,9 @@ MOST_SECTIONS, LONGEST_SECTION = 20, 80
 """Sections that a report has, those with most questions, and bytes of their names: a prefix file's report is
 8 KiB at most."""
 
+MEASURED_STEPS = 6
+"""Passes of `measured` that take a while each: losses and answers without, behind prefix and behind text."""
+
 BEGINNING = "(before the first heading)"
 
 
@@ -99,8 +102,8 @@ class Recovered:
 
     def to_json(self) -> dict[str, Any]:
         """For a prefix's report."""
-        return {name: _rounded(value) for name, value in dataclasses.asdict(self).items()} | {
-            "recovered_share": _rounded(self.share)
+        return {name: rounded_figure(value) for name, value in dataclasses.asdict(self).items()} | {
+            "recovered_share": rounded_figure(self.share)
         }
 
 
@@ -160,7 +163,7 @@ def placed(base: BaseModel, questions: Sequence[Example], chunks: Sequence[Chunk
 
     Those of the user's own have the chunk that question and answer have most words in common with.
     """
-    finder = PartFinder([chunk.text for chunk in chunks])
+    finder, names = PartFinder([chunk.text for chunk in chunks]), _section_names(chunks)
     found = []
     for given in questions:
         one = given if isinstance(given, Question) else Question(given.source, given.target)
@@ -168,9 +171,20 @@ def placed(base: BaseModel, questions: Sequence[Example], chunks: Sequence[Chunk
             number, _ = finder.find(f"{question_of(one.source)}\n{one.target}")
             tokens = len(base.tokenizer(one.target, add_special_tokens=False)["input_ids"])
             one = dataclasses.replace(one, chunk=number, short=one.short or tokens <= SHORT_TOKENS)
-        section = chunks[one.chunk or 0].section if one.section is None else one.section
+        of = chunks[one.chunk or 0]
+        section = names[of.section, of.section_start] if one.section is None else one.section
         found.append(dataclasses.replace(one, section=section or BEGINNING))
     return found
+
+
+def _section_names(chunks: Sequence[Chunk]) -> dict[tuple[str, int], str]:
+    """What each section is called, by its heading and place; of equal headings the later have a number."""
+    times: Counter[str] = Counter()
+    names = {}
+    for heading, start in dict.fromkeys((chunk.section, chunk.section_start) for chunk in chunks):
+        times[heading] += 1
+        names[heading, start] = heading if times[heading] == 1 else f"{heading} ({times[heading]})"
+    return names
 
 
 def recovered(
@@ -179,6 +193,7 @@ def recovered(
     document: Prefix | Sequence[Prefix],
     questions: Sequence[Example],
     sections: Sequence[str] | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, Recovered]:
     """Losses of the answers to `questions`: of all by "", and of each section's.
 
@@ -186,12 +201,14 @@ def recovered(
         document: the document's own keys and values, as the method `exact` makes them, or those of the part
             that each question is about.
         sections: of each question, the section that it asks about.
+        on_step: called behind each of the three passes.
     """
     bare = bare_template(base, prefix.template)
     given: tuple[Prefix | Sequence[Prefix] | None, ...] = (None, prefix, document)
-    losses = [
-        [row.double() for row in base.token_losses(questions, prefixes, template=bare)] for prefixes in given
-    ]
+    losses = []
+    for prefixes in given:
+        losses.append([row.double() for row in base.token_losses(questions, prefixes, template=bare)])
+        on_step()
     places: dict[str, list[int]] = {"": list(range(len(questions)))}
     for number, section in enumerate(sections or ()):
         places.setdefault(section, []).append(number)
@@ -253,20 +270,32 @@ def own_answers(base: BaseModel, prompts: Sequence[str], template: Template) -> 
     return [Example(source=prompt, target=text) for prompt, text in zip(prompts, answers, strict=True)]
 
 
-@torch.no_grad()
 def harm(base: BaseModel, prefix: Prefix, answers: Sequence[Example]) -> float:
     """Mean over tokens of KL(base || base with prefix) along answers of the base alone, in nats."""
-    bare = bare_template(base, prefix.template)
-    alone, behind = (
-        [encode_example(each, base.tokenizer, template)[0] for each in answers]
-        for template in (bare, prefix.template)
-    )
+    return divergence(base, None, prefix, answers)
+
+
+@torch.no_grad()
+def divergence(base: BaseModel, first: Prefix | None, second: Prefix, answers: Sequence[Example]) -> float:
+    """Mean over tokens of KL(base with first || base with second) along answers, in nats.
+
+    Args:
+        first: None stands for the base alone, which has the question without a document.
+    """
+    given = (first, second)
+    templates = (bare_template(base, second.template) if first is None else first.template, second.template)
+    rows = [[encode_example(each, base.tokenizer, template)[0] for each in answers] for template in templates]
     total, count = 0.0, 0
-    for indices in batches_by_length(alone, HARM_BATCH_TOKENS):
-        prefixes = PrefixBatch.stack([prefix] * len(indices), base.device)
-        first = base.batch([alone[index] for index in indices], None, "flat")
-        second = base.batch([behind[index] for index in indices], prefixes, "flat")
-        found_M = divergences(base.model, first, None, second, prefixes).double()
+    longest = max(each.length for each in given if each is not None)
+    for indices in batches_by_length(rows[0], HARM_BATCH_TOKENS, longest):
+        prefixes = [
+            None if each is None else PrefixBatch.stack([each] * len(indices), base.device) for each in given
+        ]
+        pairs = [
+            (base.batch([of[index] for index in indices], ahead, "flat"), ahead)
+            for of, ahead in zip(rows, prefixes, strict=True)
+        ]
+        found_M = divergences(base.model, *pairs[0], *pairs[1]).double()
         total, count = total + float(found_M.sum()), count + found_M.numel()
     return total / count
 
@@ -285,7 +314,8 @@ def harm_answers(base: BaseModel, template: Template, count: int) -> tuple[Examp
     return made[template, count]
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded_figure(value: float | None) -> float | None:
+    """As it stands in a report."""
     return None if value is None else value if isinstance(value, int) else round(value, 4)
 
 
@@ -299,18 +329,20 @@ def measured(
     document: Prefix | None,
     chunk_prefix: Callable[[int], Prefix],
     tokens: int,
+    on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """A prefix's report but for its harm: what it recovers, overall and by section, and what it costs.
 
     Args:
         questions: as `placed` has them.
         document: the document's own keys and values; None where the base's window does not hold it.
-        chunk_prefix: the same of a chunk.
+        chunk_prefix: the same of a chunk; made once for each.
         tokens: of the document.
+        on_step: called behind each of `MEASURED_STEPS` steps.
     """
-    behind_chunk = functools.cache(chunk_prefix)
-    references: Prefix | list[Prefix] = document or [behind_chunk(each.chunk or 0) for each in questions]
-    found = recovered(base, prefix, references, questions, [each.section or BEGINNING for each in questions])
+    references: Prefix | list[Prefix] = document or [chunk_prefix(each.chunk or 0) for each in questions]
+    sections = [each.section or BEGINNING for each in questions]
+    found = recovered(base, prefix, references, questions, sections, on_step)
     whole = found.pop("")
     per_token = base.geometry.parameters(1) * base.dtype.itemsize
     return {
@@ -318,7 +350,7 @@ def measured(
         "reference": "chunk" if document is None else "document",
         "sections": _sections(found, questions),
         "sections_left_out": max(0, len(found) - MOST_SECTIONS),
-        "answered": _answered(base, prefix, questions, references),
+        "answered": _answered(base, prefix, questions, references, on_step),
         "length": prefix.length,
         "tokens": tokens,
         "bytes": sum(tensor.nbytes for tensor in prefix.tensors.values()),
@@ -341,7 +373,11 @@ def _short_name(name: str) -> str:
 
 
 def _answered(
-    base: BaseModel, prefix: Prefix, questions: Sequence[Question], references: Prefix | Sequence[Prefix]
+    base: BaseModel,
+    prefix: Prefix,
+    questions: Sequence[Question],
+    references: Prefix | Sequence[Prefix],
+    on_step: Callable[[], None],
 ) -> dict[str, Any] | None:
     """Shares of short answers that are right, without, with the prefix and with the whole document."""
     # An answer of signs alone can't be told from none.
@@ -352,6 +388,9 @@ def _answered(
     asked = [questions[number] for number in short]
     behind = references if isinstance(references, Prefix) else [references[number] for number in short]
     bare = bare_template(base, prefix.template)
-    shares = [answered(base, given, asked, bare) for given in (None, prefix, behind)]
+    shares = []
+    for given in (None, prefix, behind):
+        shares.append(answered(base, given, asked, bare))
+        on_step()
     names = ("without", "with_prefix", "with_document")
-    return {"questions": len(asked)} | dict(zip(names, map(_rounded, shares), strict=True))
+    return {"questions": len(asked)} | dict(zip(names, map(rounded_figure, shares), strict=True))

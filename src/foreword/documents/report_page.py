@@ -30,18 +30,32 @@ ROW, LEFT, BAR, LETTERS = 24, 300, 300, 42
 """Of the picture, in pixels: height of a row, where bars begin, how long 1 is; letters of a row's name."""
 
 
-def report_page(report: Mapping[str, Any], *, document: str, base: str) -> str:
+def report_page(
+    report: Mapping[str, Any],
+    *,
+    document: str,
+    base: str,
+    settings: Mapping[str, Any] | None = None,
+    created: str | None = None,
+) -> str:
     """The page.
 
     Args:
         report: as a document's prefix has it.
         document, base: names, for the title.
+        settings: with which the prefix was made, by name.
+        created: when.
     """
     title = f"{document} as a prefix of {base}"
     behind = "the whole document" if report["reference"] == "document" else "the chunk that it is about"
     parts = [f"<h1>{escape(title)}</h1>", _summary(report, behind)]
     parts += ["<h2>Answers</h2>", _answers(report, behind), "<h2>Where it forgets</h2>", _sections(report)]
     parts += ["<h2>Unrelated prompts</h2>", _harm(report), "<h2>Size</h2>", _size(report)]
+    if (gate := report.get("gate")) is not None:
+        parts += ["<h2>Beside the previous prefix</h2>", _gate(gate)]
+    made = {"made": created, "base": base, **(settings or {})}
+    rows = [(name.replace("_", " "), str(value)) for name, value in made.items() if value is not None]
+    parts += ["<h2>How it was made</h2>", _table(("setting", "value"), rows)]
     return _PAGE.format(title=escape(title), body="\n".join(parts))
 
 
@@ -105,12 +119,23 @@ def _harm(report: Mapping[str, Any]) -> str:
     return verdict + _table(("changes the base's own answers by", "mean KL, nats per token"), rows)
 
 
+def _gate(gate: Mapping[str, Any]) -> str:
+    shown = f"recovered, {gate['answers']} answers about parts that both know"
+    rows = [
+        (shown, figure(gate["recovered_share"]), figure(gate["recovered_share_before"])),
+        ("harm", figure(gate["harm"], 3), figure(gate["harm_before"], 3)),
+    ]
+    return _table(("", "this prefix", "the previous one"), rows)
+
+
 def _size(report: Mapping[str, Any]) -> str:
     rows = [
         ("the prefix", str(report["length"]), size_of(report["cache_bytes"])),
         ("the document's text", str(report["tokens"]), size_of(report["document_cache_bytes"])),
     ]
     file = f"<p>Its keys and values have {size_of(report['bytes'])} in the file.</p>"
+    if (loss := report.get("rounding_loss")) is not None:
+        file += f"<p>Against float32 they change answers by a mean KL of {loss:.2g} nats per token.</p>"
     return _table(("in the cache of an engine", "tokens", "keys and values"), rows) + file
 
 

@@ -23,6 +23,7 @@ from foreword.validation import (
 )
 
 Method = Literal["studied", "matched", "exact"]
+Precision = Literal["float32", "bfloat16"]
 
 TOGETHER = "together"
 """In a prefix's recipe: the same text for all that were trained with each other in sight, to be joined."""
@@ -33,6 +34,13 @@ FOLDER = "Folder of documents"
 """Section of the help that settings of many documents stand in."""
 
 of_folder = functools.partial(setting, section=FOLDER)
+
+UNUSED: Mapping[Method, frozenset[str]] = {
+    "studied": frozenset({"precision"}),
+    "matched": frozenset({"steps", "batch_size", "learning_rate", "unrelated", "precision"}),
+    "exact": frozenset({"steps", "batch_size", "learning_rate", "unrelated", "draw"}),
+}
+"""Settings that change nothing of what a method makes, and are refused where they are given."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,9 @@ class DocumentSettings:
         metavar="H",
         help="Fail where answers to unrelated prompts change by more: mean KL to the base, in nats",
     )
+    precision: Precision = setting(
+        "float32", help="Of the numbers that exact keeps; what bfloat16 changes is in the report"
+    )
     seed: int = setting(
         0, ge=SMALLEST_SEED, le=LARGEST_SEED, help="Seed of the start, conversations and order"
     )
@@ -76,8 +87,17 @@ class DocumentSettings:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Self:
-        """Settings from keywords, a table of a file, a job's method; None stands for the default."""
+        """Settings from keywords, a table of a file, a job's method; None stands for the default.
+
+        Raises:
+            UsageError: one out of range, or one that the method does not use.
+        """
         made: Self = from_mapping(cls, given, "document options")
+        for name in given:
+            if name in UNUSED[made.method] and given[name] is not None:
+                raise UsageError(
+                    f"{name} is {given[name]}, which method {made.method} does not use; leave it out"
+                )
         return made
 
     def length_for(self, tokens: int) -> int:
@@ -115,8 +135,9 @@ class DocumentSettings:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for the prefix file."""
-        return dataclasses.asdict(self)
+        """Plain data for the prefix file: the settings that the method uses."""
+        unused = UNUSED[self.method]
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
 
 
 @dataclass(frozen=True)
@@ -155,6 +176,7 @@ class DocumentOptions(TypedDict, total=False):
     chunk_tokens: int | None
     unrelated: float | None
     max_harm: float | None
+    precision: Precision | None
     seed: int | None
 
 

@@ -44,6 +44,7 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
     (errors.BadDocument, 400, "invalid_file"),
     (errors.BadConversations, 400, "invalid_file"),
     (errors.HarmExceeded, 400, "harm_exceeded"),
+    (errors.ReportWorse, 400, "report_worse"),
     (errors.BadPrefix, 400, "invalid_prefix"),
     (errors.UsageError, 400, "invalid_value"),
     (errors.StorageLimitExceeded, 429, "storage_limit_exceeded"),
@@ -62,7 +63,6 @@ ADVICE = {
     "format not told": "write one JSON object a line, or a table with named columns",
     "no dev examples": "give validation_file, or leave hyperparameters.patience out",
     "two starts": "leave hyperparameters.init out, or train from the base model",
-    "harm exceeded": "allow more with max_harm, or take a larger share of unrelated prompts or fewer steps",
     "no start": "take another hyperparameters.parameterization, such as direct, or train from the base model",
 }
 """What to do over HTTP, by `ForewordError.remedy`."""

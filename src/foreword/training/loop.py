@@ -201,7 +201,8 @@ def mean_loss(
     }
     total, count = 0.0, 0
     most = tokens_at_once(base.model, base.device, gradient=False) or EVALUATION_TOKENS
-    for indices in batches_by_length(rows, most):
+    longest = max((key.shape[-2] for key, _ in key_values.values()), default=0)
+    for indices in batches_by_length(rows, most, longest):
         part = [rows[index] for index in indices]
         losses_M = _losses(base, objective, part, [0] * len(part), [trained], [key_values]).losses_M
         total += float(losses_M.cpu().double().sum())  # float64 there: MPS has none

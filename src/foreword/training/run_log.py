@@ -96,6 +96,8 @@ class Progress:
         tokens_per_second: real tokens, over the last steps.
         seconds_left: at that speed; evaluations are not counted in.
         note: something to tell the user, once.
+        done, total: where the note is what a while in front of or behind training is spent on, how much of it
+            is done; such a report comes again and again.
         tokens: real tokens of all steps so far, also of those before the run was resumed; None where the run
             has not been set up yet.
     """
@@ -111,6 +113,8 @@ class Progress:
     seconds_left: float | None = None
     note: str | None = None
     tokens: int | None = None
+    done: int | None = None
+    total: int | None = None
 
 
 class RunLog:

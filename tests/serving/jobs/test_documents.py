@@ -33,7 +33,7 @@ from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
 TEXT = b"The gate opens at nine. Mr. Ott has the key. It closes at noon, and Ada rings a bell.\n\n# Rules\n\nNo dogs."
 QUICK: dict[str, Any] = {"steps": 10, "batch_size": 4, "draw": 16, "chunk_tokens": 60, "length": 8}
-EXACT: dict[str, Any] = {"hyperparameters": {"method": "exact", "draw": 16}}
+EXACT: dict[str, Any] = {"hyperparameters": {"method": "exact"}}
 QUESTIONS = (
     b'{"question": "When does the gate open?", "answer": "at nine"}\n'
     b'{"question": "Who has the key?", "answer": "Mr. Ott"}\n'
@@ -223,6 +223,7 @@ def test_a_large_file_of_conversations_is_read_by_a_process_of_its_own() -> None
         ({"hyperparameters": {"draw": 10**6}}, {}, "method.document.hyperparameters.draw", "above maximum"),
         ({"hyperparameters": {"length": 8, "ratio": 2.0}}, {}, None, "length or ratio, not both"),
         ({"hyperparameters": {"length": 600}}, {}, None, "600"),
+        ({"hyperparameters": {"method": "matched", "steps": 9}}, {}, None, "steps is 9, which method matched"),
         ({"conversations": "file-none"}, {}, "method.document.conversations", "no file"),
         ({"conversations": "DOCUMENT"}, {}, "method.document.conversations", "expected questions and answers"),
         ({}, {"validation_file": "DOCUMENT"}, "validation_file", "expected questions and answers"),
@@ -230,6 +231,10 @@ def test_a_large_file_of_conversations_is_read_by_a_process_of_its_own() -> None
         ({}, {"model": "dan/prefix"}, "model", "is a prefix"),
         ({}, {"extra_body": {"template": {"style": "raw"}}}, "template", "no meaning for the method document"),
         ({}, {"hyperparameters": {"n_epochs": 3}}, "hyperparameters", "method.document.hyperparameters"),
+        ({"gate": True}, {}, "method.document.gate", "give method.document.previous"),
+        ({"previous": "dan/none"}, {}, "method.document.previous", "dan/none"),
+        ({"previous": "tiny-llama"}, {}, "method.document.previous", "is the base; expected a document's prefix"),
+        ({"previous": "dan/prefix"}, {}, None, "does not say which parts its document had"),
         (None, {"method": {"type": "supervised"}}, "training_file", "fine-tune"),
         (None, {"method": {"type": "supervised", "document": {"conversations": "x"}}}, "method.document", "no mean"),
     ],
@@ -253,6 +258,45 @@ def test_a_job_that_can_not_be_done_is_refused_by_the_field_that_is_wrong(
     assert caught.value.status_code in (400, 404)
     assert caught.value.param == param
     assert list(client.fine_tuning.jobs.list()) == []
+
+
+def test_an_edit_goes_on_from_a_model_and_is_the_latest_only_if_it_passes_the_gate(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = gateway.client("hal")
+    first = create(client, send(client), suffix="gate")
+    work(gateway.store, gateway.base)
+    edited = TEXT + b"\n\n# More\n\nCats may come in on Sundays."
+    document = send(client, edited)
+    kept = {name: value for name, value in QUICK.items() if name != "length"}
+    asked = {"hyperparameters": kept, "previous": "hal/gate", "gate": True}
+    refused = create(client, document, asked, suffix="gate")
+    monkeypatch.setattr("foreword.documents.edits.HARM_TIMES", 0.0)
+    assert work(gateway.store, gateway.base) == [refused.id]
+    refused = client.fine_tuning.jobs.retrieve(refused.id)
+    assert (refused.status, refused.error.code) == ("failed", "ReportWorse")  # type: ignore[union-attr]
+    assert any(each.startswith("report: ") for each in messages(client, refused.id))
+    assert gateway.store.describe("hal/gate").version.number == 1
+    monkeypatch.setattr("foreword.documents.edits.HARM_TIMES", 99.0)
+    monkeypatch.setattr("foreword.documents.edits.MOST_WORSE", 99.0)
+    made = create(client, document, asked, suffix="gate")
+    assert made.method.to_dict() == {"type": "document", "document": asked}
+    work(gateway.store, gateway.base)
+    made = client.fine_tuning.jobs.retrieve(made.id)
+    assert (made.status, made.fine_tuned_model) == ("succeeded", "hal/gate@2"), made.error
+    previous = gateway.store.get("hal/gate@1")
+    text = document_from_bytes(edited, "gate.md").text
+    expected = compile_document(gateway.base, text, previous=previous, gate=True, **kept)
+    found = gateway.store.get("hal/gate")
+    assert torch.equal(found.tensors["decoder.key"], expected.tensors["decoder.key"])
+    assert found.recipe["document"]["previous"] == previous.digest
+    assert found.report["gate"] == expected.report["gate"]
+    # A version that is gone by the job's turn ends the job.
+    gone = create(client, document, asked | {"previous": "hal/gate@1"}, suffix="gate")
+    gateway.store.delete("hal/gate@1")
+    work(gateway.store, gateway.base)
+    assert client.fine_tuning.jobs.retrieve(gone.id).status == "failed"
+    assert first.id != made.id
 
 
 def test_too_many_questions_are_refused(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

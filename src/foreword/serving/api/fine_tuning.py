@@ -8,18 +8,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 
 from foreword.documents.reading import SUFFIXES
+from foreword.prefix import Prefix
 from foreword.serving.api import schemas
 from foreword.serving.api.models import describe
 from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.prompts import find_prefix
 from foreword.serving.api.schemas import ERRORS, seconds_of
-from foreword.serving.api.state import identity_of, server_of
+from foreword.serving.api.state import ServerState, identity_of, server_of
 from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
 from foreword.serving.jobs.settings import NO_ZERO, DocumentMethod, JobBody, OpenAIHyperparameters
 from foreword.serving.requests import JOINS
+from foreword.store import PrefixStore
 from foreword.store.database import Database
 from foreword.store.names import parse_name
 from foreword.store.schema import now
@@ -52,7 +54,8 @@ def create_job(request: Request, body: JobBody) -> Any:
     asked: dict[str, Any] = {}
     if (method := body.document) is not None:
         _check_document_files(database, owner, body, method)
-        settings = job_settings.choose_document(server.served, body, method, start)
+        previous = _previous(server, identity.view, method.previous)
+        settings = job_settings.choose_document(server.served, body, method, start, previous)
         asked["document"] = method.model_dump(exclude_none=True)
         asked["hyperparameters"] = asked["document"].get("hyperparameters", {})
     else:
@@ -218,6 +221,19 @@ def _check_document_files(database: Database, owner: str, body: JobBody, method:
             )
         if file.examples > most:
             raise Refused(400, f"{param} has {file.examples} answers; expected at most {most}", param=param)
+
+
+def _previous(server: ServerState, view: PrefixStore, name: str | None) -> tuple[str, Prefix] | None:
+    """Version and prefix of an earlier state of a document. Raises Refused: none that can be used here."""
+    if name is None:
+        return None
+    try:
+        if (prefix := find_prefix(server, view, name)) is None:
+            raise Refused(400, f"{shown(name)} is the base; expected a document's prefix, or nothing")
+        return describe(view, name).version.reference, prefix
+    except Refused as error:
+        error.param = "method.document.previous"
+        raise
 
 
 def _result_files(record: Job) -> list[str]:

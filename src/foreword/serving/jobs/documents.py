@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from foreword.base.base_model import BaseModel
-from foreword.documents.compile import check_base, chunks_of, compile_document, drawn_for
+from foreword.documents.compile import check_base, compile_document
 from foreword.documents.conversations import (
     Conversation,
     conversations_in,
@@ -23,6 +23,7 @@ from foreword.documents.conversations import (
 )
 from foreword.documents.reading import Document, document_from_bytes
 from foreword.documents.settings import DocumentSettings
+from foreword.documents.studies import chunks_of, drawn_for
 from foreword.examples import Example
 from foreword.examples.records import Line, lines_of
 from foreword.prefix import Prefix
@@ -54,6 +55,7 @@ def compile_job(
     job: Job,
     folder: Path,
     *,
+    previous: Prefix | None,
     on_progress: Callable[[Progress], None],
     on_checkpoint: Callable[[Path], None],
 ) -> Compiled:
@@ -61,12 +63,13 @@ def compile_job(
 
     Args:
         folder: of the job's checkpoints.
+        previous: of an earlier state of the document, to go on from.
 
     Raises:
         BadDocument, BadConversations, BadExamples: a file that can't be used.
         Refused: a file that is gone.
-        HarmExceeded, UsageError, WindowExceeded, CheckpointMismatch, DamagedCheckpoint, TrainingDiverged,
-        TrainingStopped: as `compile_document`.
+        HarmExceeded, ReportWorse, UsageError, WindowExceeded, GeometryMismatch, WrongBaseModel,
+        CheckpointMismatch, DamagedCheckpoint, TrainingDiverged, TrainingStopped: as `compile_document`.
     """
     settings = DocumentSettings.from_mapping(job.settings["document"])
 
@@ -86,6 +89,8 @@ def compile_job(
         document.text,
         conversations=conversations,
         questions=questions,
+        previous=previous,
+        gate=job.settings.get("gate", False),  # which jobs of an earlier release do not have
         checkpoint_dir=folder,
         on_progress=on_progress,
         on_checkpoint=on_checkpoint,

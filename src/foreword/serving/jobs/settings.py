@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
+from foreword.documents.edits import check_previous
 from foreword.documents.settings import DocumentSettings
 from foreword.encoding import name_of
 from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
@@ -153,6 +154,17 @@ class DocumentMethod(Body):
     keep_conversations: Annotated[
         bool | None, Field(description="Keep the conversations that were trained on as a file.")
     ] = None
+    previous: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=LONGEST_NAME,
+            description="Prefix of an earlier state of the document, to go on from.",
+        ),
+    ] = None
+    gate: Annotated[
+        bool | None, Field(description="Fail where the prefix is worse than the previous one.")
+    ] = None
 
 
 class Method(Body):
@@ -227,13 +239,20 @@ class JobBody(Body):
 
 
 def choose_document(
-    served: ServedModel, body: JobBody, asked: DocumentMethod, start: Prefix | None
+    served: ServedModel,
+    body: JobBody,
+    asked: DocumentMethod,
+    start: Prefix | None,
+    previous: tuple[str, Prefix] | None,
 ) -> dict[str, Any]:
     """Plain data: the fields of `DocumentSettings` and, beside them, what else the job is told.
 
+    Args:
+        previous: version and prefix of an earlier state of the document.
+
     Raises:
         UsageError, WindowExceeded: settings that do not go together, or do not fit the base.
-        Refused: 400, a prefix to start from.
+        Refused: 400, a prefix to start from, or a gate without a previous prefix.
     """
     if start is not None:
         raise Refused(
@@ -246,8 +265,19 @@ def choose_document(
     settings = DocumentSettings.from_mapping({**given, "seed": body.seed or 0})
     if settings.length is not None:
         served.text_limit(settings.length)
+    if previous is not None:
+        check_previous(settings, previous[1])
+    elif asked.gate:
+        raise Refused(
+            400,
+            "gate compares with a previous prefix, and there is none; give method.document.previous",
+            param="method.document.gate",
+        )
     return {
         "document": settings.to_json(),
+        # The version, not a name that may mean another one when the job's turn comes.
+        "previous": None if previous is None else previous[0],
+        "gate": bool(asked.gate),
         "seed": settings.seed,
         "conversations": asked.conversations,
         "keep_conversations": bool(asked.keep_conversations),

@@ -59,6 +59,7 @@ _OWNERS_TO_READ = (
     errors.BadPrefix,
     errors.HarmExceeded,
     errors.NotFinite,
+    errors.ReportWorse,
     errors.StorageLimitExceeded,
     errors.TrainingDiverged,
     errors.UnknownPrefix,
@@ -238,17 +239,19 @@ class TrainingRun:
         try:
             with concerning(job.id), documents.stops_at_once():
                 self._heartbeat.hears = True
+                earlier = job.settings.get("previous")
                 made = documents.compile_job(
                     self._database,
                     base,
                     job,
                     owner_folder(self._folder, job.id),
+                    previous=None if earlier is None else self._store.get(earlier),
                     on_progress=lambda progress: self._progress(dataclasses.replace(progress, owner=job.id)),
                     on_checkpoint=functools.partial(self._save, job.id),
                 )
         except errors.DamagedCheckpoint:
             return self._drop_checkpoints(job.id)  # and back into the queue when the run is over
-        except errors.HarmExceeded as error:
+        except (errors.HarmExceeded, errors.ReportWorse) as error:
             self._note_report(job.id, "warn", error.report)
             return self._fail(job.id, error)
         except _OWNERS_TO_READ as error:
@@ -390,6 +393,8 @@ class TrainingRun:
         identifier = progress.owner or ""
         if progress.tokens is not None:
             self._heartbeat.used[identifier] = Used(progress.step, progress.tokens)
+        if progress.done:
+            return  # what is being done was told when it began
         if progress.note is not None:
             # A note of going on names the file, which is nothing to an owner.
             note = progress.note.split(": ", 1)[0] if progress.note.startswith("going on") else progress.note
