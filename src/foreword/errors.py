@@ -66,6 +66,11 @@ class UsageError(ForewordError, ValueError):
     """The call itself is wrong: an option out of range, options that exclude each other."""
 
 
+class BadSchema(UsageError):
+    """A JSON schema that no text can be made to follow; says what in it is wrong, contradicts or asks for too
+    much."""
+
+
 # -- base models -------------------------------------------------------------------------------
 
 

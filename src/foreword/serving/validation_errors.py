@@ -32,22 +32,16 @@ _ELSEWHERE = frozenset(
         "min_p",
         "modalities",
         "moderation",
-        "parallel_tool_calls",
         "prediction",
         "presence_penalty",
         "prompt_logprobs",
         "reasoning",
         "reasoning_effort",
         "repetition_penalty",
-        "response_format",
         "service_tier",
         "store",
         "structured_outputs",
         "suffix",
-        "tool_call_id",
-        "tool_calls",
-        "tool_choice",
-        "tools",
         "top_k",
         "verbosity",
         "web_search_options",
@@ -204,6 +198,12 @@ def _in_words(path: Path, faults: Sequence[Mapping[str, Any]]) -> Refused:
         message = f"Invalid value: {_value(given)}. Supported values are: {context['expected']}."
         if isinstance(given, str) and given in _ELSEWHERE:
             message = message.replace(". Supported", " is not supported by this server. Supported", 1)
+        return Refused(400, message, code="invalid_value", param=param)
+    if kind == "string_pattern_mismatch":
+        message = (
+            f"Invalid {where}: string does not match pattern. Expected a string that matches the pattern "
+        )
+        message += f"{context['pattern']!r}, but got {_value(given)} instead."
         return Refused(400, message, code="invalid_value", param=param)
     if kind == "finite_number":
         message = f"Invalid value for {where}: expected a finite number."

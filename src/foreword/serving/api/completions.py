@@ -33,9 +33,11 @@ from foreword.serving.api.streaming import (
     stream,
     unless_gone,
 )
+from foreword.serving.api.structured import check_structured, grammar_of
 from foreword.serving.engine.detokenizer import Spelling, TextDelta, TokenText
-from foreword.serving.engine.protocol import Row
+from foreword.serving.engine.protocol import FinishReason, Row
 from foreword.serving.requests import ChatBody, CompletionBody, Sampled
+from foreword.serving.tool_calls import Piece, ToolCallReader
 
 router = APIRouter(tags=["text"])
 SomeBody = TypeVar("SomeBody", bound=Sampled)
@@ -81,16 +83,17 @@ async def chat(request: Request, body: ChatBody) -> Any:
     rows = await _rows(server, identity, body, _chat_rows)
     texts = Completions(server, identity, rows, body)
     head = _head("chatcmpl", body.model)
+    readers = [ToolCallReader(server.served.tool_form) if body.may_call else None for _ in rows]
     if not body.stream:
         whole = await unless_gone(request, texts.whole())
         choices = [
             schemas.ChatChoice(
                 index=index,
-                message=schemas.AnswerMessage(content=text.text),
+                message=_message(text.text, reader),
                 logprobs=_chat_logprobs(text.logprobs) if body.logprobs else None,
-                finish_reason=text.finish_reason,
+                finish_reason=_reason(text.finish_reason, reader) or "length",
             )
-            for index, text in enumerate(whole)
+            for index, (text, reader) in enumerate(zip(whole, readers, strict=True))
         ]
         return schemas.ChatCompletion(**head, choices=choices, usage=texts.usage)
 
@@ -101,12 +104,20 @@ async def chat(request: Request, body: ChatBody) -> Any:
         return {**common, "choices": [choice]}
 
     def chunks(delta: TextDelta) -> Sequence[dict[str, Any]]:
-        made = []
-        if delta.text or delta.logprobs:
-            logprobs = plain(_chat_logprobs(delta.logprobs)) if body.logprobs else None
-            made.append(chunk(delta.row, {"content": delta.text}, logprobs=logprobs))
-        if delta.finish_reason:
-            made.append(chunk(delta.row, {}, finish_reason=delta.finish_reason))
+        reader = readers[delta.row]
+        final = delta.finish_reason is not None
+        if reader is not None:
+            deltas = [_delta(piece) for piece in reader.add(delta.text, final=final)]
+        else:
+            deltas = [{"content": delta.text}] if delta.text else []
+        made = [chunk(delta.row, each) for each in deltas]
+        if delta.logprobs:
+            made = made or [chunk(delta.row, {} if reader else {"content": ""})]
+            made[0]["choices"][0]["logprobs"] = (
+                plain(_chat_logprobs(delta.logprobs)) if body.logprobs else None
+            )
+        if final:
+            made.append(chunk(delta.row, {}, finish_reason=_reason(delta.finish_reason, reader)))
         return made
 
     def ending() -> Sequence[dict[str, Any]]:
@@ -114,6 +125,37 @@ async def chat(request: Request, body: ChatBody) -> Any:
 
     beginning = [chunk(row, {"role": "assistant", "content": ""}) for row in range(len(rows))]
     return await stream(request, texts, beginning, chunks, ending)
+
+
+def _message(text: str, reader: ToolCallReader | None) -> schemas.AnswerMessage:
+    """The answer of a whole text; without text, of calls alone."""
+    if reader is None:
+        return schemas.AnswerMessage(content=text)
+    content, calls = "", list[schemas.AnsweredCall]()
+    for piece in reader.add(text, final=True):
+        if piece.kind == "text":
+            content += piece.text
+        elif piece.kind == "call":
+            function = schemas.AnsweredFunction(name=piece.text, arguments="")
+            calls.append(schemas.AnsweredCall(id=piece.id, function=function))
+        else:
+            calls[piece.index].function.arguments += piece.text
+    return schemas.AnswerMessage(content=content if content or not calls else None, tool_calls=calls or None)
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    """A piece of a streamed answer."""
+    if piece.kind == "text":
+        return {"content": piece.text}
+    if piece.kind == "arguments":
+        return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
+    function = {"name": piece.text, "arguments": ""}
+    return {"tool_calls": [{"index": piece.index, "id": piece.id, "type": "function", "function": function}]}
+
+
+def _reason(reason: FinishReason | None, reader: ToolCallReader | None) -> Any:
+    """Why an answer ended: one that stopped behind a call waits for the tool."""
+    return "tool_calls" if reason == "stop" and reader is not None and reader.calls else reason
 
 
 def _head(kind: str, model: str) -> dict[str, Any]:
@@ -128,9 +170,18 @@ async def _rows(
     check_count(server, count, body)
     check_places(server, identity, count)  # they are taken when the token ids are there
     prefix, joined = await pools.reads.run(account, lambda: find_model(server, identity.view, body.model))
+    grammar = None
+    if isinstance(body, ChatBody):
+        check_structured(server, prefix, body)
+        if body.may_call or body.wants_json:
+            grammar = await pools.grammars.run(account, lambda: grammar_of(server, identity, body))
     places = tokenizer_places(characters_of(body))
     rows = await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
-    return [dataclasses.replace(row, joined=joined) for row in rows] if joined else rows
+    if grammar is None:
+        return [dataclasses.replace(row, joined=joined) for row in rows] if joined else rows
+    # Its own end token beside the row's: the only one that vLLM lets such a text end with.
+    ends = rows[0].end_ids | {grammar.end_id}
+    return [dataclasses.replace(row, joined=joined, grammar=grammar, end_ids=ends) for row in rows]
 
 
 def _completion_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from foreword.errors import (
 from foreword.prefix import Prefix
 from foreword.sampling import SEEDS, row_seed
 from foreword.serving.api.state import RequestIdentity, ServerState
+from foreword.serving.api.structured import characters_of_form, chat_messages
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, refused, shown, unknown_model
 from foreword.serving.requests import JOINS, MOST_JOINED, ChatBody, CompletionBody, Sampled
@@ -111,8 +113,7 @@ def conversation(server: ServerState, prefix: Prefix | None, body: ChatBody) -> 
     messages = body.messages
     style = server.served.template_of(prefix, chat=True, raw=bool(body.raw)).style
     if style == "chat":
-        roles = {"developer": "system"}
-        return tuple({"role": roles.get(m.role, m.role), "content": m.text} for m in messages)
+        return chat_messages(body)
     if len(messages) > 1 or messages[0].role != "user":
         what = "raw text was asked for" if body.raw else f"{body.model} was trained on single texts"
         raise Refused(
@@ -182,7 +183,9 @@ def _check_characters(
     Raises:
         Refused: 400, longer than so many tokens can stand for.
     """
-    texts = (source,) if isinstance(source, str) else tuple(message["content"] for message in source)
+    messages = () if isinstance(source, str) else source
+    tools = (json.dumps(message["tools"]) for message in messages if "tools" in message)
+    texts = (source,) if isinstance(source, str) else (*(each["content"] for each in messages), *tools)
     if sum(map(len, texts)) < limit or (reach := served.token_reach) is None:
         return
     if sum(map(reach.least_tokens, texts)) <= limit:
@@ -201,7 +204,7 @@ def _check_characters(
 def characters_of(body: Sampled) -> int:
     """Characters of all prompts of a request; none where it gives token ids."""
     if isinstance(body, ChatBody):
-        return sum(len(message.text) for message in body.messages)
+        return sum(len(message.text) for message in body.messages) + characters_of_form(body)
     prompt: Any = body.prompt  # type: ignore[attr-defined]
     return sum(
         len(text) for text in ([prompt] if isinstance(prompt, str) else prompt) if isinstance(text, str)

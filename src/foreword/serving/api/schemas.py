@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 
 class ErrorDetail(BaseModel):
@@ -81,12 +81,35 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class AnsweredFunction(BaseModel):
+    """A function that is to be called, with its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: AnsweredFunction
+
+
 class AnswerMessage(BaseModel):
-    """The assistant's answer."""
+    """The assistant's answer; without calls, it has no such field."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[AnsweredCall] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_calls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = serialize(self)
+        if self.tool_calls is None:
+            del data["tool_calls"]
+        return data
 
 
 class ChatChoice(BaseModel):
@@ -95,7 +118,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(BaseModel):

@@ -12,6 +12,7 @@ K of the likeliest.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from foreword.base.loss import keeps_logits
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.ragged_cache import RaggedCache, RaggedPass, RowStates, room_for
 from foreword.errors import NotFinite
+from foreword.grammar import Following, masks_of
 from foreword.sampling import RowSampling, TokenSampler
 from foreword.serving.engine.protocol import FinishReason, Row, Token
 
@@ -43,6 +45,7 @@ class RunningRow:
         made: new tokens so far.
         made_before: of these, so many were there when it entered the batch.
         states: what is held of it; None while it waits.
+        following: where it is in its grammar, if it has one; stays with it while it waits.
     """
 
     row: Row
@@ -54,9 +57,12 @@ class RunningRow:
     made: int = 0
     made_before: int = 0
     states: RowStates | None = None
+    following: Following | None = None
 
     def __post_init__(self) -> None:
         self.text = list(self.row.prompt_ids)
+        if (grammar := self.row.grammar) is not None:
+            self.following = Following(grammar.state(), self.row.end_ids)
 
     @property
     def owner(self) -> str:
@@ -100,17 +106,25 @@ class RunningRow:
 
         Raises:
             NotFinite: `NOT_FINITE` was chosen.
+            BadSchema: to follow its grammar any further takes too much.
         """
         if chosen == NOT_FINITE:
             raise NotFinite("the model's answer is no number behind this prefix; train the prefix anew")
         self.made += 1
         self.text.append(chosen)
         reason: FinishReason | None = None
-        if chosen in self.row.end_ids:
+        if chosen in self.row.end_ids or self._completes(chosen):
             reason = "stop"
         elif self.made >= self.max_new_tokens:
             reason = "length"
         return Token(chosen, logprob, likeliest, reason)
+
+    def _completes(self, chosen: int) -> bool:
+        """Whether the row's grammar lets nothing follow this token."""
+        if self.following is None:
+            return False
+        self.following.state.take(chosen)
+        return self.following.state.complete
 
 
 class ContinuousBatch:
@@ -123,6 +137,7 @@ class ContinuousBatch:
         self._keeps_logits = keeps_logits(base.model)
         self._sampled: list[RunningRow] = []
         self._sampler: TokenSampler | None = None  # of `_sampled`
+        self._masking = ThreadPoolExecutor(1, thread_name_prefix="foreword-grammar")
 
     @torch.no_grad()
     def step(self, reads: Mapping[RunningRow, int]) -> list[tuple[RunningRow, Token | Exception]]:
@@ -149,12 +164,26 @@ class ContinuousBatch:
         sent = _sent([*ids, *step.columns, *places, *(row.made for row in ready)], self._base.device)
         ids_N, columns_N, places_B, made_B = sent.split(sizes)
         step.use_columns(columns_N)
-        logits_BV = self._logits(ids_N, columns_N, places_B, places, step)
-        answers = choose_tokens(ready, logits_BV, made_B, self._sampler_of(ready)) if ready else []
+        # What may come next is known from the tokens so far: it is computed while the model is.
+        following = [row.following for row in ready]
+        masking = self._masking.submit(masks_of, following) if any(following) else None
+        try:
+            logits_BV = self._logits(ids_N, columns_N, places_B, places, step)
+        finally:
+            wait([masking] if masking is not None else [])  # another attempt asks for the same masks
+        masks = None if masking is None else masking.result()
+        allowed_BV = logits_BV if masks is None else masks.applied(logits_BV)
+        answers = (
+            choose_tokens(ready, logits_BV, allowed_BV, made_B, self._sampler_of(ready)) if ready else []
+        )
         step.done()
         for row in ordered:
             row.read += reads[row]
-        return [(row, _taken(row, answer)) for row, answer in zip(ready, answers, strict=True)]
+        failed = {} if masks is None else masks.failed
+        outcomes = zip(ready, answers, strict=True)
+        return [
+            (row, failed.get(place) or _taken(row, answer)) for place, (row, answer) in enumerate(outcomes)
+        ]
 
     def keep(self, staying: Sequence[RunningRow]) -> None:
         """Let all other rows go; they begin anew when they come back."""
@@ -228,12 +257,17 @@ Answer = tuple[int, float | None, tuple[tuple[int, float], ...]]
 
 
 def choose_tokens(
-    rows: Sequence[RunningRow], logits_BV: torch.Tensor, made_B: torch.Tensor, sampler: TokenSampler
+    rows: Sequence[RunningRow],
+    logits_BV: torch.Tensor,
+    allowed_BV: torch.Tensor,
+    made_B: torch.Tensor,
+    sampler: TokenSampler,
 ) -> list[Answer]:
     """The next token of every row, by its own settings, with log-probabilities where they are asked for.
 
-    Only the answers leave the device, in one transfer. A row of whose logits none is the largest gets
-    `NOT_FINITE`.
+    Tokens are chosen by `allowed_BV`, which are the logits but for what a row's grammar excludes;
+    log-probabilities are the model's own. Only the answers leave the device, in one transfer. A row of whose
+    logits none is the largest gets `NOT_FINITE`.
     """
     device = logits_BV.device
     finite_B = logits_BV.amax(-1).isfinite()  # the largest of any NaN is NaN
@@ -243,11 +277,10 @@ def choose_tokens(
         if row.made < row.row.sampling.min_tokens
         for token in sorted(row.row.end_ids)
     ]
-    allowed_BV = logits_BV
     if ends:
         place_N, token_N = _sent(ends, device).unbind(1)
         closed = torch.full((), -torch.inf, device=device)
-        allowed_BV = logits_BV.index_put((place_N, token_N), closed)
+        allowed_BV = allowed_BV.index_put((place_N, token_N), closed)
     chosen_B = sampler.choose(allowed_BV, made_B).masked_fill(~finite_B, NOT_FINITE)
     wanted = [row.row.sampling.logprobs for row in rows]
     asked = [place for place, number in enumerate(wanted) if number is not None]

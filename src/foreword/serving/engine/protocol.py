@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError, WindowExceeded
+from foreword.grammar import Grammar
 from foreword.prefix import Prefix
 
 FinishReason = Literal["stop", "length"]
@@ -49,6 +50,7 @@ class Row:
         prefix: what it stands behind; None for the bare base model.
         owner: whose request it is, so that owners can be served fairly and never share a cache.
         joined: digests of the stored prefixes that `prefix` joins; none for one that is stored itself.
+        grammar: what its text has to be; None for any. Where nothing may follow, the text ends.
     """
 
     prompt_ids: tuple[int, ...]
@@ -57,6 +59,7 @@ class Row:
     sampling: Sampling
     end_ids: frozenset[int]
     joined: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def prefix_length(self) -> int:
@@ -70,7 +73,7 @@ class Token:
 
     Attributes:
         token_id: the token; the one that ended the text comes, too.
-        logprob: its log-probability before temperature and top_p, where asked for.
+        logprob: its log-probability before temperature, top_p and the row's grammar, where asked for.
         likeliest: (token id, log-probability) of the likeliest, where asked for.
         finish_reason: set on the last token of a row.
     """

@@ -169,6 +169,8 @@ class VllmEngine:
             prompt = [ticket.PLACEHOLDER] * prefix.length + prompt
             signed = ticket.sign(self._secret, digest, prefix.length, salt, prompt)
             more["kv_transfer_params"] = signed.params()
+        if row.grammar is not None:
+            more["structured_outputs"] = {"grammar": row.grammar.text}
         if sampling.logprobs is not None:
             more |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
         return {
