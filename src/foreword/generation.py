@@ -246,6 +246,7 @@ def _generate_batch(
     sampled = SampledRows([RowSampling(*settings, row_seed(decoding.seed, row.place)) for row in rows], start)
     drawn = [sampled] if decoding.temperature >= GREEDY_BELOW else []
     following = GrammarRows([row.grammar for row in rows], rows[0].end_ids, start)
+    masking = [following] if any(row.grammar for row in rows) else []
     stop = StopStrings(base.tokenizer, decoding.stop, start) if decoding.stop else None
     config = _settings(base, rows[0], decoding, pad_id)
     written: list[list[int]] = [[] for _ in rows]
@@ -283,7 +284,7 @@ def _generate_batch(
             ids_BT = _own_settings(base.model).generate(
                 **inputs,
                 generation_config=config,
-                logits_processor=LogitsProcessorList([finite, following, *drawn]),
+                logits_processor=LogitsProcessorList([finite, *masking, *drawn]),
                 stopping_criteria=StoppingCriteriaList(criteria),
                 streamer=streamer,
             )

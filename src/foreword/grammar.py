@@ -38,9 +38,11 @@ LIMITS: dict[str, Any] = {
 }
 """What compiling a grammar and making one mask may cost, in llguidance's units; what needs more is refused.
 The speeds are its own documentation's."""
-SPACE = " ?"
-"""Whitespace between the parts of a JSON text: one space at most. Small models that may write any go on with
-it for ever; this takes what `json.dumps` writes, and JSON without spaces."""
+SEPARATORS = {"item_separator": ", ?", "key_separator": ": ?", "whitespace_flexible": False}
+"""Regular expressions. Small models that may write any whitespace go on with it for ever; this takes what
+`json.dumps` writes, and JSON without spaces."""
+FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
+"""Those that llguidance follows."""
 INSTALL = "structured output needs llguidance; install it with: pip install 'foreword[structured]'"
 
 Schema = Mapping[str, Any] | bool
@@ -84,16 +86,14 @@ def json_rule(schema: Any) -> str:
         )
     if whole is True:
         whole = {}
+    for each in list(_schemas(whole)):
+        _simplify(each, whole)
     if not any(map(_merges, _schemas(whole))):
         for each in list(_schemas(whole)):
             if isinstance(each.get("properties"), dict) and not _OPEN & each.keys():
                 each["additionalProperties"] = False
     # Ours come last: with another choice a text would not be what the schema says.
-    rules = {
-        "whitespace_pattern": SPACE,
-        "whitespace_flexible": True,
-        "lenient": False,
-    }
+    rules = {**SEPARATORS, "coerce_one_of": False, "lenient": False}
     return f"%json {json.dumps({**whole, 'x-guidance': rules})}"
 
 
@@ -127,6 +127,38 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(item.values())
         elif isinstance(item, list):
             waiting.extend(item)
+
+
+def _simplify(schema: dict[str, Any], root: Any) -> None:
+    """Say in a way that llguidance understands what does not change which texts are valid."""
+    if isinstance(schema.get("format"), str) and schema["format"] not in FORMATS:
+        del schema["format"]  # which a validator does not know either
+    if schema.get("uniqueItems") is False:
+        del schema["uniqueItems"]
+    if isinstance(schema.get("oneOf"), list) and "anyOf" not in schema and _apart(schema["oneOf"], root):
+        schema["anyOf"] = schema.pop("oneOf")
+
+
+def _apart(schemas: Sequence[Any], root: Any) -> bool:
+    """Whether no object satisfies two schemas: a property that they all require has other values in each."""
+    resolved = [_target(root, each.get("$ref")) or each if isinstance(each, dict) else {} for each in schemas]
+    values: dict[str, list[Any]] = {}
+    for each in resolved:
+        properties, required = each.get("properties"), each.get("required")
+        if isinstance(properties, dict) and isinstance(required, list):
+            for name, part in properties.items():
+                part = part if isinstance(part, dict) else {}
+                given = [part["const"]] if "const" in part else part.get("enum")
+                if (
+                    name in required
+                    and isinstance(given, list)
+                    and all(isinstance(one, str) for one in given)
+                ):
+                    values.setdefault(name, []).append(set(given))
+    return any(
+        len(sets) == len(schemas) and len(set().union(*sets)) == sum(map(len, sets))
+        for sets in values.values()
+    )
 
 
 def _merges(schema: dict[str, Any]) -> bool:

@@ -68,8 +68,8 @@ class ToolForm:
             start = f"start: {marker} {calls} | text\ntext: {text}"
         else:
             # A lazy token ends where it first can: the text up to the first marker.
-            more = "*" if several else "?"
-            start = f"start: (opening {calls}){more} TEXT\nopening[lazy]: TEXT {marker}\nTEXT: /(.|\\n)*/"
+            start = f"(opening {calls})* TEXT" if several else f"opening {calls} | TEXT"
+            start = f"start: {start}\nopening[lazy]: TEXT {marker}\nTEXT: /(.|\\n)*/"
         return "\n".join([start, *rules]) + "\n"
 
 
@@ -183,6 +183,7 @@ class ToolCallReader:
         certain = place if place >= 0 else len(self._held)
         if place < 0 and not final:
             certain -= beginning_at_end(self._held, marker)
+            certain = len(self._held[:certain].rstrip())  # space in front of a call is no part of the text
         text, self._held = self._held[:certain], self._held[certain:]
         if place >= 0:
             text, self._reads = text.rstrip(), "opening"

@@ -21,9 +21,7 @@ NOTHING = {"type": "object", "properties": {}}
 def check_structured(server: ServerState, prefix: Prefix | None, body: ChatBody) -> None:
     """Refuse what does not go together. Raises Refused: 400."""
     if body.must_call and not body.tools:
-        raise _refused(
-            "tool_choice", "'tool_choice' asks for a call, and 'tools' names none; give the tools."
-        )
+        raise _refused("tool_choice", "'tool_choice' asks for a call, and there are no 'tools'; give them.")
     names = [tool.function.name for tool in body.tools or ()]
     if isinstance(body.tool_choice, ChosenTool) and (name := body.tool_choice.function.name) not in names:
         raise _refused("tool_choice", f"Tool choice {shown(name)} not found in 'tools' parameter.")
@@ -32,15 +30,13 @@ def check_structured(server: ServerState, prefix: Prefix | None, body: ChatBody)
     calls = any(message.tool_calls or message.role == "tool" for message in body.messages)
     if body.may_call or calls:
         _check_tools(server, prefix, body, "tools" if body.may_call else "messages")
-    if not (body.wants_json or body.must_call):
+    if not (body.wants_json or body.may_call):
         return
-    what = "response_format" if body.wants_json else "tool_choice"
+    what = "response_format" if body.wants_json else "tools"
     for name, given in (("stop", body.stops), ("min_tokens", body.min_tokens)):
         if given:
-            raise _refused(
-                name,
-                f"'{name}' could end the answer inside its JSON, or not let it end; leave it or {what} out.",
-            )
+            why = f"'{name}' could end the answer inside its JSON, or keep it from ending"
+            raise _refused(name, f"{why}; leave it or '{what}' out.")
 
 
 def _check_tools(server: ServerState, prefix: Prefix | None, body: ChatBody, param: str) -> None:
