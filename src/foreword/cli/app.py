@@ -54,6 +54,8 @@ ADVICE = {
     "which versions": "name one, as in owner/name@3, or give --all with a name alone",
     "no place for files": "name it, a folder or a URL such as s3://bucket/folder, in FOREWORD_STORE_BLOBS",
     "format not told": "if it is one of these, pass its name with --format",
+    "examples for dpo": "leave --method dpo out, or give a file of preferences",
+    "preferences for supervised": "take --method dpo, or give a file of examples",
     "no dev examples": "give --dev, or leave --patience out",
     "report worse": "take more --steps, or leave --gate out",
     "harm exceeded": "allow more with --max-harm, or take a larger share --unrelated or fewer --steps",

@@ -34,7 +34,7 @@ from foreword.validation import setting, settings_of
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
-    from foreword.examples import Example
+    from foreword.examples import Example, Preference
     from foreword.prefix import Prefix
     from foreword.template import Template
 
@@ -42,7 +42,8 @@ EXAMPLE = (
     "  foreword train train.jsonl --dev dev.jsonl --base smollm2-135m-instruct --out e2e.prefix\n"
     "  foreword train mail.csv --source-field body --target-field subject \\\n"
     "    --base smollm2-135m-instruct --out mail.prefix --length 20 --epochs 3\n"
-    "  foreword train mail.csv --by owner --owner-field user --out prefixes"
+    "  foreword train mail.csv --by owner --owner-field user --out prefixes\n"
+    "  foreword train preferences.jsonl --method dpo --start mail.prefix --out polite.prefix"
 )
 
 TEMPLATE, RUN = "Text in front of the target", "Run"
@@ -67,7 +68,7 @@ class TemplateOptions:
     )
     system: str | None = setting(None, metavar="TEXT", section=TEMPLATE, help="System message for chat")
 
-    def change(self, examples: Sequence[Example]) -> Callable[[Template], Template]:
+    def change(self, examples: Sequence[Example | Preference]) -> Callable[[Template], Template]:
         """What the options make of the base's own template, for these examples.
 
         Raises:
@@ -106,8 +107,8 @@ class Request:
         checkpoint_dir, checkpoint_every: where and how often; None for the default.
     """
 
-    examples: list[Example]
-    dev: list[Example] | None
+    examples: Sequence[Example | Preference]
+    dev: Sequence[Example | Preference] | None
     settings: TrainingSettings
     template: Callable[[Template], Template]
     start: Prefix | None
@@ -179,10 +180,10 @@ def train(
 
     Leaving options out gives the measured defaults. A run that was stopped goes on when the same
     command is given again. With --by owner, each owner in the data gets a prefix of their own, learned
-    from their examples alone; see docs/owners.md.
+    from their examples alone; see docs/owners.md. With --method dpo the file holds preferences between two
+    answers; see docs/preferences.md.
     """
     from foreword.cli.loading import load_base
-    from foreword.examples import read_examples
     from foreword.files import check_output
     from foreword.prefix import Prefix
 
@@ -203,10 +204,11 @@ def train(
         raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
     # Where each owner gets a prefix, a line without one is a fault even if the field has its usual name.
     fields = files.fields(by and "owner")
-    examples = read_examples(data, format=files.format, fields=fields, limit=limit)
+    read = _preferences if settings.method == "dpo" else _examples
+    examples = read(data, files, fields, limit)
     request = Request(
         examples=examples,
-        dev=None if dev is None else read_examples(dev, format=files.format, fields=fields, limit=dev_limit),
+        dev=None if dev is None else read(dev, files, fields, dev_limit),
         settings=settings,
         template=template.change(examples),
         start=None if start is None else Prefix.load(start),
@@ -225,6 +227,33 @@ def train(
 
     with destination(out, store, blobs, checkpoint_dir, name=name) as goal:
         train_owners(request, goal, owners)
+
+
+def _examples(
+    path: Path, files: DataOptions, fields: dict[str, str] | None, limit: int | None
+) -> Sequence[Example]:
+    from foreword.examples import read_examples
+
+    return read_examples(path, format=files.format, fields=fields, limit=limit)
+
+
+def _preferences(
+    path: Path, files: DataOptions, fields: dict[str, str] | None, limit: int | None
+) -> Sequence[Preference]:
+    """Raises UsageError: an option that is about examples."""
+    from foreword.examples import read_preferences
+
+    for option, given in (("--source-field", files.source_field), ("--target-field", files.target_field)):
+        if given is not None:
+            raise UsageError(
+                f"{option} is given, but --method dpo learns from preferences, which have no such field; see "
+                "docs/preferences.md for the fields they have"
+            )
+    if files.format not in ("auto", "jsonl"):
+        raise UsageError(
+            f"--format is {files.format}, but --method dpo reads preferences as JSON lines; leave it out"
+        )
+    return read_preferences(path, fields=fields, limit=limit)
 
 
 def _names(kind: Any) -> list[str]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from foreword.errors import BadExamples
 from foreword.template import Source
@@ -50,6 +51,52 @@ class Example:
             if not self.owner.strip():
                 raise BadExamples("owner is empty; name the owner, or leave the field out everywhere")
 
+    @property
+    def content(self) -> list[Any]:
+        """What `digest` is taken of."""
+        return [self.source, self.target, self.owner]
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A source and two answers to it, of which the model shall rather write the first.
+
+    Attributes:
+        source: text, or chat messages, as of `Example`.
+        chosen: the better answer.
+        rejected: the other one.
+        owner: the user or tenant that the preference belongs to; None when there is only one.
+        place: file and line that it was read from, for messages; of no account otherwise.
+
+    Raises:
+        BadExamples: answers that are equal or empty, and what `Example` refuses.
+    """
+
+    source: Source
+    chosen: str
+    rejected: str
+    owner: str | None = None
+    place: str | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, answer in (("chosen", self.chosen), ("rejected", self.rejected)):
+            try:
+                Example(self.source, answer, self.owner)
+            except BadExamples as error:
+                message = str(error)
+                if message.startswith("target "):  # the one fault that is not of the source or the owner
+                    message = f"{name} {message.removeprefix('target ')}"
+                raise BadExamples(message) from error
+        if self.chosen == self.rejected:
+            raise BadExamples(
+                "chosen and rejected are equal, so that neither is better; leave such a pair out"
+            )
+
+    @property
+    def content(self) -> list[Any]:
+        """What `digest` is taken of."""
+        return [self.source, self.chosen, self.rejected, self.owner]
+
 
 def kind(value: object) -> str:
     """What `value` is, in the words of a person who writes JSON."""
@@ -88,18 +135,24 @@ def _check_messages(messages: tuple[object, ...]) -> None:
 _FORM = b"foreword examples 1\n"
 
 
-def digest(examples: Iterable[Example]) -> str:
+class _Content(Protocol):
+    """An example, or a preference between two answers."""
+
+    @property
+    def content(self) -> list[Any]: ...
+
+
+def digest(examples: Iterable[_Content]) -> str:
     """SHA-256, in hexadecimal, of the examples in their order.
 
     It depends on sources, targets and owners alone: the same examples from CSV and from JSON lines
     have the same digest. Each example is hashed as one line of ASCII JSON, `[source,target,owner]`
-    without spaces and with the keys of messages in alphabetical order.
+    without spaces and with the keys of messages in alphabetical order; a preference as
+    `[source,chosen,rejected,owner]`.
     """
     whole = hashlib.sha256(_FORM)
     for example in examples:
-        line = json.dumps(
-            [example.source, example.target, example.owner], separators=(",", ":"), sort_keys=True
-        )
+        line = json.dumps(example.content, separators=(",", ":"), sort_keys=True)
         whole.update(line.encode("ascii") + b"\n")
     return whole.hexdigest()
 

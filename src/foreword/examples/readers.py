@@ -15,6 +15,7 @@ from foreword.examples.csv_table import find_columns, read_table
 from foreword.examples.e2e import BETWEEN, COLUMNS, read_e2e
 from foreword.examples.example import Example
 from foreword.examples.jsonl import object_or_none, read_jsonl
+from foreword.examples.preferences import refuse_preference
 from foreword.examples.records import Fields, Line, excerpt, make_fields, read_lines
 
 Format = Literal["auto", "jsonl", "csv", "e2e", "chat"]
@@ -111,6 +112,8 @@ def _detect(
 def _format_of(line: Line, fields: Fields, ending: str, *, mapped: bool) -> str:
     if line.text.lstrip().startswith(("{", "[")):
         record = object_or_none(line.text) or {}
+        if fields.source not in record and fields.messages not in record:
+            refuse_preference(line)
         plain = fields.source in record and fields.target in record
         return "chat" if fields.messages in record and not plain else "jsonl"
     if not mapped and find_columns(line, COLUMNS):

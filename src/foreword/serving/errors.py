@@ -60,6 +60,8 @@ ADVICE = {
     "too large for the type": "train it again with a lower learning rate, or for a base in another data type",
     "unknown prefix": "GET /v1/models lists those you may use",
     "format not told": "write one JSON object a line, or a table with named columns",
+    "examples for dpo": "take the method supervised, or a file of preferences",
+    "preferences for supervised": "take the method dpo, or a file of examples",
     "no dev examples": "give validation_file, or leave hyperparameters.patience out",
     "two starts": "leave hyperparameters.init out, or train from the base model",
     "harm exceeded": "allow more with max_harm, or take a larger share of unrelated prompts or fewer steps",

@@ -26,10 +26,10 @@ from foreword.errors import (
     WindowExceeded,
     concerning,
 )
-from foreword.examples import Example
+from foreword.examples import Example, Preference
 from foreword.prefix import Prefix
 from foreword.template import Template
-from foreword.training.loop import StepReport, run
+from foreword.training.loop import Evaluation, StepReport, run
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import OwnersOptions, TrainingSettings, make_settings, owners_settings
 from foreword.training.train import (
@@ -39,6 +39,7 @@ from foreword.training.train import (
     describe,
     encode_both,
     make_prefix,
+    objective_of,
     resumed_template,
     stop_on_interrupt,
 )
@@ -48,7 +49,9 @@ from foreword.validation import checks_arguments
 PASS_TOKENS = 2048
 """A pass of fewer tokens does not fill the matrix products of a CPU."""
 
-OwnersExamples = Mapping[str, Sequence[Example]] | Iterable[tuple[str, Sequence[Example]]]
+OwnersData = Sequence[Example | Preference]
+"""Of one owner."""
+OwnersExamples = Mapping[str, OwnersData] | Iterable[tuple[str, OwnersData]]
 
 
 @checks_arguments
@@ -56,7 +59,7 @@ def train_many(
     base: BaseModel,
     by_owner: OwnersExamples,
     *,
-    dev: Mapping[str, Sequence[Example]] | None = None,
+    dev: Mapping[str, OwnersData] | None = None,
     checkpoint_dir: str | Path | Callable[[str], Path] | None = None,
     checkpoint_every: int | None = None,
     template: Template | None = None,
@@ -70,8 +73,8 @@ def train_many(
     """Learn one prefix per owner from that owner's examples alone, all in one run.
 
     Args:
-        by_owner: each owner's examples: a mapping, or an iterable of (owner, examples) that is read as
-            others end and so may be longer than memory.
+        by_owner: each owner's examples, or preferences with `method="dpo"`: a mapping, or an iterable of
+            (owner, examples) that is read as others end and so may be longer than memory.
         dev: dev examples of the owners that have some.
         start: a prefix that every owner starts from, for instance one trained on pooled data of owners
             who agreed to that: then every owner's prefix holds something of theirs. None, the default,
@@ -135,6 +138,7 @@ def train_many(
             run(
                 base,
                 owners_run.trainers(pairs),
+                objective=objective_of(settings),
                 concurrent=owners.concurrent_owners,
                 max_batch_tokens=owners.max_batch_tokens or shared_tokens,
                 isolated=owners.isolated,
@@ -180,7 +184,7 @@ class _OwnersRun:
     base: BaseModel
     settings: TrainingSettings
     template: Template
-    dev: Mapping[str, Sequence[Example]]
+    dev: Mapping[str, OwnersData]
     start: Prefix | None
     folder_of: Callable[[str], Path] | None
     checkpoint_every: int | None
@@ -194,7 +198,7 @@ class _OwnersRun:
     seen: set[str] = field(default_factory=set)
     templates: dict[str, Template] = field(default_factory=dict)
 
-    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Trainer]:
+    def trainers(self, pairs: Iterable[tuple[str, OwnersData]]) -> Iterator[Trainer]:
         """A trainer per owner, made when a place is free; owners whose data can't be used are noted."""
         for owner, examples in pairs:
             if owner in self.seen:
@@ -206,12 +210,14 @@ class _OwnersRun:
             except (BadExamples, WindowExceeded, DamagedCheckpoint) as error:
                 self._fail(owner, error)
 
-    def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
+    def _enter(self, owner: str, examples: OwnersData) -> Trainer:
         base, settings, dev = self.base, self.settings, self.dev.get(owner, ())
         folder = None if self.folder_of is None else self.folder_of(owner)
         template = self.templates[owner] = resumed_template(base, self.template, folder)
         try:
-            encoded = encode_both(base, template, settings, examples, dev, self.report, owner=owner)
+            encoded = encode_both(
+                base, template, settings, examples, dev, self.report, start=self.start, owner=owner
+            )
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
             raise BadExamples(str(error)) from error
         placement = template.placement
@@ -233,11 +239,11 @@ class _OwnersRun:
         with concerning(owner):
             self.run_logs[owner].on_step(step)
 
-    def on_evaluation(self, trainer: Trainer, loss: float) -> None:
+    def on_evaluation(self, trainer: Trainer, found: Evaluation) -> None:
         """Record a dev loss of an owner who is in training."""
         owner = trainer.owner or ""
         with concerning(owner):
-            self.run_logs[owner].on_evaluation(loss)
+            self.run_logs[owner].on_evaluation(found)
 
     def finish(self, trainer: Trainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""

@@ -18,7 +18,13 @@ from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.settings import NO_ZERO, DocumentMethod, JobBody, OpenAIHyperparameters
+from foreword.serving.jobs.settings import (
+    NO_ZERO,
+    DocumentMethod,
+    JobBody,
+    OpenAIHyperparameters,
+    OpenAIPreferenceHyperparameters,
+)
 from foreword.serving.requests import JOINS
 from foreword.store.database import Database
 from foreword.store.names import parse_name
@@ -28,6 +34,9 @@ router = APIRouter(tags=["fine-tuning"], prefix="/v1/fine_tuning/jobs", route_cl
 JobId = Annotated[str, Path(max_length=40, pattern=NO_ZERO)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[str | None, Query(max_length=40, pattern=NO_ZERO)]
+
+_OF_PREFERENCES = "full_valid_reward_"
+"""How metrics begin that a job on preferences has beside those of any job."""
 
 
 @router.post("", response_model=schemas.JobAnswer, responses=ERRORS)
@@ -57,7 +66,8 @@ def create_job(request: Request, body: JobBody) -> Any:
         asked["hyperparameters"] = asked["document"].get("hyperparameters", {})
     else:
         files = _example_files(database, owner, body)
-        settings = job_settings.choose(server.served, body, files[0].style, start, reference)
+        style = "chat" if files[0].chats else "text"
+        settings = job_settings.choose(server.served, body, style, start, reference)
         for file, param in zip(files, ("training_file", "validation_file"), strict=False):
             examples = uploads.beginning(database, owner, file.id, job_settings.TRIED_BYTES)
             job_settings.try_template(server.served, settings["template"], examples, param)
@@ -154,6 +164,8 @@ def list_checkpoints(
         measured = {"step": float(steps)}
         if origin["dev_loss"] is not None:
             measured["full_valid_loss"] = origin["dev_loss"]
+            metrics = queue.metrics_at(server.store.database, record.id, steps)
+            measured |= {name: value for name, value in metrics.items() if name.startswith(_OF_PREFERENCES)}
         data.append(
             schemas.JobCheckpoint(
                 id=f"ftckpt-{record.id.removeprefix('ftjob-')}",
@@ -169,7 +181,11 @@ def list_checkpoints(
 
 
 def _example_files(database: Database, owner: str, body: JobBody) -> list[uploads.Upload]:
-    """The files of a job that trains on examples. Raises Refused: absent, or no examples of one kind."""
+    """The files of a job that trains on examples or preferences.
+
+    Raises:
+        Refused: absent; not what the method learns from; not of one kind.
+    """
     files = []
     for param in ("training_file", "validation_file"):
         if (identifier := getattr(body, param)) is None:
@@ -180,6 +196,15 @@ def _example_files(database: Database, owner: str, body: JobBody) -> list[upload
                 400,
                 f"{param} has the purpose {file.purpose}; expected a file of examples, sent with fine-tune"
                 + (", or the method document" if file.style == "document" else ""),
+                param=param,
+            )
+        if file.preferences != (body.method_type == "dpo"):
+            held, other = ("preferences", "dpo") if file.preferences else ("examples", "supervised")
+            raise Refused(
+                400,
+                f"{param} holds {held}, and the method {body.method_type} does not learn from these; take "
+                f"the method {other}, or another file",
+                code="invalid_file",
                 param=param,
             )
     if len({file.style for file in files}) > 1:
@@ -229,9 +254,11 @@ def _answer(record: Job) -> schemas.JobAnswer:
     if job_settings.is_document(record.settings):
         method = {"type": "document", "document": record.asked["document"]}
     else:
-        # OpenAI's three are always shown, the others where they were given.
-        hyperparameters = {**dict.fromkeys(OpenAIHyperparameters.model_fields, "auto"), **hyperparameters}
-        method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+        # OpenAI's own are always shown, the others where they were given.
+        own = OpenAIPreferenceHyperparameters if "method" in record.settings else OpenAIHyperparameters
+        hyperparameters = {**dict.fromkeys(own.model_fields, "auto"), **hyperparameters}
+        kind = record.settings.get("method", "supervised")
+        method = {"type": kind, kind: {"hyperparameters": hyperparameters}}
     return schemas.JobAnswer(
         id=record.id,
         created_at=seconds_of(record.created),

@@ -313,6 +313,13 @@ def noted_step(database: Database, identifier: str) -> int:
     return max((row.data["step"] for row in rows if row.data and "step" in row.data), default=-1)
 
 
+def metrics_at(database: Database, identifier: str, step: int) -> Mapping[str, float | None]:
+    """What the newest of a job's events about a step measured; empty for none."""
+    mine = select(job_event.c.data).where(job_event.c.job == identifier).order_by(job_event.c.id.desc())
+    found = (row.data for row in database.rows(mine) if row.data and row.data.get("step") == step)
+    return next(found, {})
+
+
 def check_claimed(connection: Connection, worker: str, identifier: str) -> None:
     """Hold a job until the transaction ends. Raises NotClaimed: it is not, or no longer, `worker`'s."""
     mine = _claimed_by(worker, identifier)

@@ -7,14 +7,14 @@ import hashlib
 import json
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, create_model
 
 from foreword.documents.settings import DocumentSettings
 from foreword.encoding import name_of
 from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
-from foreword.examples import Example
+from foreword.examples import Example, Preference
 from foreword.prefix import Prefix
 from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs.queue import LONGEST_MESSAGE
@@ -25,6 +25,7 @@ from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings, 
 from foreword.validation import Setting, current_names, flat_settings
 
 Auto = Literal["auto"]
+MethodType = Literal["supervised", "dpo", "document"]
 NO_ZERO = r"^[^\x00]*$"
 """Pattern of text that PostgreSQL can be asked for."""
 FileId = Annotated[str, Field(min_length=1, max_length=40, pattern=NO_ZERO)]
@@ -42,7 +43,13 @@ class OpenAIHyperparameters(Body):
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto | None = None
 
 
-ELSEWHERE = {"epochs": "n_epochs", "batch_size": "batch_size", "seed": "seed"}
+class OpenAIPreferenceHyperparameters(OpenAIHyperparameters):
+    """OpenAI's four, and Foreword's own; see docs/settings.md. None and "auto" stand for the defaults."""
+
+    beta: Annotated[float, Field(gt=0, le=10)] | Auto | None = None
+
+
+ELSEWHERE = {"epochs": "n_epochs", "batch_size": "batch_size", "seed": "seed", "method": "method"}
 """Settings of training that a field of OpenAI's stands for."""
 
 LARGEST: dict[str, int] = {
@@ -125,9 +132,16 @@ class DocumentBody(Body):
 
 if TYPE_CHECKING:
     Hyperparameters = OpenAIHyperparameters
+    PreferenceHyperparameters = OpenAIPreferenceHyperparameters
     DocumentHyperparameters = DocumentBody
 else:
-    Hyperparameters = hyperparameters_of(TrainingSettings)
+    Hyperparameters = hyperparameters_of(TrainingSettings, elsewhere=(*ELSEWHERE, "beta"))
+    PreferenceHyperparameters = hyperparameters_of(
+        TrainingSettings,
+        "PreferenceHyperparameters",
+        OpenAIPreferenceHyperparameters,
+        elsewhere=(*ELSEWHERE, "beta", "reduction"),
+    )
     DocumentHyperparameters = hyperparameters_of(
         DocumentSettings,
         "DocumentHyperparameters",
@@ -143,6 +157,12 @@ class Supervised(Body):
     hyperparameters: Hyperparameters | None = None
 
 
+class DPOMethod(Body):
+    """Of `method`: preferences between two answers."""
+
+    hyperparameters: PreferenceHyperparameters | None = None
+
+
 class DocumentMethod(Body):
     """Of `method`: a document becomes a prefix that stands for it."""
 
@@ -156,10 +176,11 @@ class DocumentMethod(Body):
 
 
 class Method(Body):
-    """Supervised fine-tuning on examples, or a document that becomes a prefix."""
+    """Supervised fine-tuning on examples, DPO on preferences, or a document that becomes a prefix."""
 
-    type: Literal["supervised", "document"]
+    type: MethodType
     supervised: Supervised | None = None
+    dpo: DPOMethod | None = None
     document: DocumentMethod | None = None
 
 
@@ -177,9 +198,10 @@ class JobBody(Body):
     model: Annotated[
         str, Field(min_length=1, max_length=LONGEST_NAME, description="The base, or a prefix to start from.")
     ]
-    training_file: Annotated[FileId, Field(description="Examples, or the document.")]
+    training_file: Annotated[FileId, Field(description="Examples, preferences, or the document.")]
     validation_file: Annotated[
-        FileId | None, Field(description="Examples, or questions about the document with their answers.")
+        FileId | None,
+        Field(description="Examples, preferences, or questions about the document with their answers."),
     ] = None
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
@@ -190,9 +212,19 @@ class JobBody(Body):
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @property
+    def method_type(self) -> MethodType:
+        """How the prefix is made; supervised, where nothing is said."""
+        return "supervised" if self.method is None else self.method.type
+
+    @property
     def chosen(self) -> Hyperparameters:
-        """Hyperparameters, wherever they were given. Raises Refused: in both places."""
-        inner = self.method.supervised.hyperparameters if self.method and self.method.supervised else None
+        """Hyperparameters of a job that trains on examples or preferences, wherever they were given.
+
+        Raises:
+            Refused: 400, in both places.
+        """
+        given = self.method and (self.method.dpo if self.method_type == "dpo" else self.method.supervised)
+        inner = given.hyperparameters if given else None
         if inner is not None and self.hyperparameters is not None:
             raise Refused(
                 400, "hyperparameters are given twice; give them in method alone", param="hyperparameters"
@@ -201,29 +233,30 @@ class JobBody(Body):
 
     @property
     def document(self) -> DocumentMethod | None:
-        """How a document is to become a prefix; None of a job that trains on examples.
+        """How a document is to become a prefix; None of a job that trains on examples or preferences.
 
         Raises:
-            Refused: 400, a field of the other kind of job.
+            Refused: 400, a field of another kind of job.
         """
-        is_document = self.method is not None and self.method.type == "document"
+        kind = self.method_type
         beside: dict[str, Any] = {
-            "method.supervised": self.method and self.method.supervised,
-            "hyperparameters": self.hyperparameters,
-            "template": self.template,
+            f"method.{name}": getattr(self.method, name, None)
+            for name in get_args(MethodType)
+            if name != kind
         }
-        if not is_document:
-            beside = {"method.document": self.method and self.method.document}
+        if kind != "supervised":
+            beside["hyperparameters"] = self.hyperparameters
+        if kind == "document":
+            beside["template"] = self.template
         for name, value in beside.items():
             if value is not None:
-                kind = "document" if is_document else "supervised"
                 raise Refused(
                     400,
                     f"{name} has no meaning for the method {kind}; leave it out, settings go into "
                     f"method.{kind}.hyperparameters",
                     param=name,
                 )
-        return (self.method and self.method.document) or DocumentMethod() if is_document else None
+        return (self.method and self.method.document) or DocumentMethod() if kind == "document" else None
 
 
 def choose_document(
@@ -280,6 +313,10 @@ def choose(
     if start is not None:
         given.setdefault("length", start.length)
     given["seed"] = body.seed or 0
+    if body.method_type == "dpo":
+        given["method"] = "dpo"
+        if given.get("beta") == "auto":
+            del given["beta"]
     settings = make_settings(**given)
     settings.check_with(dev=body.validation_file is not None, start=start is not None)
     settings.lengths(served.geometry)
@@ -317,7 +354,7 @@ examples is wrong there, and the rest is found when the job begins."""
 
 
 def try_template(
-    served: ServedModel, template: Mapping[str, Any], examples: Sequence[Example], param: str
+    served: ServedModel, template: Mapping[str, Any], examples: Sequence[Example | Preference], param: str
 ) -> None:
     """Refuse examples that the base's template can't write. Raises Refused: 400, in the template's words."""
     made = Template.from_json(dict(template))

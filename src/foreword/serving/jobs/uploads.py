@@ -26,7 +26,8 @@ from sqlalchemy import Connection, func, or_, select, tuple_
 from foreword.documents.conversations import examples_in
 from foreword.documents.reading import check_kind
 from foreword.errors import ForewordError
-from foreword.examples import Example
+from foreword.examples import Example, Preference
+from foreword.examples.preferences import are_preferences, iterate_preferences
 from foreword.examples.readers import iterate_examples
 from foreword.examples.records import lines_of
 from foreword.serving.errors import Refused, refused, shown
@@ -43,14 +44,17 @@ MOST_FILES = 10_000
 """Of one owner: what a small file takes beside its bytes is not counted among them."""
 _FACTS = tuple(column for column in upload.c if column.name != "content")
 
-Style = Literal["text", "chat", "document", "conversations", "report"]
-"""Of a file: examples without and with conversations among them; a document; conversations about one; the
-report of a job."""
+Style = Literal["text", "chat", "preferences", "chat-preferences", "document", "conversations", "report"]
+"""Of a file: examples without and with conversations among them; preferences, likewise; a document;
+conversations about one; the report of a job."""
 Purpose = Literal["fine-tune", "user_data"]
 """That a file is sent with."""
 CONVERSATIONS_SUFFIX = ".jsonl"
 """Of user data that is no document but conversations about one."""
-_PURPOSES: dict[Style, str] = {"text": "fine-tune", "chat": "fine-tune", "report": "fine-tune-results"}
+_PURPOSES: dict[Style, str] = {
+    **dict.fromkeys(("text", "chat", "preferences", "chat-preferences"), "fine-tune"),
+    "report": "fine-tune-results",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,16 @@ class Upload:
         """In the words of OpenAI's API."""
         return purpose_of(self.style)
 
+    @property
+    def preferences(self) -> bool:
+        """Whether it holds preferences between two answers."""
+        return self.style.endswith("preferences")
+
+    @property
+    def chats(self) -> bool:
+        """Whether there are conversations among its examples or preferences."""
+        return self.style.startswith("chat")
+
 
 def purpose_of(style: str) -> str:
     """What files of a style are for, in the words of OpenAI's API."""
@@ -102,14 +116,17 @@ def _storable(filename: str) -> str:
     return filename[:256].replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
-def parse(content: bytes, filename: str) -> list[Example]:
-    """The examples of a file. Raises BadExamples: names the line that is wrong, and why."""
+def parse(content: bytes, filename: str) -> list[Example | Preference]:
+    """The examples or preferences of a file. Raises BadExamples: names the line that is wrong, and why."""
     return list(_examples(content, filename))
 
 
-def _examples(content: bytes, filename: str) -> Iterator[Example]:
+def _examples(content: bytes, filename: str) -> Iterator[Example | Preference]:
     name = shown(filename)
-    return iterate_examples(lines_of(io.BytesIO(content), name), name, ".jsonl")
+    preferences, lines = are_preferences(lines_of(io.BytesIO(content), name))
+    if preferences:
+        return iterate_preferences(lines, name)
+    return iterate_examples(lines, name, ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -139,10 +156,13 @@ def _found(content: bytes, filename: str, purpose: Purpose) -> Found:
     if purpose == "user_data":
         name = shown(filename)
         return Found(sum(1 for _ in examples_in(lines_of(io.BytesIO(content), name), name)), "conversations")
-    examples, chat = 0, False
+    examples, chat, preferences = 0, False, False
     for example in _examples(content, filename):  # none is kept: they take many times the file's bytes
         examples += 1
         chat = chat or not isinstance(example.source, str)
+        preferences = isinstance(example, Preference)
+    if preferences:
+        return Found(examples, "chat-preferences" if chat else "preferences")
     return Found(examples, "chat" if chat else "text")
 
 
@@ -257,7 +277,7 @@ def content(database: Database, owner: str, identifier: str) -> bytes:
     return bytes(rows[0].content)
 
 
-def beginning(database: Database, owner: str, identifier: str, most: int) -> list[Example]:
+def beginning(database: Database, owner: str, identifier: str, most: int) -> list[Example | Preference]:
     """The examples of the whole lines among the first `most` bytes of a file. Raises as `find`."""
     query = select(func.substr(upload.c.content, 1, most).label("content"), upload.c.size, upload.c.filename)
     rows = database.rows(query.where(upload.c.id == identifier, upload.c.owner == owner))

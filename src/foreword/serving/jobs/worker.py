@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from foreword import errors, files
 from foreword.base.base_model import BaseModel
 from foreword.errors import CannotWrite, ForewordError, StoreUnavailable, concerning
-from foreword.examples import Example
+from foreword.examples import Example, Preference
 from foreword.prefix import Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
@@ -178,8 +178,8 @@ class TrainingRun:
         prepare_folder(self._folder)
         if any(is_document(job.settings) for job in jobs):  # one, see `queue.claim`
             return self._compile(base, jobs[0])
-        examples: dict[str, list[Example]] = {}
-        dev: dict[str, list[Example]] = {}
+        examples: dict[str, list[Example | Preference]] = {}
+        dev: dict[str, list[Example | Preference]] = {}
         for job in jobs:
             self._heartbeat.used[job.id] = Used(job.used_steps, job.used_tokens)
             try:
@@ -319,7 +319,7 @@ class TrainingRun:
         except (StoreUnavailable, CannotWrite, OSError) as error:
             logs.failure("checkpoint not stored", error, job=identifier)
 
-    def _examples(self, job: Job, identifier: str) -> list[Example]:
+    def _examples(self, job: Job, identifier: str) -> list[Example | Preference]:
         record = uploads.find(self._database, job.owner, identifier)
         return uploads.parse(uploads.content(self._database, job.owner, identifier), record.filename)
 
@@ -417,8 +417,12 @@ class TrainingRun:
             "total_steps": progress.steps,
             "train_loss": _number(progress.loss),
             "full_valid_loss": _number(progress.dev_loss),
+            **{f"train_{name}": _number(value) for name, value in progress.measures.items()},
+            **{f"full_valid_{name}": _number(value) for name, value in progress.dev_measures.items()},
         }
         losses = {"training loss": progress.loss, "validation loss": progress.dev_loss if evaluated else None}
+        if evaluated and "reward_accuracy" in progress.dev_measures:
+            losses["validation reward accuracy"] = progress.dev_measures["reward_accuracy"]
         shown = ", ".join(f"{name}={loss:.4f}" for name, loss in losses.items() if loss is not None)
         # Not yet: an evaluation of the same step comes as progress of its own, and makes one event with it.
         self._held_back[identifier] = (
