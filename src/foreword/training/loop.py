@@ -88,6 +88,8 @@ def run(
     on_finish: Callable[[Trainer], None],
     on_divergence: Callable[[Trainer, TrainingDiverged], None],
     should_stop: Callable[[], bool],
+    should_leave: Callable[[Trainer], bool] = lambda trainer: False,
+    on_leave: Callable[[Trainer], None] = lambda trainer: None,
 ) -> None:
     """Step all trainers to their end; a new one enters as a place falls free.
 
@@ -100,12 +102,17 @@ def run(
         on_finish: called when a trainer has done its steps, or run out of patience.
         on_divergence: called when a trainer's loss is not finite; it leaves, the others go on.
         should_stop: asked before every step.
+        should_leave: asked of each trainer before every step; one that is to leave is handed to `on_leave`
+            as it is, and the others go on.
     """
     active: list[Trainer] = []
     while True:
         for trainer in [each for each in active if each.finished]:
             active.remove(trainer)
             on_finish(trainer)
+        for trainer in [each for each in active if should_leave(each)]:
+            active.remove(trainer)
+            on_leave(trainer)
         while len(active) < concurrent and (entering := next(waiting, None)) is not None:
             if entering.finished:  # resumed, with nothing left to do
                 on_finish(entering)

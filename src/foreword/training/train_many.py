@@ -68,6 +68,8 @@ def train_many(
     on_failure: Callable[[str, ForewordError], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_checkpoint: Callable[[str, Path], None] | None = None,
+    should_leave: Callable[[str], bool] | None = None,
+    on_leave: Callable[[str, int], None] | None = None,
     **options: Unpack[OwnersOptions],
 ) -> dict[str, Prefix]:
     """Learn one prefix per owner from that owner's examples alone, all in one run.
@@ -82,6 +84,9 @@ def train_many(
         into: called with (owner, prefix) as each is done, instead of keeping it for the result.
         on_failure: called with (owner, error) as each fails; `OwnersFailed` comes at the end all the same.
         on_checkpoint: called with (owner, file) once a checkpoint is written, to copy it elsewhere.
+        should_leave: asked with each owner in training before every step. One who is to leave gets a
+            checkpoint and no prefix; the others go on.
+        on_leave: called with (owner, step) when that checkpoint is written.
         checkpoint_dir: one folder per owner in it (or a function that names an owner's folder); a stopped
             run goes on where each owner was.
         checkpoint_every: steps of an owner between checkpoints; default: a tenth of theirs.
@@ -123,7 +128,9 @@ def train_many(
         on_failure or (lambda owner, error: None),
         on_progress or (lambda progress: None),
         on_checkpoint or (lambda owner, path: None),
+        on_leave or (lambda owner, step: None),
     )
+    leaves = should_leave or (lambda owner: False)
     shared_tokens = None if owners.isolated else _tokens_of_pass(base, settings)
     pairs = by_owner.items() if isinstance(by_owner, Mapping) else by_owner
     with stop_on_interrupt() as request:
@@ -147,6 +154,8 @@ def train_many(
                 on_finish=owners_run.finish,
                 on_divergence=owners_run.diverged,
                 should_stop=should_stop,
+                should_leave=lambda trainer: leaves(trainer.owner or ""),
+                on_leave=owners_run.leave,
             )
             if request.made and owners_run.run_logs:
                 raise owners_run.stopped()
@@ -177,7 +186,8 @@ class _OwnersRun:
 
     Attributes:
         folder_of: an owner's folder of checkpoints; None keeps nothing.
-        into, report_failure, report, report_checkpoint: called with a prefix, an error, progress, a file.
+        into, report_failure, report, report_checkpoint, report_leaving: called with a prefix, an error,
+            progress, a file, a step.
         seen: all owners that came so far.
     """
 
@@ -192,6 +202,7 @@ class _OwnersRun:
     report_failure: Callable[[str, ForewordError], None]
     report: Callable[[Progress], None]
     report_checkpoint: Callable[[str, Path], None]
+    report_leaving: Callable[[str, int], None]
     run_logs: dict[str, RunLog] = field(default_factory=dict)
     prefixes: dict[str, Prefix] = field(default_factory=dict)
     errors: dict[str, ForewordError] = field(default_factory=dict)
@@ -264,6 +275,16 @@ class _OwnersRun:
             self.into(owner, prefix)
         else:
             self.prefixes[owner] = prefix
+
+    def leave(self, trainer: Trainer) -> None:
+        """Keep a checkpoint of an owner who leaves before they are done, and forget the rest of them."""
+        owner = trainer.owner or ""
+        with concerning(owner):
+            run_log = self.run_logs[owner]
+            run_log.save()
+            del self.run_logs[owner], self.templates[owner]
+            run_log.close()
+            self.report_leaving(owner, trainer.step)
 
     def diverged(self, trainer: Trainer, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""

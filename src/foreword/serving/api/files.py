@@ -16,7 +16,7 @@ from foreword.serving.validation_errors import refuse_fields_beside
 
 router = APIRouter(tags=["files"], route_class=FairRoute)
 FileId = Annotated[str, Path(max_length=40, pattern=NO_ZERO)]
-_SUFFIXES = {"document": "", "report": ".json"}
+_SUFFIXES = {"document": "", "report": ".json", "metrics": ".csv"}
 
 
 @router.post("/v1/files", response_model=FileAnswer, responses=ERRORS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -18,6 +19,7 @@ from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
+from foreword.serving.jobs.results import result_files
 from foreword.serving.jobs.settings import (
     NO_ZERO,
     DocumentMethod,
@@ -99,14 +101,15 @@ def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
     """The caller's jobs, newest first."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
     jobs, more = queue.listed(server.store.database, owner, limit, after)
-    return schemas.JobList(data=[_answer(record) for record in jobs], has_more=more)
+    return schemas.JobList(data=_with_results(server.store.database, jobs), has_more=more)
 
 
 @router.get("/{job_id}", response_model=schemas.JobAnswer, responses=ERRORS)
 def retrieve_job(request: Request, job_id: JobId) -> Any:
     """One job."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
-    return _answer(queue.find(server.store.database, owner, job_id))
+    record = queue.find(server.store.database, owner, job_id)
+    return _with_results(server.store.database, [record])[0]
 
 
 @router.post("/{job_id}/cancel", response_model=schemas.JobAnswer, responses=ERRORS)
@@ -117,6 +120,22 @@ def cancel_job(request: Request, job_id: JobId) -> Any:
     record = queue.cancel(server.store.database, identity.caller, owner, job_id)
     checkpoints.drop_of_ended(server.store)
     return _answer(record)
+
+
+@router.post("/{job_id}/pause", response_model=schemas.JobAnswer, responses=ERRORS)
+def pause_job(request: Request, job_id: JobId) -> Any:
+    """Let a job wait until it is resumed; one in training stops after the step under way."""
+    server, identity = server_of(request), identity_of(request)
+    owner = identity.writer("jobs")
+    return _answer(queue.pause(server.store.database, identity.caller, owner, job_id))
+
+
+@router.post("/{job_id}/resume", response_model=schemas.JobAnswer, responses=ERRORS)
+def resume_job(request: Request, job_id: JobId) -> Any:
+    """Put a paused job back into the queue; training goes on where it was."""
+    server, identity = server_of(request), identity_of(request)
+    owner = identity.writer("jobs")
+    return _answer(queue.resume(server.store.database, identity.caller, owner, job_id))
 
 
 @router.get("/{job_id}/events", response_model=schemas.JobEvents, responses=ERRORS)
@@ -245,11 +264,17 @@ def _check_document_files(database: Database, owner: str, body: JobBody, method:
             raise Refused(400, f"{param} has {file.examples} answers; expected at most {most}", param=param)
 
 
-def _result_files(record: Job) -> list[str]:
-    return list(job_settings.result_files(record.id, record.settings)) if record.state == "succeeded" else []
+def _with_results(database: Database, records: Sequence[Job]) -> list[schemas.JobAnswer]:
+    """Jobs of one owner, with those of their result files that are there: some were deleted, and jobs of
+    earlier releases ended in fewer."""
+    ended = [record for record in records if record.state == "succeeded"]
+    files = {record.id: list(result_files(record.id, record.settings)) for record in ended}
+    named = [name for each in files.values() for name in each]
+    there = uploads.present(database, records[0].owner, named) if named else set()
+    return [_answer(record, [f for f in files.get(record.id, ()) if f in there]) for record in records]
 
 
-def _answer(record: Job) -> schemas.JobAnswer:
+def _answer(record: Job, files: Sequence[str] = ()) -> schemas.JobAnswer:
     hyperparameters = record.asked["hyperparameters"]
     if job_settings.is_document(record.settings):
         method = {"type": "document", "document": record.asked["document"]}
@@ -269,7 +294,7 @@ def _answer(record: Job) -> schemas.JobAnswer:
         method=method,
         model=record.model,
         organization_id=record.owner,
-        result_files=_result_files(record),
+        result_files=list(files),
         seed=record.settings["seed"],
         status=record.state,  # type: ignore[arg-type]
         trained_tokens=record.trained_tokens,

@@ -333,20 +333,6 @@ def is_document(settings: Mapping[str, Any]) -> bool:
     return "document" in settings
 
 
-ResultStyle = Literal["report", "conversations"]
-
-
-def result_files(identifier: str, settings: Mapping[str, Any]) -> dict[str, ResultStyle]:
-    """Ids of the files that a job ends in if it succeeds, and what each is."""
-    if not is_document(settings):
-        return {}
-    number = identifier.removeprefix("ftjob-")
-    found: dict[str, ResultStyle] = {f"file-{number}-report": "report"}
-    if settings["keep_conversations"]:
-        found[f"file-{number}-conv"] = "conversations"
-    return found
-
-
 TRIED_BYTES = 64 << 10
 TRIED_EXAMPLES = 20
 """How much of the beginning of a file the template is tried on before a job is made: what is wrong with all

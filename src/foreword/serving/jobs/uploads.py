@@ -17,7 +17,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
@@ -44,16 +44,18 @@ MOST_FILES = 10_000
 """Of one owner: what a small file takes beside its bytes is not counted among them."""
 _FACTS = tuple(column for column in upload.c if column.name != "content")
 
-Style = Literal["text", "chat", "preferences", "chat-preferences", "document", "conversations", "report"]
+Style = Literal[
+    "text", "chat", "preferences", "chat-preferences", "document", "conversations", "report", "metrics"
+]
 """Of a file: examples without and with conversations among them; preferences, likewise; a document;
-conversations about one; the report of a job."""
+conversations about one; the report of a job; the metrics of its steps."""
 Purpose = Literal["fine-tune", "user_data"]
 """That a file is sent with."""
 CONVERSATIONS_SUFFIX = ".jsonl"
 """Of user data that is no document but conversations about one."""
 _PURPOSES: dict[Style, str] = {
     **dict.fromkeys(("text", "chat", "preferences", "chat-preferences"), "fine-tune"),
-    "report": "fine-tune-results",
+    **dict.fromkeys(("report", "metrics"), "fine-tune-results"),
 }
 
 
@@ -267,6 +269,12 @@ def find(database: Database, owner: str, identifier: str, *, param: str | None =
     if not rows:
         raise _unknown(identifier, param)
     return Upload(**rows[0]._mapping)
+
+
+def present(database: Database, owner: str, identifiers: Collection[str]) -> set[str]:
+    """Those of the ids that are of files of an owner."""
+    mine = select(upload.c.id).where(upload.c.owner == owner, upload.c.id.in_(identifiers))
+    return {row.id for row in database.rows(mine)} if identifiers else set()
 
 
 def content(database: Database, owner: str, identifier: str) -> bytes:

@@ -31,6 +31,7 @@ from foreword.serving.config import Configuration
 from foreword.serving.errors import Refused, refused
 from foreword.serving.jobs import checkpoints, documents, queue, uploads
 from foreword.serving.jobs.queue import Job, Used
+from foreword.serving.jobs.results import metrics_file
 from foreword.serving.jobs.settings import is_document
 from foreword.serving.jobs.uploads import Upload
 from foreword.store import PrefixStore
@@ -77,6 +78,7 @@ class JobHeartbeat(threading.Thread):
         used: what each job has used so far; the run writes it, and the heartbeat passes it on.
         training: steps are under way; before, the run is not to be stopped for others' jobs.
         hears: the signal that stops the run is heard where no steps are under way, too.
+        paused: jobs that are to leave the run, which goes on without them.
         stopped_run: this stopped the run: a job was cancelled or forgotten, or its turn is over.
     """
 
@@ -96,6 +98,7 @@ class JobHeartbeat(threading.Thread):
         self.used: dict[str, Used] = {}
         self.training = False
         self.hears = False
+        self.paused: set[str] = set()
         self.stopped_run = False
 
     @contextlib.contextmanager
@@ -143,10 +146,13 @@ class JobHeartbeat(threading.Thread):
             used = {name: self.used[name] for name in sorted(before & self.used.keys())}
         # What the run finished meanwhile is not lost: only what is still claimed here, and not there.
         mine = set(queue.heartbeat(self._database, self._worker, sorted(before), used))
+        self.paused = queue.paused(self._database, self._worker)
         with self._lock:
             lost = (before & self._claimed) - mine - {self._ending}
         over = self.training and time.monotonic() > self._turn_ends
-        return bool(lost) or (over and queue.waits(self._database))
+        # A document is a run of its own, which stops where it is: its last checkpoint is as good.
+        alone = self.hears and self.paused & before
+        return bool(lost or alone) or (over and queue.waits(self._database))
 
 
 class TrainingRun:
@@ -211,6 +217,8 @@ class TrainingRun:
                 on_failure=self._failed_one,
                 on_progress=self._progress,
                 on_checkpoint=self._save,
+                should_leave=lambda identifier: identifier in self._heartbeat.paused,
+                on_leave=self._leave,
                 **settings,
             )
         except errors.OwnersFailed as failures:  # `_failed_one` has had each already
@@ -287,6 +295,14 @@ class TrainingRun:
                 reason = "a file of this job could not be read or written; the server's log says which"
             queue.release(self._database, self._worker, orderly=True, at_fault=whose, reason=reason)
 
+    def _leave(self, identifier: str, step: int) -> None:
+        """A paused job has left the run, its checkpoint written."""
+        self._note_held_back(identifier)
+        with self._heartbeat.ending(identifier):
+            queue.leave(self._database, self._worker, identifier, step, self._heartbeat.used[identifier])
+            self._heartbeat.let_go(identifier)
+        logs.event("job paused", job=identifier, step=step)
+
     def _failed_one(self, identifier: str, error: ForewordError) -> None:
         if isinstance(error, errors.DamagedCheckpoint):
             self._drop_checkpoints(identifier)  # and back into the queue when the run is over
@@ -332,12 +348,13 @@ class TrainingRun:
         # The same bytes however often the job was begun, so that putting them twice is no second version.
         final = dataclasses.replace(prefix, created=job.created, labels={**prefix.labels, "job": job.id})
         used = self._heartbeat.used[identifier]
+        files = list(results) if is_document(job.settings) else self._metrics(job)
         unneeded: str | None = None
 
         def end(connection: Connection, version: Version) -> None:
             nonlocal unneeded
             unneeded = queue.succeed(connection, self._worker, identifier, version.reference, used)
-            for record, content in results:
+            for record, content in files:
                 uploads.keep(connection, record, content)
 
         def put() -> None:
@@ -366,6 +383,14 @@ class TrainingRun:
             logs.event("job succeeded", job=identifier, steps=prefix.origin.steps)
         if unneeded is not None:
             checkpoints.remove_file(self._store, unneeded)
+
+    def _metrics(self, job: Job) -> list[tuple[Upload, bytes]]:
+        """The file of metrics that a job ends in; a prefix is kept without it where its log can't be read."""
+        try:
+            return [metrics_file(job, owner_folder(self._folder, job.id) / "log.jsonl")]
+        except OSError as error:
+            logs.failure("metrics not read", error, job=job.id)
+            return []
 
     def _fail(self, identifier: str, error: Exception) -> None:
         self._note_held_back(identifier)
