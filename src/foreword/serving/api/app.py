@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foreword import __version__
 from foreword.errors import ForewordError
-from foreword.serving.api import completions, files, fine_tuning, models, usage
+from foreword.serving.api import completions, files, fine_tuning, models, responses, usage
 from foreword.serving.api.middleware import RequestMiddleware
 from foreword.serving.api.operations import operations, share_readings
 from foreword.serving.api.state import ServerState
@@ -25,6 +25,7 @@ from foreword.serving.validation_errors import refusal_of, unreadable_body
 ROUTERS = (
     models.router,
     completions.router,
+    responses.router,
     files.router,
     fine_tuning.router,
     models.prefix_router,

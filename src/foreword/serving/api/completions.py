@@ -80,7 +80,7 @@ async def complete(request: Request, body: CompletionBody) -> Any:
 async def chat(request: Request, body: ChatBody) -> Any:
     """Answer a conversation, or the one message of a model that was trained on single texts."""
     server, identity = server_of(request), identity_of(request)
-    rows = await _rows(server, identity, body, _chat_rows)
+    rows = await chat_rows(server, identity, body)
     texts = Completions(server, identity, rows, body)
     head = _head("chatcmpl", body.model)
     readers = [ToolCallReader(server.served.tool_form) if body.may_call else None for _ in rows]
@@ -90,7 +90,7 @@ async def chat(request: Request, body: ChatBody) -> Any:
             schemas.ChatChoice(
                 index=index,
                 message=_message(text.text, reader),
-                logprobs=_chat_logprobs(text.logprobs) if body.logprobs else None,
+                logprobs=chat_logprobs(text.logprobs) if body.logprobs else None,
                 finish_reason=_reason(text.finish_reason, reader) or "length",
             )
             for index, (text, reader) in enumerate(zip(whole, readers, strict=True))
@@ -114,7 +114,7 @@ async def chat(request: Request, body: ChatBody) -> Any:
         if delta.logprobs:
             made = made or [chunk(delta.row, {} if reader else {"content": ""})]
             made[0]["choices"][0]["logprobs"] = (
-                plain(_chat_logprobs(delta.logprobs)) if body.logprobs else None
+                plain(chat_logprobs(delta.logprobs)) if body.logprobs else None
             )
         if final:
             made.append(chunk(delta.row, {}, finish_reason=_reason(delta.finish_reason, reader)))
@@ -125,6 +125,11 @@ async def chat(request: Request, body: ChatBody) -> Any:
 
     beginning = [chunk(row, {"role": "assistant", "content": ""}) for row in range(len(rows))]
     return await stream(request, texts, beginning, chunks, ending)
+
+
+async def chat_rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -> list[Row]:
+    """The rows of a request for chat. Raises Refused, and whatever makes its prompt and grammar raises."""
+    return await _rows(server, identity, body, _chat_rows)
 
 
 def _message(text: str, reader: ToolCallReader | None) -> schemas.AnswerMessage:
@@ -220,7 +225,9 @@ def _by_key(token: TokenText) -> dict[str, float]:
     return named
 
 
-def _chat_logprobs(tokens: Sequence[TokenText]) -> schemas.ChatLogprobs:
+def chat_logprobs(tokens: Sequence[TokenText]) -> schemas.ChatLogprobs:
+    """Log-probabilities of an answer's tokens."""
+
     def likely(spelling: Spelling, logprob: float) -> dict[str, Any]:
         return {"token": spelling.text, "bytes": list(spelling.bytes), "logprob": logprob}
 

@@ -132,6 +132,66 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
+class InputDetails(BaseModel):
+    """Of the tokens that were read."""
+
+    cached_tokens: int = 0
+
+
+class OutputDetails(BaseModel):
+    """Of the new tokens."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(BaseModel):
+    """Tokens of a response; virtual ones are not among them."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails = InputDetails()
+    output_tokens: int
+    output_tokens_details: OutputDetails = OutputDetails()
+    total_tokens: int
+
+
+class ResponseError(BaseModel):
+    """Why a response failed."""
+
+    code: str
+    message: str
+
+
+class Response(BaseModel):
+    """The answer of /v1/responses, whole or in an event; `output` has messages and calls of functions."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: Literal[False] = False
+    error: ResponseError | None = None
+    incomplete_details: dict[str, str] | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    model: str
+    output: list[dict[str, Any]] = []
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    reasoning: dict[str, None] = {"effort": None, "summary": None}
+    store: Literal[False] = False
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    user: str | None
+    metadata: dict[str, str]
+
+
 class ModelFacts(BaseModel):
     """What is known of a prefix beside its name."""
 
@@ -216,7 +276,7 @@ class JobAnswer(BaseModel):
     organization_id: str
     result_files: list[str] = []
     seed: int
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
     trained_tokens: int | None
     training_file: str
     validation_file: str | None

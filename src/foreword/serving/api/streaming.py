@@ -247,10 +247,17 @@ async def stream(
     beginning: Sequence[dict[str, Any]],
     chunks: Callable[[TextDelta], Sequence[dict[str, Any]]],
     ending: Callable[[], Sequence[dict[str, Any]]],
+    *,
+    broken: Callable[[Refused], Sequence[dict[str, Any]]] = lambda error: [body_of(error)],
+    named: bool = False,
 ) -> EventStream:
     """A streamed answer; what goes wrong before the first piece is raised, and gets its own status.
 
     The events of each piece (`chunks`) stand between those of the `beginning` and of the `ending`.
+
+    Args:
+        broken: the events in place of the rest, where the stream breaks.
+        named: whether each event has its `type` as its name, and the last says itself that it is the last.
 
     Raises:
         ClientGone: before the first piece.
@@ -265,27 +272,30 @@ async def stream(
 
     async def events() -> AsyncGenerator[str, None]:
         for event in (*beginning, *chunks(first)):
-            yield _event(event)
+            yield _event(event, named)
         try:
             async for delta in source:
                 for event in chunks(delta):
-                    yield _event(event)
+                    yield _event(event, named)
         except Exception as error:
             # The status is on its way already: all that is left is to say it in the stream.
-            named = isinstance(error, ForewordError)
-            answer = refused(error) if named else Refused(500, "the server failed to go on")  # type: ignore[arg-type]
+            is_named = isinstance(error, ForewordError)
+            answer = refused(error) if is_named else Refused(500, "the server failed to go on")  # type: ignore[arg-type]
             logs.failure("stream broken", error, request=request.state.request_id)
-            yield _event(body_of(answer))
+            for event in broken(answer):
+                yield _event(event, named)
             return
         for event in ending():
-            yield _event(event)
-        yield "data: [DONE]\n\n"
+            yield _event(event, named)
+        if not named:
+            yield "data: [DONE]\n\n"
 
     return EventStream(events(), source)
 
 
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data)}\n\n"
+def _event(data: dict[str, Any], named: bool) -> str:
+    name = f"event: {data['type']}\n" if named else ""
+    return f"{name}data: {json.dumps(data)}\n\n"
 
 
 def plain(model: BaseModel) -> dict[str, Any]:
