@@ -109,6 +109,51 @@ def unknown_model(name: str) -> Refused:
     )
 
 
+NOT_HERE = {
+    "assistants": "assistants",
+    "audio": "audio",
+    "batches": "batches",
+    "chat/completions": "stored chat completions",
+    "chatkit": "ChatKit",
+    "containers": "containers",
+    "content_provenance_checks": "content provenance checks",
+    "conversations": "stored conversations",
+    "decisions": "decisions",
+    "embeddings": "embeddings",
+    "evals": "evals",
+    "fine_tuning/alpha": "graders",
+    "fine_tuning/checkpoints": "permissions on checkpoints",
+    "images": "images",
+    "live": "live sessions",
+    "moderations": "moderations",
+    "organization": "administration of an organization",
+    "projects": "administration of projects",
+    "realtime": "realtime sessions",
+    "responses": "stored responses",
+    "safety": "safety checks",
+    "skills": "skills",
+    "threads": "threads",
+    "uploads": "uploads in parts",
+    "vector_stores": "vector stores",
+    "videos": "videos",
+}
+"""What OpenAI's API has below /v1 and a server of Foreword has not, by the beginning of its path."""
+
+
+def unknown_url(method: str, path: str) -> Refused:
+    """A path at which there is nothing, or something that others' servers have."""
+    parts = path.removeprefix("/v1/").split("/")
+    what = NOT_HERE.get(parts[0]) or NOT_HERE.get("/".join(parts[:2]))
+    if what is None or not path.startswith("/v1/"):
+        why = "Please check it; /docs lists what there is."
+    else:
+        why = (
+            f"This server has no {what}; it has chat and text completions, responses, models, files and "
+            "fine-tuning jobs."
+        )
+    return Refused(404, f"Unknown request URL: {shown(f'{method} {path}')}. {why}", code="unknown_url")
+
+
 def refused(error: errors.ForewordError) -> Refused:
     """A named error as an answer."""
     for kind, status, code in _STATUS:

@@ -145,8 +145,16 @@ class CompletionBody(Sampled):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=128)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: Annotated[bool | None, Field(description="Begin the text with the prompt.")] = None
+    max_tokens: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
 
-    without_effect = {**Sampled.without_effect, "echo": (False,), "best_of": (1,)}
+    without_effect = {**Sampled.without_effect, "best_of": (1,)}
+
+    @model_validator(mode="after")
+    def _asks_for_text(self) -> CompletionBody:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("'max_tokens' is 0, which asks for no text but the prompt: set 'echo' with it.")
+        return self
 
 
 class TextPart(Body):

@@ -179,7 +179,7 @@ def test_calls_are_items_whose_answers_go_back(client: openai.OpenAI) -> None:
         message,
         {"role": "tool", "tool_call_id": "c", "content": "done"},
     ]
-    chat = in_chat(client, history, tools=[in_chats_words], tool_choice="required", max_tokens=60)
+    chat = in_chat(client, history, tools=[in_chats_words], tool_choice="required", max_tokens=200)
     assert second.usage is not None
     assert second.usage.input_tokens == chat.usage.prompt_tokens
     assert isinstance(second.output[0], openai.types.responses.ResponseFunctionToolCall)

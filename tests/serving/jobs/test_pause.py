@@ -117,10 +117,8 @@ def test_a_paused_job_leaves_its_run_and_goes_on_bit_for_bit_on_another_machine(
         assert (left.state, left.worker, left.attempts, left.used_steps) == ("paused", None, 0, 7)
         (row,) = one.database.rows(select(job_checkpoint.c.job, job_checkpoint.c.step))
         assert tuple(row) == ("job-alice", 7)
-        assert events(one, "alice")[-2:] == [
-            "the job is to pause after the step under way",
-            "the job is paused at step 7; its checkpoint is kept",
-        ]
+        assert "the job is to pause after the step under way" in events(one, "alice")
+        assert events(one, "alice")[-1] == "the job is paused at step 7; its checkpoint is kept"
         assert queue.claim(two.database, "w2", 8) == []
         assert resume(two, "alice").state == "queued"
         assert work(two, tiny_base, "w2") == ["job-alice"]

@@ -17,6 +17,7 @@ from foreword.serving.api.prompts import (
     characters_of,
     check_count,
     conversation,
+    echoes_of,
     find_model,
     make_rows,
     prompt_ids,
@@ -34,7 +35,7 @@ from foreword.serving.api.streaming import (
     unless_gone,
 )
 from foreword.serving.api.structured import check_structured, grammar_of
-from foreword.serving.engine.detokenizer import Spelling, TextDelta, TokenText
+from foreword.serving.engine.detokenizer import Echo, Spelling, TextDelta, TokenText
 from foreword.serving.engine.protocol import FinishReason, Row
 from foreword.serving.requests import ChatBody, CompletionBody, Sampled
 from foreword.serving.tool_calls import Piece, ToolCallReader
@@ -51,7 +52,10 @@ async def complete(request: Request, body: CompletionBody) -> Any:
     """Continue one or more prompts, each behind the model's prefix and in its template."""
     server, identity = server_of(request), identity_of(request)
     rows = await _rows(server, identity, body, _completion_rows)
-    texts = Completions(server, identity, rows, body)
+    echoes: Sequence[Echo] = ()
+    if body.echo:
+        echoes = await server.pools.tokenizing.run(identity.account, lambda: echoes_of(server, rows, body))
+    texts = Completions(server, identity, rows, body, echoes)
     head = _head("cmpl", body.model)
 
     def choice(index: int, part: CompletedText | TextDelta) -> schemas.CompletionChoice:
@@ -193,8 +197,9 @@ def _completion_rows(
     server: ServerState, identity: RequestIdentity, prefix: Prefix | None, body: CompletionBody
 ) -> list[Row]:
     prompts = [prompt_ids(server, prefix, prompt, body) for prompt in prompts_of(body)]
-    longest = body.max_tokens or DEFAULT_MAX_TOKENS
-    return make_rows(server, identity, prefix, prompts, body, max_tokens=longest, logprobs=body.logprobs)
+    longest = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    asked = {"logprobs": body.logprobs, "prompt_logprobs": body.logprobs if body.echo else None}
+    return make_rows(server, identity, prefix, prompts, body, max_tokens=longest, **asked)
 
 
 def _chat_rows(
@@ -210,7 +215,7 @@ def _completion_logprobs(tokens: Sequence[TokenText]) -> schemas.CompletionLogpr
     return schemas.CompletionLogprobs(
         tokens=[token.spelling.key for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
-        top_logprobs=[_by_key(token) for token in tokens],
+        top_logprobs=[None if token.logprob is None else _by_key(token) for token in tokens],
         text_offset=[token.offset for token in tokens],
     )
 
@@ -220,7 +225,7 @@ def _by_key(token: TokenText) -> dict[str, float]:
     named: dict[str, float] = {}
     for spelling, logprob in token.likeliest:
         named.setdefault(spelling.key, logprob)
-    if named:
+    if named and token.logprob is not None:
         named.setdefault(token.spelling.key, token.logprob)
     return named
 
@@ -234,7 +239,7 @@ def chat_logprobs(tokens: Sequence[TokenText]) -> schemas.ChatLogprobs:
     return schemas.ChatLogprobs(
         content=[
             schemas.ChatToken(
-                **likely(token.spelling, token.logprob),
+                **likely(token.spelling, token.logprob or 0.0),
                 top_logprobs=[schemas.LikelyToken(**likely(*pair)) for pair in token.likeliest],
             )
             for token in tokens

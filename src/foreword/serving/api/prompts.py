@@ -22,6 +22,7 @@ from foreword.prefix import Prefix
 from foreword.sampling import SEEDS, row_seed
 from foreword.serving.api.state import RequestIdentity, ServerState
 from foreword.serving.api.structured import characters_of_form, chat_messages
+from foreword.serving.engine.detokenizer import Echo
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, refused, shown, unknown_model
 from foreword.serving.requests import JOINS, MOST_JOINED, ChatBody, CompletionBody, Sampled
@@ -164,7 +165,8 @@ def prompt_ids(
     if not ids:
         raise Refused(400, "the prompt is empty; give at least one token of text", param=param)
     served.check_ids(ids, "the prompt")
-    if limit is not None and len(ids) >= limit:
+    least = 0 if body.max_tokens == 0 else 1
+    if limit is not None and len(ids) + least > limit:
         raise Refused(
             400,
             f"the prompt has {len(ids)} tokens; {limit} fit behind this model's {length} virtual tokens, new "
@@ -217,6 +219,21 @@ def prompts_of(body: CompletionBody) -> list[Any]:
     return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 
+def echoes_of(server: ServerState, rows: Sequence[Row], body: CompletionBody) -> list[Echo]:
+    """The prompts that a request's texts are to begin with, as the model reads them: template applied."""
+    given = [prompt for prompt in prompts_of(body) for _ in range(body.n or 1)]
+    tokenizer, raw = server.served.tokenizer, bool(body.raw)
+    found = []
+    for row, prompt in zip(rows, given, strict=True):
+        if isinstance(prompt, str):
+            text = server.served.template_of(row.prefix, chat=False, raw=raw).source_text(tokenizer, prompt)
+        else:
+            text = tokenizer.decode(prompt, skip_special_tokens=True)
+        scored = row.sampling.prompt_logprobs is not None
+        found.append(Echo(text, row.prompt_ids if scored else ()))
+    return found
+
+
 def texts_of(body: Sampled) -> int:
     """How many texts a request asks for."""
     return (1 if isinstance(body, ChatBody) else len(prompts_of(body))) * (body.n or 1)  # type: ignore[arg-type]
@@ -243,6 +260,7 @@ def make_rows(
     *,
     max_tokens: int,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> list[Row]:
     """`n` rows for every prompt, each with a seed of its own.
 
@@ -274,6 +292,7 @@ def make_rows(
                 seed=row_seed(seed, index),
                 logprobs=logprobs,
                 min_tokens=min_tokens,
+                prompt_logprobs=prompt_logprobs,
             ),
             end_ids=ends,
         )

@@ -35,8 +35,8 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities of a completion's tokens."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

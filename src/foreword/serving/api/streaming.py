@@ -19,7 +19,7 @@ from foreword.errors import ForewordError
 from foreword.serving import logs
 from foreword.serving.api.schemas import Usage
 from foreword.serving.api.state import RequestIdentity, ServerState
-from foreword.serving.engine.detokenizer import RowText, TextDelta, TokenText
+from foreword.serving.engine.detokenizer import Echo, RowText, TextDelta, TokenText
 from foreword.serving.engine.protocol import Engine, Row, Token
 from foreword.serving.errors import Refused, body_of, refused
 from foreword.serving.requests import Sampled
@@ -56,12 +56,22 @@ class Completions:
     """
 
     def __init__(
-        self, server: ServerState, identity: RequestIdentity, rows: Sequence[Row], body: Sampled
+        self,
+        server: ServerState,
+        identity: RequestIdentity,
+        rows: Sequence[Row],
+        body: Sampled,
+        echoes: Sequence[Echo] = (),
     ) -> None:
+        """
+        Args:
+            echoes: of each row, where its text is to begin with its prompt.
+        """
         self._server = server
         self._identity = identity
         self._rows = rows
         self._stop = body.stops
+        self._echoes = echoes
         self.prompt_tokens = sum(len(row.prompt_ids) for row in rows[:: body.n or 1])
         self.completion_tokens = 0
         self._most_tokens = self.prompt_tokens + sum(map(self._room, rows))
@@ -80,7 +90,7 @@ class Completions:
             raise
         self._count("prompt", self.prompt_tokens)
         try:
-            source = text_deltas(server.engine, server.served.tokenizer, self._rows, self._stop)
+            source = text_deltas(server.engine, server.served.tokenizer, self._rows, self._stop, self._echoes)
             async with contextlib.aclosing(source):
                 async for delta in source:
                     if first:
@@ -161,7 +171,7 @@ def check_places(server: ServerState, identity: RequestIdentity, count: int) -> 
 
 
 async def text_deltas(
-    engine: Engine, tokenizer: Any, rows: Sequence[Row], stop: Sequence[str]
+    engine: Engine, tokenizer: Any, rows: Sequence[Row], stop: Sequence[str], echoes: Sequence[Echo] = ()
 ) -> AsyncGenerator[TextDelta, None]:
     """Pieces of all rows, in the order in which they come, until each row has its last.
 
@@ -173,9 +183,13 @@ async def text_deltas(
     # Unbounded, and still small: a row has no more pieces than tokens. A slow reader must not hold
     # up a batch in which other requests have rows.
     queue: asyncio.Queue[TextDelta | BaseException] = asyncio.Queue()
+    texts = [
+        RowText(tokenizer, index, row.end_ids, stop, echo)
+        for index, (row, echo) in enumerate(zip(rows, echoes or [None] * len(rows), strict=True))
+    ]
     tasks = [
-        asyncio.create_task(_read_row(engine, row, RowText(tokenizer, index, row.end_ids, stop), queue))
-        for index, row in enumerate(rows)
+        asyncio.create_task(_read_row(engine, row, text, queue))
+        for row, text in zip(rows, texts, strict=True)
     ]
     unfinished = len(rows)
     try:

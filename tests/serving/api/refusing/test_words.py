@@ -293,3 +293,35 @@ def test_no_answer_speaks_of_a_library_python_or_the_command_line(http: httpx.Cl
             continue
         found = error(answer, answer.status_code)
         assert not NOT_OVER_HTTP.search(found["message"]), found
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "what"),
+    [
+        ("POST", "/v1/embeddings", "embeddings"),
+        ("POST", "/v1/images/generations", "images"),
+        ("POST", "/v1/audio/transcriptions", "audio"),
+        ("POST", "/v1/moderations", "moderations"),
+        ("GET", "/v1/batches", "batches"),
+        ("POST", "/v1/vector_stores/vs_1/search", "vector stores"),
+        ("GET", "/v1/assistants?limit=1", "assistants"),
+        ("POST", "/v1/threads", "threads"),
+        ("POST", "/v1/uploads", "uploads in parts"),
+        ("GET", "/v1/responses/resp_1", "stored responses"),
+        ("DELETE", "/v1/chat/completions/chatcmpl-1", "stored chat completions"),
+        ("POST", "/v1/fine_tuning/alpha/graders/run", "graders"),
+        ("GET", "/v1/fine_tuning/checkpoints/x/permissions", "permissions on checkpoints"),
+    ],
+)
+def test_what_others_have_is_said_to_be_not_here(
+    http: httpx.Client, method: str, path: str, what: str
+) -> None:
+    found = error(http.request(method, path), 404)
+    assert (found["type"], found["code"]) == ("invalid_request_error", "unknown_url")
+    assert found["message"].startswith(f"Unknown request URL: '{method} {path.partition('?')[0]}'. ")
+    assert f"This server has no {what};" in found["message"]
+
+
+def test_a_path_that_nobody_has_is_said_to_be_unknown(http: httpx.Client) -> None:
+    for path in ("/v1/none", "/none", "/embeddings", "/v1/"):
+        assert "Please check it; /docs lists" in error(http.get(path), 404)["message"]
