@@ -230,6 +230,11 @@ def test_what_takes_too_much_work_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         random_text(GrammarCompiler(TOKENIZER).compile(json_grammar(TREE)), random.Random(1))
 
 
+def test_letters_that_the_model_has_no_token_for_end_a_row_by_name() -> None:
+    with pytest.raises(BadSchema, match="no tokens for"):
+        random_text(compiled({"const": "ü"}), random.Random(1))
+
+
 def test_compiled_grammars_are_kept_by_owner_and_only_so_many() -> None:
     compiler = GrammarCompiler(TOKENIZER)
     text = json_grammar({"enum": [1]})

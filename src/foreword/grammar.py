@@ -276,7 +276,7 @@ class GrammarState:
         """Set the bits of the tokens that may come next; of the row's ends only where the text may end.
 
         Raises:
-            BadSchema: to know them takes more than `LIMITS`.
+            BadSchema: to know them takes more than `LIMITS`, or there are none: letters without a token.
         """
         self._matcher.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
         self._check()
@@ -287,6 +287,8 @@ class GrammarState:
                 mask_W[token // 8] |= bit
             else:
                 mask_W[token // 8] &= ~bit
+        if not mask_W.any():
+            raise BadSchema("the schema asks for a text that the model has no tokens for; change its letters")
 
     def _check(self) -> None:
         if self._matcher.is_error():
