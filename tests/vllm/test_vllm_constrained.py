@@ -43,7 +43,7 @@ def rows(base: BaseModel) -> list[Row]:
                 "the mug",
                 random_prefix(base, 3 + n, seed=n) if n % 2 else None,
                 owner=f"o{n}",
-                max_tokens=90,
+                max_tokens=150,
             ),
             grammar=grammar,
         )

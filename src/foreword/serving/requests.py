@@ -188,10 +188,10 @@ class ChatMessage(Body):
     @model_validator(mode="before")
     @classmethod
     def _calls_alone(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("role") == "assistant":
-            if given.get("content", None if given.get("tool_calls") else 0) in (None, []):
-                return {**given, "content": ""}
-        return given
+        if not isinstance(given, dict) or given.get("role") != "assistant":
+            return given
+        left_out = None if given.get("tool_calls") else "missing"
+        return {**given, "content": ""} if given.get("content", left_out) in (None, []) else given
 
     @model_validator(mode="after")
     def _belong_to_the_role(self) -> ChatMessage:
