@@ -91,7 +91,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "colours": fields(colour={"enum": ["rot", "grün", "weiß", "中性", "žlutá", "🙂"]}, why=text(30)),
     "unicode": fields(**{"größe": whole(1, 50), "名前": text(20), "prénom": text(20)}),
     "optional": fields(
-        ("note", "link"), name=text(20), note=text(30), link={"type": "string", "format": "uri"}
+        ("note", "link"),
+        name=text(20),
+        note=text(30),
+        link={"type": "string", "format": "uri", "maxLength": 40},
     ),
     "nullable": fields(
         value={"anyOf": [whole(0, 100), {"type": "null"}]},

@@ -226,8 +226,13 @@ def test_what_takes_too_much_work_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         patch.setitem(LIMITS, "max_grammar_size", 5)
         GrammarCompiler(TOKENIZER).compile(json_grammar(TREE))
     monkeypatch.setitem(LIMITS, "step_max_items", 1)
-    with pytest.raises(BadSchema, match="asks for too much"):
+    with pytest.raises(BadSchema, match="any further"):
         random_text(GrammarCompiler(TOKENIZER).compile(json_grammar(TREE)), random.Random(1))
+
+
+def test_letters_that_the_model_has_no_token_for_end_a_row_by_name() -> None:
+    with pytest.raises(BadSchema, match="any further|no tokens for"):
+        random_text(compiled({"const": "ü"}), random.Random(1))
 
 
 def test_compiled_grammars_are_kept_by_owner_and_only_so_many() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,19 +172,32 @@ def _merges(schema: dict[str, Any]) -> bool:
 def _has_end(root: Any) -> bool:
     """Whether some finite text satisfies a schema, as far as its recursion says.
 
-    Those that have one are found from the leaves on, until no more are.
+    Those that have one are found from the leaves on. A schema that lacks a part waits for it, so that each is
+    looked at again only when that part has been found.
     """
-    nodes, ended = list(_objects(root)), set[int]()
-    while True:
-        found = {id(node) for node in nodes if id(node) not in ended and _node_ends(node, root, ended)}
-        if not found:
-            return not isinstance(root, dict) or id(root) in ended
-        ended |= found
+    ended, waiting = set[int](), defaultdict[int, list[dict[str, Any]]](list)
+    looking = list(_objects(root))
+    while looking:  # from its end: leaves stand there
+        node = looking.pop()
+        if id(node) in ended:
+            continue
+        missing: list[Any] = []
+        if _node_ends(node, root, ended, missing):
+            ended.add(id(node))
+            looking.extend(waiting.pop(id(node), ()))
+        for part in missing:
+            waiting[id(part)].append(node)
+    return not isinstance(root, dict) or id(root) in ended
 
 
-def _node_ends(node: dict[str, Any], root: Any, ended: set[int]) -> bool:
+def _node_ends(node: dict[str, Any], root: Any, ended: set[int], missing: list[Any]) -> bool:
+    """Whether a schema is known to have an end; what it lacks for it is added to `missing`."""
+
     def ends(part: Any) -> bool:
-        return id(part) in ended if isinstance(part, dict) else part is not False
+        if isinstance(part, dict) and id(part) not in ended:
+            missing.append(part)
+            return False
+        return part is not False
 
     def listed(name: str) -> list[Any]:
         return part if isinstance(part := node.get(name), list) else []
@@ -276,7 +289,7 @@ class GrammarState:
         """Set the bits of the tokens that may come next; of the row's ends only where the text may end.
 
         Raises:
-            BadSchema: to know them takes more than `LIMITS`.
+            BadSchema: to know them takes more than `LIMITS`, or there are none: letters without a token.
         """
         self._matcher.unsafe_compute_mask_ptr(mask_W.ctypes.data, mask_W.nbytes)
         self._check()
@@ -287,10 +300,13 @@ class GrammarState:
                 mask_W[token // 8] |= bit
             else:
                 mask_W[token // 8] &= ~bit
+        if not mask_W.any():
+            raise BadSchema("the schema asks for a text that the model has no tokens for; change its letters")
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise BadSchema(f"the schema asks for too much: {reason(self._matcher.get_error())}; simplify it")
+            why = reason(self._matcher.get_error())
+            raise BadSchema(f"the schema can't be followed any further: {why}; simplify it")
 
 
 def reason(error: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from foreword.errors import BadSchema, TemplateRefuses
-from foreword.grammar import compiler_of
+from foreword.grammar import compiler_of, json_rule
 from foreword.serving.tool_calls import ToolCallReader, ToolForm, tool_form
 from support.saved_bases import CHAT_TEMPLATE, TOOL_TEMPLATE
 from support.stand_ins import byte_tokenizer
@@ -103,6 +103,14 @@ def test_text_that_only_looks_like_a_call_stays_text() -> None:
 def test_a_call_that_is_cut_off_keeps_what_there_is() -> None:
     text = '<tool_call>\n{"name": "paint", "arguments": {"colour": "re'
     assert read(HERMES, [text]) == ("", [("paint", '{"colour": "re')])
+    for end in ("", "}", "}\n</tool_"):
+        assert read(HERMES, list(text + 'd"}' + end)) == ("", [("paint", '{"colour": "red"}')])
+
+
+def test_an_answer_may_be_a_call_or_json_of_a_schema() -> None:
+    rule = json_rule({"const": [1]})
+    assert walk(HERMES, random.Random(1), "[", text=rule) == "[1]"
+    assert len(read(HERMES, [walk(HERMES, random.Random(1), "<", text=rule)])[1]) == 1
 
 
 def walk(form: ToolForm, chance: random.Random, begin: str = "", **options: Any) -> str:

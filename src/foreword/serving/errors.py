@@ -45,6 +45,7 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
     (errors.BadConversations, 400, "invalid_file"),
     (errors.HarmExceeded, 400, "harm_exceeded"),
     (errors.BadPrefix, 400, "invalid_prefix"),
+    (errors.BadSchema, 400, "invalid_json_schema"),
     (errors.UsageError, 400, "invalid_value"),
     (errors.StorageLimitExceeded, 429, "storage_limit_exceeded"),
     (errors.NotFinite, 400, "not_finite"),

@@ -53,10 +53,12 @@ class Body(BaseModel):
 
     Attributes:
         without_effect: values of fields that are not understood which ask for nothing beyond what is done.
+        may_be_empty: fields that are understood, and ask for nothing where they are empty, of any type.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_describe)  # type: ignore[arg-type]
     without_effect: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    may_be_empty: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +70,7 @@ class Body(BaseModel):
         return {
             name: value
             for name, value in given.items()
-            if name in fields
+            if (name in fields and name not in cls.may_be_empty)
             or not any(type(value) is type(one) and value == one for one in (*NOTHING, *known.get(name, ())))
         }
 
@@ -189,12 +191,15 @@ class ChatMessage(Body):
     tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
     tool_call_id: Annotated[str, Field(max_length=LONGEST_NAME)] | None = None
 
+    may_be_empty = frozenset({"tool_calls", "tool_call_id"})
+
     @model_validator(mode="before")
     @classmethod
     def _calls_alone(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("tool_calls") and given.get("content") in (None, []):
-            return {**given, "content": ""}
-        return given
+        if not isinstance(given, dict) or given.get("role") != "assistant":
+            return given
+        left_out = None if given.get("tool_calls") else "missing"
+        return {**given, "content": ""} if given.get("content", left_out) in (None, []) else given
 
     @model_validator(mode="after")
     def _belong_to_the_role(self) -> ChatMessage:
@@ -286,6 +291,7 @@ class ChatBody(Sampled):
     safety_identifier: Annotated[str | None, Field(max_length=512, description="Without effect.")] = None
     prompt_cache_key: Annotated[str | None, Field(max_length=512, description="Without effect.")] = None
 
+    may_be_empty = frozenset({"response_format", "tools", "tool_choice", "parallel_tool_calls"})
     without_effect = {
         **Sampled.without_effect,
         "modalities": (["text"],),

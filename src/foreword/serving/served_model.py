@@ -14,7 +14,7 @@ from typing import Any
 from foreword.base.base_model import BaseModel
 from foreword.base.joining import join_prefixes
 from foreword.encoding import TokenReach, token_reach
-from foreword.errors import UsageError, WindowExceeded
+from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
 from foreword.grammar import GrammarCompiler, compiler_of
 from foreword.prefix import BaseIdentity, Geometry, Prefix
 from foreword.serving import logs
@@ -108,10 +108,19 @@ class ServedModel:
         """Grammars for the tokens of this model."""
         return compiler_of(self.tokenizer)
 
-    @functools.cached_property
+    @property
     def tool_form(self) -> ToolForm:
         """How its chat template writes calls of tools. Raises TemplateRefuses: see `tool_calls.tool_form`."""
-        return tool_form(self.tokenizer)
+        if isinstance(self._tool_form, TemplateRefuses):
+            raise TemplateRefuses(*self._tool_form.args)
+        return self._tool_form
+
+    @functools.cached_property
+    def _tool_form(self) -> ToolForm | TemplateRefuses:
+        try:
+            return tool_form(self.tokenizer)
+        except TemplateRefuses as error:
+            return error
 
     @property
     def chats(self) -> bool:

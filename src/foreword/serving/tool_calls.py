@@ -170,8 +170,10 @@ class ToolCallReader:
             return self._arguments.ended
         behind = self._form.behind
         held = self._held.lstrip() if behind[:1].strip() else self._held
-        if not held.startswith(behind) and behind.startswith(held) and not final:
-            return False
+        if not held.startswith(behind) and behind.startswith(held):
+            if not final:
+                return False
+            held = ""  # cut off inside the end of the call
         self._held, self._reads = held.removeprefix(behind), "text"
         return True
 

@@ -34,7 +34,7 @@ from foreword.serving.api.streaming import (
     stream,
     unless_gone,
 )
-from foreword.serving.api.structured import check_structured, grammar_of
+from foreword.serving.api.structured import grammar_of, has_form
 from foreword.serving.engine.detokenizer import Echo, Spelling, TextDelta, TokenText
 from foreword.serving.engine.protocol import FinishReason, Row
 from foreword.serving.requests import ChatBody, CompletionBody, Sampled
@@ -180,10 +180,8 @@ async def _rows(
     check_places(server, identity, count)  # they are taken when the token ids are there
     prefix, joined = await pools.reads.run(account, lambda: find_model(server, identity.view, body.model))
     grammar = None
-    if isinstance(body, ChatBody):
-        check_structured(server, prefix, body)
-        if body.may_call or body.wants_json:
-            grammar = await pools.grammars.run(account, lambda: grammar_of(server, identity, body))
+    if isinstance(body, ChatBody) and has_form(body):
+        grammar = await pools.grammars.run(account, lambda: grammar_of(server, identity, prefix, body))
     places = tokenizer_places(characters_of(body))
     rows = await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
     if grammar is None:

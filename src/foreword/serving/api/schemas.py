@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, Field
 
 
 class ErrorDetail(BaseModel):
@@ -102,14 +102,7 @@ class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
-    tool_calls: list[AnsweredCall] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_calls(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = serialize(self)
-        if self.tool_calls is None:
-            del data["tool_calls"]
-        return data
+    tool_calls: Annotated[list[AnsweredCall] | None, Field(exclude_if=lambda calls: calls is None)] = None
 
 
 class ChatChoice(BaseModel):

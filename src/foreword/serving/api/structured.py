@@ -9,6 +9,7 @@ from typing import Any
 from foreword.errors import BadSchema, TemplateRefuses, UsageError
 from foreword.grammar import Grammar, json_grammar, json_rule
 from foreword.prefix import Prefix
+from foreword.serving import logs
 from foreword.serving.api.state import RequestIdentity, ServerState
 from foreword.serving.errors import Refused, shown
 from foreword.serving.requests import ChatBody, ChosenTool, ToolCall
@@ -18,7 +19,13 @@ NOTHING = {"type": "object", "properties": {}}
 """The parameters of a function that declares none."""
 
 
-def check_structured(server: ServerState, prefix: Prefix | None, body: ChatBody) -> None:
+def has_form(body: ChatBody) -> bool:
+    """Whether a request says anything about the form of its answer, or has calls of tools."""
+    calls = any(message.tool_calls or message.role == "tool" for message in body.messages)
+    return bool(calls or body.tools or body.must_call or body.wants_json)
+
+
+def _check(server: ServerState, prefix: Prefix | None, body: ChatBody) -> None:
     """Refuse what does not go together. Raises Refused: 400."""
     if body.must_call and not body.tools:
         raise _refused("tool_choice", "'tool_choice' asks for a call, and there are no 'tools'; give them.")
@@ -58,12 +65,15 @@ def _check_tools(server: ServerState, prefix: Prefix | None, body: ChatBody, par
         ) from error
 
 
-def grammar_of(server: ServerState, identity: RequestIdentity, body: ChatBody) -> Grammar | None:
+def grammar_of(
+    server: ServerState, identity: RequestIdentity, prefix: Prefix | None, body: ChatBody
+) -> Grammar | None:
     """What the answer has to follow; None for any text. May take a moment: for a thread.
 
     Raises:
-        Refused: 400, a schema that can't be followed; says why.
+        Refused: 400, what does not go together, or a schema that can't be followed; says why.
     """
+    _check(server, prefix, body)
     try:
         text = _grammar_text(server, body)
         return None if text is None else server.served.grammars.compile(text, identity.account)
@@ -72,9 +82,11 @@ def grammar_of(server: ServerState, identity: RequestIdentity, body: ChatBody) -
         raise Refused(
             400, f"Invalid schema for '{param}': {error.found}.", code="invalid_json_schema", param=param
         ) from error
-    except UsageError as error:  # llguidance is not there, or can't read the tokenizer
-        message = f"This server can't follow schemas: {error.found}."
-        raise Refused(400, message, code="unsupported_parameter", param="response_format") from error
+    except UsageError as error:  # llguidance is not there, or can't read the tokenizer: not for callers
+        logs.event("schemas can't be followed", why=error.found)
+        param = "tools" if body.may_call else "response_format"
+        message = f"This server can't follow schemas; leave '{param}' out, or ask its administrator."
+        raise Refused(400, message, code="unsupported_parameter", param=param) from error
 
 
 def _grammar_text(server: ServerState, body: ChatBody) -> str | None:
