@@ -170,6 +170,9 @@ class ResponseBody(Body):
     safety_identifier: Annotated[str | None, Field(max_length=512, description="Without effect.")] = None
     prompt_cache_key: Annotated[str | None, Field(max_length=512, description="Without effect.")] = None
 
+    may_be_empty: ClassVar[frozenset[str]] = frozenset(
+        {"tools", "tool_choice", "parallel_tool_calls", "text", "include", "reasoning"}
+    )
     without_effect: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "background": (False,),
         "service_tier": ("auto", "default"),

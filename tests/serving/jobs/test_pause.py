@@ -191,6 +191,19 @@ def test_a_paused_job_whose_worker_is_gone_can_be_resumed(
     assert same_as_undisturbed(store, tiny_base, "alice")
 
 
+def test_a_documents_run_stops_where_it_is(store: PrefixStore, tiny_base: BaseModel) -> None:
+    add_job(store, tiny_base, "alice")
+    queue.claim(store.database, "w", 8)
+    heartbeat = JobHeartbeat(store.database, "w", ["job-alice"], CONFIGURATION)
+    heartbeat.hears = True  # as while a document is made a prefix
+    assert not heartbeat._should_stop()
+    pause(store, "alice")
+    assert heartbeat._should_stop()
+    queue.release(store.database, "w", orderly=True)
+    assert (find(store, "alice").state, find(store, "alice").attempts) == ("paused", 0)
+    assert events(store, "alice")[-1] == "the job is paused; its last checkpoint is kept"
+
+
 def test_a_paused_job_counts_as_unfinished_and_holds_its_file(
     store: PrefixStore, tiny_base: BaseModel
 ) -> None:
