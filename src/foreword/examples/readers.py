@@ -1,33 +1,59 @@
-"""Reading a file of examples in whichever format it is."""
+"""Reading a file of examples: what holds them (JSON, a table, Parquet), and which form they have."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from foreword.errors import BadExamples, UsageError
-from foreword.examples.chat import read_chat
-from foreword.examples.csv_table import find_columns, read_table
+from foreword.examples import csv_table
+from foreword.examples.data_sets import NAMED, read_named, read_parquet
 from foreword.examples.e2e import BETWEEN, COLUMNS, read_e2e
-from foreword.examples.example import Example
-from foreword.examples.jsonl import object_or_none, read_jsonl
-from foreword.examples.records import Fields, Line, excerpt, make_fields, read_lines
+from foreword.examples.example import Example, source_key
+from foreword.examples.forms import FORMS, Form, candidates, form_of, unknown_form
+from foreword.examples.jsonl import parse_whole, parse_objects
+from foreword.examples.records import PARQUET, Fields, Line, excerpt, lines_of, make_fields, opened
 
-Format = Literal["auto", "jsonl", "csv", "e2e", "chat"]
-Reader = Callable[[Iterator[Line], Fields], Iterator[Example]]
+Format = Literal["auto", "jsonl", "csv", "e2e", "chat", "prompt", "alpaca", "sharegpt"]
+Records = Iterator[tuple[Line, dict[str, Any]]]
 
-_READERS: dict[str, Reader] = {"jsonl": read_jsonl, "csv": read_table, "e2e": read_e2e, "chat": read_chat}
-_PARTS: dict[str, set[str]] = {
-    "jsonl": {"source", "target", "owner"},
-    "csv": {"source", "target", "owner"},
-    "e2e": set(),
-    "chat": {"messages", "owner"},
-}
-_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv"}
+_TABLE_ENDINGS = (".csv", ".tsv")
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+
+
+@dataclasses.dataclass
+class Summary:
+    """What has been read of a file.
+
+    Attributes:
+        form: title of the form.
+        examples, records: the second are conversations, for instance, that may hold several examples each.
+        repeated: examples that are equal to one before them.
+    """
+
+    form: str = ""
+    examples: int = 0
+    records: int = 0
+    repeated: int = 0
+    _seen: set[int] = dataclasses.field(default_factory=set, repr=False)
+
+    def count(self, example: Example) -> None:
+        """Take one more example."""
+        self.examples += 1
+        known = len(self._seen)
+        self._seen.add(hash((source_key(example.source), json.dumps(example.target), example.owner)))
+        self.repeated += known == len(self._seen)
+
+    def __str__(self) -> str:
+        records = f" of {self.records} records" if self.records != self.examples else ""
+        repeated = f"; {self.repeated} repeat earlier ones, and are kept" if self.repeated else ""
+        return f"{self.examples} examples{records}: {self.form}{repeated}"
 
 
 def read_examples(
@@ -36,97 +62,207 @@ def read_examples(
     format: Format = "auto",
     fields: Mapping[str, str] | None = None,
     limit: int | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> list[Example]:
     """The examples of one file, in their order.
 
     Args:
-        path: UTF-8 text, with or without byte-order mark, lines ended by LF or CRLF.
-        format: `jsonl`, `csv`, `e2e` or `chat`; `auto` tells it from the first line.
+        path: JSON lines, a JSON array or a table with named columns, all as UTF-8 text with or without
+            byte-order mark; or Parquet. Or a data set of the package `datasets`: a folder of it, or
+            `datasets:NAME[@CONFIGURATION][:SPLIT]`.
+        format: the form of the examples: `jsonl` (source and target), `csv` (the same as a table), `e2e`,
+            `chat`, `prompt`, `alpaca` or `sharegpt`; `auto` tells it from the first record.
         fields: names of your fields or columns where they differ, for instance
             `{"source": "body", "target": "subject", "owner": "user"}`.
         limit: stop after that many examples; what follows in the file is not looked at.
+        notify: called with what was read, such as "read 310 examples: OpenAI chat messages".
 
     Raises:
-        CannotRead: the file is absent, a folder, or can't be opened.
+        CannotRead: the file is absent, can't be opened, or needs a package that is not installed.
         BadExamples: the data has a fault; names file, line, what was found, expected and to do.
+        DownloadFailed: `datasets` could not deliver the data set.
         UsageError: an unknown format, fields that the format does not have, a limit below 1.
     """
     if format not in get_args(Format):
         raise UsageError(f"format is {format!r}; expected {', '.join(get_args(Format))}")
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; expected 1 or more, or None for all examples")
+    summary = Summary()
+    found = iterate_path(path, format=format, fields=fields, limit=limit, summary=summary)
+    examples = list(found)
+    if notify is not None:
+        notify(f"read {summary}")
+    return examples
+
+
+def iterate_path(path: str | os.PathLike[str], **options: Any) -> Iterator[Example]:
+    """As `read_examples`, one at a time; `options` as of `iterate_examples`."""
     file = os.fspath(path)
-    ending = PurePath(file).suffix.lower()
-    return list(iterate_examples(read_lines(path), file, ending, format=format, fields=fields, limit=limit))
+    if file.startswith(NAMED) or os.path.isdir(path):
+        yield from _examples(read_named(file), file, **options)
+        return
+    with opened(path) as stream:
+        yield from iterate_examples(stream, file, PurePath(file).suffix.lower(), **options)
 
 
 def iterate_examples(
-    lines: Iterator[Line],
+    stream: io.BufferedReader,
     file: str,
     ending: str,
     *,
     format: Format = "auto",
     fields: Mapping[str, str] | None = None,
-    limit: int | None = None,
-    owner_needed: bool = True,
+    **options: Any,
 ) -> Iterator[Example]:
     """As `read_examples`, one at a time, so that memory does not grow with the file.
 
     Args:
-        file: what messages call the source of the lines.
+        file: what messages call it.
         ending: of its name, which may tell the format.
-        owner_needed: each example has an owner where `fields` names one.
+        options: `limit` of `read_examples`; `summary` to count in; `owner_needed`, False where an example may
+            lack an owner although `fields` names one.
     """
-    names = make_fields(fields)
-    if not owner_needed:
-        names = dataclasses.replace(names, owner_named=False)
-    name: str = format
-    if format == "auto":
-        name, lines = _detect(lines, names, ending, mapped=bool(fields))
-    if wrong := sorted(set(fields or ()) - _PARTS[name]):
-        takes = ", ".join(sorted(_PARTS[name])) or "no fields at all"
-        raise UsageError(f"fields names {wrong[0]!r}, but the format {name} takes {takes}")
-    found = False
-    for example in itertools.islice(_READERS[name](lines, names), limit):
-        found = True
-        yield example
-    if not found:
+    if format == "e2e" and fields:
+        raise UsageError(f"fields names {min(fields)!r}, but the format e2e takes no fields at all")
+    if stream.peek(len(PARQUET)).startswith(PARQUET) and format != "e2e":
+        whole = stream if stream.seekable() else io.BytesIO(stream.read())
+        yield from _examples(
+            read_parquet(whole, file), file, format=format, fields=fields, what="columns", **options
+        )
+        return
+    lines = lines_of(stream, file)
+    first = next((line for line in lines if not line.blank), None)
+    if first is None:
         raise BadExamples(f"{file} is empty; expected at least one example")
+    rest = itertools.chain([first], lines)
+    kind = _holder(first, make_fields(fields), ending, format, mapped=bool(fields))
+    if kind == "e2e":
+        yield from _kept(read_e2e(rest, Fields()), file, title="the E2E challenge", **options)
+        return
+    records = {"whole": parse_whole, "objects": parse_objects}.get(kind)
+    if records is None:
+        table = list(candidates(format, fields or ()))
+        yield from _table(rest, first, file, table, format=format, fields=fields, **options)
+        return
+    yield from _examples(records(rest), file, format=format, fields=fields, **options)
 
 
-def _detect(
-    lines: Iterator[Line], fields: Fields, ending: str, *, mapped: bool
-) -> tuple[str, Iterator[Line]]:
-    """The format by the first line that is not blank, and all lines, that one included."""
-    seen: list[Line] = []
-    for line in lines:
-        seen.append(line)
-        if not line.blank:
-            return _format_of(line, fields, ending, mapped=mapped), itertools.chain(seen, lines)
-        if len(seen) > 1:
-            seen.pop(0)  # white space without end must not fill the memory
-    return "jsonl", iter(())
-
-
-def _format_of(line: Line, fields: Fields, ending: str, *, mapped: bool) -> str:
-    if line.text.lstrip().startswith(("{", "[")):
-        record = object_or_none(line.text) or {}
-        plain = fields.source in record and fields.target in record
-        return "chat" if fields.messages in record and not plain else "jsonl"
-    if not mapped and find_columns(line, COLUMNS):
+def _holder(line: Line, fields: Fields, ending: str, format: str, *, mapped: bool) -> str:
+    """What holds the records: whole (JSON over several lines), objects (one a line), table or e2e; by the first line that is not blank."""
+    start = line.text.lstrip()
+    if format in ("csv", "e2e"):
+        return {"csv": "table"}.get(format, format)
+    if start.startswith("[") or start.rstrip() == "{":
+        return "whole"
+    if start.startswith("{") or format in ("jsonl", "chat", "sharegpt"):
+        return "objects"
+    if format != "auto":
+        return "table"
+    if not mapped and csv_table.find_columns(line, COLUMNS):
         return "e2e"
-    if find_columns(line, [fields.source, fields.target]):
-        return "csv"
+    if _table_form(line, FORMS, fields):
+        return "table"
     if not mapped and BETWEEN in line.text:
         return "e2e"
     # The content says nothing; if the ending does, that format's reader knows best what is wrong.
-    if ending in _BY_ENDING:
-        return _BY_ENDING[ending]
+    if ending in _TABLE_ENDINGS + _JSON_ENDINGS:
+        return "table" if ending in _TABLE_ENDINGS else "objects"
+    forms = "; ".join(f"{' and '.join(form.names(fields))} ({form.name})" for form in FORMS)
     raise line.fault(
-        f"can't tell the format from {excerpt(line.text)}; expected a JSON object with "
-        f"{fields.source} and {fields.target} (jsonl) or {fields.messages} (chat), a line that names the "
-        f"columns {fields.source} and {fields.target} (csv) or mr and ref (e2e), or source{BETWEEN}target "
-        "(e2e)",
+        f"can't tell the format from {excerpt(line.text)}; expected JSON objects with {forms}; a line that "
+        f"names columns such as {fields.source} and {fields.target} (csv) or mr and ref (e2e); or "
+        f"source{BETWEEN}target (e2e)",
         advice="if it is one of these, pass its name as format",
         remedy="format not told",
     )
+
+
+def _table_form(header: Line, forms: Any, fields: Fields) -> tuple[Form, Fields] | None:
+    """The form that the columns of a table's first line tell."""
+    for form in forms:
+        for others in (False, True):
+            there = dataclasses.replace(fields, **form.others) if others else fields
+            if csv_table.find_columns(header, form.names(there)):
+                return form, there
+    return None
+
+
+def _table(
+    lines: Iterator[Line],
+    header: Line,
+    file: str,
+    forms: list[Form],
+    *,
+    fields: Mapping[str, str] | None,
+    **options: Any,
+) -> Iterator[Example]:
+    """The examples of a table whose first line is `header`."""
+    named = make_fields(fields)
+    form, there = _table_form(header, forms, named) or (forms[0], named)
+    required = form.names(there)
+    if named.owner_named and options.get("owner_needed", True):
+        required.append(named.owner)
+    records = csv_table.read_rows(lines, required)
+    yield from _examples(records, file, fields=fields, **options)
+
+
+def _examples(
+    records: Records,
+    file: str,
+    *,
+    format: str = "auto",
+    fields: Mapping[str, str] | None = None,
+    owner_needed: bool = True,
+    what: str = "fields",
+    **options: Any,
+) -> Iterator[Example]:
+    """The examples of records, whose form is that of the first.
+
+    Raises:
+        BadExamples: a record in another form than the first, or in none.
+    """
+    forms, mapped = candidates(format, fields or ()), set(fields or ())
+    first = next(records, None)
+    if first is None:
+        raise BadExamples(f"{file} is empty; expected at least one example")
+    names = dataclasses.replace(make_fields(fields), owner_named="owner" in mapped and owner_needed)
+    found = form_of(first[1], forms, names, mapped)
+    if found is None and len(forms) > 1:
+        raise unknown_form(first[0].place, first[1], what)
+    form, there = found or (forms[0], names)
+    summary = options.get("summary") or Summary()
+
+    def read() -> Iterator[Example]:
+        for line, record in itertools.chain([first], records):
+            if any(name not in record for name in form.names(there)):
+                other = form_of(record, FORMS, Fields())
+                if other is not None and other[0] is not form:
+                    raise line.fault(
+                        f"found {other[0].title} ({', '.join(other[0].names(other[1]))}), but in "
+                        f"{first[0].unit} {first[0].number} {form.title} ({', '.join(form.names(there))}); "
+                        "expected one form in a file: make two files of it"
+                    )
+            summary.records += 1
+            yield from form.read(line, record, there)
+
+    yield from _kept(read(), file, title=form.title, **{**options, "summary": summary})
+
+
+def _kept(
+    examples: Iterator[Example],
+    file: str,
+    *,
+    title: str,
+    limit: int | None = None,
+    summary: Summary | None = None,
+    owner_needed: bool = True,
+) -> Iterator[Example]:
+    """The first `limit` examples, counted."""
+    summary = summary or Summary()
+    summary.form = title
+    for example in itertools.islice(examples, limit):
+        summary.count(example)
+        yield example
+    if not summary.examples:
+        raise BadExamples(f"{file} is empty; expected at least one example")
+    summary.records = summary.records or summary.examples

@@ -109,7 +109,7 @@ def parse(content: bytes, filename: str) -> list[Example]:
 
 def _examples(content: bytes, filename: str) -> Iterator[Example]:
     name = shown(filename)
-    return iterate_examples(lines_of(io.BytesIO(content), name), name, ".jsonl")
+    return iterate_examples(io.BufferedReader(io.BytesIO(content)), name, ".jsonl")
 
 
 @dataclass(frozen=True)
