@@ -55,7 +55,7 @@ class TemplateOptions:
     template: Literal["separator", "chat", "raw"] | None = setting(
         None,
         section=TEMPLATE,
-        default_text="separator, and chat for conversations",
+        default_text="chat; separator for a base without a chat template",
         help="What follows the source",
     )
     separator: str | None = setting(
@@ -67,8 +67,8 @@ class TemplateOptions:
     )
     system: str | None = setting(None, metavar="TEXT", section=TEMPLATE, help="System message for chat")
 
-    def change(self, examples: Sequence[Example]) -> Callable[[Template], Template]:
-        """What the options make of the base's own template, for these examples.
+    def change(self, examples: Sequence[Example]) -> Callable[[Template], Template | None]:
+        """What the options make of the base's own template, for these examples; None is the default.
 
         Raises:
             UsageError: an option that the style does not have.
@@ -92,7 +92,7 @@ class TemplateOptions:
         given = {name: value for name, value in changes.items() if value is not None}
         if style == "chat":
             given["begin"] = False  # a chat template writes its own beginning
-        return lambda template: dataclasses.replace(template, **given)
+        return lambda template: dataclasses.replace(template, **given) if given else None
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ class Request:
     Attributes:
         examples, dev: from the files; `dev` is None without one.
         settings: what decides which prefix comes out.
-        template: what the options make of the base's own.
+        template: what the options make of the base's own; None where they say nothing.
         checkpoint_dir, checkpoint_every: where and how often; None for the default.
     """
 
     examples: list[Example]
     dev: list[Example] | None
     settings: TrainingSettings
-    template: Callable[[Template], Template]
+    template: Callable[[Template], Template | None]
     start: Prefix | None
     labels: dict[str, str]
     licence: str | None
@@ -203,10 +203,13 @@ def train(
         raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
     # Where each owner gets a prefix, a line without one is a fault even if the field has its usual name.
     fields = files.fields(by and "owner")
-    examples = read_examples(data, format=files.format, fields=fields, limit=limit)
+    read = functools.partial(read_examples, format=files.format, fields=fields)
+    examples = read(data, limit=limit, notify=output.note)
     request = Request(
         examples=examples,
-        dev=None if dev is None else read_examples(dev, format=files.format, fields=fields, limit=dev_limit),
+        dev=None
+        if dev is None
+        else read(dev, limit=dev_limit, notify=lambda told: output.note(f"dev: {told}")),
         settings=settings,
         template=template.change(examples),
         start=None if start is None else Prefix.load(start),

@@ -26,14 +26,13 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[tuple[Line, dict[str, 
     """Every row with its place, numbered from 1.
 
     Raises:
-        CannotRead: pyarrow is not installed.
-        BadExamples: the file is damaged.
+        BadExamples: the file is damaged, or pyarrow is not installed.
     """
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise CannotRead(
+        raise BadExamples(
             f"{file} is a Parquet file, and the package pyarrow, which reads it, is not installed here",
             advice="install it: pip install 'foreword[data]', or write the examples as JSON lines",
             remedy="no pyarrow",

@@ -83,6 +83,10 @@ def candidates(name: str, mapped: Collection[str]) -> list[Form]:
         UsageError: no form has these parts.
     """
     if name != "auto":
+        if name == "e2e":
+            if mapped:
+                raise UsageError(f"fields names {min(mapped)!r}, but the format e2e takes no fields at all")
+            return []
         form = BY_NAME[name]
         if wrong := sorted(set(mapped) - form.parts):
             raise UsageError(

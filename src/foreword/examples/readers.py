@@ -17,7 +17,7 @@ from foreword.examples.data_sets import NAMED, read_named, read_parquet
 from foreword.examples.e2e import BETWEEN, COLUMNS, read_e2e
 from foreword.examples.example import Example, source_key
 from foreword.examples.forms import FORMS, Form, candidates, form_of, unknown_form
-from foreword.examples.jsonl import parse_whole, parse_objects
+from foreword.examples.jsonl import parse_objects, parse_whole
 from foreword.examples.records import PARQUET, Fields, Line, excerpt, lines_of, make_fields, opened
 
 Format = Literal["auto", "jsonl", "csv", "e2e", "chat", "prompt", "alpaca", "sharegpt"]
@@ -122,8 +122,7 @@ def iterate_examples(
         options: `limit` of `read_examples`; `summary` to count in; `owner_needed`, False where an example may
             lack an owner although `fields` names one.
     """
-    if format == "e2e" and fields:
-        raise UsageError(f"fields names {min(fields)!r}, but the format e2e takes no fields at all")
+    candidates(format, fields or ())
     if stream.peek(len(PARQUET)).startswith(PARQUET) and format != "e2e":
         whole = stream if stream.seekable() else io.BytesIO(stream.read())
         yield from _examples(
@@ -148,7 +147,8 @@ def iterate_examples(
 
 
 def _holder(line: Line, fields: Fields, ending: str, format: str, *, mapped: bool) -> str:
-    """What holds the records: whole (JSON over several lines), objects (one a line), table or e2e; by the first line that is not blank."""
+    """What holds the records, by the first line that is not blank: `whole` is JSON over several lines,
+    `objects` has one a line, and the others are tables and E2E's."""
     start = line.text.lstrip()
     if format in ("csv", "e2e"):
         return {"csv": "table"}.get(format, format)

@@ -59,6 +59,7 @@ ADVICE = {
     "other weights": "take a prefix that was trained for this server's base, or train one here",
     "too large for the type": "train it again with a lower learning rate, or for a base in another data type",
     "unknown prefix": "GET /v1/models lists those you may use",
+    "no pyarrow": "write the examples as JSON lines",
     "format not told": "write one JSON object a line, or a table with named columns",
     "no dev examples": "give validation_file, or leave hyperparameters.patience out",
     "two starts": "leave hyperparameters.init out, or train from the base model",
@@ -114,7 +115,13 @@ def refused(error: errors.ForewordError) -> Refused:
             # What a store says about its own files and databases is for who runs the server.
             message = str(error) if status < 500 else _OWN_FAULTS.get(code, _FAULT)
             if isinstance(error, errors.UnknownField):  # whose advice is an argument in Python
-                message = f"{error.found}; expected {' and '.join(error.parts)}, rename what holds it"
+                parts = " and ".join(error.parts)
+                message = (
+                    f"{error.found}; expected {parts}: rename what holds it, or name it in the job's "
+                    'hyperparameters, as in "fields": {'
+                    + ", ".join(f'"{part}": "..."' for part in error.parts)
+                    + "}"
+                )
             elif advice := ADVICE.get(error.remedy or ""):
                 message = f"{error.found}; {advice}"
             later = RETRY_SECONDS.get(status)

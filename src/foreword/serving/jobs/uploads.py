@@ -11,6 +11,7 @@ interpreter from end to end, which the engine needs between any two operations o
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -18,17 +19,18 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from pathlib import PurePath
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, func, or_, select, tuple_
 
 from foreword.documents.conversations import examples_in
 from foreword.documents.reading import check_kind
-from foreword.errors import ForewordError
+from foreword.errors import ForewordError, UnknownField
 from foreword.examples import Example
-from foreword.examples.readers import iterate_examples
-from foreword.examples.records import lines_of
+from foreword.examples.readers import Summary, iterate_examples
+from foreword.examples.records import PARQUET, lines_of
 from foreword.serving.errors import Refused, refused, shown
 from foreword.serving.jobs.queue import LIVE, page, transaction
 from foreword.store import access, quota
@@ -43,14 +45,24 @@ MOST_FILES = 10_000
 """Of one owner: what a small file takes beside its bytes is not counted among them."""
 _FACTS = tuple(column for column in upload.c if column.name != "content")
 
-Style = Literal["text", "chat", "document", "conversations", "report"]
-"""Of a file: examples without and with conversations among them; a document; conversations about one; the
-report of a job."""
+Style = Literal["text", "chat", "records", "document", "conversations", "report"]
+"""Of a file: examples without and with conversations among them; records whose fields a job has to name; a
+document; conversations about one; the report of a job."""
 Purpose = Literal["fine-tune", "user_data"]
 """That a file is sent with."""
 CONVERSATIONS_SUFFIX = ".jsonl"
 """Of user data that is no document but conversations about one."""
-_PURPOSES: dict[Style, str] = {"text": "fine-tune", "chat": "fine-tune", "report": "fine-tune-results"}
+_PURPOSES: dict[Style, str] = {
+    "text": "fine-tune",
+    "chat": "fine-tune",
+    "records": "fine-tune",
+    "report": "fine-tune-results",
+}
+UNNAMED = (
+    "the fields are none of a known form; a job can name them in method.supervised.hyperparameters, as in "
+    '"fields": {"source": "question", "target": "answer"}'
+)
+"""What is said of a file of records."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,7 @@ class Upload:
         style: see `Style`.
         size: bytes.
         examples: 0 of what is none.
+        told: what was read, in words; None of a file that was sent before.
     """
 
     id: str
@@ -71,6 +84,7 @@ class Upload:
     style: str
     size: int
     examples: int
+    told: str | None = None
 
     @property
     def purpose(self) -> str:
@@ -102,14 +116,19 @@ def _storable(filename: str) -> str:
     return filename[:256].replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
-def parse(content: bytes, filename: str) -> list[Example]:
-    """The examples of a file. Raises BadExamples: names the line that is wrong, and why."""
-    return list(_examples(content, filename))
+def parse(content: bytes, filename: str, **reading: Any) -> list[Example]:
+    """The examples of a file. Raises BadExamples: names the line that is wrong, and why.
+
+    Args:
+        reading: `format`, `fields`, `limit` and `summary` of `iterate_examples`.
+    """
+    return list(_examples(content, filename, **reading))
 
 
-def _examples(content: bytes, filename: str) -> Iterator[Example]:
-    name = shown(filename)
-    return iterate_examples(io.BufferedReader(io.BytesIO(content)), name, ".jsonl")
+def _examples(content: bytes, filename: str, **reading: Any) -> Iterator[Example]:
+    ending = PurePath(filename).suffix.lower()
+    stream: Any = io.BufferedReader(io.BytesIO(content))
+    return iterate_examples(stream, shown(filename), ending or ".jsonl", **reading)
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,7 @@ class Found:
 
     examples: int
     style: Style
+    told: str | None = None
 
 
 def check(content: bytes, filename: str, purpose: Purpose = "fine-tune") -> Found:
@@ -139,11 +159,15 @@ def _found(content: bytes, filename: str, purpose: Purpose) -> Found:
     if purpose == "user_data":
         name = shown(filename)
         return Found(sum(1 for _ in examples_in(lines_of(io.BytesIO(content), name), name)), "conversations")
-    examples, chat = 0, False
-    for example in _examples(content, filename):  # none is kept: they take many times the file's bytes
-        examples += 1
-        chat = chat or not isinstance(example.source, str)
-    return Found(examples, "chat" if chat else "text")
+    chat, summary = False, Summary()
+    try:
+        for example in _examples(content, filename, summary=summary):
+            chat = chat or not isinstance(example.source, str)  # none is kept: they take many times its bytes
+    except UnknownField:
+        if summary.examples:
+            raise
+        return Found(0, "records", UNNAMED)
+    return Found(summary.examples, "chat" if chat else "text", f"read {summary}")
 
 
 def _found_outside(content: bytes, filename: str, purpose: Purpose) -> Found:
@@ -182,7 +206,7 @@ def add(
         UnknownKey: the caller's key went meanwhile.
     """
     found = check(content, filename, purpose)
-    record = made(owner, filename, found.style, content, found.examples)
+    record = replace(made(owner, filename, found.style, content, found.examples), told=found.told)
 
     def insert(connection: Connection) -> Upload:
         access.check_key(connection, caller)
@@ -198,7 +222,8 @@ def add(
 
 def keep(connection: Connection, record: Upload, content: bytes) -> None:
     """Add a file; whether its owner may store so much is to be asked beside it."""
-    connection.execute(upload.insert().values(**vars(record), content=content))
+    facts = {name: value for name, value in vars(record).items() if name != "told"}
+    connection.execute(upload.insert().values(**facts, content=content))
 
 
 def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int | None) -> None:
@@ -257,16 +282,28 @@ def content(database: Database, owner: str, identifier: str) -> bytes:
     return bytes(rows[0].content)
 
 
-def beginning(database: Database, owner: str, identifier: str, most: int) -> list[Example]:
-    """The examples of the whole lines among the first `most` bytes of a file. Raises as `find`."""
+def beginning(
+    database: Database, owner: str, identifier: str, most: int, limit: int | None = None, **reading: Any
+) -> list[Example]:
+    """The first `limit` examples of the whole lines among the first `most` bytes of a file; `reading` as of
+    `parse`. What can't be divided, a JSON array or Parquet, is read whole.
+
+    Raises:
+        Refused: as `find`.
+        BadExamples: as `parse`.
+    """
     query = select(func.substr(upload.c.content, 1, most).label("content"), upload.c.size, upload.c.filename)
     rows = database.rows(query.where(upload.c.id == identifier, upload.c.owner == owner))
     if not rows:
         raise _unknown(identifier, None)
-    content = bytes(rows[0].content)
+    begun = bytes(rows[0].content)
     if rows[0].size > most:
-        content = content[: content.rfind(b"\n") + 1]
-    return parse(content, rows[0].filename) if content.strip() else []
+        lines = begun.removeprefix(codecs.BOM_UTF8).lstrip()
+        if lines.startswith((b"[", b"{\n", b"{\r\n", PARQUET)):
+            begun = content(database, owner, identifier)
+        else:
+            begun = begun[: begun.rfind(b"\n") + 1]
+    return parse(begun, rows[0].filename, limit=limit, **reading) if begun.strip() else []
 
 
 @transaction

@@ -25,6 +25,7 @@ from foreword import errors, files
 from foreword.base.base_model import BaseModel
 from foreword.errors import CannotWrite, ForewordError, StoreUnavailable, concerning
 from foreword.examples import Example
+from foreword.examples.readers import Summary
 from foreword.prefix import Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
@@ -194,6 +195,7 @@ class TrainingRun:
         if not self._jobs:
             return
         settings: dict[str, Any] = dict(jobs[0].settings)
+        settings.pop("reading", None)
         template = Template.from_json(settings.pop("template"))
         reference = settings.pop("start")
         # Each job's owner could read it when the job was made; the version never changes.
@@ -321,7 +323,11 @@ class TrainingRun:
 
     def _examples(self, job: Job, identifier: str) -> list[Example]:
         record = uploads.find(self._database, job.owner, identifier)
-        return uploads.parse(uploads.content(self._database, job.owner, identifier), record.filename)
+        content = uploads.content(self._database, job.owner, identifier)
+        summary = Summary()
+        examples = uploads.parse(content, record.filename, summary=summary, **job.settings.get("reading", {}))
+        queue.note(self._database, job.id, "info", f"{identifier}: read {summary}", once=True)
+        return examples
 
     def _finish(self, identifier: str, prefix: Prefix, results: Sequence[tuple[Upload, bytes]] = ()) -> None:
         """Store a job's prefix and files and end the job: all of it, and only while it is this worker's."""
