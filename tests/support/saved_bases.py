@@ -20,3 +20,14 @@ def save_tiny(folder: Path, **changes: Any) -> Path:
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder
+
+
+TOOL_TEMPLATE = (
+    "{% if tools %}tools: {% for t in tools %}{{ t | tojson }}{% endfor %}\n{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'tool' %}t: {{ m['content'] }}\n"
+    "{% else %}{{ m['role'][0] }}: {{ m['content'] }}"
+    "{% for c in m.get('tool_calls', []) %}<call>{{ c['function'] | tojson }}</call>{% endfor %}\n"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}a: {% endif %}"
+)
+"""With tools, in about the form of Hermes."""

@@ -22,11 +22,17 @@ SPLIT = "train"
 ROWS_AT_ONCE = 1000
 
 
-def read_parquet(stream: BinaryIO, file: str) -> Iterator[tuple[Line, dict[str, Any]]]:
+def read_parquet(
+    stream: BinaryIO, file: str, *, most_rows: int | None = None, most_bytes: int | None = None
+) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Every row with its place, numbered from 1.
 
+    Args:
+        most_rows, most_bytes: of a file of a stranger's, whose few bytes may unpack to any number; the bytes are
+            those that it says itself, unpacked.
+
     Raises:
-        BadExamples: the file is damaged, or pyarrow is not installed.
+        BadExamples: the file is damaged or larger than that, or pyarrow is not installed.
     """
     try:
         import pyarrow
@@ -39,7 +45,15 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[tuple[Line, dict[str, 
         ) from error
     number = 0
     try:
-        for batch in parquet.ParquetFile(stream).iter_batches(ROWS_AT_ONCE):
+        opened = parquet.ParquetFile(stream)
+        facts = opened.metadata
+        size = sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups))
+        if (most_rows or facts.num_rows) < facts.num_rows or (most_bytes or size) < size:
+            raise BadExamples(
+                f"{file} has {facts.num_rows:,} rows of {size:,} bytes in all; expected at most "
+                f"{most_rows:,} rows and {most_bytes:,} bytes. Make several files of it"
+            )
+        for batch in opened.iter_batches(ROWS_AT_ONCE, use_threads=False):
             for row in batch.to_pylist():
                 number += 1
                 yield Line(file, number, "", unit="row"), {name: _full(value) for name, value in row.items()}

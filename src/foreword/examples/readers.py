@@ -112,6 +112,8 @@ def iterate_examples(
     *,
     format: Format = "auto",
     fields: Mapping[str, str] | None = None,
+    most_rows: int | None = None,
+    most_bytes: int | None = None,
     **options: Any,
 ) -> Iterator[Example]:
     """As `read_examples`, one at a time, so that memory does not grow with the file.
@@ -119,6 +121,7 @@ def iterate_examples(
     Args:
         file: what messages call it.
         ending: of its name, which may tell the format.
+        most_rows, most_bytes: of a Parquet file, as `read_parquet` has them.
         options: `limit` of `read_examples`; `summary` to count in; `owner_needed`, False where an example may
             lack an owner although `fields` names one.
     """
@@ -126,7 +129,12 @@ def iterate_examples(
     if stream.peek(len(PARQUET)).startswith(PARQUET) and format != "e2e":
         whole = stream if stream.seekable() else io.BytesIO(stream.read())
         yield from _examples(
-            read_parquet(whole, file), file, format=format, fields=fields, what="columns", **options
+            read_parquet(whole, file, most_rows=most_rows, most_bytes=most_bytes),
+            file,
+            format=format,
+            fields=fields,
+            what="columns",
+            **options,
         )
         return
     lines = lines_of(stream, file)

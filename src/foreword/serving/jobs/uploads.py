@@ -41,6 +41,11 @@ from foreword.store.schema import job, now, upload
 LARGE = 1 << 16
 """Bytes of a file above which a process of its own checks it; below, that takes milliseconds."""
 LOWEST_PRIORITY = 19
+MOST_ROWS = 1_000_000
+MOST_UNPACKED = 1 << 30
+"""Rows and bytes of a Parquet file, which a few bytes can unpack to."""
+MOST_MEMORY = 4 << 30
+"""Addresses of the process that checks a Parquet file: what it says of its size may not be true."""
 MOST_FILES = 10_000
 """Of one owner: what a small file takes beside its bytes is not counted among them."""
 _FACTS = tuple(column for column in upload.c if column.name != "content")
@@ -128,7 +133,8 @@ def parse(content: bytes, filename: str, **reading: Any) -> list[Example]:
 def _examples(content: bytes, filename: str, **reading: Any) -> Iterator[Example]:
     ending = PurePath(filename).suffix.lower()
     stream: Any = io.BufferedReader(io.BytesIO(content))
-    return iterate_examples(stream, shown(filename), ending or ".jsonl", **reading)
+    most = {"most_rows": MOST_ROWS, "most_bytes": MOST_UNPACKED}
+    return iterate_examples(stream, shown(filename), ending or ".jsonl", **most, **reading)
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ def check(content: bytes, filename: str, purpose: Purpose = "fine-tune") -> Foun
     if purpose == "user_data" and not filename.lower().endswith(CONVERSATIONS_SUFFIX):
         check_kind(content, _storable(filename))
         return Found(0, "document")
-    found = _found if len(content) <= LARGE else _found_outside
+    found = _found_outside if len(content) > LARGE or content.startswith(PARQUET) else _found
     return found(content, filename, purpose)
 
 
@@ -179,8 +185,16 @@ def _found_outside(content: bytes, filename: str, purpose: Purpose) -> Found:
         # A terminal's Ctrl-C is for the server. Within its session, or the priority would count for nothing
         # where the system shares its cores among sessions first.
         process_group=0,
-        check=True,
+        check=not content.startswith(PARQUET),
     )
+    if process.returncode != 0:
+        raise Refused(
+            400,
+            f"{shown(filename)} unpacks to more than this server can hold, or is no whole Parquet file; make "
+            "several files of it, or write the examples as JSON lines",
+            code="invalid_file",
+            param="file",
+        )
     answer = json.loads(process.stdout)
     if "found" in answer:
         return Found(**answer["found"])
@@ -331,8 +345,13 @@ def main() -> None:
     """The process that checks a large file."""
     os.nice(LOWEST_PRIORITY)
     filename, purpose = json.loads(sys.stdin.buffer.readline())
+    content = sys.stdin.buffer.read()
+    if content.startswith(PARQUET) and sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     try:
-        answer = {"found": asdict(_found(sys.stdin.buffer.read(), filename, purpose))}
+        answer = {"found": asdict(_found(content, filename, purpose))}
     except ForewordError as error:
         told = refused(error)
         facts = {"status": told.status, "message": told.message, "code": told.code, "param": told.param}
