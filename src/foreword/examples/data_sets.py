@@ -28,8 +28,8 @@ def read_parquet(
     """Every row with its place, numbered from 1.
 
     Args:
-        most_rows, most_bytes: of a file of a stranger's, whose few bytes may unpack to any number; the bytes are
-            those that it says itself, unpacked.
+        most_rows, most_bytes: of a stranger's file, whose few bytes may unpack to any number; the bytes are
+            those that it says itself.
 
     Raises:
         BadExamples: the file is damaged or larger than that, or pyarrow is not installed.

@@ -29,6 +29,7 @@ from foreword.documents.conversations import examples_in
 from foreword.documents.reading import check_kind
 from foreword.errors import ForewordError, UnknownField
 from foreword.examples import Example
+from foreword.examples.data_sets import read_parquet
 from foreword.examples.readers import Summary, iterate_examples
 from foreword.examples.records import PARQUET, lines_of
 from foreword.serving.errors import Refused, refused, shown
@@ -133,8 +134,14 @@ def parse(content: bytes, filename: str, **reading: Any) -> list[Example]:
 def _examples(content: bytes, filename: str, **reading: Any) -> Iterator[Example]:
     ending = PurePath(filename).suffix.lower()
     stream: Any = io.BufferedReader(io.BytesIO(content))
-    most = {"most_rows": MOST_ROWS, "most_bytes": MOST_UNPACKED}
-    return iterate_examples(stream, shown(filename), ending or ".jsonl", **most, **reading)
+    return iterate_examples(
+        stream,
+        shown(filename),
+        ending or ".jsonl",
+        most_rows=MOST_ROWS,
+        most_bytes=MOST_UNPACKED,
+        **reading,
+    )
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,9 @@ def _found(content: bytes, filename: str, purpose: Purpose) -> Found:
     except UnknownField:
         if summary.examples:
             raise
+        if content.startswith(PARQUET):  # to its end, or the first to do that were a job
+            for _ in read_parquet(io.BytesIO(content), shown(filename)):
+                pass
         return Found(0, "records", UNNAMED)
     return Found(summary.examples, "chat" if chat else "text", f"read {summary}")
 
