@@ -147,7 +147,7 @@ LINES = {
     path.relative_to(PACKAGE).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES
 }
 
-MOST_FILES = 215
+MOST_FILES = 218
 LONGEST = 600  # lines
 MEDIAN = 150  # lines
 SMALL = 60  # lines

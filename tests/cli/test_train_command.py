@@ -274,3 +274,26 @@ def test_a_chat_template_that_refuses_is_told_with_the_line(run: Any, tmp_path: 
     assert warned.status == 0
     assert "note: the prefix " in warned.stderr
     assert "its chat template now writes ' - What" in warned.stderr
+
+
+def test_training_files_of_any_form_are_read_said_and_mapped(run: Any, base: str) -> None:
+    Path("alpaca.json").write_text(json.dumps([{"instruction": "a", "input": "", "output": "b"}], indent=1))
+    done = run("train", "alpaca.json", "--dev", "alpaca.json", "--base", base, "--out", "a.prefix", *QUICK)
+    assert done.status == 0
+    assert "note: read 1 example: Alpaca instructions\n" in done.stderr
+    assert "note: dev: read 1 example: Alpaca instructions\n" in done.stderr
+    assert Prefix.load("a.prefix").template.style == "chat"
+    Path("mine.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    named = ("train", "mine.jsonl", "--base", base, *QUICK)
+    assert run(*named, "--fields", "source=question,target=answer", "--out", "b.prefix").status == 0
+    mixed = run(*named, "--fields", "target=answer", "--source-field", "question", "--out", "c.prefix")
+    assert mixed.status == 0
+    assert Prefix.load("b.prefix").origin.data_digest == Prefix.load("c.prefix").origin.data_digest
+    refused = run(*named, "--out", "d.prefix")
+    assert "line 1: found the fields 'question', 'answer'; expected those of one of" in refused.stderr
+    assert "say so with --source-field or --target-field" in refused.stderr
+    forced = run(*named, "--format", "chat", "--out", "d.prefix")
+    assert "no field 'messages'; found 'question', 'answer'; " in forced.stderr
+    assert "say so with --fields messages=NAME" in forced.stderr
+    twice = run(*named, "--fields", "source=question", "--source-field", "answer", "--out", "d.prefix")
+    assert (twice.status, "--fields and --source-field both name source" in twice.stderr) == (2, True)

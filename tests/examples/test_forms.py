@@ -79,7 +79,8 @@ def test_every_form_is_recognised_and_said(tmp_path: Path, form: str, layout: st
     count = len(expected)
     of = "" if count == 1 else " of 2 records"
     # The same conversation twice: nothing is lost, and the second is said to be there.
-    assert told == [f"read {2 * count} examples{of}: {title}; {count} repeat earlier ones, and are kept"]
+    again = "1 repeats an earlier one, and is" if count == 1 else f"{count} repeat earlier ones, and are"
+    assert told == [f"read {2 * count} examples{of}: {title}; {again} kept"]
 
 
 @pytest.mark.parametrize("form", ["texts", "prompt", "Alpaca", "Dolly"])

@@ -200,5 +200,7 @@ def test_calls_need_the_chat_template() -> None:
 def test_a_prefix_is_trained_on_calls() -> None:
     base = BaseModel(tiny_llama(max_position_embeddings=512), tokenizer(TOOL_TEMPLATE), name="tiny")
     prefix = train(base, [Example(FRONT, CALLED)], length=2, steps=30, learning_rate=0.1)
-    before, after = (float(base.token_losses([Example(FRONT, CALLED)], p)[0].mean()) for p in (None, prefix))
+    losses = (base.token_losses([Example(FRONT, CALLED)], p, template=CHAT)[0] for p in (None, prefix))
+    before, after = (float(each.mean()) for each in losses)
+    assert prefix.template.style == "chat"
     assert after < before

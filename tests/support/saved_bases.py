@@ -23,10 +23,10 @@ def save_tiny(folder: Path, **changes: Any) -> Path:
 
 
 TOOL_TEMPLATE = (
-    "{% if tools %}tools: {% for t in tools %}{{ t | tojson }}{% endfor %}\n{% endif %}"
+    "{% if tools %}tools: {% for t in tools %}{{ t | tojson }}{% endfor %}{{ '\n' }}{% endif %}"
     "{% for m in messages %}{% if m['role'] == 'tool' %}t: {{ m['content'] }}\n"
     "{% else %}{{ m['role'][0] }}: {{ m['content'] }}"
-    "{% for c in m.get('tool_calls', []) %}<call>{{ c['function'] | tojson }}</call>{% endfor %}\n"
+    "{% for c in m.get('tool_calls', []) %}<call>{{ c['function'] | tojson }}</call>{% endfor %}{{ '\n' }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}a: {% endif %}"
 )

@@ -20,19 +20,12 @@ from foreword.template import Message
 
 ROLES = ("system", "user", "assistant", "tool")
 _OTHER_NAMES = {"developer": "system", "function": "tool"}
-_SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
+_SHAREGPT_ROLES = (
+    {"system": "system"}
+    | dict.fromkeys(("human", "user"), "user")
+    | dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "function_call"), "assistant")
+    | dict.fromkeys(("tool", "observation", "function_response"), "tool")
+)
 """What ShareGPT's files call who speaks, those of LLaMA-Factory with calls of tools among them."""
 
 

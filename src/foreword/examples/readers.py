@@ -51,9 +51,13 @@ class Summary:
         self.repeated += known == len(self._seen)
 
     def __str__(self) -> str:
-        records = f" of {self.records} records" if self.records != self.examples else ""
-        repeated = f"; {self.repeated} repeat earlier ones, and are kept" if self.repeated else ""
-        return f"{self.examples} examples{records}: {self.form}{repeated}"
+        examples = "1 example" if self.examples == 1 else f"{self.examples:,} examples"
+        if self.records != self.examples:
+            examples += f" of {self.records:,} record{'s' * (self.records != 1)}"
+        told = f"{examples}: {self.form}"
+        if self.repeated == 1:
+            return f"{told}; 1 repeats an earlier one, and is kept"
+        return f"{told}; {self.repeated:,} repeat earlier ones, and are kept" if self.repeated else told
 
 
 def read_examples(
@@ -125,6 +129,7 @@ def iterate_examples(
         options: `limit` of `read_examples`; `summary` to count in; `owner_needed`, False where an example may
             lack an owner although `fields` names one.
     """
+    named = make_fields(fields)
     candidates(format, fields or ())
     if stream.peek(len(PARQUET)).startswith(PARQUET) and format != "e2e":
         whole = stream if stream.seekable() else io.BytesIO(stream.read())
@@ -142,7 +147,7 @@ def iterate_examples(
     if first is None:
         raise BadExamples(f"{file} is empty; expected at least one example")
     rest = itertools.chain([first], lines)
-    kind = _holder(first, make_fields(fields), ending, format, mapped=bool(fields))
+    kind = _holder(first, named, ending, format, mapped=bool(fields))
     if kind == "e2e":
         yield from _kept(read_e2e(rest, Fields()), file, title="the E2E challenge", **options)
         return
@@ -242,7 +247,7 @@ def _examples(
 
     def read() -> Iterator[Example]:
         for line, record in itertools.chain([first], records):
-            if any(name not in record for name in form.names(there)):
+            if record is not first[1] and any(name not in record for name in form.names(there)):
                 other = form_of(record, FORMS, Fields())
                 if other is not None and other[0] is not form:
                     raise line.fault(
