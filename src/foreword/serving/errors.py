@@ -115,13 +115,10 @@ def refused(error: errors.ForewordError) -> Refused:
             # What a store says about its own files and databases is for who runs the server.
             message = str(error) if status < 500 else _OWN_FAULTS.get(code, _FAULT)
             if isinstance(error, errors.UnknownField):  # whose advice is an argument in Python
-                parts = " and ".join(error.parts)
-                message = (
-                    f"{error.found}; expected {parts}: rename what holds it, or name it in the job's "
-                    'hyperparameters, as in "fields": {'
-                    + ", ".join(f'"{part}": "..."' for part in error.parts)
-                    + "}"
-                )
+                message = f"{error.found}; expected {' and '.join(error.parts)}, rename what holds it"
+                if len(error.parts) > 1:  # of no form that is known
+                    named = ", ".join(f'"{part}": "..."' for part in error.parts)
+                    message += f', or name it in the job\'s hyperparameters: "fields": {{{named}}}'
             elif advice := ADVICE.get(error.remedy or ""):
                 message = f"{error.found}; {advice}"
             later = RETRY_SECONDS.get(status)

@@ -170,8 +170,8 @@ def test_files_of_other_forms_are_read_said_and_trained_on(tmp_path: Path) -> No
                 suffix=name,
                 method=method(steps=1, length=2, **more),
             )
-            told[job.id] = (file.id, file.status_details)
-        assert next(words for _, words in told.values()) == (
+            told[job.id] = file.status_details
+        assert next(iter(told.values())) == (
             "read 2 examples: Alpaca instructions; 1 repeats an earlier one, and is kept"
         )
         database, configuration = gateway.store.database, gateway.server.configuration
@@ -179,12 +179,10 @@ def test_files_of_other_forms_are_read_said_and_trained_on(tmp_path: Path) -> No
             jobs = claim(database, "worker", 1)
             heartbeat = JobHeartbeat(database, "worker", [job.id for job in jobs], configuration)
             TrainingRun(configuration, gateway.store, "worker", heartbeat).train(gateway.base, jobs)
-        for (job_id, (file_id, _)), form in zip(
-            told.items(), ("Alpaca instructions", "source and target"), strict=True
-        ):
+        for job_id, form in zip(told, ("Alpaca instructions", "source and target"), strict=True):
             assert client.fine_tuning.jobs.retrieve(job_id).status == "succeeded"
             messages = [event.message for event in client.fine_tuning.jobs.list_events(job_id)]
-            (read,) = [message for message in messages if message.startswith(f"{file_id}: read")]
+            (read,) = [message for message in messages if message.startswith("training file: read")]
             assert form in read
 
 

@@ -184,9 +184,9 @@ class TrainingRun:
         for job in jobs:
             self._heartbeat.used[job.id] = Used(job.used_steps, job.used_tokens)
             try:
-                examples[job.id] = self._examples(job, job.training_file)
+                examples[job.id] = self._examples(job, job.training_file, "training")
                 if job.validation_file is not None:
-                    dev[job.id] = self._examples(job, job.validation_file)
+                    dev[job.id] = self._examples(job, job.validation_file, "validation")
             except (errors.BadExamples, Refused) as error:
                 examples.pop(job.id, None)
                 self._fail(job.id, error)
@@ -321,12 +321,12 @@ class TrainingRun:
         except (StoreUnavailable, CannotWrite, OSError) as error:
             logs.failure("checkpoint not stored", error, job=identifier)
 
-    def _examples(self, job: Job, identifier: str) -> list[Example]:
+    def _examples(self, job: Job, identifier: str, what: str) -> list[Example]:
         record = uploads.find(self._database, job.owner, identifier)
         content = uploads.content(self._database, job.owner, identifier)
         summary = Summary()
         examples = uploads.parse(content, record.filename, summary=summary, **job.settings.get("reading", {}))
-        queue.note(self._database, job.id, "info", f"{identifier}: read {summary}", once=True)
+        queue.note(self._database, job.id, "info", f"{what} file: read {summary}", once=True)
         return examples
 
     def _finish(self, identifier: str, prefix: Prefix, results: Sequence[tuple[Upload, bytes]] = ()) -> None:
