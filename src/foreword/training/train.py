@@ -275,8 +275,8 @@ def resumed_template(
     former, ours = earlier["template"], base.template
     if by_default and template.style == "chat" and former["style"] == ours.style == "separator":
         template = dataclasses.replace(ours, placement=template.placement)
-    by_default = (template.source_tokens, template.target_tokens) == (ours.source_tokens, ours.target_tokens)
-    if by_default and former.keys().isdisjoint({"source_tokens", "target_tokens"}):
+    own_tokens = (template.source_tokens, template.target_tokens) == (ours.source_tokens, ours.target_tokens)
+    if own_tokens and former.keys().isdisjoint({"source_tokens", "target_tokens"}):
         template = dataclasses.replace(template, source_tokens=None, target_tokens=None, start=None)
     if template.date is None and template.writes_date(base.tokenizer):
         return dataclasses.replace(template, date=former.get("date"))
