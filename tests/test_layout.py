@@ -148,7 +148,7 @@ LINES = {
     path.relative_to(PACKAGE).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES
 }
 
-MOST_FILES = 223
+MOST_FILES = 226
 LONGEST = 600  # lines
 MEDIAN = 150  # lines
 SMALL = 60  # lines

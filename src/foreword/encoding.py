@@ -84,7 +84,8 @@ def encode_example(
         WindowExceeded: chat messages that do not fit even with their text cut away.
     """
     source_ids = template.source_ids(tokenizer, example.source)
-    target_ids = template.target_ids(tokenizer, example.target)
+    target = template.target_text(tokenizer, example.source, example.target)
+    target_ids = template.target_ids(tokenizer, target)
     if not source_ids:
         raise UsageError(
             "the text in front of the target is empty; give a source, a separator, or a template that begins "

@@ -390,13 +390,22 @@ _SYSTEM: Message = {"role": "system", "content": "Answer in one sentence."}
 
 
 def default_template(tokenizer: Any, **changes: Any) -> Template:
-    """What training uses when nothing is said: source, newline, target, end-of-text.
+    """A base's own where there is no chat template: source, newline, target, end-of-text.
 
     A beginning-of-text token is added where the tokenizer itself would add one.
     """
     return dataclasses.replace(
         raw_template(tokenizer), **{"style": "separator", "end": tokenizer.eos_token, **changes}
     )
+
+
+def training_template(template: Template, tokenizer: Any) -> Template:
+    """What training uses when nothing is said, of a base whose own is `template`: the chat template, so that
+    a prefix answers the second message of a conversation, too; as it is without one, or of another kind.
+    """
+    if not getattr(tokenizer, "chat_template", None) or template != default_template(tokenizer):
+        return template
+    return dataclasses.replace(template, style="chat", begin=False, source_tokens=None)
 
 
 def raw_template(tokenizer: Any) -> Template:

@@ -56,6 +56,18 @@ def test_the_command_trains_what_python_does(run: Any, base: str, pairs: str) ->
     assert Prefix.load("y.prefix").origin.initialization.startswith("prefix ")
 
 
+def test_fields_of_a_table_can_have_other_names(run: Any, base: str) -> None:
+    Path("pairs.csv").write_text("question,good,bad\na,yes,no\nb,yes,no\n")
+    options = ("--fields", "prompt=question,chosen=good,rejected=bad", *QUICK)
+    done = run("train", "pairs.csv", "--base", base, "--out", "x.prefix", *options)
+    assert done.status == 0, done.stderr
+    assert "note: read 2 preferences: pairs of answers" in done.stderr
+    done = run("train", "pairs.csv", "--base", base, "--out", "y.prefix", *QUICK)
+    assert done.status == 1
+    assert "no preference; found 'question', 'good', 'bad'" in done.stderr
+    assert "say so with --fields chosen=NAME or --fields rejected=NAME" in done.stderr
+
+
 def test_each_owner_gets_a_prefix_of_their_own_preferences(run: Any, base: str, pairs: str) -> None:
     done = run("train", pairs, "--by", "owner", "--base", base, "--out", "out", *QUICK)
     assert done.status == 0, done.stderr

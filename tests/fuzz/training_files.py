@@ -41,6 +41,29 @@ PREFERENCES = (
     {"prompt": "hello", "chosen": "hi, you", "rejected": "hi", "owner": "alice"},
     {"chosen": CHAT["messages"], "rejected": [*CHAT["messages"][:2], {"role": "assistant", "content": "no"}]},
 )
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": [1, null]}'}}
+CALLS = {
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "1 + 1"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "1", "content": "2"},
+        {"role": "assistant", "content": "2"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}],
+}
+TURNS = {
+    "conversations": [
+        {"from": "human", "value": "1 + 1"},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {}}'},
+        {"from": "observation", "value": "2"},
+        {"from": "gpt", "value": "2"},
+    ],
+    "tools": '[{"name": "add"}]',
+    "system": "Be short.",
+}
+ALPACA = {"instruction": "Add.", "input": "1 1", "output": "2", "history": [["a", "b"]]}
+PROMPT = {"prompt": CHAT["messages"][:2], "completion": CHAT["messages"][2:]}
+FORMS = (PLAIN, LISTS, CALLS, TURNS, ALPACA, PROMPT)
 DART = {"tripleset": [["a", "B", "c"]], "annotations": [{"text": "a c", "source": "x"}]}
 TABLES = (
     'source,target,owner\nhello,"hi, you",alice\n',
@@ -63,13 +86,14 @@ def make(rng: random.Random) -> bytes:
     """A byte for the kind of file, and the file."""
     kind = rng.choice("jjjjjjccppptdx")
     if kind in "jcp":
-        good = CHAT if kind == "c" or rng.random() < 0.2 else rng.choice((PLAIN, LISTS))
+        good = CHAT if kind == "c" or rng.random() < 0.2 else rng.choice(FORMS)
         good = rng.choice(PREFERENCES) if kind == "p" else good
         lines = [
             dumps(changed(good, rng, 1) if rng.random() < 0.6 else good, rng)
             for _ in range(rng.choice((1, 2, 3)))
         ]
         text = "\n".join(lines) + rng.choice(("\n", "", "\r\n", "\n\n"))
+        text = f"[{text.replace(chr(10), ',')}]" if rng.random() < 0.15 else text
     elif kind == "t":
         text = rng.choice(TABLES)
     elif kind == "d":

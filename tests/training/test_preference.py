@@ -15,10 +15,17 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from foreword import BaseModel, Example, Prefix, train, train_many
+from foreword import BaseModel, Example, Prefix, Template, train, train_many
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample
-from foreword.errors import BadExamples, CheckpointMismatch, GeometryMismatch, OwnersFailed, UsageError
+from foreword.errors import (
+    BadExamples,
+    CheckpointMismatch,
+    GeometryMismatch,
+    OwnersFailed,
+    TemplateRefuses,
+    UsageError,
+)
 from foreword.examples import Preference, digest
 from foreword.training import Progress, TrainingStopped
 from foreword.training.preference import (
@@ -28,7 +35,8 @@ from foreword.training.preference import (
     with_reference,
 )
 from support import by_hand
-from support.stand_ins import byte_tokenizer, random_examples, random_prefix, tiny_llama
+from support.saved_bases import CHAT_TEMPLATE, TOOL_TEMPLATE
+from support.stand_ins import END, byte_tokenizer, random_examples, random_prefix, tiny_llama
 from support.tiny_bart import tiny_bart_base
 
 PAIRS = [Preference(f"{a}{b}", "yes yes", "no no no") for a in "abcd" for b in "efgh"]
@@ -127,6 +135,24 @@ def test_both_answers_have_the_source_that_the_longer_one_leaves(tiny_base: Base
     assert (len(row.target_ids), len(other.target_ids)) == (13, 4)  # the end token with them
     assert (cut.sources, cut.targets) == (1, 0)
     assert pairs[0].tokens == row.tokens + other.tokens
+
+
+def test_answers_that_call_a_tool_are_written_as_the_template_has_them() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TOOL_TEMPLATE
+    template = Template(style="chat", begin=False, end=END)
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    source = ({"role": "user", "content": "1 + 1", "tools": [tool]},)
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    ((pair,), _) = encode_preferences([Preference(source, called, "2")], tokenizer, template)
+    front, text = tokenizer.decode(pair.source_ids), tokenizer.decode(pair.target_ids)
+    assert '"name": "add"' in front
+    assert front.endswith("u: 1 + 1\na: ")
+    assert text == '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>' + END
+    tokenizer.chat_template = CHAT_TEMPLATE
+    with pytest.raises(TemplateRefuses, match="example 0: .* has no tools: it leaves out the tool 'add'"):
+        encode_preferences([Preference(source, called, "2")], tokenizer, template)
 
 
 def test_training_makes_the_chosen_answers_likelier_than_the_others(tiny_base: BaseModel) -> None:

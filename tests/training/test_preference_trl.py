@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from datasets import Dataset
 from peft import PrefixTuningConfig
-from trl import DPOConfig, DPOTrainer
 
 from foreword import BaseModel, Prefix, Template
 from foreword.base.prefix_batch import PrefixBatch
@@ -19,6 +17,10 @@ from foreword.examples import Preference
 from foreword.interop.peft import export_peft
 from foreword.training.preference import DPO, encode_preferences, with_reference
 from support.stand_ins import END, byte_tokenizer, random_prefix, tiny_llama
+
+REASON = "not installed; the extra dev has trl, which brings datasets"
+datasets = pytest.importorskip("datasets", reason=REASON)
+trl = pytest.importorskip("trl", reason=REASON)
 
 PAIRS = [
     Preference("how are you? ", "fine, thanks", "go away"),
@@ -35,19 +37,19 @@ def in_peft(prefix: Prefix, base: BaseModel, folder: Path) -> torch.Tensor:
     return safetensors.torch.load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
 
 
-def trl_trainer(folder: Path, loss_type: str = "sigmoid") -> DPOTrainer:
+def trl_trainer(folder: Path, loss_type: str = "sigmoid") -> Any:
     columns = [{"prompt": p.source, "chosen": p.chosen, "rejected": p.rejected} for p in PAIRS]
     settings: dict[str, Any] = {"bf16": False, "use_cpu": True, "gradient_checkpointing": False}
-    return DPOTrainer(
+    return trl.DPOTrainer(
         model=tiny_llama(),
-        args=DPOConfig(
+        args=trl.DPOConfig(
             output_dir=str(folder),
             beta=BETA,
             report_to=[],
             per_device_train_batch_size=len(PAIRS),
             **settings,
         ),
-        train_dataset=Dataset.from_list(columns),
+        train_dataset=datasets.Dataset.from_list(columns),
         processing_class=byte_tokenizer(),
         peft_config=PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=LENGTH),
     )

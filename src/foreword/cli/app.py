@@ -197,8 +197,11 @@ def status_of(work: Callable[[], Any], arguments: Sequence[str]) -> int:
         try:
             result = work()
         except UnknownField as error:
-            options = " or ".join(f"--{part}-field" for part in error.parts if part != "messages")
-            advice = f"; if it has another name, say so with {options}" if options else ""
+            options = " or ".join(
+                f"--{part}-field" if part in ("source", "target", "owner") else f"--fields {part}=NAME"
+                for part in error.parts
+            )
+            advice = f"; if it has another name, say so with {options}"
             return _failed(arguments, type(error).__name__, f"{error.found}{advice}", FAILED)
         except ForewordError as error:
             return _failed(arguments, type(error).__name__, message_of(error), _status(error))

@@ -56,7 +56,7 @@ class TemplateOptions:
     template: Literal["separator", "chat", "raw"] | None = setting(
         None,
         section=TEMPLATE,
-        default_text="separator, and chat for conversations",
+        default_text="chat; separator for a base without a chat template",
         help="What follows the source",
     )
     separator: str | None = setting(
@@ -68,8 +68,8 @@ class TemplateOptions:
     )
     system: str | None = setting(None, metavar="TEXT", section=TEMPLATE, help="System message for chat")
 
-    def change(self, examples: Sequence[Example | Preference]) -> Callable[[Template], Template]:
-        """What the options make of the base's own template, for these examples.
+    def change(self, examples: Sequence[Example | Preference]) -> Callable[[Template], Template | None]:
+        """What the options make of the base's own template, for these examples; None is the default.
 
         Raises:
             UsageError: an option that the style does not have.
@@ -93,7 +93,7 @@ class TemplateOptions:
         given = {name: value for name, value in changes.items() if value is not None}
         if style == "chat":
             given["begin"] = False  # a chat template writes its own beginning
-        return lambda template: dataclasses.replace(template, **given)
+        return lambda template: dataclasses.replace(template, **given) if given else None
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,14 @@ class Request:
     Attributes:
         examples, dev: from the files; `dev` is None without one.
         settings: what decides which prefix comes out.
-        template: what the options make of the base's own.
+        template: what the options make of the base's own; None where they say nothing.
         checkpoint_dir, checkpoint_every: where and how often; None for the default.
     """
 
     examples: Sequence[Example | Preference]
     dev: Sequence[Example | Preference] | None
     settings: TrainingSettings
-    template: Callable[[Template], Template]
+    template: Callable[[Template], Template | None]
     start: Prefix | None
     labels: dict[str, str]
     licence: str | None
@@ -204,11 +204,13 @@ def train(
         raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
     # Where each owner gets a prefix, a line without one is a fault even if the field has its usual name.
     fields = files.fields(by and "owner")
-    read = _preferences if settings.method == "dpo" else _examples
-    examples = read(data, files, fields, limit)
+    read = _reader(files, fields, preferences=settings.method == "dpo")
+    examples = read(data, limit=limit, notify=output.note)
     request = Request(
         examples=examples,
-        dev=None if dev is None else read(dev, files, fields, dev_limit),
+        dev=None
+        if dev is None
+        else read(dev, limit=dev_limit, notify=lambda told: output.note(f"dev: {told}")),
         settings=settings,
         template=template.change(examples),
         start=None if start is None else Prefix.load(start),
@@ -229,31 +231,26 @@ def train(
         train_owners(request, goal, owners)
 
 
-def _examples(
-    path: Path, files: DataOptions, fields: dict[str, str] | None, limit: int | None
-) -> Sequence[Example]:
-    from foreword.examples import read_examples
+def _reader(
+    files: DataOptions, fields: dict[str, str] | None, *, preferences: bool
+) -> Callable[..., Sequence[Example | Preference]]:
+    """What reads the files. Raises UsageError: an option about examples, for preferences."""
+    from foreword.examples import read_examples, read_preferences
 
-    return read_examples(path, format=files.format, fields=fields, limit=limit)
-
-
-def _preferences(
-    path: Path, files: DataOptions, fields: dict[str, str] | None, limit: int | None
-) -> Sequence[Preference]:
-    """Raises UsageError: an option that is about examples."""
-    from foreword.examples import read_preferences
-
+    if not preferences:
+        return functools.partial(read_examples, format=files.format, fields=fields)
     for option, given in (("--source-field", files.source_field), ("--target-field", files.target_field)):
         if given is not None:
             raise UsageError(
-                f"{option} is given, but --method dpo learns from preferences, which have no such field; see "
-                "docs/preferences.md for the fields they have"
+                f"{option} is given, but --method dpo learns from preferences, which have no such field; "
+                "name theirs with --fields, as in prompt=question,chosen=good,rejected=bad"
             )
-    if files.format not in ("auto", "jsonl"):
+    if files.format != "auto":
         raise UsageError(
-            f"--format is {files.format}, but --method dpo reads preferences as JSON lines; leave it out"
+            f"--format is {files.format}, but --method dpo reads preferences, whose form is told by their "
+            "fields; leave it out"
         )
-    return read_preferences(path, fields=fields, limit=limit)
+    return functools.partial(read_preferences, fields=fields)
 
 
 def _names(kind: Any) -> list[str]:

@@ -139,7 +139,8 @@ def _done_before(
     from foreword.training.train import choose_template, describe, resumed_template
 
     settings = request.settings
-    chosen = choose_template(base, settings, request.template(base.template))
+    given = request.template(base.template)
+    chosen = choose_template(base, settings, given, request.start)
     done: set[str] = set()
     started: list[str] = []
     anew: list[str] = []
@@ -147,7 +148,7 @@ def _done_before(
         folder = goal.checkpoints(owner)
         if not (checkpoints := list_checkpoints(folder)):
             continue
-        template = resumed_template(base, chosen, folder)
+        template = resumed_template(base, chosen, folder, by_default=given is None)
         run = describe(base, settings, template, examples, dev.get(owner, ()), request.start)
         try:
             read(checkpoints[-1], run)

@@ -36,7 +36,7 @@ from foreword.examples import Example
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
 from foreword.prefix_sizes import tensor_names
-from foreword.template import Source, Template, default_template
+from foreword.template import Source, Target, Template, default_template
 from foreword.training.initialization import activations
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.train import check_folder, describe, make_prefix, resumed_template, run_to_end
@@ -470,7 +470,7 @@ class _Run:
     def _tokens(self, conversation: Conversation) -> int:
         return _encoded(self.base, self.template, conversation).tokens
 
-    def _fits(self, source: Source, target: str, ahead: int) -> bool:
+    def _fits(self, source: Source, target: Target, ahead: int) -> bool:
         row = encode_example(Example(source, target), self.base.tokenizer, self.template)[0]
         most = self.base.max_positions
         return most is None or max(ahead, self.length) + row.tokens <= most

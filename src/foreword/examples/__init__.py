@@ -17,8 +17,7 @@ from foreword.examples.example import (
 )
 
 if TYPE_CHECKING:
-    from foreword.examples.preferences import read_preferences
-    from foreword.examples.readers import read_examples
+    from foreword.examples.readers import read_examples, read_preferences
 
 __all__ = [
     "Entry",
@@ -34,7 +33,7 @@ __all__ = [
 ]
 
 
-_HOMES = {"read_examples": "readers", "read_preferences": "preferences"}
+_HOMES = {"read_examples": "readers", "read_preferences": "readers"}
 
 
 def __getattr__(name: str) -> Any:

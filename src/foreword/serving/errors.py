@@ -60,6 +60,7 @@ ADVICE = {
     "other weights": "take a prefix that was trained for this server's base, or train one here",
     "too large for the type": "train it again with a lower learning rate, or for a base in another data type",
     "unknown prefix": "GET /v1/models lists those you may use",
+    "no pyarrow": "write the examples as JSON lines",
     "format not told": "write one JSON object a line, or a table with named columns",
     "examples for dpo": "take the method supervised, or a file of preferences",
     "preferences for supervised": "take the method dpo, or a file of examples",
@@ -163,6 +164,9 @@ def refused(error: errors.ForewordError) -> Refused:
             message = str(error) if status < 500 else _OWN_FAULTS.get(code, _FAULT)
             if isinstance(error, errors.UnknownField):  # whose advice is an argument in Python
                 message = f"{error.found}; expected {' and '.join(error.parts)}, rename what holds it"
+                if len(error.parts) > 1:  # of no form that is known
+                    named = ", ".join(f'"{part}": "..."' for part in error.parts)
+                    message += f', or name it in the job\'s hyperparameters: "fields": {{{named}}}'
             elif advice := ADVICE.get(error.remedy or ""):
                 message = f"{error.found}; {advice}"
             later = RETRY_SECONDS.get(status)

@@ -21,7 +21,7 @@ from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, Usag
 from foreword.examples import Example, Preference, digest
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
-from foreword.template import Template
+from foreword.template import Template, training_template
 from foreword.training import checkpoint
 from foreword.training.loop import run
 from foreword.training.objective import CROSS_ENTROPY, Objective
@@ -103,7 +103,8 @@ def train(
         checkpoint_dir: folder of the run: checkpoints, `log.jsonl`, `curves.png`. A run that was
             stopped goes on from there when called again with the same arguments, and ends in the
             same prefix, bit for bit on a CPU, as one that was not.
-        template: how a source becomes text; default: `base.template`.
+        template: how a source becomes text; default: that of `start`, else the base's chat template, else
+            `base.template` (source, newline, target) of a base that has none.
         start: a prefix to begin at, instead of `init`.
         checkpoint_every: steps between checkpoints; default: a tenth of the run.
         tensorboard: also write TensorBoard files into the run's folder.
@@ -135,7 +136,8 @@ def train(
     check_folder(checkpoint_dir, checkpoint_every)
     report = on_progress or (lambda progress: None)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    chosen = resumed_template(base, choose_template(base, settings, template), folder)
+    chosen = choose_template(base, settings, template, start)
+    chosen = resumed_template(base, chosen, folder, by_default=template is None)
     encoded = encode_both(base, chosen, settings, examples, dev, report, start=start)
     trainer = build_trainer(base, settings, *encoded, start=start, placement=chosen.placement)
     description = describe(base, settings, chosen, examples, dev, start)
@@ -263,31 +265,42 @@ def check_folder(checkpoint_dir: object, checkpoint_every: int | None) -> None:
         )
 
 
-def choose_template(base: BaseModel, settings: TrainingSettings, template: Template | None) -> Template:
-    """The run's template: the one given, or the base's own, with the placement of the settings.
+def choose_template(
+    base: BaseModel, settings: TrainingSettings, template: Template | None, start: Prefix | None = None
+) -> Template:
+    """The run's template: the one given, or that of `start`, or the base's own, with the settings' placement.
 
     Raises:
         UsageError: an infix for an encoder-decoder.
     """
-    chosen = template or base.template
+    if template is None and start is not None:
+        template = start.template
+    chosen = template or training_template(base.template, base.tokenizer)
     if settings.placement is not None:
         chosen = dataclasses.replace(chosen, placement=settings.placement)
     base.check_placement(chosen)
     return chosen
 
 
-def resumed_template(base: BaseModel, template: Template, folder: Path | None) -> Template:
+def resumed_template(
+    base: BaseModel, template: Template, folder: Path | None, *, by_default: bool = False
+) -> Template:
     """The template of the run in `folder` that is gone on with, or of one that begins today.
 
-    A template that writes the date keeps the day on which the run began. A run of an earlier release, which
-    gave an encoder-decoder's texts no special tokens, goes on without those that are the base's default now.
+    A template that writes the date keeps the day on which the run began. A run of an earlier release goes on
+    without what is the default since: an encoder-decoder's special tokens, and the chat template.
+
+    Args:
+        by_default: nobody said which template.
     """
     earlier = None if folder is None else checkpoint.newest_run(folder)
     if earlier is None:
         return template.dated(base.tokenizer)
     former, ours = earlier["template"], base.template
-    by_default = (template.source_tokens, template.target_tokens) == (ours.source_tokens, ours.target_tokens)
-    if by_default and former.keys().isdisjoint({"source_tokens", "target_tokens"}):
+    if by_default and template.style == "chat" and former["style"] == ours.style == "separator":
+        template = dataclasses.replace(ours, placement=template.placement)
+    own_tokens = (template.source_tokens, template.target_tokens) == (ours.source_tokens, ours.target_tokens)
+    if own_tokens and former.keys().isdisjoint({"source_tokens", "target_tokens"}):
         template = dataclasses.replace(template, source_tokens=None, target_tokens=None, start=None)
     if template.date is None and template.writes_date(base.tokenizer):
         return dataclasses.replace(template, date=former.get("date"))

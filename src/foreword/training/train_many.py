@@ -119,7 +119,8 @@ def train_many(
     owners_run = _OwnersRun(
         base,
         settings,
-        choose_template(base, settings, template),
+        choose_template(base, settings, template, start),
+        template is None,
         dev or {},
         start,
         folder_of,
@@ -185,6 +186,7 @@ class _OwnersRun:
     """The owners of one run: the logs of those in training, and what the others ended in.
 
     Attributes:
+        by_default: nobody said which template.
         folder_of: an owner's folder of checkpoints; None keeps nothing.
         into, report_failure, report, report_checkpoint, report_leaving: called with a prefix, an error,
             progress, a file, a step.
@@ -194,6 +196,7 @@ class _OwnersRun:
     base: BaseModel
     settings: TrainingSettings
     template: Template
+    by_default: bool
     dev: Mapping[str, OwnersData]
     start: Prefix | None
     folder_of: Callable[[str], Path] | None
@@ -224,7 +227,9 @@ class _OwnersRun:
     def _enter(self, owner: str, examples: OwnersData) -> Trainer:
         base, settings, dev = self.base, self.settings, self.dev.get(owner, ())
         folder = None if self.folder_of is None else self.folder_of(owner)
-        template = self.templates[owner] = resumed_template(base, self.template, folder)
+        template = self.templates[owner] = resumed_template(
+            base, self.template, folder, by_default=self.by_default
+        )
         try:
             encoded = encode_both(
                 base, template, settings, examples, dev, self.report, start=self.start, owner=owner

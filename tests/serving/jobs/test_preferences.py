@@ -158,12 +158,39 @@ def test_a_file_is_known_for_what_it_holds(
     assert identifier in {one.id for one in client.files.list(purpose="fine-tune").data}
 
 
+def test_a_job_names_the_fields_of_its_file(gateway: Gateway, client: openai.OpenAI) -> None:
+    """Of a JSON array whose fields are of no known form."""
+    rows = [{"q": p.source, "good": p.chosen, "bad": p.rejected} for p in PAIRS]
+    identifier = send(client, json.dumps(rows).encode())
+    assert uploads.find(gateway.store.database, "alice", identifier).style == "records"
+    with pytest.raises(openai.BadRequestError, match="no preference; found 'q', 'good', 'bad'"):
+        create(client, identifier)
+    with pytest.raises(openai.BadRequestError, match="fields names 'source', but preferences take"):
+        create(client, identifier, {**QUICK, "fields": {"source": "q"}})
+    fields = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    job = create(client, identifier, {**QUICK, "fields": fields}, suffix="mapped")
+    assert work(gateway) == [job.id]
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "succeeded"
+    told = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100).data]
+    assert "training file: read 16 preferences: pairs of answers" in told
+
+
+def test_a_call_of_a_tool_is_refused_where_the_base_has_none(client: openai.OpenAI) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    record = json.loads(CHATS.splitlines()[0])
+    record["input"]["tools"] = [tool]
+    record["preferred_output"] = [{"role": "assistant", "tool_calls": [call]}]
+    with pytest.raises(openai.BadRequestError, match="line 1.*has no tools: it leaves out the tool 'add'"):
+        create(client, send(client, lines(record)))
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"preferred_output": [{"role": "assistant", "content": "no no no"}]}, "are equal"),
         ({"preferred_output": []}, "preferred_output has no messages"),
-        ({"input": None}, "field 'input' is null"),
+        ({"input": None}, "no messages are in 'input'"),
     ],
 )
 def test_a_bad_line_is_named_at_the_upload(

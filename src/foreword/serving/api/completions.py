@@ -82,7 +82,7 @@ async def complete(request: Request, body: CompletionBody) -> Any:
 
 @router.post("/v1/chat/completions", response_model=schemas.ChatCompletion, responses=ERRORS)
 async def chat(request: Request, body: ChatBody) -> Any:
-    """Answer a conversation, or the one message of a model that was trained on single texts."""
+    """Answer a conversation, or the one message of a model that was trained without the chat template."""
     server, identity = server_of(request), identity_of(request)
     rows = await chat_rows(server, identity, body)
     texts = Completions(server, identity, rows, body)

@@ -9,13 +9,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 
 from foreword.documents.reading import SUFFIXES
+from foreword.errors import BadExamples, UsageError
+from foreword.examples import Example, Preference
+from foreword.examples.forms import Learned
 from foreword.serving.api import schemas
 from foreword.serving.api.models import describe
 from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.prompts import find_prefix
 from foreword.serving.api.schemas import ERRORS, seconds_of
 from foreword.serving.api.state import identity_of, server_of
-from foreword.serving.errors import Refused, shown
+from foreword.serving.errors import Refused, refused, shown
 from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
@@ -68,10 +71,17 @@ def create_job(request: Request, body: JobBody) -> Any:
         asked["hyperparameters"] = asked["document"].get("hyperparameters", {})
     else:
         files = _example_files(database, owner, body)
-        style = "chat" if files[0].chats else "text"
-        settings = job_settings.choose(server.served, body, style, start, reference)
-        for file, param in zip(files, ("training_file", "validation_file"), strict=False):
-            examples = uploads.beginning(database, owner, file.id, job_settings.TRIED_BYTES)
+        reading = job_settings.reading_of(body)
+        learned = job_settings.learned_by(body.method_type)
+        begun = [_beginning(database, file, param, learned, reading) for param, file in files.items()]
+        if len({style for _, style in begun}) > 1:
+            raise Refused(
+                400,
+                "one file has conversations, the other source and target; give two of a kind",
+                param="validation_file",
+            )
+        settings = job_settings.choose(server.served, body, begun[0][1], start, reference)
+        for param, (examples, _) in zip(files, begun, strict=True):
             job_settings.try_template(server.served, settings["template"], examples, param)
         asked["hyperparameters"] = body.chosen.model_dump(exclude_none=True)
     record = Job(
@@ -199,17 +209,17 @@ def list_checkpoints(
     return schemas.JobCheckpoints(data=data, first_id=only, last_id=only)
 
 
-def _example_files(database: Database, owner: str, body: JobBody) -> list[uploads.Upload]:
-    """The files of a job that trains on examples or preferences.
+def _example_files(database: Database, owner: str, body: JobBody) -> dict[str, uploads.Upload]:
+    """The files of a job that trains on examples or preferences, by field.
 
     Raises:
-        Refused: absent; not what the method learns from; not of one kind.
+        Refused: absent; not what the method learns from.
     """
-    files = []
+    files = {}
     for param in ("training_file", "validation_file"):
         if (identifier := getattr(body, param)) is None:
             continue
-        files.append(file := uploads.find(database, owner, identifier, param=param))
+        files[param] = file = uploads.find(database, owner, identifier, param=param)
         if file.purpose != "fine-tune":
             raise Refused(
                 400,
@@ -217,22 +227,50 @@ def _example_files(database: Database, owner: str, body: JobBody) -> list[upload
                 + (", or the method document" if file.style == "document" else ""),
                 param=param,
             )
-        if file.preferences != (body.method_type == "dpo"):
-            held, other = ("preferences", "dpo") if file.preferences else ("examples", "supervised")
-            raise Refused(
-                400,
-                f"{param} holds {held}, and the method {body.method_type} does not learn from these; take "
-                f"the method {other}, or another file",
-                code="invalid_file",
-                param=param,
-            )
-    if len({file.style for file in files}) > 1:
+        if file.style != "records" and not body.chosen.fields:
+            _check_method(file, param, body)
+    return files
+
+
+def _check_method(file: uploads.Upload, param: str, body: JobBody) -> None:
+    """Refuse a file of what the job's method does not learn from. Raises Refused."""
+    if file.preferences != (body.method_type == "dpo"):
+        held, other = ("preferences", "dpo") if file.preferences else ("examples", "supervised")
         raise Refused(
             400,
-            "one file has conversations, the other source and target; give two of a kind",
-            param="validation_file",
+            f"{param} holds {held}, and the method {body.method_type} does not learn from these; take "
+            f"the method {other}, or another file",
+            code="invalid_file",
+            param=param,
         )
-    return files
+
+
+def _beginning(
+    database: Database, file: uploads.Upload, param: str, learned: Learned, reading: dict[str, Any]
+) -> tuple[list[Example | Preference], str]:
+    """The first examples of a file as a job reads it, and whether they are text or chat.
+
+    Raises:
+        Refused: 400, examples of another form than `reading` says, or of no form that is known.
+    """
+    try:
+        most = (job_settings.TRIED_BYTES, job_settings.TRIED_EXAMPLES)
+        examples = uploads.beginning(database, file.owner, file.id, *most, learned=learned, **reading)
+    except (BadExamples, UsageError) as error:
+        raise Refused(400, refused(error).message, code="invalid_file", param=param) from error
+    if not reading and file.style != "records":
+        return examples, "chat" if file.chats else "text"
+    return examples, "text" if all(isinstance(each.source, str) for each in examples) else "chat"
+
+
+_KINDS = {
+    "records": "a file whose fields have no known form",
+    "document": "a document",
+    "report": "a report",
+    "metrics": "a table of metrics",
+    "preferences": "a file of preferences",
+    "chat-preferences": "a file of preferences",
+}
 
 
 def _check_document_files(database: Database, owner: str, body: JobBody, method: DocumentMethod) -> None:
@@ -256,8 +294,8 @@ def _check_document_files(database: Database, owner: str, body: JobBody, method:
         if file.style not in ("text", "chat", "conversations"):
             raise Refused(
                 400,
-                f"{param} is a {file.style}; expected questions and answers as JSON lines: examples sent "
-                "with fine-tune, or a .jsonl file sent with user_data",
+                f"{param} is {_KINDS[file.style]}; expected questions and answers as JSON lines: examples "
+                "sent with fine-tune, or a .jsonl file sent with user_data",
                 param=param,
             )
         if file.examples > most:

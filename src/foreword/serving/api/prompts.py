@@ -109,18 +109,19 @@ def conversation(server: ServerState, prefix: Prefix | None, body: ChatBody) -> 
     """The messages of a chat as the source that the model's template takes.
 
     Raises:
-        Refused: a prefix that was trained on single texts, and more than one message.
+        Refused: a prefix that was trained without the chat template, and more than one message.
     """
     messages = body.messages
     style = server.served.template_of(prefix, chat=True, raw=bool(body.raw)).style
     if style == "chat":
         return chat_messages(body)
     if len(messages) > 1 or messages[0].role != "user":
-        what = "raw text was asked for" if body.raw else f"{body.model} was trained on single texts"
+        what = "raw text was asked for" if body.raw else f"{body.model} was trained without the chat template"
         raise Refused(
             400,
             f"{what}: expected one message of the user, found {len(messages)} "
-            f"({', '.join(m.role for m in messages[:4])}). Send one alone, or train on conversations",
+            f"({', '.join(m.role for m in messages[:4])}). Send one alone, or train it with the chat "
+            "template",
             code="single_message_expected",
             param="messages",
         )

@@ -233,6 +233,7 @@ class FileAnswer(BaseModel):
     filename: str
     purpose: Literal["fine-tune", "user_data", "fine-tune-results"]
     status: Literal["processed"] = "processed"
+    status_details: str | None = None
     examples: int
 
 

@@ -15,12 +15,15 @@ from foreword.documents.settings import DocumentSettings
 from foreword.encoding import name_of
 from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
 from foreword.examples import Example, Preference
+from foreword.examples.forms import Learned, candidates
+from foreword.examples.readers import Format
+from foreword.examples.records import make_fields, parse_fields
 from foreword.prefix import Prefix
 from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs.queue import LONGEST_MESSAGE
 from foreword.serving.requests import LONGEST_NAME, Body
 from foreword.serving.served_model import ServedModel
-from foreword.template import Template
+from foreword.template import Template, training_template
 from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings, make_settings
 from foreword.validation import Setting, current_names, flat_settings
 
@@ -35,12 +38,23 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataText = Annotated[str, Field(max_length=512)]
 
 
+FieldPart = Annotated[str, Field(max_length=64)]
+FieldName = Annotated[str, Field(min_length=1, max_length=200)]
+READING = ("format", "fields")
+"""Hyperparameters that say how the files are read."""
+
+
 class OpenAIHyperparameters(Body):
     """OpenAI's three, and Foreword's own; see docs/settings.md. None and "auto" stand for the defaults."""
 
     n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto | None = None
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto | None = None
+    format: Annotated[Format | None, Field(description="The form of the files; see docs/data.md.")] = None
+    fields: Annotated[
+        dict[FieldPart, FieldName] | Annotated[str, Field(max_length=2000)] | None,
+        Field(description='Names of your fields, such as {"source": "question", "target": "answer"}.'),
+    ] = None
 
 
 class OpenAIPreferenceHyperparameters(OpenAIHyperparameters):
@@ -296,7 +310,8 @@ def choose(
         UsageError, WindowExceeded: settings that do not go together, or do not fit the base.
         Refused: a template that can't write the examples.
     """
-    given = current_names(TrainingSettings, body.chosen.model_dump(exclude_none=True), warn=False)
+    asked = body.chosen.model_dump(exclude_none=True, exclude=set(READING))
+    given = current_names(TrainingSettings, asked, warn=False)
     for ours, theirs in (("epochs", "n_epochs"), ("batch_size", "batch_size")):
         value = given.pop(theirs, "auto")
         if value != "auto":
@@ -325,7 +340,31 @@ def choose(
     if limit is not None and settings.max_length is not None and settings.max_length > limit:
         raise WindowExceeded(f"max_length is {settings.max_length}; {limit} tokens fit behind this prefix")
     template = _template(served, body.template, style, start).dated(served.tokenizer)
-    return {**given, "template": template.to_json(), "start": reference}
+    how = {"reading": reading} if (reading := reading_of(body)) else {}
+    return {**given, "template": template.to_json(), "start": reference, **how}
+
+
+def reading_of(body: JobBody) -> dict[str, Any]:
+    """How a job's files are read: `format` and `fields` of the readers, where they are given.
+
+    Raises:
+        Refused: 400, parts of an example that there are not.
+    """
+    param = "method.supervised.hyperparameters.fields"
+    reading = body.chosen.model_dump(include=set(READING), exclude_none=True)
+    try:
+        if isinstance(fields := reading.get("fields"), str):
+            reading["fields"] = parse_fields(fields, "fields")
+        make_fields(reading.get("fields"))
+        candidates(reading.get("format", "auto"), reading.get("fields", ()), learned_by(body.method_type))
+    except UsageError as error:
+        raise Refused(400, str(error), param=param) from error
+    return reading
+
+
+def learned_by(method: str | None) -> Learned:
+    """What a job of this method reads its files for; None is supervised."""
+    return "preferences" if method == "dpo" else "examples"
 
 
 def is_document(settings: Mapping[str, Any]) -> bool:
@@ -347,6 +386,8 @@ def try_template(
     for number, example in enumerate(examples[:TRIED_EXAMPLES]):
         try:
             made.source_ids(served.tokenizer, example.source)
+            for target in example.targets:
+                made.target_text(served.tokenizer, example.source, target)
         except (TemplateRefuses, UsageError) as error:
             found = f"{name_of(number, example)}: {error}"
             raise Refused(400, found[:LONGEST_MESSAGE], code="invalid_file", param=param) from error
@@ -362,7 +403,9 @@ def _template(
 ) -> Template:
     given = {} if choice is None else choice.model_dump(exclude_none=True)
     template = served.template if start is None else start.template
-    if style == "chat" and start is None:
+    if start is None and not given:
+        template = training_template(template, served.tokenizer)
+    if start is None and (style == "chat" or "system" in given):
         given.setdefault("style", "chat")
     if given.get("style") == "chat":
         given["begin"] = False  # a chat template writes its own beginning

@@ -25,6 +25,7 @@ from foreword import errors, files
 from foreword.base.base_model import BaseModel
 from foreword.errors import CannotWrite, ForewordError, StoreUnavailable, concerning
 from foreword.examples import Example, Preference
+from foreword.examples.readers import Summary
 from foreword.prefix import Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
@@ -32,7 +33,7 @@ from foreword.serving.errors import Refused, refused
 from foreword.serving.jobs import checkpoints, documents, queue, uploads
 from foreword.serving.jobs.queue import Job, Used
 from foreword.serving.jobs.results import metrics_file
-from foreword.serving.jobs.settings import is_document
+from foreword.serving.jobs.settings import is_document, learned_by
 from foreword.serving.jobs.uploads import Upload
 from foreword.store import PrefixStore
 from foreword.store.blobs import check_there, new_key
@@ -189,9 +190,9 @@ class TrainingRun:
         for job in jobs:
             self._heartbeat.used[job.id] = Used(job.used_steps, job.used_tokens)
             try:
-                examples[job.id] = self._examples(job, job.training_file)
+                examples[job.id] = self._examples(job, job.training_file, "training")
                 if job.validation_file is not None:
-                    dev[job.id] = self._examples(job, job.validation_file)
+                    dev[job.id] = self._examples(job, job.validation_file, "validation")
             except (errors.BadExamples, Refused) as error:
                 examples.pop(job.id, None)
                 self._fail(job.id, error)
@@ -200,6 +201,7 @@ class TrainingRun:
         if not self._jobs:
             return
         settings: dict[str, Any] = dict(jobs[0].settings)
+        settings.pop("reading", None)
         template = Template.from_json(settings.pop("template"))
         reference = settings.pop("start")
         # Each job's owner could read it when the job was made; the version never changes.
@@ -335,9 +337,19 @@ class TrainingRun:
         except (StoreUnavailable, CannotWrite, OSError) as error:
             logs.failure("checkpoint not stored", error, job=identifier)
 
-    def _examples(self, job: Job, identifier: str) -> list[Example | Preference]:
+    def _examples(self, job: Job, identifier: str, what: str) -> list[Example | Preference]:
         record = uploads.find(self._database, job.owner, identifier)
-        return uploads.parse(uploads.content(self._database, job.owner, identifier), record.filename)
+        content = uploads.content(self._database, job.owner, identifier)
+        summary = Summary()
+        examples = uploads.parse(
+            content,
+            record.filename,
+            summary=summary,
+            learned=learned_by(job.settings.get("method")),
+            **job.settings.get("reading", {}),
+        )
+        queue.note(self._database, job.id, "info", f"{what} file: read {summary}", once=True)
+        return examples
 
     def _finish(self, identifier: str, prefix: Prefix, results: Sequence[tuple[Upload, bytes]] = ()) -> None:
         """Store a job's prefix and files and end the job: all of it, and only while it is this worker's."""
