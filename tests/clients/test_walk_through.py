@@ -27,7 +27,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     with PrefixStore(folder / "store") as store:
         key = store.create_key("alice", "owner").secret
     arguments = ["--port", "0", "--base", str(base), "--store", str(folder / "store")]
-    arguments += ["--set", "trainer_threads=1"]
+    arguments += ["--set", "trainer_threads=1", "--set", "drain_seconds=30"]
     process = ServedProcess(arguments, folder / "log", pause=None)
     try:
         yield {"OPENAI_BASE_URL": process.url, "OPENAI_API_KEY": key, "MODEL": process.base}
