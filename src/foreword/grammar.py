@@ -144,7 +144,7 @@ def _check_size(schemas: Sequence[dict[str, Any]]) -> None:
             raise BadSchema(
                 f"patternProperties has {len(patterns)} patterns; expected at most {MOST_PATTERNS}"
             )
-        if isinstance(multiple, int | float):
+        if isinstance(multiple, int | float) and not isinstance(multiple, bool):
             multiples.add(abs(int("".join(map(str, Decimal(str(multiple)).as_tuple().digits)))) or 1)
     # A state for each remainder; where schemas are combined, for each of all of them.
     combined = any(not {"allOf", "anyOf", "oneOf", "$ref"}.isdisjoint(each) for each in schemas)
