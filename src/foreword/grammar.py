@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,6 +40,8 @@ LIMITS: dict[str, Any] = {
 }
 """What compiling a grammar and making one mask may cost, in llguidance's units; what needs more is refused.
 The speeds are its own documentation's."""
+MOST_PATTERNS = 16
+MOST_MULTIPLE = 1000
 SEPARATORS = {"item_separator": ", ?", "key_separator": ": ?", "whitespace_flexible": False}
 """Regular expressions. Small models that may write any whitespace go on with it for ever; this takes what
 `json.dumps` writes, and JSON without spaces."""
@@ -86,7 +90,9 @@ def json_rule(schema: Any) -> str:
         )
     if whole is True:
         whole = {}
-    for each in list(_schemas(whole)):
+    schemas = list(_schemas(whole))
+    _check_size(schemas)
+    for each in schemas:
         _simplify(each, whole)
     if not any(map(_merges, _schemas(whole))):
         for each in list(_schemas(whole)):
@@ -127,6 +133,26 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(item.values())
         elif isinstance(item, list):
             waiting.extend(item)
+
+
+def _check_size(schemas: Sequence[dict[str, Any]]) -> None:
+    """Refuse what llguidance's own limits do not bound. Raises BadSchema."""
+    multiples = set[int]()
+    for each in schemas:
+        patterns, multiple = each.get("patternProperties"), each.get("multipleOf")
+        if isinstance(patterns, dict) and len(patterns) > MOST_PATTERNS:  # each is compared with each
+            raise BadSchema(
+                f"patternProperties has {len(patterns)} patterns; expected at most {MOST_PATTERNS}"
+            )
+        if isinstance(multiple, int | float) and not isinstance(multiple, bool):
+            multiples.add(abs(int("".join(map(str, Decimal(str(multiple)).as_tuple().digits)))) or 1)
+    # A state for each remainder; where schemas are combined, for each of all of them.
+    combined = any(not {"allOf", "anyOf", "oneOf", "$ref"}.isdisjoint(each) for each in schemas)
+    if (math.prod(multiples) if combined else max(multiples, default=1)) > MOST_MULTIPLE:
+        raise BadSchema(
+            f"multipleOf takes too many digits: {', '.join(map(str, sorted(multiples)))}; expected at most "
+            f"{MOST_MULTIPLE}, in a schema with allOf, anyOf, oneOf or $ref the product of all"
+        )
 
 
 def _simplify(schema: dict[str, Any], root: Any) -> None:

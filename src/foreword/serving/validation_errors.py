@@ -16,9 +16,13 @@ from foreword.serving.errors import Refused, shown
 _ELSEWHERE = frozenset(
     [
         "audio",
+        "background",
         "best_of",
         "cache_control",
+        "context_management",
+        "conversation",
         "echo",
+        "effort",
         "file",
         "frequency_penalty",
         "function_call",
@@ -29,6 +33,7 @@ _ELSEWHERE = frozenset(
         "input_audio",
         "instructions",
         "logit_bias",
+        "max_tool_calls",
         "min_p",
         "modalities",
         "moderation",
@@ -42,7 +47,9 @@ _ELSEWHERE = frozenset(
         "store",
         "structured_outputs",
         "suffix",
+        "summary",
         "top_k",
+        "truncation",
         "verbosity",
         "web_search_options",
     ]

@@ -38,10 +38,10 @@ def test_a_prompt_alone_has_the_log_probability_of_each_token(
     gateway: Gateway, client: openai.OpenAI, model: str
 ) -> None:
     """As evaluation harnesses ask: tokens of context and continuation in one prompt, and nothing new."""
-    ids = gateway.base.tokenizer("the café", add_special_tokens=False)["input_ids"]
+    ids = gateway.base.tokenizer("the cafe", add_special_tokens=False)["input_ids"]
     answer = client.completions.create(model=model, prompt=ids, max_tokens=0, echo=True, logprobs=1)
     (choice,) = answer.choices
-    assert (choice.text, choice.finish_reason) == ("the café", "length")
+    assert (choice.text, choice.finish_reason) == ("the cafe", "length")
     told = choice.logprobs
     assert told is not None
     assert told.token_logprobs is not None
