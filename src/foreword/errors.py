@@ -145,7 +145,7 @@ class UnknownField(BadExamples):
 
     Attributes:
         found: place and fields of the data.
-        parts: those that may have another name there: source, target, owner, messages.
+        parts: those that may have another name there, such as source, target, messages, chosen.
     """
 
     def __init__(self, found: str, *parts: str) -> None:

@@ -55,6 +55,5 @@ def test_supervised_then_preferences_then_answers(environment: dict[str, str]) -
     assert found["response"] == found["streamed"] == found["chat"]
 
 
-@pytest.mark.xfail(reason="training files with tools are refused so far", strict=True)
 def test_a_file_with_tools_becomes_a_model_whose_calls_parse(environment: dict[str, str]) -> None:
     assert told(environment, "tools") == {"model": "alice/painter@1", "name": "paint", "keys": ["colour"]}
