@@ -25,7 +25,7 @@ from foreword.training.settings import Initialization, OwnersSettings, TrainingS
 from foreword.validation import Setting, flat_settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-MODULES = ("", ".errors", ".evaluation", ".prefix", ".training", ".training.parameterization")
+MODULES = ("", ".errors", ".evaluation", ".examples", ".prefix", ".training", ".training.parameterization")
 ELSEWHERE = {
     "AdamW": "torch.optim",
     "KeyboardInterrupt": "builtins",

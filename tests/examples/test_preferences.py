@@ -71,8 +71,10 @@ def test_fields_and_owners_can_have_other_names(tmp_path: Path) -> None:
     fields = {"prompt": "q", "chosen": "good", "rejected": "bad", "owner": "user"}
     # A line that is named by other fields alone is not recognised, and need not be.
     assert read_preferences(path, fields=fields) == [Preference("Two?", "2, please", "2", "7")]
-    with pytest.raises(BadExamples, match="no field 'user'"):
+    with pytest.raises(BadExamples, match=r"^[^:]*pairs.jsonl, line 1: no field 'user'"):
         read_preferences(write(tmp_path, OPENAI), fields={"owner": "user"})
+    with pytest.raises(BadExamples, match="no preference; found 'input', 'preferred_output'"):
+        read_preferences(write(tmp_path, OPENAI), fields=fields)
     with pytest.raises(
         UsageError, match="fields names 'source', but preferences take chosen, .*owner, prompt, rejected"
     ):

@@ -150,13 +150,13 @@ def tokenizer(chat_template: str) -> Any:
     return made
 
 
-CALL_TEXT = '<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call>'
+CALL_TEXT = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 
 
 def test_a_call_is_learned_as_the_template_writes_it_in_a_conversation() -> None:
     made = tokenizer(TOOL_TEMPLATE)
     row, _ = encode_example(Example(FRONT, CALLED), made, CHAT)
-    assert made.decode(row.source_ids) == f"tools: {json.dumps(TOOL)}\nu: Rain in Oslo?\na: "
+    assert made.decode(row.source_ids) == f"{json.dumps([TOOL])}\nu: Rain in Oslo?\na: "
     assert made.decode(row.target_ids) == f"{CALL_TEXT}<end>"
     behind, _ = encode_example(Example(BEHIND, "No rain."), made, CHAT)
     before = made.decode(row.source_ids)
@@ -187,7 +187,7 @@ def test_a_template_without_tools_is_refused_by_name_with_the_line(example: Exam
 
 
 def test_an_answer_of_a_tool_that_a_template_leaves_out_is_not_lost_in_silence() -> None:
-    silent = TOOL_TEMPLATE.replace("t: {{ m['content'] }}", "t:")
+    silent = TOOL_TEMPLATE.replace("m['content']", "m['content'] if m['role'] != 'tool'")
     with pytest.raises(TemplateRefuses, match="leaves out the tool's answer 'no'"):
         encode([Example(BEHIND, "No rain.")], tokenizer(silent), CHAT)
 

@@ -44,7 +44,8 @@ def refuse_preference(line: Line, names: Collection[str]) -> None:
 def no_preference(line: Line, names: Collection[str], fields: Fields, *, example: bool) -> BadExamples:
     """The error for a record without both answers; `example`: it is in a form of examples."""
     listed = ", ".join(map(repr, list(names)[:12])) or "none"
-    missing = [part for part in ANSWERS if not {getattr(fields, part), ANSWERS[part]} & set(names)]
+    given = [{getattr(fields, part), other} & set(names) for part, other in ANSWERS.items()]
+    missing = [part for part, there in zip(ANSWERS, given, strict=True) if not there] or list(ANSWERS)
     openai = bool(set(ANSWERS.values()) & set(names))
     name = ANSWERS[missing[0]] if openai else getattr(fields, missing[0])
     if len(missing) == 1:
@@ -71,7 +72,7 @@ def read_preference(line: Line, record: dict[str, Any], fields: Fields) -> Itera
     if asked is None and record.get(fields.conversations) is not None:
         name, asked = fields.conversations, record[fields.conversations]
         better, worse = ([one] if isinstance(one, dict) else one for one in (better, worse))
-    declaring = record
+    owner, declaring = read_owner(line, record, fields), record
     if isinstance(asked, dict):  # OpenAI's
         if "messages" not in asked:
             listed = ", ".join(map(repr, list(asked)[:12])) or "none"
@@ -90,7 +91,7 @@ def read_preference(line: Line, record: dict[str, Any], fields: Fields) -> Itera
         named = ((fields.chosen, better), (fields.rejected, worse))
         answers = [_answer(line, name, answer, called) for name, answer in named]
     try:
-        yield Preference(source, answers[0], answers[1], read_owner(line, record, fields), line.place)
+        yield Preference(source, answers[0], answers[1], owner, line.place)
     except BadExamples as error:
         message = str(error)
         for part in ANSWERS:
