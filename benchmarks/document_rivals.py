@@ -151,7 +151,7 @@ class Rival:
             iter([trainer]),
             objective=CROSS_ENTROPY,
             on_step=count,
-            on_evaluation=lambda _, loss: None,
+            on_evaluation=lambda _, found: None,
             on_finish=lambda _: None,
             on_divergence=_fail,
             should_stop=lambda: False,

@@ -158,6 +158,7 @@ def _trained(base: BaseModel, plain: Any, filler: list[int], arguments: argparse
         length=arguments.length,
         steps=arguments.steps,
         batch_size=arguments.batch_size,
+        template=base.template,
     )
     report(what="trained", steps=arguments.steps, seconds=round(time.perf_counter() - start_time))
     dev_examples = read_examples(arguments.dev)

@@ -71,7 +71,12 @@ def _compare_time(arguments: argparse.Namespace) -> None:
     dev = _by_owner(arguments.dev, None) if arguments.dev else {}
     lines = ["| rows | one run / single runs, median | spread | dev losses apart |", "|---|---|---|---|"]
     for rows in arguments.rows:
-        settings = {"steps": arguments.steps, "batch_size": rows, "max_length": arguments.max_length}
+        settings = {
+            "steps": arguments.steps,
+            "batch_size": rows,
+            "max_length": arguments.max_length,
+            "template": base.template,
+        }
         seconds: dict[str, list[float]] = {"together": [], "single": []}
         for _ in range(arguments.rounds):
             start_time = time.perf_counter()
@@ -125,7 +130,11 @@ def _memory(arguments: argparse.Namespace) -> dict[str, float]:
     base = BaseModel.load(arguments.base, dtype=torch.float32)
     by_owner = _by_owner(arguments.train, arguments.owners)
     (rows,) = arguments.rows
-    settings: dict[str, Any] = {"steps": arguments.steps, "max_length": arguments.max_length}
+    settings: dict[str, Any] = {
+        "steps": arguments.steps,
+        "max_length": arguments.max_length,
+        "template": base.template,
+    }
     pooled = [example for own in by_owner.values() for example in own[:rows]]
     if arguments.way == "together":
         owners, batch_size = {owner: own[:rows] for owner, own in by_owner.items()}, rows

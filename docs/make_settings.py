@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.base.options import ModelOptions
-from foreword.serving.jobs.settings import ELSEWHERE, Hyperparameters
+from foreword.serving.jobs.settings import ELSEWHERE, Hyperparameters, PreferenceHyperparameters
 from foreword.training.settings import OwnersSettings, TrainingSettings
 from foreword.validation import Setting, flat_settings
 
@@ -44,6 +44,7 @@ def render(*kinds: Any) -> str:
 
 def _row(each: Setting) -> str:
     job = ELSEWHERE.get(each.name, each.name)
+    taken = {*Hyperparameters.model_fields, *PreferenceHyperparameters.model_fields, "seed", "method"}
     old = f"; before: {', '.join(f'`{alias}`' for alias in each.aliases)}" if each.aliases else ""
     cells = (
         f"`{each.name}`",
@@ -51,7 +52,7 @@ def _row(each: Setting) -> str:
         each.shown_default or "none",
         each.range or "",
         f"`{each.option}`",
-        f"`{job}`" if job in Hyperparameters.model_fields or job == "seed" else "",
+        f"`{job}`" if job in taken else "",
         f"{each.help}{old}",
     )
     return f"| {' | '.join(cells)} |\n"

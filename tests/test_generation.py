@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from typing import Any
 
+import jsonschema
+import pydantic
 import pytest
 import torch
 from transformers import LogitsProcessorList, MinNewTokensLengthLogitsProcessor
 
 from foreword import BaseModel, Template, generate
 from foreword.base.kv_cache import cache_argument, prefixed_cache
-from foreword.errors import GeometryMismatch, UsageError, WindowExceeded
+from foreword.errors import BadSchema, GeometryMismatch, UsageError, WindowExceeded
 from foreword.prefix import Prefix
 from support.by_hand import greedy, layers_of
 from support.stand_ins import VOCABULARY, random_prefix
@@ -302,3 +305,62 @@ def test_a_cache_is_given_under_the_name_that_the_model_has_for_it() -> None:
         def forward(self, input_ids: Any, cache: Any = None) -> None: ...
 
     assert [cache_argument(model()) for model in (Older, Newer)] == ["past_key_values", "cache"]
+
+
+WORDS = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["a", "b"]}, "text": {"type": "string", "maxLength": 8}},
+    "required": ["kind", "text"],
+}
+
+
+class Choice(pydantic.BaseModel):
+    """A schema as a class."""
+
+    right: bool
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_texts_follow_their_schemas_row_by_row(tiny_base: BaseModel, temperature: float) -> None:
+    prefixes = [random_prefix(tiny_base, 3), None, random_prefix(tiny_base, 9, seed=1), None]
+    prompts, schemas = ["hello", "a", "xyz abc", "q"], [WORDS, None, Choice, {"const": [1, 2]}]
+    options: Any = {"max_new_tokens": 60, "temperature": temperature}
+    texts = generate(tiny_base, prompts, prefixes, schema=schemas, **options)
+    jsonschema.validate(json.loads(texts[0]), WORDS)
+    assert texts[1] == generate(tiny_base, prompts, prefixes, **options)[1]
+    Choice.model_validate_json(texts[2])
+    assert json.loads(texts[3]) == [1, 2]
+    for row in range(4):
+        alone = generate(
+            tiny_base, prompts, prefixes, schema=schemas[: row + 1] + [None] * (3 - row), **options
+        )
+        assert alone[row] == texts[row]
+
+
+def test_one_schema_holds_for_all_rows_and_streams_are_the_same(tiny_base: BaseModel) -> None:
+    streamed = ["", ""]
+
+    def on_text(row: int, text: str) -> None:
+        streamed[row] += text
+
+    texts = generate(tiny_base, ["hello", "a"], schema=WORDS, max_new_tokens=60, on_text=on_text)
+    assert streamed == texts
+    for text in texts:
+        jsonschema.validate(json.loads(text), WORDS)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"beams": 2}, {"stop": "x"}, {"banned": ["x"]}, {"min_new_tokens": 3}],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_could_break_a_schema_is_refused_beside_it(tiny_base: BaseModel, more: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"schema and {next(iter(more))} exclude"):
+        generate(tiny_base, ["hello"], schema=WORDS, **more)
+
+
+def test_a_schema_that_can_not_be_followed_is_named_by_its_place(tiny_base: BaseModel) -> None:
+    with pytest.raises(BadSchema, match="schema 1: no text"):
+        generate(tiny_base, ["hello", "a"], schema=[WORDS, False])
+    with pytest.raises(UsageError, match="3 schemas for 2 prompts"):
+        generate(tiny_base, ["hello", "a"], schema=[WORDS, None, None])

@@ -33,6 +33,7 @@ ROOMS = [
     ["models"],
     ["store"],
     ["base"],
+    ["grammar"],
     ["sampling"],
     ["generation"],
     ["training"],
@@ -147,7 +148,7 @@ LINES = {
     path.relative_to(PACKAGE).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES
 }
 
-MOST_FILES = 218
+MOST_FILES = 230
 LONGEST = 600  # lines
 MEDIAN = 150  # lines
 SMALL = 60  # lines

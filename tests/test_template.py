@@ -143,7 +143,8 @@ def test_another_chat_template_is_warned_of_once_with_what_differs() -> None:
     again = prefix.relabel(labels={"a": "b"})
     assert len(changes(other, again)) == 1  # another prefix
 
-    texts = train(chatting(CHAT_TEMPLATE), [Example("a", "b")], length=2, steps=1)
+    base = chatting(CHAT_TEMPLATE)
+    texts = train(base, [Example("a", "b")], length=2, steps=1, template=base.template)
     assert changes(other, texts) == []  # whose template does not ask for the chat template
     split = chatting(CHAT_TEMPLATE)
     split.tokenizer.add_tokens(["capital"])

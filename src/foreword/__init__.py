@@ -11,7 +11,7 @@ from foreword._version import __version__
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
     from foreword.documents import compile_document
-    from foreword.examples import Example
+    from foreword.examples import Example, Preference
     from foreword.generation import generate
     from foreword.prefix import Prefix
     from foreword.store import PrefixStore
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BaseModel",
     "Example",
+    "Preference",
     "Prefix",
     "PrefixStore",
     "Template",
@@ -36,6 +37,7 @@ __all__ = [
 _HOMES = {
     "BaseModel": "foreword.base.base_model",
     "Example": "foreword.examples",
+    "Preference": "foreword.examples",
     "Prefix": "foreword.prefix",
     "PrefixStore": "foreword.store",
     "Template": "foreword.template",

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
-from foreword.examples import Example
+from foreword.errors import BadExamples, TemplateRefuses, UsageError, WindowExceeded
+from foreword.examples import Example, Preference
 from foreword.template import Source, Template
 
 
@@ -84,7 +84,8 @@ def encode_example(
         WindowExceeded: chat messages that do not fit even with their text cut away.
     """
     source_ids = template.source_ids(tokenizer, example.source)
-    target_ids = template.target_ids(tokenizer, example.target)
+    target = template.target_text(tokenizer, example.source, example.target)
+    target_ids = template.target_ids(tokenizer, target)
     if not source_ids:
         raise UsageError(
             "the text in front of the target is empty; give a source, a separator, or a template that begins "
@@ -129,15 +130,15 @@ def encode(
 
 
 @contextlib.contextmanager
-def naming(number: int, example: Example) -> Iterator[None]:
+def naming(number: int, example: Example | Preference) -> Iterator[None]:
     """Put an example's number, and where it stands if that is known, in front of errors about it."""
     try:
         yield
-    except (UsageError, WindowExceeded, TemplateRefuses) as error:
+    except (UsageError, WindowExceeded, BadExamples) as error:
         raise type(error)(f"{name_of(number, example)}: {error}") from error
 
 
-def name_of(number: int, example: Example) -> str:
+def name_of(number: int, example: Example | Preference) -> str:
     """An example for a message: its number, from 0, and its file and line if they are known."""
     return f"example {number}" + (f" ({example.place})" if example.place else "")
 

@@ -66,6 +66,11 @@ class UsageError(ForewordError, ValueError):
     """The call itself is wrong: an option out of range, options that exclude each other."""
 
 
+class BadSchema(UsageError):
+    """A JSON schema that no text can be made to follow; says what in it is wrong, contradicts or asks for too
+    much."""
+
+
 # -- base models -------------------------------------------------------------------------------
 
 
@@ -140,7 +145,7 @@ class UnknownField(BadExamples):
 
     Attributes:
         found: place and fields of the data.
-        parts: those that may have another name there: source, target, owner, messages.
+        parts: those that may have another name there, such as source, target, messages, chosen.
     """
 
     def __init__(self, found: str, *parts: str) -> None:

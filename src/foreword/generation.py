@@ -7,6 +7,7 @@ each row's text begins to count, what ends each row, and randomness that belongs
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,8 @@ from foreword.base.kv_cache import cache_argument, prefixed_cache
 from foreword.base.loss import not_finite
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.prepacked_linear import is_prepared, prepacked_weights, prepacking_pays
-from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
+from foreword.errors import BadSchema, TemplateRefuses, UsageError, WindowExceeded
+from foreword.grammar import Grammar, GrammarRows, Schema, compiler_of, json_grammar
 from foreword.prefix import Prefix
 from foreword.sampling import (
     GREEDY_BELOW,
@@ -41,6 +43,9 @@ from foreword.sampling import (
 from foreword.template import Source, Template
 from foreword.validation import checks_arguments
 
+EXCLUDED = ("stop", "banned", "min_new_tokens")
+"""Settings that could end a text inside its JSON, or keep it from ending."""
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -50,6 +55,7 @@ class _Row:
     end_ids: frozenset[int]
     max_new_tokens: int
     start_ids: tuple[int, ...]  # what a decoder of its own reads before its text; else none
+    grammar: Grammar | None = None
 
 
 @checks_arguments
@@ -68,6 +74,7 @@ def generate(
     stop: Sequence[str] | str = (),
     banned: Sequence[str] | str = (),
     seed: int = 0,
+    schema: Schema | type | Sequence[Schema | type | None] | None = None,
     template: Template | None = None,
     raw: bool = False,
     batch_size: int = 32,
@@ -84,6 +91,10 @@ def generate(
             prefix's own, so that they see exactly what training saw.
         raw: take every prompt as it is, without any template; only the special tokens that the tokenizer
             itself puts around a text, such as its first one, are there.
+        schema: JSON schema that each text follows, as a mapping or a pydantic model; one for all, or one (or
+            None) per row. A text that ends by itself is valid, one that is cut at `max_new_tokens` may not
+            be.
+            Excludes `beams`, `stop`, `banned` and `min_new_tokens`. Needs the extra `structured`.
         batch_size: rows in one batch.
         on_text: streaming: called with (row, piece of text) as soon as the piece is certain. Not
             with beams, whose text is certain only at the end.
@@ -96,6 +107,7 @@ def generate(
 
     Raises:
         UsageError: an option out of range or of another type, or another number of prefixes than prompts.
+        BadSchema: a schema that can't be satisfied, is not understood or asks for too much.
         TemplateRefuses: a chat template that can't write a prompt's messages.
         WindowExceeded: a prompt that leaves no room for a new token.
         NotFinite: a row's logits are NaN or infinite; what was streamed before was right.
@@ -119,10 +131,11 @@ def generate(
         raise UsageError(f"batch_size is {batch_size}; expected at least 1")
     sources: list[Source] = [prompts] if isinstance(prompts, str) else list(prompts)
     listed = base.per_row(prefixes, len(sources))
+    grammars = _grammars(base, schema, len(sources), decoding)
     fallback = base.raw_template if raw else (template or base.template)
     rows = [
-        _row(base, place, source, prefix, fallback, raw, max_new_tokens)
-        for place, (source, prefix) in enumerate(zip(sources, listed, strict=True))
+        dataclasses.replace(_row(base, place, source, prefix, fallback, raw, max_new_tokens), grammar=grammar)
+        for place, (source, prefix, grammar) in enumerate(zip(sources, listed, grammars, strict=True))
     ]
     texts = [""] * len(rows)
     done = 0
@@ -133,6 +146,27 @@ def generate(
         if on_progress is not None:
             on_progress(done, len(rows))
     return texts
+
+
+def _grammars(base: BaseModel, schema: Any, rows: int, decoding: Decoding) -> list[Grammar | None]:
+    """What each row's text has to follow."""
+    several = isinstance(schema, Sequence) and not isinstance(schema, str)
+    schemas = list(schema) if several else [schema] * rows
+    if len(schemas) != rows:
+        raise UsageError(f"{len(schemas)} schemas for {rows} prompts; give one for all, or one for each")
+    if all(each is None for each in schemas):
+        return [None] * rows
+    excluded = {"beams": decoding.beams > 1, **{name: getattr(decoding, name) for name in EXCLUDED}}
+    if given := [name for name, value in excluded.items() if value]:
+        raise UsageError(f"schema and {given[0]} exclude each other; leave one of them out")
+    compiler, made = compiler_of(base.tokenizer), dict[int, Grammar]()
+    for place, each in enumerate(schemas):
+        if each is not None and id(each) not in made:
+            try:
+                made[id(each)] = compiler.compile(json_grammar(each))
+            except BadSchema as error:
+                raise BadSchema(f"schema {place}: {error}" if several else str(error)) from error
+    return [None if each is None else made[id(each)] for each in schemas]
 
 
 def _row(
@@ -211,6 +245,8 @@ def _generate_batch(
     settings = (decoding.temperature, decoding.top_p, decoding.top_k)
     sampled = SampledRows([RowSampling(*settings, row_seed(decoding.seed, row.place)) for row in rows], start)
     drawn = [sampled] if decoding.temperature >= GREEDY_BELOW else []
+    following = GrammarRows([row.grammar for row in rows], rows[0].end_ids, start)
+    masking = [following] if any(row.grammar for row in rows) else []
     stop = StopStrings(base.tokenizer, decoding.stop, start) if decoding.stop else None
     config = _settings(base, rows[0], decoding, pad_id)
     written: list[list[int]] = [[] for _ in rows]
@@ -248,7 +284,7 @@ def _generate_batch(
             ids_BT = _own_settings(base.model).generate(
                 **inputs,
                 generation_config=config,
-                logits_processor=LogitsProcessorList([finite, *drawn]),
+                logits_processor=LogitsProcessorList([finite, *masking, *drawn]),
                 stopping_criteria=StoppingCriteriaList(criteria),
                 streamer=streamer,
             )
@@ -261,6 +297,7 @@ def _generate_batch(
             return written
         running = [running[place] for place in staying]
         sampled.keep(staying)
+        following.keep(staying)
         prefixes = prefixes.only(staying) if prefixes is not None else None
         inputs = _of_rows(inputs, ids_BT, staying)
 

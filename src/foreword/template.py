@@ -10,17 +10,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from foreword.errors import TemplateRefuses, UsageError
 from foreword.validation import check_fields, check_whole_text
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""Role and content, both text. The first message of a conversation may have the `tools` that it declares (as
+a system message without text, where there is no other), the assistant's `tool_calls`, and a tool's
+`tool_call_id` and `name`, all as transformers' chat templates take them."""
 Source = str | tuple[Message, ...]
+Target = str | Message
+"""Text, or a message of the assistant with `tool_calls`."""
 Placement = Literal["prefix", "infix"]
 SpecialTokens = tuple[tuple[str, ...], tuple[str, ...]]
 """Tokens that stand in front of a text, and behind it."""
@@ -133,6 +139,11 @@ class Template:
         A template without system messages has that text at the beginning of the first user message.
         """
         messages = [{"role": "user", "content": source}] if isinstance(source, str) else list(source)
+        if "tools" in messages[0]:
+            raise TemplateRefuses(
+                "the conversation declares tools, whose place the prefix takes with that of the system "
+                "message; leave them out"
+            )
         own = messages[0]["content"] if messages[0]["role"] == "system" else None
         others = messages if own is None else messages[1:]
         held = _HELD if own is None else f"{_HELD}\n\n{own}"
@@ -168,6 +179,33 @@ class Template:
         front, behind = (_ids_of(tokenizer, tokens) for tokens in self.target_tokens)
         ids = tokenizer(text_target=target, add_special_tokens=False)["input_ids"]
         return [*front, *ids, *behind, *([] if end is None or end in behind else [end])]
+
+    def target_text(self, tokenizer: Any, source: Source, target: Target) -> str:
+        """What the model is to write: a text as it is, and calls of tools as the chat template writes them.
+
+        Raises:
+            UsageError: calls without the chat style.
+            TemplateRefuses: the chat template has no tools, or writes an answer otherwise than it begins one.
+        """
+        if isinstance(target, str):
+            return target
+        if self.style != "chat":
+            raise UsageError(f"a target that calls tools needs the template style 'chat', not {self.style!r}")
+        messages = (*([{"role": "user", "content": source}] if isinstance(source, str) else source),)
+        front = str(self._apply_chat_template(tokenizer, messages, tokenize=False))
+        plain = {"role": "assistant", "content": _HELD}
+        whole, held = (
+            str(self._apply_chat_template(tokenizer, (*messages, last), tokenize=False, answer=True))
+            for last in (target, plain)
+        )
+        if not whole.startswith(front):
+            raise TemplateRefuses(
+                "the base's chat template begins an answer that calls tools otherwise than it asks for "
+                "one, so the calls can't be learned"
+            )
+        behind = held.partition(_HELD)[2]  # what the template writes behind an answer; `end` stands for it
+        text = whole.removeprefix(front).removesuffix(behind).rstrip()
+        return text if self.end is None else text.removesuffix(self.end).rstrip()
 
     def end_id(self, tokenizer: Any) -> int | None:
         """Id of the token that ends a target, or None.
@@ -256,8 +294,11 @@ class Template:
             raise UsageError(f"template has unknown fields {sorted(unknown)}; expected {sorted(known)}")
         return cls(**data)
 
-    def _apply_chat_template(self, tokenizer: Any, source: Source, *, tokenize: bool) -> Any:
-        """What the chat template makes of a source: text, or its token ids."""
+    def _apply_chat_template(
+        self, tokenizer: Any, source: Source, *, tokenize: bool, answer: bool = False
+    ) -> Any:
+        """What the chat template makes of a source: text, or its token ids; with `answer`, of a conversation
+        that ends in one, instead of asking for it."""
         if not getattr(tokenizer, "chat_template", None):
             raise UsageError(
                 "the template style is 'chat' but this tokenizer has no chat template; use 'separator' or "
@@ -266,15 +307,28 @@ class Template:
         messages = (
             [{"role": "user", "content": source}] if isinstance(source, str) else [dict(m) for m in source]
         )
+        given: dict[str, Any] = {"add_generation_prompt": not answer, "return_dict": False}
+        if tools := messages[0].pop("tools", None):
+            given["tools"] = tools
+            if messages[0] == _NO_SYSTEM:
+                del messages[0]
         if self.system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
-        given: dict[str, Any] = {}
         if self.date is not None:  # a variable of the rendering hides the function of the same name
             given["strftime_now"] = datetime.datetime.fromisoformat(self.date).strftime
+
+        def render(messages: Sequence[Message], tokenize: bool, **given: Any) -> Any:
+            return tokenizer.apply_chat_template(messages, tokenize=tokenize, **given)
+
         try:
-            return tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=tokenize, return_dict=False, **given
-            )
+            made = render(messages, tokenize, **given)
+            if missing := _unwritten(functools.partial(render, tokenize=False), messages, given):
+                raise TemplateRefuses(
+                    f"the base's chat template has no tools: it leaves out {missing}. Train on a base whose "
+                    "template has them, or leave such conversations out"
+                )
+        except TemplateRefuses:
+            raise
         except Exception as error:  # it is a program of its own, and may fail with any error
             roles = ", ".join(message["role"] for message in messages[:4])
             more = ", ..." if len(messages) > 4 else ""
@@ -282,6 +336,37 @@ class Template:
                 f"the base's chat template refuses the messages ({roles}{more}): "
                 f"{str(error) or type(error).__name__}"
             ) from error
+        return made
+
+
+_NO_SYSTEM: Message = {"role": "system", "content": ""}
+"""Stands in front of a conversation for the tools alone."""
+
+
+def _unwritten(render: Callable[..., Any], messages: Sequence[Message], given: dict[str, Any]) -> str | None:
+    """What of a conversation's tools a chat template leaves out without a word; None if nothing."""
+    tools = given.get("tools", ())
+    if not tools and not any(message.get("tool_calls") or message["role"] == "tool" for message in messages):
+        return None
+    text = render(messages, **given)
+    for tool in tools:
+        if (name := tool["function"]["name"]) not in text:
+            return f"the tool {name!r}"
+    # The first of each kind: of a long conversation, each rendering takes long.
+    called = [number for number, message in enumerate(messages) if message.get("tool_calls")]
+    answered = [number for number, message in enumerate(messages) if message["role"] == "tool"]
+    for number in (*called[:1], *answered[:1]):
+        message = messages[number]
+        other = [*messages[:number], dict(message), *messages[number + 1 :]]
+        if calls := other[number].pop("tool_calls", None):
+            what = f"the call of {calls[0]['function']['name']!r}"
+        elif message["role"] == "tool":
+            other[number]["content"], what = _HELD, f"the tool's answer {message['content']!r:.60}"
+        else:
+            continue
+        if render(other, **given) == text:
+            return what
+    return None
 
 
 RAW = Template(style="raw")
@@ -305,13 +390,22 @@ _SYSTEM: Message = {"role": "system", "content": "Answer in one sentence."}
 
 
 def default_template(tokenizer: Any, **changes: Any) -> Template:
-    """What training uses when nothing is said: source, newline, target, end-of-text.
+    """A base's own where there is no chat template: source, newline, target, end-of-text.
 
     A beginning-of-text token is added where the tokenizer itself would add one.
     """
     return dataclasses.replace(
         raw_template(tokenizer), **{"style": "separator", "end": tokenizer.eos_token, **changes}
     )
+
+
+def training_template(template: Template, tokenizer: Any) -> Template:
+    """What training uses when nothing is said, of a base whose own is `template`: the chat template, so that
+    a prefix answers the second message of a conversation, too; as it is without one, or of another kind.
+    """
+    if not getattr(tokenizer, "chat_template", None) or template != default_template(tokenizer):
+        return template
+    return dataclasses.replace(template, style="chat", begin=False, source_tokens=None)
 
 
 def raw_template(tokenizer: Any) -> Template:

@@ -280,3 +280,31 @@ def test_a_base_that_has_moved_is_asked_for(run: Any, two: Any) -> None:
     assert done.status == 1
     assert "with --base" in done.stderr
     assert run("generate", "a", "--prefix", "p.prefix", "--base", "moved").status == 0
+
+
+def test_texts_follow_a_schema_file(run: Any, model: BaseModel, two: Any) -> None:
+    schema = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"]}
+    Path("schema.json").write_text(json.dumps(schema))
+    done = run("generate", "abc", "xy", "--prefix", "p.prefix", "--schema", "schema.json", "--json")
+    assert done.status == 0, done.stderr
+    texts = [row["text"] for row in done.json["outputs"]]
+    assert texts == generate(model, ["abc", "xy"], two[0], schema=schema)
+    assert all(json.loads(text)["kind"] in ("a", "b") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "why"),
+    [
+        ("{", 2, "schema.json is not JSON"),
+        ("[]", 2, "schema.json: the schema is list; expected an object"),
+        ('{"type": "integer", "minimum": 3, "maximum": 1}', 2, "minimum"),
+        (None, 1, "schema.json"),
+    ],
+)
+def test_a_schema_file_that_can_not_be_followed_is_named(
+    run: Any, base: str, content: str | None, status: int, why: str
+) -> None:
+    if content is not None:
+        Path("schema.json").write_text(content)
+    done = run("generate", "abc", "--base", base, "--schema", "schema.json")
+    assert (done.status, why in done.stderr) == (status, True), done.stderr

@@ -219,7 +219,11 @@ def test_ctrl_c_before_training_ends_with_status_1_and_no_traceback(
 
     monkeypatch.setattr(BaseModel, "load", interrupted)
     people = run("train", data, "--out", "a.prefix")
-    assert (people.status, people.stdout, people.stderr) == (1, "", "interrupted\n")
+    assert (people.status, people.stdout, people.stderr) == (
+        1,
+        "",
+        "note: read 12 examples: source and target\ninterrupted\n",
+    )
     machine = run("train", data, "--out", "a.prefix", "--json")
     assert machine.status == 1
     assert machine.json == {"error": {"type": "KeyboardInterrupt", "message": "interrupted"}}
@@ -230,10 +234,8 @@ def test_a_field_of_another_name_is_told_by_the_option_that_names_it(run: Any, b
     Path("asked.csv").write_text("prompt,completion\na,b\n")
     done = run("train", "asked.jsonl", "--out", "x.prefix", "--base", base)
     assert done.status == 1
-    assert (
-        "no field 'source'; found 'prompt', 'target'; if it has another name, say so with --source-field"
-        in (done.stderr)
-    )
+    assert "line 1: found the fields 'prompt', 'target'; expected" in done.stderr
+    assert "if it has another name, say so with --source-field or --target-field" in done.stderr
     machine = run("train", "asked.csv", "--out", "x.prefix", "--base", base, "--format", "csv", "--json")
     assert machine.json["error"]["type"] == "UnknownField"
     assert machine.json["error"]["message"].endswith("say so with --source-field or --target-field")
@@ -274,3 +276,26 @@ def test_a_chat_template_that_refuses_is_told_with_the_line(run: Any, tmp_path: 
     assert warned.status == 0
     assert "note: the prefix " in warned.stderr
     assert "its chat template now writes ' - What" in warned.stderr
+
+
+def test_training_files_of_any_form_are_read_said_and_mapped(run: Any, base: str) -> None:
+    Path("alpaca.json").write_text(json.dumps([{"instruction": "a", "input": "", "output": "b"}], indent=1))
+    done = run("train", "alpaca.json", "--dev", "alpaca.json", "--base", base, "--out", "a.prefix", *QUICK)
+    assert done.status == 0
+    assert "note: read 1 example: Alpaca instructions\n" in done.stderr
+    assert "note: dev: read 1 example: Alpaca instructions\n" in done.stderr
+    assert Prefix.load("a.prefix").template.style == "chat"
+    Path("mine.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    named = ("train", "mine.jsonl", "--base", base, *QUICK)
+    assert run(*named, "--fields", "source=question,target=answer", "--out", "b.prefix").status == 0
+    mixed = run(*named, "--fields", "target=answer", "--source-field", "question", "--out", "c.prefix")
+    assert mixed.status == 0
+    assert Prefix.load("b.prefix").origin.data_digest == Prefix.load("c.prefix").origin.data_digest
+    refused = run(*named, "--out", "d.prefix")
+    assert "line 1: found the fields 'question', 'answer'; expected those of one of" in refused.stderr
+    assert "say so with --source-field or --target-field" in refused.stderr
+    forced = run(*named, "--format", "chat", "--out", "d.prefix")
+    assert "no field 'messages'; found 'question', 'answer'; " in forced.stderr
+    assert "say so with --fields messages=NAME" in forced.stderr
+    twice = run(*named, "--fields", "source=question", "--source-field", "answer", "--out", "d.prefix")
+    assert (twice.status, "--fields and --source-field both name source" in twice.stderr) == (2, True)

@@ -26,7 +26,16 @@ from foreword.training.settings import Initialization, OwnersSettings, TrainingS
 from foreword.validation import Setting, flat_settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-MODULES = ("", ".documents", ".errors", ".evaluation", ".prefix", ".training", ".training.parameterization")
+MODULES = (
+    "",
+    ".documents",
+    ".errors",
+    ".evaluation",
+    ".examples",
+    ".prefix",
+    ".training",
+    ".training.parameterization",
+)
 ELSEWHERE = {
     "AdamW": "torch.optim",
     "KeyboardInterrupt": "builtins",

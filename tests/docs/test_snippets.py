@@ -51,6 +51,11 @@ def test_the_page_on_python(place: Path) -> None:
     assert [row.shape for row in names["losses"]] == [(len(one.target) + 1,) for one in names["examples"]]
 
 
+def test_the_page_on_preferences(place: Path) -> None:
+    names = run("preferences.md")
+    assert names["prefix"].report["method"] == "dpo"
+
+
 def test_the_page_on_base_models(place: Path) -> None:
     names = run("base-models.md")
     assert names["base"].fingerprint == BaseModel.load("my-model").fingerprint

@@ -61,6 +61,13 @@ def test_a_conversation_may_have_an_owner(path):
     assert read(path, {"messages": [ASK, ANSWER], "owner": "ann"}) == [Example((ASK,), "2", "ann")]
 
 
+def test_loss_weights_of_llama_factory_are_weights(path):
+    parts = [{"type": "text", "value": "2"}]
+    assert read(path, {"messages": [{**ASK, "loss_weight": 0.0}, {**ANSWER, "content": parts}]}) == [
+        Example((ASK,), "2")
+    ]
+
+
 def test_a_name_of_a_participant_is_left_out(path):
     assert read(path, {"messages": [{**ASK, "name": "ann"}, ANSWER]}) == [Example((ASK,), "2")]
 
@@ -92,10 +99,6 @@ def test_a_name_of_a_participant_is_left_out(path):
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
             ["content of message 1", "image_url", "expected text"],
         ),
-        ({"messages": [ASK, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, ["message 2 has tool_calls"]),
-        ({"messages": [ASK, {**ANSWER, "function_call": {"name": "f"}}]}, ["message 2 has function_call"]),
-        ({"messages": [ASK, {"role": "tool", "content": "a"}, ANSWER]}, ["message 2", "'tool'"]),
-        ({"messages": [ASK, ANSWER], "tools": [{"type": "function"}]}, ["declares tools"]),
         ({"messages": [ASK, {"role": "assistant", "content": "\ud83d"}]}, ["surrogate"]),
         ({"messages": [{"role": "user", "content": "\ud83d"}, ANSWER]}, ["surrogate", "message 1"]),
         ({"turns": []}, ["no field 'messages'"]),

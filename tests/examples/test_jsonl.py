@@ -108,9 +108,32 @@ def test_null_is_nobody_unless_the_user_named_the_field(path):
     assert "line 2: field 'user' is null; expected the owner's name as text" in message
 
 
-def test_json_over_several_lines_is_explained(path):
-    assert "spread over several lines" in fault(path, json.dumps({"source": "a"}, indent=1))
+ROWS = [{"source": "a", "target": "b"}, {"source": "c", "target": "d"}]
 
 
-def test_a_json_array_is_explained(path):
-    assert "jq -c '.[]'" in fault(path, json.dumps([{"source": "a", "target": "b"}], indent=1))
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_json_array_and_objects_over_several_lines_are_read_like_lines(path, indent):
+    expected = [Example("a", "b"), Example("c", "d")]
+    path.write_text("\n" + json.dumps(ROWS, indent=indent) + "\n")
+    assert read_examples(path) == expected
+    path.write_text("\n".join(json.dumps(row, indent=1) for row in ROWS))
+    assert read_examples(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[\n{"source": "a", "target": "b"},\n{"source": 3, "target": "b"}]', ["line 3", "a number"]),
+        ('[\n{"source": "a", "target": "b"}\n{"source": "c"}]', ["line 3", "Expecting ',' or ']'"]),
+        ('[\n{"source": "a", "target": "b"},\n  {"source": "a" "target"}]', ["line 3", "column 18"]),
+        ('[\n{"source": "a", "target": "b"},\n', ["line 2", "not JSON"]),
+        ('[\n{"source": "a", "target": "b"}\n', ["Expecting ',' or ']'"]),
+        ('[\n{"source": "a", "target": "b"},\n7]', ["line 3: found a number; expected a JSON object"]),
+        ('[\n{"source": "a", "target": "b"}]\n{"source": "c"}', ["line 3", "behind the JSON array"]),
+        ("[]", ["is empty"]),
+        ('[{"source": ' + "[" * 100_000, ["not JSON"]),
+    ],
+)
+def test_a_fault_in_a_json_array_names_the_line_in_which_it_stands(path, content, words):
+    message = fault(path, content)
+    assert all(word in message for word in words), message

@@ -47,7 +47,9 @@ def test_a_format_that_cannot_be_told_is_said_with_all_that_can(tmp_path):
         read_examples(path)
     message = str(caught.value)
     assert message.startswith(f"{path}, line 1: can't tell the format from 'Once upon a time'")
-    assert all(f"({name})" in message for name in ("jsonl", "chat", "csv", "e2e"))
+    assert all(
+        f"({name})" in message for name in ("jsonl", "chat", "sharegpt", "prompt", "alpaca", "csv", "e2e")
+    )
 
 
 def test_wrong_columns_of_a_csv_are_called_wrong_columns(tmp_path):
@@ -150,12 +152,15 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"format": "xml"}, "format is 'xml'; expected auto, jsonl, csv, e2e, chat"),
+        (
+            {"format": "xml"},
+            "format is 'xml'; expected auto, jsonl, csv, e2e, chat, prompt, alpaca, sharegpt",
+        ),
         ({"limit": 0}, "limit is 0"),
-        ({"fields": {"input": "a"}}, "'input'; expected source, target, owner, messages"),
+        ({"fields": {"question": "a"}}, "'question'; expected source, target, owner, messages"),
         ({"fields": {"source": ""}}, "expected the name of a field"),
         ({"format": "e2e", "fields": {"source": "a"}}, "takes no fields at all"),
-        ({"format": "chat", "fields": {"source": "a"}}, "takes messages, owner"),
+        ({"format": "chat", "fields": {"source": "a"}}, "takes messages, owner, tools"),
         ({"format": "jsonl", "fields": {"messages": "a"}}, "takes owner, source, target"),
     ],
 )

@@ -278,7 +278,8 @@ def log_of(folder: Path) -> list[Any]:
 
 
 def run_of(base: BaseModel, rows: Sequence[Example], **settings: Any) -> dict[str, Any]:
-    """One training run: its log and its prefix."""
+    """One training run: its log and its prefix. By default in the base's own form, source and target."""
+    settings.setdefault("template", base.template)
     with tempfile.TemporaryDirectory() as folder:
         prefix = train(base, rows, checkpoint_dir=Path(folder) / "run", **settings)
         return {"log": log_of(Path(folder)), "prefix": digests(prefix), "positions": prefix.positions}
@@ -335,6 +336,7 @@ def many_of(base: BaseModel, *, isolated: bool) -> dict[str, Any]:
             steps=8,
             length=4,
             batch_size=4,
+            template=base.template,
             places=2,
             pass_tokens=256,
             isolated=isolated,
@@ -411,7 +413,7 @@ def generate_tiny() -> dict[str, Any]:
 def generate_smollm2() -> dict[str, Any]:
     base = smollm2()
     # One step from words or random numbers each: no longer what they began at, and different from each other.
-    settings = {"steps": 1, "batch_size": 4}
+    settings: dict[str, Any] = {"steps": 1, "batch_size": 4, "template": base.template}
     prefixes = [
         train(base, examples(4), length=10, **settings),
         train(base, examples(4, first=4), length=3, init="random", seed=1, **settings),
@@ -620,6 +622,7 @@ def _converse(c: Conversation, base: BaseModel) -> None:
             },
         },
         "metadata": {"for": "a recording"},
+        "template": {"style": "separator"},
     }
     job = c.ask("POST", "/v1/fine_tuning/jobs", json=order)["id"]
     finish(c, job)

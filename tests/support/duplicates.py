@@ -67,7 +67,7 @@ def _shape(token: tokenize.TokenInfo) -> str:
 def duplicates(paths: Sequence[Path], least: int) -> list[Pair]:
     """Every two places that share `least` lines of code or more, the longest run first.
 
-    A run of one shape is a table of values, and no copy.
+    A run of few shapes is a table of values, with the lines around it, and no copy.
     """
     places: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
     files = [code_lines(path) for path in paths]
@@ -75,7 +75,7 @@ def duplicates(paths: Sequence[Path], least: int) -> list[Pair]:
         shapes = [line.shape for line in lines]
         for start in range(len(shapes) - least + 1):
             window = tuple(shapes[start : start + least])
-            if len(set(window)) > 1:
+            if len(set(window)) > max(1, least // 4):
                 places[window].append((file, start))
     pairs = []
     for (one, other, distance), starts in _by_distance(places, least).items():

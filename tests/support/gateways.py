@@ -27,11 +27,11 @@ from support.saved_bases import CHAT_TEMPLATE
 from support.stand_ins import byte_tokenizer, tiny_llama
 
 
-def tiny_chat_base() -> BaseModel:
+def tiny_chat_base(template: str = CHAT_TEMPLATE, positions: int = 256) -> BaseModel:
     """The tiny model, with a chat template and a longer window."""
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return BaseModel(tiny_llama(max_position_embeddings=256), tokenizer, name="tiny-llama")
+    tokenizer.chat_template = template
+    return BaseModel(tiny_llama(max_position_embeddings=positions), tokenizer, name="tiny-llama")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from foreword import BaseModel, Example, Prefix, Template, train
+from foreword import BaseModel, Example, Prefix, Template, generate, train, train_many
 from foreword.encoding import encode
 from foreword.errors import (
     BadExamples,
@@ -388,6 +388,61 @@ def test_chat_messages_go_through_the_chat_template_and_learn(tiny_base: BaseMod
     assert prefix.template == chat
     before = float(torch.cat(tiny_base.token_losses(examples, template=chat)).mean())
     assert mean_loss(tiny_base, examples, prefix) < before - 0.5
+
+
+CHAT_BASE = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}a:"
+
+
+def test_single_texts_take_the_chat_template_by_default_and_the_separator_by_option(
+    tiny_base: BaseModel,
+) -> None:
+    quick: dict[str, Any] = {"length": 2, "steps": 1}
+    own = tiny_base.template
+    assert train(tiny_base, TASK, **quick).template == own  # without a chat template
+    tiny_base.tokenizer.chat_template = CHAT_BASE
+    prefix = train(tiny_base, TASK, **quick)
+    assert prefix.template == Template(style="chat", end="<end>")
+    assert train_many(tiny_base, {"ann": TASK}, **quick)["ann"].template == prefix.template
+    chat = (
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    )
+    assert len(generate(tiny_base, [chat], prefix, max_new_tokens=2)) == 1
+    separator = train(tiny_base, TASK, **quick, template=own)
+    assert separator.template == own
+    # What goes on from a prefix keeps its form; what somebody set as the base's own is kept, too.
+    assert train(tiny_base, TASK, **quick, start=separator).template == own
+    assert train(tiny_base, TASK, **quick, start=prefix).template == prefix.template
+    tiny_base.template = dataclasses.replace(own, separator=" -> ")
+    assert train(tiny_base, TASK, **quick).template == tiny_base.template
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_run_of_an_earlier_release_goes_on_in_the_form_that_was_the_default(
+    many: bool, tiny_base: BaseModel, tmp_path: Path
+) -> None:
+    tiny_base.tokenizer.chat_template = CHAT_BASE
+
+    def run(**template: Any) -> Prefix:
+        options: dict[str, Any] = {
+            "length": 2,
+            "steps": 4,
+            "checkpoint_dir": tmp_path,
+            "checkpoint_every": 2,
+            **template,
+        }
+        if many:
+            return train_many(tiny_base, {"ann": TASK}, **options)["ann"]
+        return train(tiny_base, TASK, **options)
+
+    whole = run(template=tiny_base.template)
+    list_checkpoints(tmp_path / "@ann" if many else tmp_path)[-1].unlink()  # as if it had been stopped
+    resumed = run()
+    assert resumed.template == whole.template == tiny_base.template
+    assert torch.equal(resumed.key(), whole.key())
+    with pytest.raises(CheckpointMismatch):
+        run(template=Template(style="chat", end="<end>"))  # which somebody asked for
 
 
 def test_tensorboard_holds_the_losses_when_asked_for(tiny_base: BaseModel, tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ ADVICE = {
     "which versions": "name one, as in owner/name@3, or give --all with a name alone",
     "no place for files": "name it, a folder or a URL such as s3://bucket/folder, in FOREWORD_STORE_BLOBS",
     "format not told": "if it is one of these, pass its name with --format",
+    "examples for dpo": "leave --method dpo out, or give a file of preferences",
+    "preferences for supervised": "take --method dpo, or give a file of examples",
     "no dev examples": "give --dev, or leave --patience out",
     "report worse": "take more --steps, or leave --gate out",
     "harm exceeded, studied": "allow more with --max-harm, or take a larger share --unrelated or fewer "
@@ -200,8 +202,11 @@ def status_of(work: Callable[[], Any], arguments: Sequence[str]) -> int:
         try:
             result = work()
         except UnknownField as error:
-            options = " or ".join(f"--{part}-field" for part in error.parts if part != "messages")
-            advice = f"; if it has another name, say so with {options}" if options else ""
+            options = " or ".join(
+                f"--{part}-field" if part in ("source", "target", "owner") else f"--fields {part}=NAME"
+                for part in error.parts
+            )
+            advice = f"; if it has another name, say so with {options}"
             return _failed(arguments, type(error).__name__, f"{error.found}{advice}", FAILED)
         except ForewordError as error:
             return _failed(arguments, type(error).__name__, message_of(error), _status(error))

@@ -6,6 +6,7 @@ Prompts come from the command line, from a file with one a line, or from standar
 from __future__ import annotations
 
 import contextlib
+import json as json_module
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from foreword.cli.options import (
     json_option,
     overwrite_option,
 )
-from foreword.errors import BadExamples, TemplateRefuses, UsageError, WindowExceeded
+from foreword.errors import BadExamples, BadSchema, CannotRead, TemplateRefuses, UsageError, WindowExceeded
 from foreword.validation import LARGEST_SEED, SMALLEST_SEED, setting
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def generate(
     declared: DeclaredOptions,
     text: SamplingOptions,
     raw: bool = setting(False, section=TEXT, help="Take prompts as they are, without the template"),
+    schema: Path | None = setting(
+        None, section=TEXT, help="JSON schema file that every text follows; needs the extra structured"
+    ),
     stream: bool = setting(False, section=OUTPUT, help="Print the text of one prompt as it grows"),
     compare: bool = setting(False, section=OUTPUT, help="Show texts without and with the prefix"),
     out: Path | None = setting(None, section=OUTPUT, help="Write JSON lines to it"),
@@ -94,6 +98,8 @@ def generate(
     decoding = text.decoding()
     Decoding(**decoding)  # what is wrong is said before the model is loaded
     decoding |= {"raw": raw, "batch_size": text.batch_size}
+    if schema is not None:
+        decoding["schema"] = _read_schema(schema)
     prefixes = load_prefixes(names)
     model = load_base_of(prefixes, base, options, declared)
 
@@ -124,6 +130,23 @@ def generate(
         _print_texts(rows)
     if out is not None:
         typer.echo(f"{len(rows)} texts: {out}", err=stream)
+
+
+def _read_schema(file: Path) -> Any:
+    """A schema from its file. Raises CannotRead, BadSchema."""
+    from foreword.grammar import json_grammar
+
+    try:
+        found = json_module.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CannotRead(f"can't read {file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadSchema(f"{file} is not JSON: {error}; expected a JSON schema") from error
+    try:
+        json_grammar(found)  # what is wrong is said before the model is loaded
+    except BadSchema as error:
+        raise BadSchema(f"{file}: {error}") from error
+    return found
 
 
 def _rows(

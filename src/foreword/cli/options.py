@@ -22,6 +22,7 @@ from typer.models import ArgumentInfo
 from foreword.base.options import SECTION as MODEL
 from foreword.errors import UsageError
 from foreword.examples.readers import Format
+from foreword.examples.records import parse_fields
 from foreword.validation import (
     Setting,
     deprecated,
@@ -249,11 +250,26 @@ class SourceOptions:
     target_field: str | None = setting(
         None, metavar="NAME", section=DATA, help="Field or column with the target"
     )
+    named: str | None = setting(
+        None,
+        name="fields",
+        metavar="PART=NAME,...",
+        section=DATA,
+        help="Fields or columns of any part, as in source=question,target=answer",
+    )
 
     def fields(self, owner: str | None = None) -> dict[str, str] | None:
-        """The field names that were given, as `read_examples` takes them."""
+        """The field names that were given, as `read_examples` takes them.
+
+        Raises:
+            UsageError: --fields is no such list, or names a part that has an option of its own beside it.
+        """
+        listed = {} if self.named is None else parse_fields(self.named, "--fields")
         named = {"source": self.source_field, "target": self.target_field, "owner": owner}
-        return {part: name for part, name in named.items() if name is not None} or None
+        own = {part: name for part, name in named.items() if name is not None}
+        if twice := [part for part in own if part in listed and own[part] != listed[part]]:
+            raise UsageError(f"--fields and --{twice[0]}-field both name {twice[0]}; give one of them")
+        return {**listed, **own} or None
 
 
 @dataclass(frozen=True)
@@ -266,7 +282,8 @@ class DataOptions(SourceOptions):
 
     def fields(self, owner: str | None = None) -> dict[str, str] | None:
         """As `SourceOptions.fields`; `owner` is the owner's field where none was given."""
-        return super().fields(self.owner_field or owner)
+        listed = {} if self.named is None else parse_fields(self.named, "--fields")
+        return super().fields(self.owner_field or listed.get("owner", owner))
 
 
 @dataclass(frozen=True)

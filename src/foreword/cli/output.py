@@ -289,6 +289,9 @@ def described(progress: Progress) -> str:
         parts.append(f"loss {progress.loss:.4f}")
     if progress.dev_loss is not None:
         parts.append(f"dev {progress.dev_loss:.4f}")
+    if "reward_accuracy" in progress.dev_measures:
+        accuracy, margin = (progress.dev_measures[f"reward_{name}"] for name in ("accuracy", "margin"))
+        parts.append(f"dev accuracy {accuracy:.3f} margin {margin:.3f}")
     if progress.best_dev_loss is not None:
         parts.append(f"best {progress.best_dev_loss:.4f} at {progress.best_step}")
     if progress.tokens_per_second is not None:

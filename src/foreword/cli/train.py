@@ -34,7 +34,7 @@ from foreword.validation import setting, settings_of
 
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
-    from foreword.examples import Example
+    from foreword.examples import Example, Preference
     from foreword.prefix import Prefix
     from foreword.template import Template
 
@@ -42,7 +42,8 @@ EXAMPLE = (
     "  foreword train train.jsonl --dev dev.jsonl --base smollm2-135m-instruct --out e2e.prefix\n"
     "  foreword train mail.csv --source-field body --target-field subject \\\n"
     "    --base smollm2-135m-instruct --out mail.prefix --length 20 --epochs 3\n"
-    "  foreword train mail.csv --by owner --owner-field user --out prefixes"
+    "  foreword train mail.csv --by owner --owner-field user --out prefixes\n"
+    "  foreword train preferences.jsonl --method dpo --start mail.prefix --out polite.prefix"
 )
 
 TEMPLATE, RUN = "Text in front of the target", "Run"
@@ -55,7 +56,7 @@ class TemplateOptions:
     template: Literal["separator", "chat", "raw"] | None = setting(
         None,
         section=TEMPLATE,
-        default_text="separator, and chat for conversations",
+        default_text="chat; separator for a base without a chat template",
         help="What follows the source",
     )
     separator: str | None = setting(
@@ -67,8 +68,8 @@ class TemplateOptions:
     )
     system: str | None = setting(None, metavar="TEXT", section=TEMPLATE, help="System message for chat")
 
-    def change(self, examples: Sequence[Example]) -> Callable[[Template], Template]:
-        """What the options make of the base's own template, for these examples.
+    def change(self, examples: Sequence[Example | Preference]) -> Callable[[Template], Template | None]:
+        """What the options make of the base's own template, for these examples; None is the default.
 
         Raises:
             UsageError: an option that the style does not have.
@@ -92,7 +93,7 @@ class TemplateOptions:
         given = {name: value for name, value in changes.items() if value is not None}
         if style == "chat":
             given["begin"] = False  # a chat template writes its own beginning
-        return lambda template: dataclasses.replace(template, **given)
+        return lambda template: dataclasses.replace(template, **given) if given else None
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,14 @@ class Request:
     Attributes:
         examples, dev: from the files; `dev` is None without one.
         settings: what decides which prefix comes out.
-        template: what the options make of the base's own.
+        template: what the options make of the base's own; None where they say nothing.
         checkpoint_dir, checkpoint_every: where and how often; None for the default.
     """
 
-    examples: list[Example]
-    dev: list[Example] | None
+    examples: Sequence[Example | Preference]
+    dev: Sequence[Example | Preference] | None
     settings: TrainingSettings
-    template: Callable[[Template], Template]
+    template: Callable[[Template], Template | None]
     start: Prefix | None
     labels: dict[str, str]
     licence: str | None
@@ -179,10 +180,10 @@ def train(
 
     Leaving options out gives the measured defaults. A run that was stopped goes on when the same
     command is given again. With --by owner, each owner in the data gets a prefix of their own, learned
-    from their examples alone; see docs/owners.md.
+    from their examples alone; see docs/owners.md. With --method dpo the file holds preferences between two
+    answers; see docs/preferences.md.
     """
     from foreword.cli.loading import load_base
-    from foreword.examples import read_examples
     from foreword.files import check_output
     from foreword.prefix import Prefix
 
@@ -203,10 +204,13 @@ def train(
         raise UsageError(f"--checkpoint-every is {checkpoint_every}; expected 1 or more")
     # Where each owner gets a prefix, a line without one is a fault even if the field has its usual name.
     fields = files.fields(by and "owner")
-    examples = read_examples(data, format=files.format, fields=fields, limit=limit)
+    read = _reader(files, fields, preferences=settings.method == "dpo")
+    examples = read(data, limit=limit, notify=output.note)
     request = Request(
         examples=examples,
-        dev=None if dev is None else read_examples(dev, format=files.format, fields=fields, limit=dev_limit),
+        dev=None
+        if dev is None
+        else read(dev, limit=dev_limit, notify=lambda told: output.note(f"dev: {told}")),
         settings=settings,
         template=template.change(examples),
         start=None if start is None else Prefix.load(start),
@@ -225,6 +229,28 @@ def train(
 
     with destination(out, store, blobs, checkpoint_dir, name=name) as goal:
         train_owners(request, goal, owners)
+
+
+def _reader(
+    files: DataOptions, fields: dict[str, str] | None, *, preferences: bool
+) -> Callable[..., Sequence[Example | Preference]]:
+    """What reads the files. Raises UsageError: an option about examples, for preferences."""
+    from foreword.examples import read_examples, read_preferences
+
+    if not preferences:
+        return functools.partial(read_examples, format=files.format, fields=fields)
+    for option, given in (("--source-field", files.source_field), ("--target-field", files.target_field)):
+        if given is not None:
+            raise UsageError(
+                f"{option} is given, but --method dpo learns from preferences, which have no such field; "
+                "name theirs with --fields, as in prompt=question,chosen=good,rejected=bad"
+            )
+    if files.format != "auto":
+        raise UsageError(
+            f"--format is {files.format}, but --method dpo reads preferences, whose form is told by their "
+            "fields; leave it out"
+        )
+    return functools.partial(read_preferences, fields=fields)
 
 
 def _names(kind: Any) -> list[str]:
@@ -325,6 +351,7 @@ def _tell(prefix: Prefix, out: Path, folder: Path, *, json: bool) -> None:
                 "length": prefix.length,
                 "streams": {stream: prefix.stream_length(stream) for stream in prefix.streams},
                 **dataclasses.asdict(prefix.origin),
+                **({"report": prefix.report} if prefix.report else {}),
                 "run": folder,
                 "log": places.get("log.jsonl"),
                 "curves": places.get("curves.png"),

@@ -36,11 +36,11 @@ from foreword.training.settings import OwnersSettings
 if TYPE_CHECKING:
     from foreword.base.base_model import BaseModel
     from foreword.cli.train import Request
-    from foreword.examples import Example
+    from foreword.examples import Example, Preference
     from foreword.prefix import Prefix
     from foreword.training.run_log import Progress
 
-ByOwner = dict[str, list["Example"]]
+ByOwner = dict[str, list["Example | Preference"]]
 
 
 def train_owners(request: Request, goal: Destination, owners: OwnersSettings) -> None:
@@ -69,7 +69,7 @@ def train_owners(request: Request, goal: Destination, owners: OwnersSettings) ->
     steps = {owner: settings.steps_for(len(examples)) for owner, examples in waiting.items()}
     shown = OwnersProgress(steps, settings.batch_size, done=len(done))
 
-    def entering() -> Iterator[tuple[str, list[Example]]]:
+    def entering() -> Iterator[tuple[str, list[Example | Preference]]]:
         for owner, examples in waiting.items():
             shown.entered(owner)
             yield owner, examples
@@ -111,7 +111,7 @@ def train_owners(request: Request, goal: Destination, owners: OwnersSettings) ->
     report(base.name, by_owner, done, errors, goal, json=request.json)
 
 
-def _by_owner(examples: Sequence[Example]) -> ByOwner:
+def _by_owner(examples: Sequence[Example | Preference]) -> ByOwner:
     by_owner: ByOwner = {}
     for example in examples:
         assert example.owner is not None  # the reader knows the field, and refuses a line without a name
@@ -139,7 +139,8 @@ def _done_before(
     from foreword.training.train import choose_template, describe, resumed_template
 
     settings = request.settings
-    chosen = choose_template(base, settings, request.template(base.template))
+    given = request.template(base.template)
+    chosen = choose_template(base, settings, given, request.start)
     done: set[str] = set()
     started: list[str] = []
     anew: list[str] = []
@@ -147,7 +148,7 @@ def _done_before(
         folder = goal.checkpoints(owner)
         if not (checkpoints := list_checkpoints(folder)):
             continue
-        template = resumed_template(base, chosen, folder)
+        template = resumed_template(base, chosen, folder, by_default=given is None)
         run = describe(base, settings, template, examples, dev.get(owner, ()), request.start)
         try:
             read(checkpoints[-1], run)

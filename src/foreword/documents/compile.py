@@ -52,7 +52,7 @@ from foreword.examples import Example
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
 from foreword.prefix_sizes import tensor_names
-from foreword.template import Source, Template
+from foreword.template import Source, Target, Template
 from foreword.training.checkpoint import prepare_folder
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.train import check_folder, describe, make_prefix, run_to_end
@@ -292,7 +292,7 @@ class DocumentRun:
     def _tokens(self, conversation: Conversation) -> int:
         return encoded(self.base, self.template, conversation).tokens
 
-    def _fits(self, source: Source, target: str, ahead: int) -> bool:
+    def _fits(self, source: Source, target: Target, ahead: int) -> bool:
         row = encode_example(Example(source, target), self.base.tokenizer, self.template)[0]
         most = self.base.max_positions
         return most is None or max(ahead, self.length) + row.tokens <= most
@@ -319,7 +319,7 @@ class DocumentRun:
         """Keys and values that serve some of the conversations as the whole document does."""
         layers = self.base.geometry.streams["decoder"].layers
         done = self._phase("matching keys and values to the document's, by layer", layers)
-        # Words in any order ask for whatever sentence has them: along them less is matched (docs/documents.md).
+        # Words in any order ask for whatever sentence has them: along them less is matched.
         usual = [each for each in made.training if each.kind != "words"] or made.training
         rows = [encoded(self.base, self.template, each) for each in usual[:REFERENCES]]
         reference = [(*row.source_ids, *row.target_ids) for row in rows]

@@ -23,8 +23,8 @@ from foreword.documents.chunks import Chunk
 from foreword.errors import BadConversations, BadExamples
 from foreword.examples import Example
 from foreword.examples.chat import read_chat
-from foreword.examples.example import kind
-from foreword.examples.jsonl import parse_objects, read_jsonl
+from foreword.examples.example import kind, text_of
+from foreword.examples.jsonl import parse_objects, read_source_target
 from foreword.examples.records import Fields, Line, read_lines
 from foreword.template import Source
 
@@ -179,11 +179,11 @@ def _examples(lines: Iterable[Line]) -> Iterator[Example]:
     for line in lines:
         ((_, record),) = parse_objects([line])
         if "messages" in record:
-            yield from read_chat(iter([line]), _FIELDS)
+            yield from read_chat(line, record, _FIELDS)
         elif "question" in record and "answer" in record:
-            yield from read_jsonl(iter([line]), _FIELDS)
+            yield from read_source_target(line, record, _FIELDS)
         elif "source" in record and "target" in record:
-            yield from read_jsonl(iter([line]), Fields())
+            yield from read_source_target(line, record, Fields())
         else:
             found = ", ".join(map(repr, list(record)[:8])) or "none"
             raise line.fault(f"found the fields {found}; expected question and answer, or messages")
@@ -194,11 +194,11 @@ def _given(file: str, examples: Iterator[Example], text: str, chunks: Sequence[C
     rejected: Counter[str] = Counter()
     kept = []
     for example in examples:
-        question = question_of(example.source)
-        chunk, alike = finder.find(f"{question}\n{example.target}")
-        fault = ANOTHER_TEXT if alike < LEAST_ALIKE else fault_of(question, example.target, facts)
+        question, answer = question_of(example.source), text_of(example)
+        chunk, alike = finder.find(f"{question}\n{answer}")
+        fault = ANOTHER_TEXT if alike < LEAST_ALIKE else fault_of(question, answer, facts)
         if fault is None:
-            kept.append(Conversation(example.source, example.target, chunk, "given"))
+            kept.append(Conversation(example.source, answer, chunk, "given"))
         else:
             rejected[fault] += 1
     whole = len(kept) + rejected.total()
@@ -260,7 +260,7 @@ def _conversation(line: Line, chunks: int | None) -> Conversation:
         raise line.fault(f"field 'kind' is {kind(how)}; expected text")
     source: Any = tuple(question) if isinstance(question, list) else question
     example = line.example(source, record.get("answer"), None)  # type: ignore[arg-type]
-    return Conversation(example.source, example.target, number, how)
+    return Conversation(example.source, text_of(example), number, how)
 
 
 def _moved(one: Conversation, finder: PartFinder) -> Conversation:

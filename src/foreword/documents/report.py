@@ -31,8 +31,8 @@ from foreword.documents.drawn import UNSPACED
 from foreword.encoding import encode_example
 from foreword.errors import BadExamples, UnknownField
 from foreword.examples import Example
-from foreword.examples.readers import iterate_examples
-from foreword.examples.records import read_lines
+from foreword.examples.example import text_of
+from foreword.examples.readers import iterate_path
 from foreword.generation import generate
 from foreword.prefix import Prefix
 from foreword.template import Template
@@ -129,7 +129,7 @@ def read_questions(path: str | Path) -> list[Question]:
     has_sections = _begins(path, by_section)
     found = _examples(path, by_section if has_sections else names)
     return [
-        Question(each.source, each.target, section=each.owner if has_sections else None) for each in found
+        Question(each.source, text_of(each), section=each.owner if has_sections else None) for each in found
     ]
 
 
@@ -145,9 +145,7 @@ def _begins(path: str | Path, fields: Mapping[str, str]) -> bool:
 
 
 def _examples(path: str | Path, fields: Mapping[str, str], limit: int | None = None) -> list[Example]:
-    ending = Path(path).suffix.lower()
-    lines = read_lines(path)
-    return list(iterate_examples(lines, str(path), ending, fields=fields, limit=limit, owner_needed=False))
+    return list(iterate_path(path, fields=fields, limit=limit, owner_needed=False))
 
 
 def questions_of(conversations: Sequence[Conversation]) -> list[Question]:
@@ -166,10 +164,10 @@ def placed(base: BaseModel, questions: Sequence[Example], chunks: Sequence[Chunk
     finder, names = PartFinder([chunk.text for chunk in chunks]), _section_names(chunks)
     found = []
     for given in questions:
-        one = given if isinstance(given, Question) else Question(given.source, given.target)
+        one = given if isinstance(given, Question) else Question(given.source, text_of(given))
         if one.chunk is None:
-            number, _ = finder.find(f"{question_of(one.source)}\n{one.target}")
-            tokens = len(base.tokenizer(one.target, add_special_tokens=False)["input_ids"])
+            number, _ = finder.find(f"{question_of(one.source)}\n{text_of(one)}")
+            tokens = len(base.tokenizer(text_of(one), add_special_tokens=False)["input_ids"])
             one = dataclasses.replace(one, chunk=number, short=one.short or tokens <= SHORT_TOKENS)
         of = chunks[one.chunk or 0]
         section = names[of.section, of.section_start] if one.section is None else one.section
@@ -231,7 +229,7 @@ def answered(
     Args:
         prefixes: for all, or one for each; None: the questions alone, in `template`.
     """
-    longest = max(len(base.tokenizer(each.target)["input_ids"]) for each in questions)
+    longest = max(len(base.tokenizer(text_of(each))["input_ids"]) for each in questions)
     ahead = [prefixes] if isinstance(prefixes, Prefix) else prefixes or []
     tokens = max((each.length for each in ahead), default=0) + 2 * longest + 64
     texts = generate(
@@ -242,7 +240,7 @@ def answered(
         max_new_tokens=longest + 8,
         batch_size=max(1, ANSWER_BATCH_TOKENS // tokens),
     )
-    right = [is_right(text, each.target) for each, text in zip(questions, texts, strict=True)]
+    right = [is_right(text, text_of(each)) for each, text in zip(questions, texts, strict=True)]
     return sum(right) / len(right)
 
 
@@ -381,7 +379,7 @@ def _answered(
 ) -> dict[str, Any] | None:
     """Shares of short answers that are right, without, with the prefix and with the whole document."""
     # An answer of signs alone can't be told from none.
-    short = [number for number, each in enumerate(questions) if each.short and _plain(each.target).strip()]
+    short = [number for number, each in enumerate(questions) if each.short and _plain(text_of(each)).strip()]
     short = short[:: -(-len(short) // MOST_ANSWERED) or 1]
     if not short:
         return None

@@ -62,7 +62,7 @@ def token_loss(
         base.encode_checked(example, prefix, template, number)
     total, tokens = 0.0, 0
     # Of like length together, so that a part computes little padding on models that need it.
-    characters = [len(str(example.source)) + len(example.target) for example in examples]
+    characters = [len(str(example.source)) + len(str(example.target)) for example in examples]
     order = sorted(range(len(examples)), key=characters.__getitem__)
     for start in range(0, len(order), EXAMPLES_BETWEEN_REPORTS):
         part = order[start : start + EXAMPLES_BETWEEN_REPORTS]

@@ -18,7 +18,7 @@ from foreword.errors import BadExamples, DownloadFailed, UsageError
 from foreword.evaluation.tasks import TASKS, Task
 from foreword.examples.csv_table import find_columns
 from foreword.examples.e2e import BETWEEN, COLUMNS, linearise
-from foreword.examples.example import Entry, Example, entries_of, examples_of, kind
+from foreword.examples.example import Entry, Example, entries_of, examples_of, kind, text_of
 from foreword.examples.jsonl import object_or_none, parse_objects
 from foreword.examples.readers import read_examples
 from foreword.examples.records import Line, excerpt, read_lines
@@ -105,7 +105,7 @@ def entry_of_record(task: Task, line: Line, record: dict[str, Any]) -> Entry:
     examples = [line.example(source, one, None if owner is None else str(owner)) for one in targets]
     if not examples:
         raise line.fault(f"field {names[1]!r} is an empty list; expected at least one text")
-    return Entry(examples[0].source, tuple(one.target for one in examples), owner=examples[0].owner)
+    return Entry(examples[0].source, tuple(map(text_of, examples)), owner=examples[0].owner)
 
 
 def check_categories(names: Collection[str], entries: Sequence[Entry]) -> None:
@@ -276,7 +276,7 @@ def _e2e(line: Line, record: Record) -> Entry:
     example = line.example(
         linearise(line, record["meaning_representation"]), record["human_reference"].strip(), None
     )
-    return Entry(example.source, (example.target,))
+    return Entry(example.source, (text_of(example),))
 
 
 def _webnlg(line: Line, record: Record) -> Entry | None:

@@ -6,29 +6,17 @@ import csv
 from collections.abc import Iterator
 
 from foreword.errors import UnknownField
-from foreword.examples.example import Example
-from foreword.examples.records import Fields, Line, excerpt
+from foreword.examples.records import Line, excerpt
 
 SEPARATORS = (",", "\t", ";")  # semicolon: what spreadsheets write where the comma is a decimal sign
-
-
-def read_table(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:
-    """Examples of a CSV file whose first line names the columns.
-
-    Raises:
-        BadExamples: wrong columns, or names the line where a row has more or fewer cells, a quote is
-            not closed, or a cell holds no target.
-    """
-    required = [fields.source, fields.target, *([fields.owner] if fields.owner_named else [])]
-    for line, row in read_rows(lines, required):
-        yield line.example(row[fields.source], row[fields.target], row.get(fields.owner))
 
 
 def read_rows(lines: Iterator[Line], required: list[str]) -> Iterator[tuple[Line, dict[str, str]]]:
     """Rows as dictionaries, each with the line in which it begins.
 
     Raises:
-        BadExamples: as for `read_table`.
+        BadExamples: wrong columns, or names the line where a row has more or fewer cells, or a quote is not
+            closed.
     """
     header = next((line for line in lines if not line.blank), None)
     if header is None:

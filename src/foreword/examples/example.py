@@ -10,9 +10,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from foreword.errors import BadExamples
-from foreword.template import Source
+from foreword.template import Source, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,10 @@ class Example:
     """A source x and the target y that the model shall write after it.
 
     Attributes:
-        source: text, or chat messages as a tuple of {"role", "content"} (template style `chat`).
-        target: text; must not be empty.
+        source: text, or chat messages as a tuple of {"role", "content"} (template style `chat`). The first
+            may have `tools`, those that the conversation declares (as a system message without text, where
+            it has no other); the assistant's `tool_calls`, and a tool's `tool_call_id` and `name`.
+        target: text, which must not be empty; or the assistant's message, if it has `tool_calls`.
         owner: the user or tenant the example belongs to; None when there is only one.
         place: file and line that it was read from, for messages; of no account otherwise.
 
@@ -31,24 +34,66 @@ class Example:
     """
 
     source: Source
-    target: str
+    target: Target
     owner: str | None = None
     place: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.source, str):
-            _check_text("source", self.source)
-        elif isinstance(self.source, tuple):
-            _check_messages(self.source)
-        else:
-            raise BadExamples(f"source is {kind(self.source)}; expected text or a tuple of messages")
-        _check_text("target", self.target)
-        if not self.target.strip():
-            raise BadExamples("target is empty; there is nothing to learn from such an example, leave it out")
-        if self.owner is not None:
-            _check_text("owner", self.owner)
-            if not self.owner.strip():
-                raise BadExamples("owner is empty; name the owner, or leave the field out everywhere")
+        _check_source(self.source)
+        _check_target("target", self.target)
+        _check_owner(self.owner)
+
+    @property
+    def content(self) -> list[Any]:
+        """What `digest` is taken of."""
+        return [self.source, self.target, self.owner]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All that is written after the source."""
+        return (self.target,)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A source and two answers to it, of which the model shall rather write the first.
+
+    Attributes:
+        source: text, or chat messages, as of `Example`.
+        chosen: the better answer, as a target of `Example`.
+        rejected: the other one.
+        owner: the user or tenant that the preference belongs to; None when there is only one.
+        place: file and line that it was read from, for messages; of no account otherwise.
+
+    Raises:
+        BadExamples: answers that are equal or empty, and what `Example` refuses.
+    """
+
+    source: Source
+    chosen: Target
+    rejected: Target
+    owner: str | None = None
+    place: str | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_source(self.source)
+        _check_target("chosen", self.chosen)
+        _check_target("rejected", self.rejected)
+        _check_owner(self.owner)
+        if self.chosen == self.rejected:
+            raise BadExamples(
+                "chosen and rejected are equal, so that neither is better; leave such a pair out"
+            )
+
+    @property
+    def content(self) -> list[Any]:
+        """What `digest` is taken of."""
+        return [self.source, self.chosen, self.rejected, self.owner]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Both answers."""
+        return (self.chosen, self.rejected)
 
 
 def kind(value: object) -> str:
@@ -58,11 +103,11 @@ def kind(value: object) -> str:
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
-def _check_text(name: str, value: object) -> None:
+def _check_text(name: str, value: object) -> bool:
     if not isinstance(value, str):
         raise BadExamples(f"{name} is {kind(value)}; expected text")
     if value.isascii():
-        return
+        return True
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -71,35 +116,93 @@ def _check_text(name: str, value: object) -> None:
             f"{name} holds half of a surrogate pair at character {error.start + 1}: an emoji that was cut; "
             "remove it"
         ) from error
+    return True
+
+
+def _check_source(source: object) -> None:
+    if isinstance(source, str):
+        _check_text("source", source)
+    elif isinstance(source, tuple):
+        _check_messages(source)
+    else:
+        raise BadExamples(f"source is {kind(source)}; expected text or a tuple of messages")
+
+
+def _check_target(name: str, target: object) -> None:
+    if isinstance(target, dict):
+        _check_calls(name, target)
+    elif _check_text(name, target) and not str(target).strip():
+        raise BadExamples(f"{name} is empty; there is nothing to learn from such an example, leave it out")
+
+
+def _check_owner(owner: object) -> None:
+    if owner is not None:
+        _check_text("owner", owner)
+        if not str(owner).strip():
+            raise BadExamples("owner is empty; name the owner, or leave the field out everywhere")
 
 
 def _check_messages(messages: tuple[object, ...]) -> None:
     if not messages:
         raise BadExamples("source has no messages; expected at least one in front of the target")
     for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+        first = {"tools"} if number == 1 else set()
+        if not isinstance(message, dict) or not _NAMES <= set(message) <= _NAMES | _OF_TOOLS | first:
             given = sorted(map(str, message)) if isinstance(message, dict) else kind(message)
             raise BadExamples(f"message {number} of the source is {given}; expected role and content")
         _check_text(f"the role of message {number}", message["role"])
         _check_text(f"the content of message {number}", message["content"])
+        for name in (_OF_TOOLS | first) & set(message):
+            _check_json(f"{name} of message {number}", message[name])
+
+
+_NAMES = {"role", "content"}
+_OF_TOOLS = {"tool_calls", "tool_call_id", "name"}
+
+
+def _check_calls(name: str, target: dict[Any, Any]) -> None:
+    """Refuse a message as a target (or answer) that is not the assistant's with calls of tools."""
+    if set(target) != {"role", "content", "tool_calls"} or target["role"] != "assistant":
+        raise BadExamples(
+            f"{name} is an object with {sorted(map(str, target))}; expected text, or the assistant's "
+            "message: role, content and tool_calls"
+        )
+    _check_text(f"the content of the {name}", target["content"])
+    if not target["tool_calls"]:
+        raise BadExamples(f"{name} has no tool_calls; give its content alone, as text")
+    _check_json(f"tool_calls of the {name}", target["tool_calls"])
+
+
+def _check_json(name: str, value: object) -> None:
+    """Refuse what is no JSON, or holds text that UTF-8 can't."""
+    try:
+        _check_text(name, json.dumps(value, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadExamples(f"{name} can't be written as JSON: {error}") from error
 
 
 # Changing what `digest` does gives all data new identities; then raise the number.
 _FORM = b"foreword examples 1\n"
 
 
-def digest(examples: Iterable[Example]) -> str:
+class _Content(Protocol):
+    """An example, or a preference between two answers."""
+
+    @property
+    def content(self) -> list[Any]: ...
+
+
+def digest(examples: Iterable[_Content]) -> str:
     """SHA-256, in hexadecimal, of the examples in their order.
 
     It depends on sources, targets and owners alone: the same examples from CSV and from JSON lines
     have the same digest. Each example is hashed as one line of ASCII JSON, `[source,target,owner]`
-    without spaces and with the keys of messages in alphabetical order.
+    without spaces and with the keys of messages in alphabetical order; a preference as
+    `[source,chosen,rejected,owner]`.
     """
     whole = hashlib.sha256(_FORM)
     for example in examples:
-        line = json.dumps(
-            [example.source, example.target, example.owner], separators=(",", ":"), sort_keys=True
-        )
+        line = json.dumps(example.content, separators=(",", ":"), sort_keys=True)
         whole.update(line.encode("ascii") + b"\n")
     return whole.hexdigest()
 
@@ -133,7 +236,11 @@ class Entry:
 
 
 def entries_of(data: Iterable[Example | Entry]) -> list[Entry]:
-    """Entries as they are; examples of one source (and owner) brought together, where the first stood."""
+    """Entries as they are; examples of one source (and owner) brought together, where the first stood.
+
+    Raises:
+        BadExamples: an example whose target calls tools, which is no text to compare with.
+    """
     groups: dict[object, Entry | list[Example]] = {}
     for place, one in enumerate(data):
         if isinstance(one, Entry):
@@ -143,11 +250,19 @@ def entries_of(data: Iterable[Example | Entry]) -> list[Entry]:
         assert isinstance(group, list)
         group.append(one)
     return [
-        one
-        if isinstance(one, Entry)
-        else Entry(one[0].source, tuple(e.target for e in one), owner=one[0].owner)
+        one if isinstance(one, Entry) else Entry(one[0].source, tuple(map(text_of, one)), owner=one[0].owner)
         for one in groups.values()
     ]
+
+
+def text_of(example: Example) -> str:
+    """The target of an example that is a text. Raises BadExamples: it calls tools."""
+    if isinstance(example.target, str):
+        return example.target
+    where = "" if example.place is None else f"{example.place}: "
+    raise BadExamples(
+        f"{where}the target calls tools, and can be trained on, but is no text to compare with; leave it out"
+    )
 
 
 def references(examples: Iterable[Example]) -> list[tuple[Source, list[str]]]:

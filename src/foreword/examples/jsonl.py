@@ -1,29 +1,34 @@
-"""JSON lines: an object a line with source and target, and an owner where there are several."""
+"""JSON: an object a line, or one array of objects; and records with source and target, whatever held them."""
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from foreword.errors import BadExamples
 from foreword.examples.example import Example, kind
 from foreword.examples.records import Fields, Line, excerpt, missing_field
 
+_SPACE = re.compile(r"[ \t\r\n]*")
 
-def read_jsonl(lines: Iterator[Line], fields: Fields) -> Iterator[Example]:
-    """Examples of a file of JSON lines.
+
+def read_source_target(line: Line, record: dict[str, Any], fields: Fields) -> Iterator[Example]:
+    """Examples of an object, or the row of a table, with source and target.
 
     A source that is a list of texts (sentences) is joined by spaces. A target that is a list of
     texts holds several references: an example each.
 
     Raises:
-        BadExamples: names the line that is no JSON object, lacks a field, or holds no text there.
+        BadExamples: names the line that lacks a field, or holds no text there.
     """
-    for line, record in parse_objects(lines):
-        source = " ".join(_texts(line, record, "source", fields.source))
-        owner = read_owner(line, record, fields)
-        for target in _texts(line, record, "target", fields.target):
-            yield line.example(source, target, owner)
+    source = " ".join(_texts(line, record, "source", fields.source))
+    owner = read_owner(line, record, fields)
+    for target in _texts(line, record, "target", fields.target):
+        yield line.example(source, target, owner)
 
 
 def parse_objects(lines: Iterable[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
@@ -51,6 +56,64 @@ def parse_object(line: Line) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise line.fault(f"found {kind(value)}; expected a JSON object{_hint(line)}")
     return value
+
+
+def parse_whole(lines: Iterable[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """Each object of one JSON array, or of objects that span several lines, with the line in which it begins.
+    The whole is held in memory as text.
+
+    Raises:
+        BadExamples: names the line that is not JSON, an item that is no object, and what follows the array.
+    """
+    lines = list(lines)
+    begins = list(itertools.accumulate((len(line.text) + 1 for line in lines), initial=0))
+    text = "\n".join(line.text for line in lines)
+
+    def line_at(place: int) -> Line:
+        return lines[min(bisect.bisect_right(begins, place), len(lines)) - 1]
+
+    def broken(message: str, place: int) -> BadExamples:
+        line = line_at(place)
+        column = place - begins[bisect.bisect_right(begins, place) - 1] + 1
+        return line.fault(
+            f"not JSON: {message} at column {column}, in {excerpt(line.text)}; expected one JSON array of "
+            "objects, or one whole object a line"
+        )
+
+    decode = json.JSONDecoder().raw_decode
+    place = _space(text, 0)
+    array = text[place] == "["
+    if array:
+        place = _space(text, place + 1)
+    while place < len(text) and not (array and text[place] == "]"):
+        begin = line_at(place)
+        try:
+            value, place = decode(text, place)
+        except json.JSONDecodeError as error:
+            raise broken(error.msg, error.pos) from error
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits; nesting without end
+            raise begin.fault(f"not JSON that can be read: {error}") from error
+        if not isinstance(value, dict):
+            raise begin.fault(f"found {kind(value)}; expected a JSON object")
+        yield begin, value
+        place = _space(text, place)
+        if array and text[place : place + 1] == ",":
+            place = _space(text, place + 1)
+        elif array and text[place : place + 1] != "]":
+            raise broken("Expecting ',' or ']'", place)
+    if array and place >= len(text):
+        raise broken("Expecting ']'", place)
+    if array and (place := _space(text, place + 1)) < len(text):
+        raise line_at(place).fault(
+            f"found {excerpt(text[place : place + 80])} behind the JSON array; expected one array, or one "
+            "object a line"
+        )
+
+
+def _space(text: str, place: int) -> int:
+    """Where the white space that begins at `place` ends."""
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()
 
 
 def json_or_none(text: str) -> Any:
@@ -106,9 +169,6 @@ def _content(value: object) -> str:
 
 
 def _hint(line: Line) -> str:
-    start = line.text.lstrip()
-    if start.startswith("["):
+    if line.text.lstrip().startswith("["):
         return "; this looks like a JSON array: write its items one a line (jq -c '.[]')"
-    if line.number == 1 and start.rstrip() == "{":
-        return "; this looks like JSON spread over several lines: write it one object a line (jq -c .)"
     return ""

@@ -7,6 +7,9 @@ pipe is read as well as a file because nothing is read twice.
 from __future__ import annotations
 
 import codecs
+import contextlib
+import dataclasses
+import io
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,16 +17,19 @@ from typing import BinaryIO, NamedTuple
 
 from foreword.errors import BadExamples, CannotRead, UnknownField, UsageError
 from foreword.examples.example import Example
-from foreword.template import Source
+from foreword.template import Source, Target
 
 # No example is that long; a file without line ends would otherwise be taken into memory as a whole.
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
+
+PARQUET = b"PAR1"
+"""What a Parquet file begins with."""
 
 # What people hand over by mistake, by its first bytes.
 _NOT_TEXT = (
     (b"\x1f\x8b", "is compressed with gzip; unpack it first (gunzip)"),
     (b"PK\x03\x04", "is a zip archive or a spreadsheet; unpack it, or export the table as CSV in UTF-8"),
-    (b"PAR1", "is a Parquet file; export it as JSON lines or CSV"),
+    (PARQUET, "is a Parquet file, where text was expected; export it as JSON lines"),
     (codecs.BOM_UTF32_LE, "is encoded in UTF-32; save it as UTF-8"),
     (codecs.BOM_UTF32_BE, "is encoded in UTF-32; save it as UTF-8"),
     (codecs.BOM_UTF16_LE, "is encoded in UTF-16; save it as UTF-8"),
@@ -36,12 +42,19 @@ class Line(NamedTuple):
 
     Attributes:
         end: of the line, which belongs to a text that spans several.
+        unit: what is counted: lines, or the rows of a table that has none.
     """
 
     file: str
     number: int
     text: str
     end: str = "\n"
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """File and line, for messages."""
+        return f"{self.file}, {self.unit} {self.number}"
 
     @property
     def blank(self) -> bool:
@@ -50,16 +63,16 @@ class Line(NamedTuple):
 
     def fault(self, message: str, *, advice: str | None = None, remedy: str | None = None) -> BadExamples:
         """The error to raise for a fault in this line; `advice` and `remedy` as of `ForewordError`."""
-        return BadExamples(f"{self.file}, line {self.number}: {message}", advice=advice, remedy=remedy)
+        return BadExamples(f"{self.place}: {message}", advice=advice, remedy=remedy)
 
-    def example(self, source: Source, target: str, owner: str | None) -> Example:
+    def example(self, source: Source, target: Target, owner: str | None) -> Example:
         """The example that stands in this line.
 
         Raises:
             BadExamples: what `Example` itself refuses, with file and line added.
         """
         try:
-            return Example(source, target, owner, f"{self.file}, line {self.number}")
+            return Example(source, target, owner, self.place)
         except BadExamples as error:
             raise self.fault(str(error)) from error
 
@@ -71,10 +84,21 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
         CannotRead: `path` is absent, a folder, or the system refuses to open or read it.
         BadExamples: a line is not UTF-8 or longer than 64 MB, or the file is no text at all.
     """
+    with opened(path) as stream:
+        yield from lines_of(stream, os.fspath(path))
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
+    """The file at `path`, open for reading.
+
+    Raises:
+        CannotRead: `path` is absent, a folder, or the system refuses to open or read it.
+    """
     file = os.fspath(path)
     try:
         with open(file, "rb") as stream:
-            yield from lines_of(stream, file)
+            yield stream
     except FileNotFoundError as error:
         raise CannotRead(f"{file} does not exist; check the path") from error
     except IsADirectoryError as error:
@@ -141,7 +165,21 @@ class Fields:
     target: str = "target"
     owner: str = "owner"
     messages: str = "messages"
+    conversations: str = "conversations"
+    tools: str = "tools"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+    system: str = "system"
+    history: str = "history"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
     owner_named: bool = False
+
+
+PARTS = tuple(field.name for field in dataclasses.fields(Fields) if field.name != "owner_named")
 
 
 def make_fields(mapping: Mapping[str, str] | None) -> Fields:
@@ -150,16 +188,38 @@ def make_fields(mapping: Mapping[str, str] | None) -> Fields:
     Raises:
         UsageError: a key that is no part of an example, or a name that is not text.
     """
-    known = ("source", "target", "owner", "messages")
     for part, name in (mapping or {}).items():
-        if part not in known:
-            raise UsageError(f"fields has the key {part!r}; expected {', '.join(known)}")
+        if part not in PARTS:
+            raise UsageError(f"fields has the key {part!r}; expected {', '.join(PARTS)}")
         if not isinstance(name, str) or not name:
             raise UsageError(f"fields[{part!r}] is {name!r}; expected the name of a field")
     return Fields(**(mapping or {}), owner_named="owner" in (mapping or {}))
 
 
+def parse_fields(text: str, name: str) -> dict[str, str]:
+    """`source=question,target=answer` as the mapping that `make_fields` takes.
+
+    Args:
+        name: what the user calls it, for messages.
+
+    Raises:
+        UsageError: no such list, or a part that no example has.
+    """
+    found: dict[str, str] = {}
+    for pair in text.split(","):
+        part, equals, field = (each.strip() for each in pair.partition("="))
+        if not (part and equals and field) or part in found:
+            raise UsageError(
+                f"{name} is {excerpt(text)}; expected each part once with the name of your field, as in "
+                "source=question,target=answer"
+            )
+        if part not in PARTS:
+            raise UsageError(f"{name} has the part {excerpt(part)}; expected {', '.join(PARTS)}")
+        found[part] = field
+    return found
+
+
 def missing_field(line: Line, part: str, name: str, present: Collection[str]) -> UnknownField:
     """The error for a line in which the field `name`, that should hold `part`, is absent."""
     listed = ", ".join(map(repr, list(present)[:12])) or "none"
-    return UnknownField(f"{line.file}, line {line.number}: no field {name!r}; found {listed}", part)
+    return UnknownField(f"{line.place}: no field {name!r}; found {listed}", part)

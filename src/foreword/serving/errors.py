@@ -46,6 +46,7 @@ _STATUS: tuple[tuple[type[errors.ForewordError], int, str], ...] = (
     (errors.HarmExceeded, 400, "harm_exceeded"),
     (errors.ReportWorse, 400, "report_worse"),
     (errors.BadPrefix, 400, "invalid_prefix"),
+    (errors.BadSchema, 400, "invalid_json_schema"),
     (errors.UsageError, 400, "invalid_value"),
     (errors.StorageLimitExceeded, 429, "storage_limit_exceeded"),
     (errors.NotFinite, 400, "not_finite"),
@@ -60,7 +61,10 @@ ADVICE = {
     "other weights": "take a prefix that was trained for this server's base, or train one here",
     "too large for the type": "train it again with a lower learning rate, or for a base in another data type",
     "unknown prefix": "GET /v1/models lists those you may use",
+    "no pyarrow": "write the examples as JSON lines",
     "format not told": "write one JSON object a line, or a table with named columns",
+    "examples for dpo": "take the method supervised, or a file of preferences",
+    "preferences for supervised": "take the method dpo, or a file of examples",
     "no dev examples": "give validation_file, or leave hyperparameters.patience out",
     "two starts": "leave hyperparameters.init out, or train from the base model",
     "no start": "take another hyperparameters.parameterization, such as direct, or train from the base model",
@@ -107,6 +111,51 @@ def unknown_model(name: str) -> Refused:
     )
 
 
+NOT_HERE = {
+    "assistants": "assistants",
+    "audio": "audio",
+    "batches": "batches",
+    "chat/completions": "stored chat completions",
+    "chatkit": "ChatKit",
+    "containers": "containers",
+    "content_provenance_checks": "content provenance checks",
+    "conversations": "stored conversations",
+    "decisions": "decisions",
+    "embeddings": "embeddings",
+    "evals": "evals",
+    "fine_tuning/alpha": "graders",
+    "fine_tuning/checkpoints": "permissions on checkpoints",
+    "images": "images",
+    "live": "live sessions",
+    "moderations": "moderations",
+    "organization": "administration of an organization",
+    "projects": "administration of projects",
+    "realtime": "realtime sessions",
+    "responses": "stored responses",
+    "safety": "safety checks",
+    "skills": "skills",
+    "threads": "threads",
+    "uploads": "uploads in parts",
+    "vector_stores": "vector stores",
+    "videos": "videos",
+}
+"""What OpenAI's API has below /v1 and a server of Foreword has not, by the beginning of its path."""
+
+
+def unknown_url(method: str, path: str) -> Refused:
+    """A path at which there is nothing, or something that others' servers have."""
+    parts = path.removeprefix("/v1/").split("/")
+    what = NOT_HERE.get(parts[0]) or NOT_HERE.get("/".join(parts[:2]))
+    if what is None or not path.startswith("/v1/"):
+        why = "Please check it; /docs lists what there is."
+    else:
+        why = (
+            f"This server has no {what}; it has chat and text completions, responses, models, files and "
+            "fine-tuning jobs."
+        )
+    return Refused(404, f"Unknown request URL: {shown(f'{method} {path}')}. {why}", code="unknown_url")
+
+
 def refused(error: errors.ForewordError) -> Refused:
     """A named error as an answer."""
     for kind, status, code in _STATUS:
@@ -115,6 +164,9 @@ def refused(error: errors.ForewordError) -> Refused:
             message = str(error) if status < 500 else _OWN_FAULTS.get(code, _FAULT)
             if isinstance(error, errors.UnknownField):  # whose advice is an argument in Python
                 message = f"{error.found}; expected {' and '.join(error.parts)}, rename what holds it"
+                if len(error.parts) > 1:  # of no form that is known
+                    named = ", ".join(f'"{part}": "..."' for part in error.parts)
+                    message += f', or name it in the job\'s hyperparameters: "fields": {{{named}}}'
             elif advice := ADVICE.get(error.remedy or ""):
                 message = f"{error.found}; {advice}"
             later = RETRY_SECONDS.get(status)

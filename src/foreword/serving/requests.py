@@ -26,6 +26,9 @@ MOST_FIELDS = 100
 Text = Annotated[str, Field(max_length=1 << 23)]
 MOST_STOPS = 4
 """As many as OpenAI's API takes."""
+MOST_TOOLS = 128
+"""As many as OpenAI's API takes."""
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -50,10 +53,12 @@ class Body(BaseModel):
 
     Attributes:
         without_effect: values of fields that are not understood which ask for nothing beyond what is done.
+        may_be_empty: fields that are understood, and ask for nothing where they are empty, of any type.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_describe)  # type: ignore[arg-type]
     without_effect: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    may_be_empty: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -65,7 +70,7 @@ class Body(BaseModel):
         return {
             name: value
             for name, value in given.items()
-            if name in fields
+            if (name in fields and name not in cls.may_be_empty)
             or not any(type(value) is type(one) and value == one for one in (*NOTHING, *known.get(name, ())))
         }
 
@@ -142,8 +147,16 @@ class CompletionBody(Sampled):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=128)]
     )
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: Annotated[bool | None, Field(description="Begin the text with the prompt.")] = None
+    max_tokens: Annotated[int, Field(ge=0, le=10_000_000)] | None = None
 
-    without_effect = {**Sampled.without_effect, "echo": (False,), "best_of": (1,)}
+    without_effect = {**Sampled.without_effect, "best_of": (1,)}
+
+    @model_validator(mode="after")
+    def _asks_for_text(self) -> CompletionBody:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("'max_tokens' is 0, which asks for no text but the prompt: set 'echo' with it.")
+        return self
 
 
 class TextPart(Body):
@@ -153,12 +166,52 @@ class TextPart(Body):
     text: Text
 
 
+class CalledFunction(Body):
+    """What an assistant called, and with what."""
+
+    name: Annotated[str, Field(max_length=LONGEST_NAME)]
+    arguments: Text
+
+
+class ToolCall(Body):
+    """A call of a tool, as an answer has it."""
+
+    id: Annotated[str, Field(max_length=LONGEST_NAME)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
 class ChatMessage(Body):
     """One message."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
     name: Annotated[str, Field(max_length=64)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=LONGEST_NAME)] | None = None
+
+    may_be_empty = frozenset({"tool_calls", "tool_call_id"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_alone(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("role") != "assistant":
+            return given
+        left_out = None if given.get("tool_calls") else "missing"
+        return {**given, "content": ""} if given.get("content", left_out) in (None, []) else given
+
+    @model_validator(mode="after")
+    def _belong_to_the_role(self) -> ChatMessage:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(
+                f"Only the assistant's messages have 'tool_calls'; this one is the {self.role}'s."
+            )
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError(
+                "A message with role 'tool', and no other, has 'tool_call_id': the call it answers."
+            )
+        return self
 
     @property
     def text(self) -> str:
@@ -168,6 +221,61 @@ class ChatMessage(Body):
         return "".join(part.text for part in self.content)
 
 
+class JsonSchema(Body):
+    """A schema for the whole answer."""
+
+    name: FunctionName
+    description: Text | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: Annotated[
+        bool | None, Field(description="Without effect: an answer always follows its schema.")
+    ] = None
+
+
+class ResponseFormat(Body):
+    """What the answer has to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("'json_schema' goes with the type 'json_schema', and only with that.")
+        return self
+
+
+class Function(Body):
+    """A function that an answer may call."""
+
+    name: FunctionName
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Annotated[
+        bool | None, Field(description="Without effect: arguments always follow their schema.")
+    ] = None
+
+
+class Tool(Body):
+    """A tool that an answer may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(Body):
+    """The name of a function."""
+
+    name: FunctionName
+
+
+class ChosenTool(Body):
+    """The tool that the answer has to call."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
 class ChatBody(Sampled):
     """POST /v1/chat/completions."""
 
@@ -175,17 +283,19 @@ class ChatBody(Sampled):
     max_completion_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
     metadata: Annotated[dict[str, str] | None, Field(max_length=16, description="Without effect.")] = None
     safety_identifier: Annotated[str | None, Field(max_length=512, description="Without effect.")] = None
     prompt_cache_key: Annotated[str | None, Field(max_length=512, description="Without effect.")] = None
 
+    may_be_empty = frozenset({"response_format", "tools", "tool_choice", "parallel_tool_calls"})
     without_effect = {
         **Sampled.without_effect,
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
-        "tool_choice": ("none", "auto"),  # of no tools
         "function_call": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
         "reasoning_effort": ("none",),
     }
 
@@ -196,3 +306,18 @@ class ChatBody(Sampled):
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens and max_completion_tokens are both given; give one")
         return self
+
+    @property
+    def may_call(self) -> bool:
+        """Whether the answer may call a tool."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer has to call one."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, ChosenTool)
+
+    @property
+    def wants_json(self) -> bool:
+        """Whether the answer has to be JSON."""
+        return self.response_format is not None and self.response_format.type != "text"

@@ -14,10 +14,12 @@ from typing import Any
 from foreword.base.base_model import BaseModel
 from foreword.base.joining import join_prefixes
 from foreword.encoding import TokenReach, token_reach
-from foreword.errors import UsageError, WindowExceeded
+from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
+from foreword.grammar import GrammarCompiler, compiler_of
 from foreword.prefix import BaseIdentity, Geometry, Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
+from foreword.serving.tool_calls import ToolForm, tool_form
 from foreword.store import PrefixStore
 from foreword.template import Template
 
@@ -100,6 +102,25 @@ class ServedModel:
     def token_reach(self) -> TokenReach | None:
         """For how much of a text one token may stand; None where that has no bound."""
         return token_reach(self.tokenizer)
+
+    @property
+    def grammars(self) -> GrammarCompiler:
+        """Grammars for the tokens of this model."""
+        return compiler_of(self.tokenizer)
+
+    @property
+    def tool_form(self) -> ToolForm:
+        """How its chat template writes calls of tools. Raises TemplateRefuses: see `tool_calls.tool_form`."""
+        if isinstance(self._tool_form, TemplateRefuses):
+            raise TemplateRefuses(*self._tool_form.args)
+        return self._tool_form
+
+    @functools.cached_property
+    def _tool_form(self) -> ToolForm | TemplateRefuses:
+        try:
+            return tool_form(self.tokenizer)
+        except TemplateRefuses as error:
+            return error
 
     @property
     def chats(self) -> bool:

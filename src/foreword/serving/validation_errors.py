@@ -16,9 +16,13 @@ from foreword.serving.errors import Refused, shown
 _ELSEWHERE = frozenset(
     [
         "audio",
+        "background",
         "best_of",
         "cache_control",
+        "context_management",
+        "conversation",
         "echo",
+        "effort",
         "file",
         "frequency_penalty",
         "function_call",
@@ -29,26 +33,23 @@ _ELSEWHERE = frozenset(
         "input_audio",
         "instructions",
         "logit_bias",
+        "max_tool_calls",
         "min_p",
         "modalities",
         "moderation",
-        "parallel_tool_calls",
         "prediction",
         "presence_penalty",
         "prompt_logprobs",
         "reasoning",
         "reasoning_effort",
         "repetition_penalty",
-        "response_format",
         "service_tier",
         "store",
         "structured_outputs",
         "suffix",
-        "tool_call_id",
-        "tool_calls",
-        "tool_choice",
-        "tools",
+        "summary",
         "top_k",
+        "truncation",
         "verbosity",
         "web_search_options",
     ]
@@ -204,6 +205,12 @@ def _in_words(path: Path, faults: Sequence[Mapping[str, Any]]) -> Refused:
         message = f"Invalid value: {_value(given)}. Supported values are: {context['expected']}."
         if isinstance(given, str) and given in _ELSEWHERE:
             message = message.replace(". Supported", " is not supported by this server. Supported", 1)
+        return Refused(400, message, code="invalid_value", param=param)
+    if kind == "string_pattern_mismatch":
+        message = (
+            f"Invalid {where}: string does not match pattern. Expected a string that matches the pattern "
+        )
+        message += f"{context['pattern']!r}, but got {_value(given)} instead."
         return Refused(400, message, code="invalid_value", param=param)
     if kind == "finite_number":
         message = f"Invalid value for {where}: expected a finite number."

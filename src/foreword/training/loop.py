@@ -13,9 +13,9 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -41,12 +41,14 @@ class StepReport:
 
     Attributes:
         loss: of the step, as its reduction defines it.
-        token_loss: mean loss per target token, in nats, whatever the reduction.
+        token_loss: mean of the loss terms, whatever the reduction: loss per target token, in nats; of
+            preferences, per pair of answers.
         tokens: real tokens the model read.
-        targets: target tokens among them.
+        targets: loss terms: target tokens, or pairs.
         seconds: wall time of the step, without evaluations; trainers that share a pass share it.
         norm: of the gradient before clipping.
         learning_rate: that the step was made with.
+        measures: what the objective measures beside the loss, as means over the terms.
     """
 
     loss: float
@@ -56,6 +58,20 @@ class StepReport:
     seconds: float
     norm: float
     learning_rate: float
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on dev examples.
+
+    Attributes:
+        loss: mean of the loss terms; under cross entropy, the loss per target token in nats.
+        measures: what the objective measures beside it, as means over the terms.
+    """
+
+    loss: float
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def run(
@@ -68,10 +84,12 @@ def run(
     isolated: bool = False,
     start_competes: bool = True,
     on_step: Callable[[Trainer, StepReport], None],
-    on_evaluation: Callable[[Trainer, float], None],
+    on_evaluation: Callable[[Trainer, Evaluation], None],
     on_finish: Callable[[Trainer], None],
     on_divergence: Callable[[Trainer, TrainingDiverged], None],
     should_stop: Callable[[], bool],
+    should_leave: Callable[[Trainer], bool] = lambda trainer: False,
+    on_leave: Callable[[Trainer], None] = lambda trainer: None,
 ) -> None:
     """Step all trainers to their end; a new one enters as a place falls free.
 
@@ -84,21 +102,26 @@ def run(
         on_finish: called when a trainer has done its steps, or run out of patience.
         on_divergence: called when a trainer's loss is not finite; it leaves, the others go on.
         should_stop: asked before every step.
+        should_leave: asked of each trainer before every step; one that is to leave is handed to `on_leave`
+            as it is, and the others go on.
     """
     active: list[Trainer] = []
     while True:
         for trainer in [each for each in active if each.finished]:
             active.remove(trainer)
             on_finish(trainer)
+        for trainer in [each for each in active if should_leave(each)]:
+            active.remove(trainer)
+            on_leave(trainer)
         while len(active) < concurrent and (entering := next(waiting, None)) is not None:
             if entering.finished:  # resumed, with nothing left to do
                 on_finish(entering)
                 continue
             if entering.step == 0 and entering.dev and not entering.best.tensors:
-                loss = mean_loss(base, entering.trained, entering.dev, objective)
+                found = evaluate(base, entering.trained, entering.dev, objective)
                 if start_competes:
-                    entering.note_dev_loss(loss)
-                on_evaluation(entering, loss)
+                    entering.note_dev_loss(found.loss)
+                on_evaluation(entering, found)
             active.append(entering)
         if not active or should_stop():
             return
@@ -112,9 +135,9 @@ def run(
                 continue
             on_step(trainer, report)
             if trainer.due_for_evaluation():
-                loss = mean_loss(base, trainer.trained, trainer.dev, objective)
-                trainer.note_dev_loss(loss)
-                on_evaluation(trainer, loss)
+                found = evaluate(base, trainer.trained, trainer.dev, objective)
+                trainer.note_dev_loss(found.loss)
+                on_evaluation(trainer, found)
 
 
 def train_step(
@@ -147,6 +170,7 @@ def train_step(
         for index, trainer in enumerate(trainers)
     ]
     sums = [0.0] * len(trainers)
+    measured: list[dict[str, float]] = [{} for _ in trainers]
     checkpointing: AbstractContextManager[None] = contextlib.nullcontext()
     if any(each.settings.gradient_checkpointing for each in trainers):
         from foreword.base.gradient_checkpointing import gradient_checkpointing  # few runs need it
@@ -154,8 +178,10 @@ def train_step(
         checkpointing = gradient_checkpointing(base.model)
     with checkpointing:
         for part in _parts(trainers, rows, max_batch_tokens, isolated):
-            for index, summed in _backward(base, trainers, objective, part, leaves, divisors).items():
-                sums[index] += summed
+            for index, found in _backward(base, trainers, objective, part, leaves, divisors).items():
+                sums[index] += found.loss
+                for name, value in found.measures.items():
+                    measured[index][name] = measured[index].get(name, 0.0) + value
     seconds = time.perf_counter() - start_time
     reports: list[StepReport | TrainingDiverged] = []
     for index, trainer in enumerate(trainers):
@@ -182,12 +208,12 @@ def train_step(
                 seconds=seconds,
                 norm=norm,
                 learning_rate=rate,
+                measures={name: value / terms[index] for name, value in measured[index].items()},
             )
         )
     return reports
 
 
-@torch.no_grad()
 def mean_loss(
     base: BaseModel,
     trained: Trainable,
@@ -195,19 +221,37 @@ def mean_loss(
     objective: Objective = CROSS_ENTROPY,
 ) -> float:
     """Mean of the loss terms of `rows`; under cross entropy, the loss per target token in nats."""
+    return evaluate(base, trained, rows, objective).loss
+
+
+@torch.no_grad()
+def evaluate(
+    base: BaseModel,
+    trained: Trainable,
+    rows: Sequence[EncodedExample],
+    objective: Objective = CROSS_ENTROPY,
+) -> Evaluation:
+    """Loss and measures of `rows`."""
     key_values = {
         stream: (key.to(base.device), value.to(base.device))
         for stream, (key, value) in trained.key_values().items()
     }
     total, count = 0.0, 0
+    measured: dict[str, float] = {}
     most = tokens_at_once(base.model, base.device, gradient=False) or EVALUATION_TOKENS
     longest = max((key.shape[-2] for key, _ in key_values.values()), default=0)
     for indices in batches_by_length(rows, most, longest):
         part = [rows[index] for index in indices]
-        losses_M = _losses(base, objective, part, [0] * len(part), [trained], [key_values]).losses_M
-        total += float(losses_M.cpu().double().sum())  # float64 there: MPS has none
-        count += losses_M.numel()
-    return total / count
+        found = _losses(base, objective, part, [0] * len(part), [trained], [key_values])
+        total += _sum(found.losses_M)
+        count += found.losses_M.numel()
+        for name, value_M in found.measures.items():
+            measured[name] = measured.get(name, 0.0) + _sum(value_M)
+    return Evaluation(total / count, {name: value / count for name, value in measured.items()})
+
+
+def _sum(value_M: torch.Tensor) -> float:
+    return float(value_M.cpu().double().sum())  # float64 there: MPS has none
 
 
 def _losses(
@@ -233,8 +277,8 @@ def _backward(
     part: Part,
     leaves: Sequence[KeyValues],
     divisors: Sequence[int],
-) -> dict[int, float]:
-    """Gradients of one pass, added to the leaves; returns each trainer's sum of loss terms."""
+) -> dict[int, Evaluation]:
+    """Gradients of one pass, added to the leaves; returns each trainer's sums of loss terms and measures."""
     members = list(dict.fromkeys(index for index, _ in part))
     number = {index: place for place, index in enumerate(members)}
     member_B = [number[index] for index, _ in part]
@@ -251,7 +295,14 @@ def _backward(
     sums = torch.zeros(len(members), device=losses_M.device).index_add(0, member_M, losses_M)
     weights = torch.tensor([1 / divisors[index] for index in members], device=sums.device)
     (sums * weights).sum().backward()
-    return dict(zip(members, sums.tolist(), strict=True))
+    measured = {
+        name: torch.zeros_like(sums).index_add(0, member_M, value_M).tolist()
+        for name, value_M in row_losses.measures.items()
+    }
+    return {
+        index: Evaluation(loss, {name: values[place] for name, values in measured.items()})
+        for place, (index, loss) in enumerate(zip(members, sums.tolist(), strict=True))
+    }
 
 
 def _detached(key_values: KeyValues, device: torch.device) -> KeyValues:

@@ -10,8 +10,8 @@ Shapes: B rows, M loss terms of all rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -32,10 +32,12 @@ class RowLosses:
     Attributes:
         losses_M: float32, with a gradient; ordered by row.
         counts: how many of them each of the B rows has.
+        measures: what else is known of each term, by name: float32 `[M]`, without a gradient.
     """
 
     losses_M: torch.Tensor
     counts: tuple[int, ...]
+    measures: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def row_M(self) -> torch.Tensor:

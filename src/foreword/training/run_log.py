@@ -6,8 +6,8 @@ import io
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,18 +15,26 @@ from typing import Any
 from foreword import files
 from foreword.errors import CannotWrite, DamagedCheckpoint, UsageError
 from foreword.training import checkpoint
-from foreword.training.loop import StepReport
+from foreword.training.loop import Evaluation, StepReport
 from foreword.training.trainer import Trainer
 
 SMOOTHING_STEPS = 10
 
 
-def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step: int | None = None) -> None:
+def draw(
+    history: Sequence[dict[str, Any]],
+    path: Path,
+    *,
+    title: str,
+    best_step: int | None = None,
+    of: str = "target token",
+) -> None:
     """Write the picture (PNG) of a run's history.
 
     Args:
         history: rows with `step` and `token_loss` (of the step's examples) or `dev_loss`.
         best_step: the step that was kept, marked by a line.
+        of: what the loss is a mean over.
     """
     # Agg: pictures are drawn where there is no screen; and matplotlib is slow to import.
     import matplotlib
@@ -51,7 +59,7 @@ def draw(history: Sequence[dict[str, Any]], path: Path, *, title: str, best_step
                 best_step, color="#777777", linestyle=":", linewidth=1, label=f"kept: step {best_step}"
             )
     axes.set_xlabel("step")
-    axes.set_ylabel("loss per target token (nats)")
+    axes.set_ylabel(f"loss per {of} (nats)")
     axes.set_title(title, fontsize=11, parse_math=False)
     axes.grid(alpha=0.25)
     if training or dev:
@@ -90,7 +98,8 @@ class Progress:
     Attributes:
         step, steps: done, and to do.
         owner: whose prefix it is, where there are several.
-        loss: mean loss per target token over the last steps, in nats; None before the first.
+        loss: mean loss per target token (of preferences, per pair of answers) over the last steps, in nats;
+            None before the first.
         dev_loss: the last one measured, in nats.
         best_dev_loss, best_step: the best so far.
         tokens_per_second: real tokens, over the last steps.
@@ -100,6 +109,8 @@ class Progress:
             is done; such a report comes again and again.
         tokens: real tokens of all steps so far, also of those before the run was resumed; None where the run
             has not been set up yet.
+        measures: of preferences, `reward_accuracy` and `reward_margin` over the last steps.
+        dev_measures: the same of the last dev examples, as of `dev_loss`.
     """
 
     step: int
@@ -115,6 +126,8 @@ class Progress:
     tokens: int | None = None
     done: int | None = None
     total: int | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+    dev_measures: Mapping[str, float] = field(default_factory=dict)
 
 
 class RunLog:
@@ -155,7 +168,7 @@ class RunLog:
         self._on_checkpoint = on_checkpoint
         self._every = checkpoint_every or trainer.resolved.checkpoint_every
         self._recent: deque[StepReport] = deque(maxlen=SPEED_STEPS)
-        self._last_dev: float | None = None
+        self._last_dev: Evaluation | None = None
         note = None
         if folder is not None:
             checkpoint.prepare_folder(folder)
@@ -214,13 +227,16 @@ class RunLog:
                 "learning_rate": step.learning_rate,
                 "tokens": step.tokens,
                 "seconds": round(step.seconds, 4),
+                **step.measures,
             }
         )
 
-    def on_evaluation(self, loss: float) -> None:
-        """Record a dev loss."""
-        self._last_dev = loss
-        self._add({"step": self.trainer.step, "dev_loss": loss, "time": round(time.time(), 1)})
+    def on_evaluation(self, found: Evaluation) -> None:
+        """Record a dev loss, and what was measured beside it."""
+        self._last_dev = found
+        measures = {f"dev_{name}": value for name, value in found.measures.items()}
+        row = {"step": self.trainer.step, "dev_loss": found.loss, **measures}
+        self._add({**row, "time": round(time.time(), 1)})
 
     def save_when_due(self) -> None:
         """Write a checkpoint if the last one is old enough; between steps, after a due evaluation."""
@@ -248,7 +264,8 @@ class RunLog:
         best = self.trainer.result()
         if self.folder is not None:
             checkpoint.remove_old(self.folder)  # of a run that was killed before it could
-            draw(self.trainer.history, self.folder / "curves.png", title=title, best_step=best.step)
+            of = "pair of answers" if self.trainer.settings.method == "dpo" else "target token"
+            draw(self.trainer.history, self.folder / "curves.png", title=title, best_step=best.step, of=of)
         if best.step < self.trainer.step and best.step == 0:
             self.note(
                 f"no step had a lower dev loss than the start, {best.dev_loss:.4f}; the start itself is kept "
@@ -291,10 +308,15 @@ class RunLog:
             steps=trainer.steps,
             owner=self.trainer.owner,
             loss=sum(step.token_loss for step in recent) / len(recent) if recent else None,
-            dev_loss=self._last_dev,
+            dev_loss=None if self._last_dev is None else self._last_dev.loss,
             best_dev_loss=trainer.best.dev_loss if evaluated else None,
             best_step=trainer.best.step if evaluated else None,
             tokens_per_second=sum(step.tokens for step in recent) / seconds if seconds else None,
             seconds_left=(trainer.steps - trainer.step) * seconds / len(recent) if recent else None,
             tokens=self._tokens,
+            measures={
+                name: fmean(step.measures[name] for step in recent)
+                for name in (recent[-1].measures if recent else ())
+            },
+            dev_measures={} if self._last_dev is None else self._last_dev.measures,
         )

@@ -43,6 +43,9 @@ is measured on documents (docs/documents.md)."""
 DEFAULT_WORDS = "Write the answer to the text."
 """Words that fit any task: as good as demonstrations (docs/defaults.md), and no text of an owner's."""
 
+DEFAULT_BETA = 0.1
+"""As Rafailov et al. (2023) and TRL have it."""
+
 MINIMUM_STEPS, MAXIMUM_STEPS = 60, 2000
 """Bounds on the default number of steps, where neither steps nor epochs are given."""
 
@@ -218,6 +221,16 @@ class TrainingSettings:
         default_text="the template's own",
         help="prefix, or infix: the target sees it, the source does not",
     )
+    method: Literal["supervised", "dpo"] = of_training(
+        "supervised",
+        help="supervised: cross-entropy of each target; dpo: preferences, of two answers the better one",
+    )
+    beta: float | None = of_training(
+        None,
+        gt=0,
+        default_text=f"{DEFAULT_BETA} of dpo",
+        help="Of dpo: how strongly the result is held to the model that training starts from",
+    )
     steps: int | None = of_training(None, ge=1, default_text="about 5 epochs of them", help="Optimiser steps")
     epochs: float | None = of_training(None, gt=0, help="Passes over the data, instead of steps")
     batch_size: int = of_training(8, ge=1, help="Examples a step")
@@ -273,6 +286,7 @@ class TrainingSettings:
                 f"streams are {', '.join(self.streams or ())} but length names {', '.join(by_stream)}"
             )
         check_settings(self)
+        self._check_method()
         if self.steps is not None and self.epochs is not None:
             raise UsageError("give steps or epochs, not both")
         if self.layers is not None:
@@ -287,6 +301,23 @@ class TrainingSettings:
             raise UsageError(
                 f"init is {self.init}, but 'mlp' has no starting point; take mlp+start or direct, or leave "
                 "init out"
+            )
+
+    def _check_method(self) -> None:
+        """Fill in what the method needs, and refuse what does nothing under it."""
+        if self.method == "supervised":
+            if self.beta is not None:
+                raise UsageError(
+                    f"beta is {self.beta:g}, and the method is supervised, which has none; take the method "
+                    "dpo, or leave beta out"
+                )
+            return
+        if self.beta is None:
+            object.__setattr__(self, "beta", DEFAULT_BETA)
+        if self.reduction != "token":
+            raise UsageError(
+                f"reduction is {self.reduction!r}, which is about target tokens, and the method dpo has one "
+                "loss for each pair of answers; leave reduction out"
             )
 
     def check_with(self, *, dev: bool, start: bool) -> None:
@@ -461,6 +492,8 @@ class TrainingOptions(TypedDict, total=False):
     init: str | Initialization | None
     layers: str | None
     placement: Placement | None
+    method: Literal["supervised", "dpo"] | None
+    beta: float | None
     steps: int | None
     epochs: float | None
     batch_size: int | None
@@ -510,5 +543,7 @@ def described_now(settings: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: a setting under its old and its new name.
     """
     described = current_names(TrainingSettings, settings, warn=False)
+    if described:
+        described.setdefault("method", "supervised")  # the only one there was
     # The order of the examples was another one, so the rest of that run can't be made.
     return {**described, "by_source": True} if settings.get("by_source") else described

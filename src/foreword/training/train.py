@@ -16,12 +16,12 @@ from types import FrameType
 from typing import Any, Unpack
 
 from foreword.base.base_model import BaseModel
-from foreword.encoding import EncodedExample, encode, name_of
+from foreword.encoding import EncodedExample, Truncation, encode, name_of
 from foreword.errors import BadExamples, ForewordWarning, TrainingDiverged, UsageError
-from foreword.examples import Example, digest
+from foreword.examples import Example, Preference, digest
 from foreword.prefix import Origin, Prefix
 from foreword.prefix_file import check_description
-from foreword.template import Template
+from foreword.template import Template, training_template
 from foreword.training import checkpoint
 from foreword.training.loop import run
 from foreword.training.objective import CROSS_ENTROPY, Objective
@@ -80,9 +80,9 @@ class TrainingStopped(KeyboardInterrupt):
 @checks_arguments
 def train(
     base: BaseModel,
-    examples: Sequence[Example],
+    examples: Sequence[Example | Preference],
     *,
-    dev: Sequence[Example] | None = None,
+    dev: Sequence[Example | Preference] | None = None,
     checkpoint_dir: str | Path | None = None,
     template: Template | None = None,
     start: Prefix | None = None,
@@ -96,12 +96,15 @@ def train(
     """Learn a prefix for `base` from `examples`; leaving all options out gives the measured defaults.
 
     Args:
-        examples: what to learn from; the loss is on their targets and end token only.
+        examples: what to learn from; the loss is on their targets and end token only. With `method="dpo"`
+            preferences, whose better answers become likelier than the others, compared with the base or,
+            if there is one, with `start`.
         dev: examples on which the best step is chosen; without them the last step is kept.
         checkpoint_dir: folder of the run: checkpoints, `log.jsonl`, `curves.png`. A run that was
             stopped goes on from there when called again with the same arguments, and ends in the
             same prefix, bit for bit on a CPU, as one that was not.
-        template: how a source becomes text; default: `base.template`.
+        template: how a source becomes text; default: that of `start`, else the base's chat template, else
+            `base.template` (source, newline, target) of a base that has none.
         start: a prefix to begin at, instead of `init`.
         checkpoint_every: steps between checkpoints; default: a tenth of the run.
         tensorboard: also write TensorBoard files into the run's folder.
@@ -111,14 +114,16 @@ def train(
             (of an encoder-decoder also by stream: {"encoder": 5, "decoder": 10, "cross": 5}), `steps` or
             `epochs`, `batch_size`, `learning_rate`, `parameterization` ("direct", "scaled", "mlp",
             "mlp+start", "embedding"), `init` ("random", "demonstrations", "words:...", "text:..."), `layers`
-            ("first:N", "last:N"), `placement`, `seed` and so on; None stands for the default.
+            ("first:N", "last:N"), `placement`, `seed`, `method` ("supervised", "dpo") with `beta` and so on;
+            None stands for the default.
 
     Returns:
         The prefix of the best step by dev loss, or of the last step.
 
     Raises:
         UsageError: an option out of range, of another type or unknown.
-        BadExamples: no examples, or one that the chat template refuses (`TemplateRefuses`).
+        BadExamples: no examples, one that the chat template refuses (`TemplateRefuses`), preferences without
+            `method="dpo"` or examples with it.
         WindowExceeded: the prefix leaves no room for text.
         CheckpointMismatch: `checkpoint_dir` holds another run.
         TrainingDiverged: the loss became NaN or infinite.
@@ -131,8 +136,9 @@ def train(
     check_folder(checkpoint_dir, checkpoint_every)
     report = on_progress or (lambda progress: None)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    chosen = resumed_template(base, choose_template(base, settings, template), folder)
-    encoded = encode_both(base, chosen, settings, examples, dev, report)
+    chosen = choose_template(base, settings, template, start)
+    chosen = resumed_template(base, chosen, folder, by_default=template is None)
+    encoded = encode_both(base, chosen, settings, examples, dev, report, start=start)
     trainer = build_trainer(base, settings, *encoded, start=start, placement=chosen.placement)
     description = describe(base, settings, chosen, examples, dev, start)
     run_log = RunLog(
@@ -143,7 +149,8 @@ def train(
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
     )
-    run_to_end(base, trainer, run_log, f"{base.name}: {settings.parameterization}, length {settings.length}")
+    title = f"{base.name}: {settings.parameterization}, length {settings.length}"
+    run_to_end(base, trainer, run_log, title, objective_of(settings))
     return make_prefix(
         base, trainer, chosen, description["data"], start=start, labels=labels, licence=licence
     )
@@ -173,7 +180,7 @@ def run_to_end(
                 iter([trainer]),
                 objective=objective,
                 on_step=lambda _, step: run_log.on_step(step),
-                on_evaluation=lambda _, loss: run_log.on_evaluation(loss),
+                on_evaluation=lambda _, found: run_log.on_evaluation(found),
                 on_finish=lambda _: None,
                 on_divergence=_raise,
                 should_stop=should_stop,
@@ -221,9 +228,28 @@ def make_prefix(
         labels=labels or {},
         template_digest=template.rendering_digest(base.tokenizer),
         template_rendering=template.rendering(base.tokenizer),
+        report=_report(trainer, best.step),
     )
     prefix.check_dtype(base.dtype)
     return prefix
+
+
+def _report(trainer: Trainer, step: int) -> dict[str, Any]:
+    """What a prefix says of its training on preferences; nothing of one on examples."""
+    if trainer.settings.method == "supervised":
+        return {}
+    rows = (row for row in trainer.history if row["step"] == step)
+    measured = {name: value for row in rows for name, value in row.items() if name.startswith("dev_reward_")}
+    return {"method": trainer.settings.method, "beta": trainer.settings.beta, **measured}
+
+
+def objective_of(settings: TrainingSettings) -> Objective:
+    """What a run with these settings minimises."""
+    if settings.beta is None:
+        return CROSS_ENTROPY
+    from foreword.training.preference import DPO  # for this alone
+
+    return DPO(settings.beta)
 
 
 def check_folder(checkpoint_dir: object, checkpoint_every: int | None) -> None:
@@ -239,31 +265,42 @@ def check_folder(checkpoint_dir: object, checkpoint_every: int | None) -> None:
         )
 
 
-def choose_template(base: BaseModel, settings: TrainingSettings, template: Template | None) -> Template:
-    """The run's template: the one given, or the base's own, with the placement of the settings.
+def choose_template(
+    base: BaseModel, settings: TrainingSettings, template: Template | None, start: Prefix | None = None
+) -> Template:
+    """The run's template: the one given, or that of `start`, or the base's own, with the settings' placement.
 
     Raises:
         UsageError: an infix for an encoder-decoder.
     """
-    chosen = template or base.template
+    if template is None and start is not None:
+        template = start.template
+    chosen = template or training_template(base.template, base.tokenizer)
     if settings.placement is not None:
         chosen = dataclasses.replace(chosen, placement=settings.placement)
     base.check_placement(chosen)
     return chosen
 
 
-def resumed_template(base: BaseModel, template: Template, folder: Path | None) -> Template:
+def resumed_template(
+    base: BaseModel, template: Template, folder: Path | None, *, by_default: bool = False
+) -> Template:
     """The template of the run in `folder` that is gone on with, or of one that begins today.
 
-    A template that writes the date keeps the day on which the run began. A run of an earlier release, which
-    gave an encoder-decoder's texts no special tokens, goes on without those that are the base's default now.
+    A template that writes the date keeps the day on which the run began. A run of an earlier release goes on
+    without what is the default since: an encoder-decoder's special tokens, and the chat template.
+
+    Args:
+        by_default: nobody said which template.
     """
     earlier = None if folder is None else checkpoint.newest_run(folder)
     if earlier is None:
         return template.dated(base.tokenizer)
     former, ours = earlier["template"], base.template
-    by_default = (template.source_tokens, template.target_tokens) == (ours.source_tokens, ours.target_tokens)
-    if by_default and former.keys().isdisjoint({"source_tokens", "target_tokens"}):
+    if by_default and template.style == "chat" and former["style"] == ours.style == "separator":
+        template = dataclasses.replace(ours, placement=template.placement)
+    own_tokens = (template.source_tokens, template.target_tokens) == (ours.source_tokens, ours.target_tokens)
+    if own_tokens and former.keys().isdisjoint({"source_tokens", "target_tokens"}):
         template = dataclasses.replace(template, source_tokens=None, target_tokens=None, start=None)
     if template.date is None and template.writes_date(base.tokenizer):
         return dataclasses.replace(template, date=former.get("date"))
@@ -274,16 +311,20 @@ def encode_both(
     base: BaseModel,
     template: Template,
     settings: TrainingSettings,
-    examples: Sequence[Example],
-    dev: Sequence[Example],
+    examples: Sequence[Example | Preference],
+    dev: Sequence[Example | Preference],
     report: Callable[[Progress], None],
     *,
+    start: Prefix | None = None,
     owner: str | None = None,
-) -> tuple[list[EncodedExample], list[EncodedExample]]:
+) -> tuple[Sequence[EncodedExample], Sequence[EncodedExample]]:
     """Training and dev examples as token ids; what was cut is reported and warned of.
 
+    Args:
+        start: what preferences are compared with, instead of the base alone.
+
     Raises:
-        BadExamples: there are no training examples.
+        BadExamples: there are no training examples, or some of another kind than the method's.
         WindowExceeded: the prefix leaves no room for text.
         UsageError: a token that the base has no embedding for.
     """
@@ -291,26 +332,54 @@ def encode_both(
         raise BadExamples("there are no training examples; give at least one")
     fits = base.max_text_tokens(settings.lengths(base.geometry).get("decoder", 0))
     limit = settings.max_length if fits is None else min(settings.max_length or fits, fits)
-    apart = base.is_encoder_decoder
-    encoded, cut = encode(examples, base.tokenizer, template, limit, apart=apart)
-    encoded_dev, dev_cut = encode(dev, base.tokenizer, template, limit, apart=apart)
-    for what, given, rows in (("training", examples, encoded), ("dev", dev, encoded_dev)):
+    both: list[Sequence[EncodedExample]] = []
+    for what, given in (("training", examples), ("dev", dev)):
+        rows, truncation = _encode(base, template, settings, given, limit, start)
         for number, (example, row) in enumerate(zip(given, rows, strict=True)):
             base.check_ids((*row.source_ids, *row.target_ids), f"{what} {name_of(number, example)}")
-    for what, truncation in (("training", cut), ("dev", dev_cut)):
         if truncation:
             note = f"{what} examples: {truncation}"
             warn(note, ForewordWarning)
             report(Progress(0, settings.steps_for(len(examples)), owner=owner, note=note))
-    return encoded, encoded_dev
+        both.append(rows)
+    return both[0], both[1]
+
+
+def _encode(
+    base: BaseModel,
+    template: Template,
+    settings: TrainingSettings,
+    given: Sequence[Example | Preference],
+    limit: int | None,
+    start: Prefix | None,
+) -> tuple[Sequence[EncodedExample], Truncation]:
+    """Rows as the method of the settings has them, and what was cut."""
+    kind, method = (Preference, "dpo") if settings.method == "dpo" else (Example, "supervised")
+    for number, one in enumerate(given):
+        if not isinstance(one, kind):
+            raise BadExamples(
+                f"{name_of(number, one)} is of type {type(one).__name__}, and the method {method} learns "
+                f"from {kind.__name__}",
+                advice=f"give {kind.__name__} objects, or take another method",
+                remedy="examples for dpo" if method == "dpo" else "preferences for supervised",
+            )
+    apart = base.is_encoder_decoder
+    if method == "supervised":
+        examples = [one for one in given if isinstance(one, Example)]
+        return encode(examples, base.tokenizer, template, limit, apart=apart)
+    from foreword.training.preference import encode_preferences, with_reference  # for this alone
+
+    preferences = [one for one in given if isinstance(one, Preference)]
+    pairs, cut = encode_preferences(preferences, base.tokenizer, template, limit, apart=apart)
+    return with_reference(base, pairs, start, template.placement), cut
 
 
 def describe(
     base: BaseModel,
     settings: TrainingSettings,
     template: Template,
-    examples: Sequence[Example],
-    dev: Sequence[Example],
+    examples: Sequence[Example | Preference],
+    dev: Sequence[Example | Preference],
     start: Prefix | None = None,
 ) -> dict[str, Any]:
     """What makes a run this run and no other; a checkpoint goes on only under the same description."""

@@ -26,10 +26,10 @@ from foreword.errors import (
     WindowExceeded,
     concerning,
 )
-from foreword.examples import Example
+from foreword.examples import Example, Preference
 from foreword.prefix import Prefix
 from foreword.template import Template
-from foreword.training.loop import StepReport, run
+from foreword.training.loop import Evaluation, StepReport, run
 from foreword.training.run_log import Progress, RunLog
 from foreword.training.settings import OwnersOptions, TrainingSettings, make_settings, owners_settings
 from foreword.training.train import (
@@ -39,6 +39,7 @@ from foreword.training.train import (
     describe,
     encode_both,
     make_prefix,
+    objective_of,
     resumed_template,
     stop_on_interrupt,
 )
@@ -48,7 +49,9 @@ from foreword.validation import checks_arguments
 PASS_TOKENS = 2048
 """A pass of fewer tokens does not fill the matrix products of a CPU."""
 
-OwnersExamples = Mapping[str, Sequence[Example]] | Iterable[tuple[str, Sequence[Example]]]
+OwnersData = Sequence[Example | Preference]
+"""Of one owner."""
+OwnersExamples = Mapping[str, OwnersData] | Iterable[tuple[str, OwnersData]]
 
 
 @checks_arguments
@@ -56,7 +59,7 @@ def train_many(
     base: BaseModel,
     by_owner: OwnersExamples,
     *,
-    dev: Mapping[str, Sequence[Example]] | None = None,
+    dev: Mapping[str, OwnersData] | None = None,
     checkpoint_dir: str | Path | Callable[[str], Path] | None = None,
     checkpoint_every: int | None = None,
     template: Template | None = None,
@@ -65,13 +68,15 @@ def train_many(
     on_failure: Callable[[str, ForewordError], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_checkpoint: Callable[[str, Path], None] | None = None,
+    should_leave: Callable[[str], bool] | None = None,
+    on_leave: Callable[[str, int], None] | None = None,
     **options: Unpack[OwnersOptions],
 ) -> dict[str, Prefix]:
     """Learn one prefix per owner from that owner's examples alone, all in one run.
 
     Args:
-        by_owner: each owner's examples: a mapping, or an iterable of (owner, examples) that is read as
-            others end and so may be longer than memory.
+        by_owner: each owner's examples, or preferences with `method="dpo"`: a mapping, or an iterable of
+            (owner, examples) that is read as others end and so may be longer than memory.
         dev: dev examples of the owners that have some.
         start: a prefix that every owner starts from, for instance one trained on pooled data of owners
             who agreed to that: then every owner's prefix holds something of theirs. None, the default,
@@ -79,6 +84,9 @@ def train_many(
         into: called with (owner, prefix) as each is done, instead of keeping it for the result.
         on_failure: called with (owner, error) as each fails; `OwnersFailed` comes at the end all the same.
         on_checkpoint: called with (owner, file) once a checkpoint is written, to copy it elsewhere.
+        should_leave: asked with each owner in training before every step. One who is to leave gets a
+            checkpoint and no prefix; the others go on.
+        on_leave: called with (owner, step) when that checkpoint is written.
         checkpoint_dir: one folder per owner in it (or a function that names an owner's folder); a stopped
             run goes on where each owner was.
         checkpoint_every: steps of an owner between checkpoints; default: a tenth of theirs.
@@ -111,7 +119,8 @@ def train_many(
     owners_run = _OwnersRun(
         base,
         settings,
-        choose_template(base, settings, template),
+        choose_template(base, settings, template, start),
+        template is None,
         dev or {},
         start,
         folder_of,
@@ -120,7 +129,9 @@ def train_many(
         on_failure or (lambda owner, error: None),
         on_progress or (lambda progress: None),
         on_checkpoint or (lambda owner, path: None),
+        on_leave or (lambda owner, step: None),
     )
+    leaves = should_leave or (lambda owner: False)
     shared_tokens = None if owners.isolated else tokens_of_pass(base, settings)
     pairs = by_owner.items() if isinstance(by_owner, Mapping) else by_owner
     with stop_on_interrupt() as request:
@@ -135,6 +146,7 @@ def train_many(
             run(
                 base,
                 owners_run.trainers(pairs),
+                objective=objective_of(settings),
                 concurrent=owners.concurrent_owners,
                 max_batch_tokens=owners.max_batch_tokens or shared_tokens,
                 isolated=owners.isolated,
@@ -143,6 +155,8 @@ def train_many(
                 on_finish=owners_run.finish,
                 on_divergence=owners_run.diverged,
                 should_stop=should_stop,
+                should_leave=lambda trainer: leaves(trainer.owner or ""),
+                on_leave=owners_run.leave,
             )
             if request.made and owners_run.run_logs:
                 raise stopped(owners_run.run_logs.values())
@@ -180,15 +194,18 @@ class _OwnersRun:
     """The owners of one run: the logs of those in training, and what the others ended in.
 
     Attributes:
+        by_default: nobody said which template.
         folder_of: an owner's folder of checkpoints; None keeps nothing.
-        into, report_failure, report, report_checkpoint: called with a prefix, an error, progress, a file.
+        into, report_failure, report, report_checkpoint, report_leaving: called with a prefix, an error,
+            progress, a file, a step.
         seen: all owners that came so far.
     """
 
     base: BaseModel
     settings: TrainingSettings
     template: Template
-    dev: Mapping[str, Sequence[Example]]
+    by_default: bool
+    dev: Mapping[str, OwnersData]
     start: Prefix | None
     folder_of: Callable[[str], Path] | None
     checkpoint_every: int | None
@@ -196,13 +213,14 @@ class _OwnersRun:
     report_failure: Callable[[str, ForewordError], None]
     report: Callable[[Progress], None]
     report_checkpoint: Callable[[str, Path], None]
+    report_leaving: Callable[[str, int], None]
     run_logs: dict[str, RunLog] = field(default_factory=dict)
     prefixes: dict[str, Prefix] = field(default_factory=dict)
     errors: dict[str, ForewordError] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     templates: dict[str, Template] = field(default_factory=dict)
 
-    def trainers(self, pairs: Iterable[tuple[str, Sequence[Example]]]) -> Iterator[Trainer]:
+    def trainers(self, pairs: Iterable[tuple[str, OwnersData]]) -> Iterator[Trainer]:
         """A trainer per owner, made when a place is free; owners whose data can't be used are noted."""
         for owner, examples in pairs:
             if owner in self.seen:
@@ -214,12 +232,16 @@ class _OwnersRun:
             except (BadExamples, WindowExceeded, DamagedCheckpoint) as error:
                 self._fail(owner, error)
 
-    def _enter(self, owner: str, examples: Sequence[Example]) -> Trainer:
+    def _enter(self, owner: str, examples: OwnersData) -> Trainer:
         base, settings, dev = self.base, self.settings, self.dev.get(owner, ())
         folder = None if self.folder_of is None else self.folder_of(owner)
-        template = self.templates[owner] = resumed_template(base, self.template, folder)
+        template = self.templates[owner] = resumed_template(
+            base, self.template, folder, by_default=self.by_default
+        )
         try:
-            encoded = encode_both(base, template, settings, examples, dev, self.report, owner=owner)
+            encoded = encode_both(
+                base, template, settings, examples, dev, self.report, start=self.start, owner=owner
+            )
         except UsageError as error:  # an empty text in front of a target: theirs, not the run's
             raise BadExamples(str(error)) from error
         placement = template.placement
@@ -241,11 +263,11 @@ class _OwnersRun:
         with concerning(owner):
             self.run_logs[owner].on_step(step)
 
-    def on_evaluation(self, trainer: Trainer, loss: float) -> None:
+    def on_evaluation(self, trainer: Trainer, found: Evaluation) -> None:
         """Record a dev loss of an owner who is in training."""
         owner = trainer.owner or ""
         with concerning(owner):
-            self.run_logs[owner].on_evaluation(loss)
+            self.run_logs[owner].on_evaluation(found)
 
     def finish(self, trainer: Trainer) -> None:
         """Hand over the prefix of an owner who is done, and forget the rest of them."""
@@ -266,6 +288,16 @@ class _OwnersRun:
             self.into(owner, prefix)
         else:
             self.prefixes[owner] = prefix
+
+    def leave(self, trainer: Trainer) -> None:
+        """Keep a checkpoint of an owner who leaves before they are done, and forget the rest of them."""
+        owner = trainer.owner or ""
+        with concerning(owner):
+            run_log = self.run_logs[owner]
+            run_log.save()
+            del self.run_logs[owner], self.templates[owner]
+            run_log.close()
+            self.report_leaving(owner, trainer.step)
 
     def diverged(self, trainer: Trainer, error: ForewordError) -> None:
         """Note an owner whose run can't go on."""

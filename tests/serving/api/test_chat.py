@@ -80,7 +80,7 @@ def test_a_prefix_of_conversations_takes_conversations(gateway: Gateway, client:
 
 def test_a_prefix_of_single_texts_refuses_a_conversation_instead_of_guessing(client: openai.OpenAI) -> None:
     messages: Any = [*HELLO, {"role": "assistant", "content": "x"}, *HELLO]
-    with pytest.raises(openai.BadRequestError, match="trained on single texts") as caught:
+    with pytest.raises(openai.BadRequestError, match="trained without the chat template") as caught:
         client.chat.completions.create(model="alice/one", messages=messages)
     assert caught.value.param == "messages"
 

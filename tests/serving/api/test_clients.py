@@ -50,7 +50,9 @@ def values_of(annotation: Any) -> list[Any]:
     parts = get_args(annotation)
     if get_origin(annotation) in (list, dict):
         return [[] if get_origin(annotation) is list else {}]
-    return [value for part in parts for value in (values_of(part) if isinstance(part, type) else [part])]
+    deeper = [isinstance(part, type) or get_origin(part) is not None for part in parts]
+    given = zip(parts, deeper, strict=True)
+    return [value for part, goes_on in given for value in (values_of(part) if goes_on else [part])]
 
 
 def test_every_field_of_an_answers_message_is_taken_back() -> None:

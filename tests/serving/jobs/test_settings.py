@@ -16,6 +16,7 @@ from foreword.serving.jobs.worker import JobHeartbeat, TrainingRun
 from foreword.template import Template
 from foreword.training.settings import DEFAULT_LEARNING_RATE
 from support.gateways import Gateway, running, tiny_chat_base
+from support.saved_bases import TOOL_TEMPLATE
 from support.stand_ins import END, random_prefix
 
 TEXTS = b'{"source": "a", "target": "b"}\n' * 3
@@ -87,11 +88,122 @@ def test_the_template_is_the_bases_own_the_chats_or_what_was_asked_for(
     def template(**body: Any) -> Template:
         return Template.from_json(settings(gateway, client, **body)["template"])
 
-    assert template(training_file=texts) == gateway.base.template
+    assert template(training_file=texts) == gateway.server.served.chat_template
+    assert template(training_file=texts, template={"style": "separator"}) == gateway.base.template
+    assert template(training_file=texts, template={"system": "be brief"}).style == "chat"
     assert template(training_file=chats).style == "chat"
     asked = template(training_file=texts, template={"style": "chat", "system": "be brief"})
     assert (asked.style, asked.system) == ("chat", "be brief")
     assert template(training_file=texts, template={"separator": " -> "}).separator == " -> "
+
+
+def test_a_prefix_of_single_texts_is_trained_for_the_second_message_of_a_chat(
+    gateway: Gateway, client: openai.OpenAI, texts: str
+) -> None:
+    template = Template.from_json(settings(gateway, client, training_file=texts)["template"])
+    gateway.store.put("alice/texts", random_prefix(gateway.base, 3, template=template))
+    messages: Any = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    done = client.chat.completions.create(model="alice/texts", messages=messages, max_tokens=2)
+    assert done.usage is not None
+    assert done.usage.prompt_tokens == len(template.source_ids(gateway.base.tokenizer, tuple(messages)))
+
+
+RECORDS = b'{"question": "a", "answer": "b"}\n' * 3
+
+
+def test_fields_of_other_names_are_named_in_the_job_by_the_unchanged_client(
+    gateway: Gateway, client: openai.OpenAI
+) -> None:
+    file = client.files.create(file=("mine.jsonl", RECORDS), purpose="fine-tune")
+    assert "can name them in method.supervised.hyperparameters" in str(file.status_details)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(model="tiny-llama", training_file=file.id)
+    for words in (
+        "'mine.jsonl', line 1: found the fields 'question', 'answer'",
+        "messages (chat)",
+        '"fields": {',
+    ):
+        assert words in caught.value.message
+    assert "fields={" not in caught.value.message
+    for fields in ({"source": "question", "target": "answer"}, "source=question,target=answer"):
+        found = settings(gateway, client, training_file=file.id, method=method(fields=fields, steps=1))
+        assert found["reading"] == {"fields": {"source": "question", "target": "answer"}}
+    chat = b'{"talk": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    talk = client.files.create(file=("mine.jsonl", chat), purpose="fine-tune").id
+    found = settings(gateway, client, training_file=talk, method=method(fields={"messages": "talk"}))
+    assert found["template"]["style"] == "chat"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"fields": {"question": "source"}}, "expected source, target"),
+        ({"fields": "source"}, "expected each part once"),
+        ({"fields": {"source": "nothing", "target": "answer"}}, "no field 'nothing'"),
+        ({"format": "e2e", "fields": {"source": "question"}}, "takes no fields at all"),
+        ({"format": "alpaca"}, "no field 'instruction'"),
+        ({"format": "xml"}, "Supported values are: 'auto', 'jsonl'"),
+    ],
+)
+def test_a_way_of_reading_that_does_not_fit_the_file_is_refused(
+    client: openai.OpenAI, given: dict[str, Any], said: str
+) -> None:
+    file = client.files.create(file=("mine.jsonl", RECORDS), purpose="fine-tune").id
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.fine_tuning.jobs.create(model="tiny-llama", training_file=file, method=method(**given))
+
+
+def test_files_of_other_forms_are_read_said_and_trained_on(tmp_path: Path) -> None:
+    """A JSON array of Alpaca's, and rows whose fields the job names; what was read is among the job's events."""
+    rows = [{"instruction": "a", "input": "b", "output": "c"}] * 2
+    with running(tmp_path, tiny_chat_base()) as gateway:
+        client = gateway.client("ann")
+        told = {}
+        for name, content, more in (
+            ("array", json.dumps(rows, indent=1).encode(), {}),
+            ("records", RECORDS, {"fields": {"source": "question", "target": "answer"}}),
+        ):
+            file = client.files.create(file=(f"{name}.json", content), purpose="fine-tune")
+            job = client.fine_tuning.jobs.create(
+                model="tiny-llama",
+                training_file=file.id,
+                suffix=name,
+                method=method(steps=1, length=2, **more),
+            )
+            told[job.id] = file.status_details
+        assert next(iter(told.values())) == (
+            "read 2 examples: Alpaca instructions; 1 repeats an earlier one, and is kept"
+        )
+        database, configuration = gateway.store.database, gateway.server.configuration
+        for _ in told:
+            jobs = claim(database, "worker", 1)
+            heartbeat = JobHeartbeat(database, "worker", [job.id for job in jobs], configuration)
+            TrainingRun(configuration, gateway.store, "worker", heartbeat).train(gateway.base, jobs)
+        for job_id, form in zip(told, ("Alpaca instructions", "source and target"), strict=True):
+            assert client.fine_tuning.jobs.retrieve(job_id).status == "succeeded"
+            messages = [event.message for event in client.fine_tuning.jobs.list_events(job_id)]
+            (read,) = [message for message in messages if message.startswith("training file: read")]
+            assert form in read
+
+
+def test_tools_of_a_file_reach_the_template_or_are_refused_with_the_line(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    content = CHATS + json.dumps({"messages": messages, "tools": [tool]}).encode() + b"\n"
+    base = tiny_chat_base()
+    with running(tmp_path, base) as gateway:
+        client = gateway.client("ann")
+        file = client.files.create(file=("mine.jsonl", content), purpose="fine-tune").id
+        with pytest.raises(
+            openai.BadRequestError, match="line 3.*has no tools: it leaves out the tool 'add'"
+        ):
+            client.fine_tuning.jobs.create(model="tiny-llama", training_file=file)
+        base.tokenizer.chat_template = TOOL_TEMPLATE
+        assert client.fine_tuning.jobs.create(model="tiny-llama", training_file=file).status == "queued"
+        broken = content.replace(b'{\\"a\\": 1}', b'{\\"a\\": ')
+        with pytest.raises(openai.BadRequestError, match="line 3: the arguments of tool call 1 of message 2"):
+            client.files.create(file=("mine.jsonl", broken), purpose="fine-tune")
 
 
 def test_a_job_can_start_from_a_version_of_a_prefix(
@@ -136,7 +248,7 @@ def test_what_does_not_go_together_is_said_in_the_fields_of_the_request(
         ({"method": method(parameterization="magic")}, "parameterization"),
         ({"method": method(init="nonsense")}, None),
         ({"method": method(magic=1)}, "magic"),
-        ({"method": {"type": "dpo"}}, "type"),
+        ({"method": {"type": "reinforcement"}}, "type"),
         ({"method": method(), "hyperparameters": {"n_epochs": 1}}, "hyperparameters"),
         ({"suffix": "../x"}, None),
         ({"suffix": "a/b"}, None),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -69,7 +72,39 @@ def test_a_name_that_no_database_holds_is_kept_without_what_is_wrong_with_it(sto
     assert uploads.find(store.database, "alice", file.id).filename == "a\ufffdb?.jsonl"
 
 
+def test_what_can_not_be_divided_is_read_whole_for_its_beginning(store: PrefixStore) -> None:
+    rows = json.dumps([{"source": "a", "target": str(number)} for number in range(50)], indent=1).encode()
+    file = add(store, rows)
+    assert (file.examples, file.told) == (50, "read 50 examples: source and target")
+    assert len(uploads.beginning(store.database, "alice", file.id, 100, 20)) == 20
+    assert uploads.find(store.database, "alice", file.id).told is None  # of the upload's answer alone
+
+
+def parquet(rows: list[dict[str, Any]]) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow", reason="foreword[data] is not installed")
+    from pyarrow import parquet
+
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), stream)
+    return stream.getvalue()
+
+
+def test_a_parquet_is_read_in_a_process_of_its_own_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = uploads.check(parquet([{"prompt": "a", "completion": "b"}] * 3), "a.parquet")
+    assert (found.examples, found.style) == (3, "text")
+    assert uploads.check(parquet([{"question": "a"}]), "a.parquet").style == "records"
+    with pytest.raises(Refused, match="the Parquet file can't be read") as caught:
+        uploads.check(b"PAR1rest", "a.parquet")
+    assert caught.value.status == 400
+    many = parquet([{"prompt": "a", "completion": "b"}] * 3)
+    monkeypatch.setattr(uploads, "MOST_ROWS", 2)
+    with pytest.raises(BadExamples, match="has 3 rows of .* bytes in all; expected at most 2 rows"):
+        uploads.parse(many, "a.parquet")
+
+
 def test_a_bad_file_leaves_nothing(store: PrefixStore) -> None:
     with pytest.raises(BadExamples, match=r"^'gr\\xf6\\xdfe.jsonl', line 11: "):
         add(store, CONTENT + b"{}\n")
+    with pytest.raises(BadExamples, match="line 11: found prompt and completion .* but in line 1 source and"):
+        add(store, CONTENT + b'{"prompt": "a", "completion": "b"}\n')
     assert uploads.listed(store.catalogue, "alice", 10, None) == ([], False)

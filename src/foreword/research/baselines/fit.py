@@ -71,7 +71,7 @@ def fit(
         objective=method,
         start_competes=False,  # what is compared is what each method learns
         on_step=lambda trainer, report: on_step(trainer.step, trainer.steps),
-        on_evaluation=lambda trainer, loss: curve.update({trainer.step: loss}),
+        on_evaluation=lambda trainer, found: curve.update({trainer.step: found.loss}),
         on_finish=lambda trainer: None,
         on_divergence=_raise,
         should_stop=lambda: False,

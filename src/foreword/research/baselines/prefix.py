@@ -66,7 +66,7 @@ def ours(**options: Any) -> Callable[[AdapterInputs], Prefixed]:
 
     def begin(inputs: AdapterInputs) -> Prefixed:
         settings = make_settings(**{"length": inputs.length, "seed": inputs.seed, **inputs.choice, **options})
-        template = choose_template(inputs.base, settings, None)
+        template = choose_template(inputs.base, settings, inputs.base.template)
         trained = trained_prefix(
             inputs.base,
             settings,

@@ -158,7 +158,7 @@ def check(base: BaseModel, splits: DataSplits, plan: Plan) -> None:
 def _begin(base: BaseModel, method: Method, splits: DataSplits, plan: Plan) -> None:
     """Begin it once, on one short example: what the base is not built for shows."""
     looked_at = splits.train[:LOOKED_AT]
-    short = min(looked_at, key=lambda example: len(str(example.source)) + len(example.target))
+    short = min(looked_at, key=lambda example: len(str(example.source)) + len(str(example.target)))
     rows, _ = encode([short], base.tokenizer, base.template, plan.max_length, apart=base.is_encoder_decoder)
     try:
         method.begin(

@@ -266,6 +266,7 @@ class _Experiment:
         prefix = train(
             self.base,
             [example for examples in self.data.train.values() for example in examples],
+            template=self.base.template,
             checkpoint_dir=self.folder / "training" / "shared",
             on_progress=lambda p: self.on_progress("steps of the shared prefix", p.step, p.steps),
             **{**self.recipe.options, "steps": steps},
@@ -297,6 +298,7 @@ class _Experiment:
             train_many(
                 self.base,
                 {owner: self.data.train[owner] for owner in left},
+                template=self.base.template,
                 checkpoint_dir=self.folder / "training" / "owners",
                 into=keep,
                 on_progress=report,

@@ -15,16 +15,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from foreword import __version__
 from foreword.errors import ForewordError
-from foreword.serving.api import completions, files, fine_tuning, models, usage
+from foreword.serving.api import completions, files, fine_tuning, models, responses, usage
 from foreword.serving.api.middleware import RequestMiddleware
 from foreword.serving.api.operations import operations, share_readings
 from foreword.serving.api.state import ServerState
-from foreword.serving.errors import Refused, refused, response_of, shown
+from foreword.serving.errors import Refused, refused, response_of, unknown_url
 from foreword.serving.validation_errors import refusal_of, unreadable_body
 
 ROUTERS = (
     models.router,
     completions.router,
+    responses.router,
     files.router,
     fine_tuning.router,
     models.prefix_router,
@@ -106,14 +107,12 @@ def _handle_errors(app: FastAPI) -> None:
         if isinstance(error.__cause__, Refused):
             return response_of(error.__cause__)
         path = request.url.path
-        known = {
-            404: f"there is nothing at {shown(path)}; /docs lists what there is",
-            405: f"{request.method} is not possible here",
-        }
+        if error.status_code == 404:
+            return response_of(unknown_url(request.method, path))
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the router names the methods of one route only
             routes = [route for router in (*ROUTERS, operations) for route in router.routes]
             here = [r for r in routes if isinstance(r, APIRoute) and r.path_regex.match(path)]
             headers = {"allow": ", ".join(sorted({method for r in here for method in r.methods or ()}))}
-        message = known.get(error.status_code, str(error.detail))
+        message = f"{request.method} is not possible here" if error.status_code == 405 else str(error.detail)
         return response_of(Refused(error.status_code, message, headers=headers))

@@ -17,6 +17,7 @@ from foreword.serving.api.prompts import (
     characters_of,
     check_count,
     conversation,
+    echoes_of,
     find_model,
     make_rows,
     prompt_ids,
@@ -33,9 +34,11 @@ from foreword.serving.api.streaming import (
     stream,
     unless_gone,
 )
-from foreword.serving.engine.detokenizer import Spelling, TextDelta, TokenText
-from foreword.serving.engine.protocol import Row
+from foreword.serving.api.structured import grammar_of, has_form
+from foreword.serving.engine.detokenizer import Echo, Spelling, TextDelta, TokenText
+from foreword.serving.engine.protocol import FinishReason, Row
 from foreword.serving.requests import ChatBody, CompletionBody, Sampled
+from foreword.serving.tool_calls import Piece, ToolCallReader
 
 router = APIRouter(tags=["text"])
 SomeBody = TypeVar("SomeBody", bound=Sampled)
@@ -49,7 +52,10 @@ async def complete(request: Request, body: CompletionBody) -> Any:
     """Continue one or more prompts, each behind the model's prefix and in its template."""
     server, identity = server_of(request), identity_of(request)
     rows = await _rows(server, identity, body, _completion_rows)
-    texts = Completions(server, identity, rows, body)
+    echoes: Sequence[Echo] = ()
+    if body.echo:
+        echoes = await server.pools.tokenizing.run(identity.account, lambda: echoes_of(server, rows, body))
+    texts = Completions(server, identity, rows, body, echoes)
     head = _head("cmpl", body.model)
 
     def choice(index: int, part: CompletedText | TextDelta) -> schemas.CompletionChoice:
@@ -76,21 +82,22 @@ async def complete(request: Request, body: CompletionBody) -> Any:
 
 @router.post("/v1/chat/completions", response_model=schemas.ChatCompletion, responses=ERRORS)
 async def chat(request: Request, body: ChatBody) -> Any:
-    """Answer a conversation, or the one message of a model that was trained on single texts."""
+    """Answer a conversation, or the one message of a model that was trained without the chat template."""
     server, identity = server_of(request), identity_of(request)
-    rows = await _rows(server, identity, body, _chat_rows)
+    rows = await chat_rows(server, identity, body)
     texts = Completions(server, identity, rows, body)
     head = _head("chatcmpl", body.model)
+    readers = [ToolCallReader(server.served.tool_form) if body.may_call else None for _ in rows]
     if not body.stream:
         whole = await unless_gone(request, texts.whole())
         choices = [
             schemas.ChatChoice(
                 index=index,
-                message=schemas.AnswerMessage(content=text.text),
-                logprobs=_chat_logprobs(text.logprobs) if body.logprobs else None,
-                finish_reason=text.finish_reason,
+                message=_message(text.text, reader),
+                logprobs=chat_logprobs(text.logprobs) if body.logprobs else None,
+                finish_reason=_reason(text.finish_reason, reader) or "length",
             )
-            for index, text in enumerate(whole)
+            for index, (text, reader) in enumerate(zip(whole, readers, strict=True))
         ]
         return schemas.ChatCompletion(**head, choices=choices, usage=texts.usage)
 
@@ -101,12 +108,20 @@ async def chat(request: Request, body: ChatBody) -> Any:
         return {**common, "choices": [choice]}
 
     def chunks(delta: TextDelta) -> Sequence[dict[str, Any]]:
-        made = []
-        if delta.text or delta.logprobs:
-            logprobs = plain(_chat_logprobs(delta.logprobs)) if body.logprobs else None
-            made.append(chunk(delta.row, {"content": delta.text}, logprobs=logprobs))
-        if delta.finish_reason:
-            made.append(chunk(delta.row, {}, finish_reason=delta.finish_reason))
+        reader = readers[delta.row]
+        final = delta.finish_reason is not None
+        if reader is not None:
+            deltas = [_delta(piece) for piece in reader.add(delta.text, final=final)]
+        else:
+            deltas = [{"content": delta.text}] if delta.text else []
+        made = [chunk(delta.row, each) for each in deltas]
+        if delta.logprobs:
+            made = made or [chunk(delta.row, {} if reader else {"content": ""})]
+            made[0]["choices"][0]["logprobs"] = (
+                plain(chat_logprobs(delta.logprobs)) if body.logprobs else None
+            )
+        if final:
+            made.append(chunk(delta.row, {}, finish_reason=_reason(delta.finish_reason, reader)))
         return made
 
     def ending() -> Sequence[dict[str, Any]]:
@@ -114,6 +129,42 @@ async def chat(request: Request, body: ChatBody) -> Any:
 
     beginning = [chunk(row, {"role": "assistant", "content": ""}) for row in range(len(rows))]
     return await stream(request, texts, beginning, chunks, ending)
+
+
+async def chat_rows(server: ServerState, identity: RequestIdentity, body: ChatBody) -> list[Row]:
+    """The rows of a request for chat. Raises Refused, and whatever makes its prompt and grammar raises."""
+    return await _rows(server, identity, body, _chat_rows)
+
+
+def _message(text: str, reader: ToolCallReader | None) -> schemas.AnswerMessage:
+    """The answer of a whole text; without text, of calls alone."""
+    if reader is None:
+        return schemas.AnswerMessage(content=text)
+    content, calls = "", list[schemas.AnsweredCall]()
+    for piece in reader.add(text, final=True):
+        if piece.kind == "text":
+            content += piece.text
+        elif piece.kind == "call":
+            function = schemas.AnsweredFunction(name=piece.text, arguments="")
+            calls.append(schemas.AnsweredCall(id=piece.id, function=function))
+        else:
+            calls[piece.index].function.arguments += piece.text
+    return schemas.AnswerMessage(content=content if content or not calls else None, tool_calls=calls or None)
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    """A piece of a streamed answer."""
+    if piece.kind == "text":
+        return {"content": piece.text}
+    if piece.kind == "arguments":
+        return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
+    function = {"name": piece.text, "arguments": ""}
+    return {"tool_calls": [{"index": piece.index, "id": piece.id, "type": "function", "function": function}]}
+
+
+def _reason(reason: FinishReason | None, reader: ToolCallReader | None) -> Any:
+    """Why an answer ended: one that stopped behind a call waits for the tool."""
+    return "tool_calls" if reason == "stop" and reader is not None and reader.calls else reason
 
 
 def _head(kind: str, model: str) -> dict[str, Any]:
@@ -128,17 +179,25 @@ async def _rows(
     check_count(server, count, body)
     check_places(server, identity, count)  # they are taken when the token ids are there
     prefix, joined = await pools.reads.run(account, lambda: find_model(server, identity.view, body.model))
+    grammar = None
+    if isinstance(body, ChatBody) and has_form(body):
+        grammar = await pools.grammars.run(account, lambda: grammar_of(server, identity, prefix, body))
     places = tokenizer_places(characters_of(body))
     rows = await pools.tokenizing.run(account, lambda: make(server, identity, prefix, body), places=places)
-    return [dataclasses.replace(row, joined=joined) for row in rows] if joined else rows
+    if grammar is None:
+        return [dataclasses.replace(row, joined=joined) for row in rows] if joined else rows
+    # Its own end token beside the row's: the only one that vLLM lets such a text end with.
+    ends = rows[0].end_ids | {grammar.end_id}
+    return [dataclasses.replace(row, joined=joined, grammar=grammar, end_ids=ends) for row in rows]
 
 
 def _completion_rows(
     server: ServerState, identity: RequestIdentity, prefix: Prefix | None, body: CompletionBody
 ) -> list[Row]:
     prompts = [prompt_ids(server, prefix, prompt, body) for prompt in prompts_of(body)]
-    longest = body.max_tokens or DEFAULT_MAX_TOKENS
-    return make_rows(server, identity, prefix, prompts, body, max_tokens=longest, logprobs=body.logprobs)
+    longest = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    asked = {"logprobs": body.logprobs, "prompt_logprobs": body.logprobs if body.echo else None}
+    return make_rows(server, identity, prefix, prompts, body, max_tokens=longest, **asked)
 
 
 def _chat_rows(
@@ -154,7 +213,7 @@ def _completion_logprobs(tokens: Sequence[TokenText]) -> schemas.CompletionLogpr
     return schemas.CompletionLogprobs(
         tokens=[token.spelling.key for token in tokens],
         token_logprobs=[token.logprob for token in tokens],
-        top_logprobs=[_by_key(token) for token in tokens],
+        top_logprobs=[None if token.logprob is None else _by_key(token) for token in tokens],
         text_offset=[token.offset for token in tokens],
     )
 
@@ -164,19 +223,21 @@ def _by_key(token: TokenText) -> dict[str, float]:
     named: dict[str, float] = {}
     for spelling, logprob in token.likeliest:
         named.setdefault(spelling.key, logprob)
-    if named:
+    if named and token.logprob is not None:
         named.setdefault(token.spelling.key, token.logprob)
     return named
 
 
-def _chat_logprobs(tokens: Sequence[TokenText]) -> schemas.ChatLogprobs:
+def chat_logprobs(tokens: Sequence[TokenText]) -> schemas.ChatLogprobs:
+    """Log-probabilities of an answer's tokens."""
+
     def likely(spelling: Spelling, logprob: float) -> dict[str, Any]:
         return {"token": spelling.text, "bytes": list(spelling.bytes), "logprob": logprob}
 
     return schemas.ChatLogprobs(
         content=[
             schemas.ChatToken(
-                **likely(token.spelling, token.logprob),
+                **likely(token.spelling, token.logprob or 0.0),
                 top_logprobs=[schemas.LikelyToken(**likely(*pair)) for pair in token.likeliest],
             )
             for token in tokens

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from fastapi import APIRouter, File, Form, Path, Query, Request, UploadFile
 from starlette.responses import Response
 
+from foreword.examples.records import PARQUET
 from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.schemas import BINARY, ERRORS, Deleted, FileAnswer, FileList, seconds_of
 from foreword.serving.api.state import identity_of, server_of
@@ -16,7 +17,7 @@ from foreword.serving.validation_errors import refuse_fields_beside
 
 router = APIRouter(tags=["files"], route_class=FairRoute)
 FileId = Annotated[str, Path(max_length=40, pattern=NO_ZERO)]
-_SUFFIXES = {"document": "", "report": ".json"}
+_SUFFIXES = {"document": "", "report": ".json", "metrics": ".csv"}
 
 
 @router.post("/v1/files", response_model=FileAnswer, responses=ERRORS)
@@ -24,7 +25,7 @@ async def upload_file(
     request: Request,
     file: Annotated[
         UploadFile,
-        File(description="fine-tune: JSON lines. user_data: a document, or conversations as JSON lines."),
+        File(description="fine-tune: examples. user_data: a document, or conversations as JSON lines."),
     ],
     purpose: Annotated[uploads.Purpose, Form()],
 ) -> Any:
@@ -82,9 +83,9 @@ def file_content(request: Request, file_id: FileId) -> Response:
     server, owner = server_of(request), identity_of(request).owner("files")
     # Never with the uploader's name or type: a browser is not to open it as anything.
     record = uploads.find(server.store.database, owner, file_id)
-    suffix = _SUFFIXES.get(record.style, ".jsonl")
-    headers = {"content-disposition": f'attachment; filename="{file_id}{suffix}"'}
     content = uploads.content(server.store.database, owner, file_id)
+    suffix = ".parquet" if content.startswith(PARQUET) else _SUFFIXES.get(record.style, ".jsonl")
+    headers = {"content-disposition": f'attachment; filename="{file_id}{suffix}"'}
     return Response(content, headers=headers, media_type="application/octet-stream")
 
 
@@ -104,4 +105,5 @@ def _answer(record: uploads.Upload) -> FileAnswer:
         filename=record.filename,
         purpose=cast(Any, record.purpose),
         examples=record.examples,
+        status_details=uploads.UNNAMED if record.style == "records" else record.told,
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 
 from foreword.documents.reading import SUFFIXES
+from foreword.errors import BadExamples, UsageError
+from foreword.examples import Example, Preference
+from foreword.examples.forms import Learned
 from foreword.prefix import Prefix
 from foreword.serving.api import schemas
 from foreword.serving.api.models import describe
@@ -15,11 +19,18 @@ from foreword.serving.api.pools import FairRoute
 from foreword.serving.api.prompts import find_prefix
 from foreword.serving.api.schemas import ERRORS, seconds_of
 from foreword.serving.api.state import ServerState, identity_of, server_of
-from foreword.serving.errors import Refused, shown
+from foreword.serving.errors import Refused, refused, shown
 from foreword.serving.jobs import checkpoints, queue, uploads
 from foreword.serving.jobs import settings as job_settings
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.settings import NO_ZERO, DocumentMethod, JobBody, OpenAIHyperparameters
+from foreword.serving.jobs.results import result_files
+from foreword.serving.jobs.settings import (
+    NO_ZERO,
+    DocumentMethod,
+    JobBody,
+    OpenAIHyperparameters,
+    OpenAIPreferenceHyperparameters,
+)
 from foreword.serving.requests import JOINS
 from foreword.store import PrefixStore
 from foreword.store.database import Database
@@ -30,6 +41,9 @@ router = APIRouter(tags=["fine-tuning"], prefix="/v1/fine_tuning/jobs", route_cl
 JobId = Annotated[str, Path(max_length=40, pattern=NO_ZERO)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 After = Annotated[str | None, Query(max_length=40, pattern=NO_ZERO)]
+
+_OF_PREFERENCES = "full_valid_reward_"
+"""How metrics begin that a job on preferences has beside those of any job."""
 
 
 @router.post("", response_model=schemas.JobAnswer, responses=ERRORS)
@@ -60,9 +74,17 @@ def create_job(request: Request, body: JobBody) -> Any:
         asked["hyperparameters"] = asked["document"].get("hyperparameters", {})
     else:
         files = _example_files(database, owner, body)
-        settings = job_settings.choose(server.served, body, files[0].style, start, reference)
-        for file, param in zip(files, ("training_file", "validation_file"), strict=False):
-            examples = uploads.beginning(database, owner, file.id, job_settings.TRIED_BYTES)
+        reading = job_settings.reading_of(body)
+        learned = job_settings.learned_by(body.method_type)
+        begun = [_beginning(database, file, param, learned, reading) for param, file in files.items()]
+        if len({style for _, style in begun}) > 1:
+            raise Refused(
+                400,
+                "one file has conversations, the other source and target; give two of a kind",
+                param="validation_file",
+            )
+        settings = job_settings.choose(server.served, body, begun[0][1], start, reference)
+        for param, (examples, _) in zip(files, begun, strict=True):
             job_settings.try_template(server.served, settings["template"], examples, param)
         asked["hyperparameters"] = body.chosen.model_dump(exclude_none=True)
     record = Job(
@@ -92,14 +114,15 @@ def list_jobs(request: Request, limit: Limit = 20, after: After = None) -> Any:
     """The caller's jobs, newest first."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
     jobs, more = queue.listed(server.store.database, owner, limit, after)
-    return schemas.JobList(data=[_answer(record) for record in jobs], has_more=more)
+    return schemas.JobList(data=_with_results(server.store.database, jobs), has_more=more)
 
 
 @router.get("/{job_id}", response_model=schemas.JobAnswer, responses=ERRORS)
 def retrieve_job(request: Request, job_id: JobId) -> Any:
     """One job."""
     server, owner = server_of(request), identity_of(request).owner("jobs")
-    return _answer(queue.find(server.store.database, owner, job_id))
+    record = queue.find(server.store.database, owner, job_id)
+    return _with_results(server.store.database, [record])[0]
 
 
 @router.post("/{job_id}/cancel", response_model=schemas.JobAnswer, responses=ERRORS)
@@ -110,6 +133,22 @@ def cancel_job(request: Request, job_id: JobId) -> Any:
     record = queue.cancel(server.store.database, identity.caller, owner, job_id)
     checkpoints.drop_of_ended(server.store)
     return _answer(record)
+
+
+@router.post("/{job_id}/pause", response_model=schemas.JobAnswer, responses=ERRORS)
+def pause_job(request: Request, job_id: JobId) -> Any:
+    """Let a job wait until it is resumed; one in training stops after the step under way."""
+    server, identity = server_of(request), identity_of(request)
+    owner = identity.writer("jobs")
+    return _answer(queue.pause(server.store.database, identity.caller, owner, job_id))
+
+
+@router.post("/{job_id}/resume", response_model=schemas.JobAnswer, responses=ERRORS)
+def resume_job(request: Request, job_id: JobId) -> Any:
+    """Put a paused job back into the queue; training goes on where it was."""
+    server, identity = server_of(request), identity_of(request)
+    owner = identity.writer("jobs")
+    return _answer(queue.resume(server.store.database, identity.caller, owner, job_id))
 
 
 @router.get("/{job_id}/events", response_model=schemas.JobEvents, responses=ERRORS)
@@ -157,6 +196,8 @@ def list_checkpoints(
         measured = {"step": float(steps)}
         if origin["dev_loss"] is not None:
             measured["full_valid_loss"] = origin["dev_loss"]
+            metrics = queue.metrics_at(server.store.database, record.id, steps)
+            measured |= {name: value for name, value in metrics.items() if name.startswith(_OF_PREFERENCES)}
         data.append(
             schemas.JobCheckpoint(
                 id=f"ftckpt-{record.id.removeprefix('ftjob-')}",
@@ -171,13 +212,17 @@ def list_checkpoints(
     return schemas.JobCheckpoints(data=data, first_id=only, last_id=only)
 
 
-def _example_files(database: Database, owner: str, body: JobBody) -> list[uploads.Upload]:
-    """The files of a job that trains on examples. Raises Refused: absent, or no examples of one kind."""
-    files = []
+def _example_files(database: Database, owner: str, body: JobBody) -> dict[str, uploads.Upload]:
+    """The files of a job that trains on examples or preferences, by field.
+
+    Raises:
+        Refused: absent; not what the method learns from.
+    """
+    files = {}
     for param in ("training_file", "validation_file"):
         if (identifier := getattr(body, param)) is None:
             continue
-        files.append(file := uploads.find(database, owner, identifier, param=param))
+        files[param] = file = uploads.find(database, owner, identifier, param=param)
         if file.purpose != "fine-tune":
             raise Refused(
                 400,
@@ -185,13 +230,50 @@ def _example_files(database: Database, owner: str, body: JobBody) -> list[upload
                 + (", or the method document" if file.style == "document" else ""),
                 param=param,
             )
-    if len({file.style for file in files}) > 1:
+        if file.style != "records" and not body.chosen.fields:
+            _check_method(file, param, body)
+    return files
+
+
+def _check_method(file: uploads.Upload, param: str, body: JobBody) -> None:
+    """Refuse a file of what the job's method does not learn from. Raises Refused."""
+    if file.preferences != (body.method_type == "dpo"):
+        held, other = ("preferences", "dpo") if file.preferences else ("examples", "supervised")
         raise Refused(
             400,
-            "one file has conversations, the other source and target; give two of a kind",
-            param="validation_file",
+            f"{param} holds {held}, and the method {body.method_type} does not learn from these; take "
+            f"the method {other}, or another file",
+            code="invalid_file",
+            param=param,
         )
-    return files
+
+
+def _beginning(
+    database: Database, file: uploads.Upload, param: str, learned: Learned, reading: dict[str, Any]
+) -> tuple[list[Example | Preference], str]:
+    """The first examples of a file as a job reads it, and whether they are text or chat.
+
+    Raises:
+        Refused: 400, examples of another form than `reading` says, or of no form that is known.
+    """
+    try:
+        most = (job_settings.TRIED_BYTES, job_settings.TRIED_EXAMPLES)
+        examples = uploads.beginning(database, file.owner, file.id, *most, learned=learned, **reading)
+    except (BadExamples, UsageError) as error:
+        raise Refused(400, refused(error).message, code="invalid_file", param=param) from error
+    if not reading and file.style != "records":
+        return examples, "chat" if file.chats else "text"
+    return examples, "text" if all(isinstance(each.source, str) for each in examples) else "chat"
+
+
+_KINDS = {
+    "records": "a file whose fields have no known form",
+    "document": "a document",
+    "report": "a report",
+    "metrics": "a table of metrics",
+    "preferences": "a file of preferences",
+    "chat-preferences": "a file of preferences",
+}
 
 
 def _check_document_files(database: Database, owner: str, body: JobBody, method: DocumentMethod) -> None:
@@ -215,8 +297,8 @@ def _check_document_files(database: Database, owner: str, body: JobBody, method:
         if file.style not in ("text", "chat", "conversations"):
             raise Refused(
                 400,
-                f"{param} is a {file.style}; expected questions and answers as JSON lines: examples sent "
-                "with fine-tune, or a .jsonl file sent with user_data",
+                f"{param} is {_KINDS[file.style]}; expected questions and answers as JSON lines: examples "
+                "sent with fine-tune, or a .jsonl file sent with user_data",
                 param=param,
             )
         if file.examples > most:
@@ -236,18 +318,26 @@ def _previous(server: ServerState, view: PrefixStore, name: str | None) -> tuple
         raise
 
 
-def _result_files(record: Job) -> list[str]:
-    return list(job_settings.result_files(record.id, record.settings)) if record.state == "succeeded" else []
+def _with_results(database: Database, records: Sequence[Job]) -> list[schemas.JobAnswer]:
+    """Jobs of one owner, with those of their result files that are there: some were deleted, and jobs of
+    earlier releases ended in fewer."""
+    ended = [record for record in records if record.state == "succeeded"]
+    files = {record.id: list(result_files(record.id, record.settings)) for record in ended}
+    named = [name for each in files.values() for name in each]
+    there = uploads.present(database, records[0].owner, named) if named else set()
+    return [_answer(record, [f for f in files.get(record.id, ()) if f in there]) for record in records]
 
 
-def _answer(record: Job) -> schemas.JobAnswer:
+def _answer(record: Job, files: Sequence[str] = ()) -> schemas.JobAnswer:
     hyperparameters = record.asked["hyperparameters"]
     if job_settings.is_document(record.settings):
         method = {"type": "document", "document": record.asked["document"]}
     else:
-        # OpenAI's three are always shown, the others where they were given.
-        hyperparameters = {**dict.fromkeys(OpenAIHyperparameters.model_fields, "auto"), **hyperparameters}
-        method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+        # OpenAI's own are always shown, the others where they were given.
+        own = OpenAIPreferenceHyperparameters if "method" in record.settings else OpenAIHyperparameters
+        hyperparameters = {**dict.fromkeys(own.model_fields, "auto"), **hyperparameters}
+        kind = record.settings.get("method", "supervised")
+        method = {"type": kind, kind: {"hyperparameters": hyperparameters}}
     return schemas.JobAnswer(
         id=record.id,
         created_at=seconds_of(record.created),
@@ -258,7 +348,7 @@ def _answer(record: Job) -> schemas.JobAnswer:
         method=method,
         model=record.model,
         organization_id=record.owner,
-        result_files=_result_files(record),
+        result_files=list(files),
         seed=record.settings["seed"],
         status=record.state,  # type: ignore[arg-type]
         trained_tokens=record.trained_tokens,

@@ -16,6 +16,8 @@ from foreword.serving.config import Configuration
 KEY_THREADS = 4
 READ_THREADS = 16
 TOKENIZER_THREADS = 4
+GRAMMAR_THREADS = 2
+"""Whose work, compiling grammars, is done without the interpreter."""
 UPLOAD_THREADS = 3
 """One for each of three owners: what an upload does is mostly the interpreter's work, which all wait for."""
 BODIES = 16
@@ -36,6 +38,7 @@ class Pools:
         known_keys: threads that check those which were, by owner: no flood of wrong keys is before them.
         reads: threads of quick work with the store: lists, descriptions, deletions, prefixes from the cache.
         tokenizing: threads that make token ids of prompts.
+        grammars: threads that compile the schemas of answers.
         uploads: threads that read, check and store uploaded files.
         bodies, spooled: bytes of bodies in memory, and of uploads on disk until they are stored.
     """
@@ -47,6 +50,7 @@ class Pools:
         self.known_keys = Pool(KEY_THREADS, bounded=False)
         self.reads = Pool(READ_THREADS, shared=shared)
         self.tokenizing = Pool(TOKENIZER_THREADS, shared=shared)
+        self.grammars = Pool(GRAMMAR_THREADS, shared=shared)
         self.uploads = Pool(UPLOAD_THREADS, shared=shared)
         self.bodies = FairLimiter(BODIES * configuration.body_bytes, shared=shared)
         self.spooled = FairLimiter(BODIES * configuration.upload_bytes, shared=shared)

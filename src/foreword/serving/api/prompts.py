@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from foreword.errors import (
 from foreword.prefix import Prefix
 from foreword.sampling import SEEDS, row_seed
 from foreword.serving.api.state import RequestIdentity, ServerState
+from foreword.serving.api.structured import characters_of_form, chat_messages
+from foreword.serving.engine.detokenizer import Echo
 from foreword.serving.engine.protocol import Row, Sampling
 from foreword.serving.errors import Refused, refused, shown, unknown_model
 from foreword.serving.requests import JOINS, MOST_JOINED, ChatBody, CompletionBody, Sampled
@@ -105,19 +108,19 @@ def conversation(server: ServerState, prefix: Prefix | None, body: ChatBody) -> 
     """The messages of a chat as the source that the model's template takes.
 
     Raises:
-        Refused: a prefix that was trained on single texts, and more than one message.
+        Refused: a prefix that was trained without the chat template, and more than one message.
     """
     messages = body.messages
     style = server.served.template_of(prefix, chat=True, raw=bool(body.raw)).style
     if style == "chat":
-        roles = {"developer": "system"}
-        return tuple({"role": roles.get(m.role, m.role), "content": m.text} for m in messages)
+        return chat_messages(body)
     if len(messages) > 1 or messages[0].role != "user":
-        what = "raw text was asked for" if body.raw else f"{body.model} was trained on single texts"
+        what = "raw text was asked for" if body.raw else f"{body.model} was trained without the chat template"
         raise Refused(
             400,
             f"{what}: expected one message of the user, found {len(messages)} "
-            f"({', '.join(m.role for m in messages[:4])}). Send one alone, or train on conversations",
+            f"({', '.join(m.role for m in messages[:4])}). Send one alone, or train it with the chat "
+            "template",
             code="single_message_expected",
             param="messages",
         )
@@ -162,7 +165,8 @@ def prompt_ids(
     if not ids:
         raise Refused(400, "the prompt is empty; give at least one token of text", param=param)
     served.check_ids(ids, "the prompt")
-    if limit is not None and len(ids) >= limit:
+    least = 0 if body.max_tokens == 0 else 1
+    if limit is not None and len(ids) + least > limit:
         raise Refused(
             400,
             f"the prompt has {len(ids)} tokens; {limit} fit behind this model's {length} virtual tokens, new "
@@ -181,7 +185,9 @@ def _check_characters(
     Raises:
         Refused: 400, longer than so many tokens can stand for.
     """
-    texts = (source,) if isinstance(source, str) else tuple(message["content"] for message in source)
+    messages = () if isinstance(source, str) else source
+    tools = (json.dumps(message["tools"]) for message in messages if "tools" in message)
+    texts = (source,) if isinstance(source, str) else (*(each["content"] for each in messages), *tools)
     if sum(map(len, texts)) < limit or (reach := served.token_reach) is None:
         return
     if sum(map(reach.least_tokens, texts)) <= limit:
@@ -200,7 +206,7 @@ def _check_characters(
 def characters_of(body: Sampled) -> int:
     """Characters of all prompts of a request; none where it gives token ids."""
     if isinstance(body, ChatBody):
-        return sum(len(message.text) for message in body.messages)
+        return sum(len(message.text) for message in body.messages) + characters_of_form(body)
     prompt: Any = body.prompt  # type: ignore[attr-defined]
     return sum(
         len(text) for text in ([prompt] if isinstance(prompt, str) else prompt) if isinstance(text, str)
@@ -211,6 +217,21 @@ def prompts_of(body: CompletionBody) -> list[Any]:
     """The prompts of a request, each a text or token ids."""
     given: Any = body.prompt
     return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+
+
+def echoes_of(server: ServerState, rows: Sequence[Row], body: CompletionBody) -> list[Echo]:
+    """The prompts that a request's texts are to begin with, as the model reads them: template applied."""
+    given = [prompt for prompt in prompts_of(body) for _ in range(body.n or 1)]
+    tokenizer, raw = server.served.tokenizer, bool(body.raw)
+    found = []
+    for row, prompt in zip(rows, given, strict=True):
+        if isinstance(prompt, str):
+            text = server.served.template_of(row.prefix, chat=False, raw=raw).source_text(tokenizer, prompt)
+        else:
+            text = tokenizer.decode(prompt, skip_special_tokens=True)
+        scored = row.sampling.prompt_logprobs is not None
+        found.append(Echo(text, row.prompt_ids if scored else ()))
+    return found
 
 
 def texts_of(body: Sampled) -> int:
@@ -239,6 +260,7 @@ def make_rows(
     *,
     max_tokens: int,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> list[Row]:
     """`n` rows for every prompt, each with a seed of its own.
 
@@ -270,6 +292,7 @@ def make_rows(
                 seed=row_seed(seed, index),
                 logprobs=logprobs,
                 min_tokens=min_tokens,
+                prompt_logprobs=prompt_logprobs,
             ),
             end_ids=ends,
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class ErrorDetail(BaseModel):
@@ -35,8 +35,8 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities of a completion's tokens."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -81,12 +81,28 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class AnsweredFunction(BaseModel):
+    """A function that is to be called, with its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: AnsweredFunction
+
+
 class AnswerMessage(BaseModel):
-    """The assistant's answer."""
+    """The assistant's answer; without calls, it has no such field."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: Annotated[list[AnsweredCall] | None, Field(exclude_if=lambda calls: calls is None)] = None
 
 
 class ChatChoice(BaseModel):
@@ -95,7 +111,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(BaseModel):
@@ -107,6 +123,66 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+
+
+class InputDetails(BaseModel):
+    """Of the tokens that were read."""
+
+    cached_tokens: int = 0
+
+
+class OutputDetails(BaseModel):
+    """Of the new tokens."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(BaseModel):
+    """Tokens of a response; virtual ones are not among them."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails = InputDetails()
+    output_tokens: int
+    output_tokens_details: OutputDetails = OutputDetails()
+    total_tokens: int
+
+
+class ResponseError(BaseModel):
+    """Why a response failed."""
+
+    code: str
+    message: str
+
+
+class Response(BaseModel):
+    """The answer of /v1/responses, whole or in an event; `output` has messages and calls of functions."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: Literal[False] = False
+    error: ResponseError | None = None
+    incomplete_details: dict[str, str] | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    model: str
+    output: list[dict[str, Any]] = []
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    reasoning: dict[str, None] = {"effort": None, "summary": None}
+    store: Literal[False] = False
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponseUsage | None = None
+    user: str | None
+    metadata: dict[str, str]
 
 
 class ModelFacts(BaseModel):
@@ -157,6 +233,7 @@ class FileAnswer(BaseModel):
     filename: str
     purpose: Literal["fine-tune", "user_data", "fine-tune-results"]
     status: Literal["processed"] = "processed"
+    status_details: str | None = None
     examples: int
 
 
@@ -193,7 +270,7 @@ class JobAnswer(BaseModel):
     organization_id: str
     result_files: list[str] = []
     seed: int
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
     trained_tokens: int | None
     training_file: str
     validation_file: str | None

@@ -19,7 +19,7 @@ from foreword.errors import ForewordError
 from foreword.serving import logs
 from foreword.serving.api.schemas import Usage
 from foreword.serving.api.state import RequestIdentity, ServerState
-from foreword.serving.engine.detokenizer import RowText, TextDelta, TokenText
+from foreword.serving.engine.detokenizer import Echo, RowText, TextDelta, TokenText
 from foreword.serving.engine.protocol import Engine, Row, Token
 from foreword.serving.errors import Refused, body_of, refused
 from foreword.serving.requests import Sampled
@@ -56,12 +56,22 @@ class Completions:
     """
 
     def __init__(
-        self, server: ServerState, identity: RequestIdentity, rows: Sequence[Row], body: Sampled
+        self,
+        server: ServerState,
+        identity: RequestIdentity,
+        rows: Sequence[Row],
+        body: Sampled,
+        echoes: Sequence[Echo] = (),
     ) -> None:
+        """
+        Args:
+            echoes: of each row, where its text is to begin with its prompt.
+        """
         self._server = server
         self._identity = identity
         self._rows = rows
         self._stop = body.stops
+        self._echoes = echoes
         self.prompt_tokens = sum(len(row.prompt_ids) for row in rows[:: body.n or 1])
         self.completion_tokens = 0
         self._most_tokens = self.prompt_tokens + sum(map(self._room, rows))
@@ -80,7 +90,7 @@ class Completions:
             raise
         self._count("prompt", self.prompt_tokens)
         try:
-            source = text_deltas(server.engine, server.served.tokenizer, self._rows, self._stop)
+            source = text_deltas(server.engine, server.served.tokenizer, self._rows, self._stop, self._echoes)
             async with contextlib.aclosing(source):
                 async for delta in source:
                     if first:
@@ -161,7 +171,7 @@ def check_places(server: ServerState, identity: RequestIdentity, count: int) -> 
 
 
 async def text_deltas(
-    engine: Engine, tokenizer: Any, rows: Sequence[Row], stop: Sequence[str]
+    engine: Engine, tokenizer: Any, rows: Sequence[Row], stop: Sequence[str], echoes: Sequence[Echo] = ()
 ) -> AsyncGenerator[TextDelta, None]:
     """Pieces of all rows, in the order in which they come, until each row has its last.
 
@@ -173,9 +183,13 @@ async def text_deltas(
     # Unbounded, and still small: a row has no more pieces than tokens. A slow reader must not hold
     # up a batch in which other requests have rows.
     queue: asyncio.Queue[TextDelta | BaseException] = asyncio.Queue()
+    texts = [
+        RowText(tokenizer, index, row.end_ids, stop, echo)
+        for index, (row, echo) in enumerate(zip(rows, echoes or [None] * len(rows), strict=True))
+    ]
     tasks = [
-        asyncio.create_task(_read_row(engine, row, RowText(tokenizer, index, row.end_ids, stop), queue))
-        for index, row in enumerate(rows)
+        asyncio.create_task(_read_row(engine, row, text, queue))
+        for row, text in zip(rows, texts, strict=True)
     ]
     unfinished = len(rows)
     try:
@@ -247,10 +261,17 @@ async def stream(
     beginning: Sequence[dict[str, Any]],
     chunks: Callable[[TextDelta], Sequence[dict[str, Any]]],
     ending: Callable[[], Sequence[dict[str, Any]]],
+    *,
+    broken: Callable[[Refused], Sequence[dict[str, Any]]] = lambda error: [body_of(error)],
+    named: bool = False,
 ) -> EventStream:
     """A streamed answer; what goes wrong before the first piece is raised, and gets its own status.
 
     The events of each piece (`chunks`) stand between those of the `beginning` and of the `ending`.
+
+    Args:
+        broken: the events in place of the rest, where the stream breaks.
+        named: whether each event has its `type` as its name, and the last says itself that it is the last.
 
     Raises:
         ClientGone: before the first piece.
@@ -265,27 +286,30 @@ async def stream(
 
     async def events() -> AsyncGenerator[str, None]:
         for event in (*beginning, *chunks(first)):
-            yield _event(event)
+            yield _event(event, named)
         try:
             async for delta in source:
                 for event in chunks(delta):
-                    yield _event(event)
+                    yield _event(event, named)
         except Exception as error:
             # The status is on its way already: all that is left is to say it in the stream.
-            named = isinstance(error, ForewordError)
-            answer = refused(error) if named else Refused(500, "the server failed to go on")  # type: ignore[arg-type]
+            is_named = isinstance(error, ForewordError)
+            answer = refused(error) if is_named else Refused(500, "the server failed to go on")  # type: ignore[arg-type]
             logs.failure("stream broken", error, request=request.state.request_id)
-            yield _event(body_of(answer))
+            for event in broken(answer):
+                yield _event(event, named)
             return
         for event in ending():
-            yield _event(event)
-        yield "data: [DONE]\n\n"
+            yield _event(event, named)
+        if not named:
+            yield "data: [DONE]\n\n"
 
     return EventStream(events(), source)
 
 
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data)}\n\n"
+def _event(data: dict[str, Any], named: bool) -> str:
+    name = f"event: {data['type']}\n" if named else ""
+    return f"{name}data: {json.dumps(data)}\n\n"
 
 
 def plain(model: BaseModel) -> dict[str, Any]:

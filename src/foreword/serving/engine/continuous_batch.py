@@ -6,12 +6,14 @@ next token. What was read is kept in a `RaggedCache`; a row that is put out lose
 its own new tokens among it, when it comes back.
 
 Shapes: N tokens of a pass, B rows that get a token, V vocabulary, A rows that ask for log-probabilities,
-K of the likeliest.
+K of the likeliest, Q prompt tokens whose log-probabilities are asked for, S = B + Q.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +26,9 @@ from foreword.base.loss import keeps_logits
 from foreword.base.prefix_batch import PrefixBatch
 from foreword.base.ragged_cache import RaggedCache, RaggedPass, RowStates, room_for
 from foreword.errors import NotFinite
+from foreword.grammar import Following, masks_of
 from foreword.sampling import RowSampling, TokenSampler
-from foreword.serving.engine.protocol import FinishReason, Row, Token
+from foreword.serving.engine.protocol import NO_TOKEN, FinishReason, Likeliest, Row, Token
 
 NOT_FINITE = -1
 """In place of a token: the row's logits are no numbers."""
@@ -43,6 +46,8 @@ class RunningRow:
         made: new tokens so far.
         made_before: of these, so many were there when it entered the batch.
         states: what is held of it; None while it waits.
+        following: where it is in its grammar, if it has one; stays with it while it waits.
+        prompt_logprobs: of the prompt's tokens but its first, those that were read so far; see `Token`.
     """
 
     row: Row
@@ -54,9 +59,13 @@ class RunningRow:
     made: int = 0
     made_before: int = 0
     states: RowStates | None = None
+    following: Following | None = None
+    prompt_logprobs: list[tuple[float, Likeliest]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.text = list(self.row.prompt_ids)
+        if (grammar := self.row.grammar) is not None:
+            self.following = Following(grammar.state(), self.row.end_ids)
 
     @property
     def owner(self) -> str:
@@ -89,28 +98,47 @@ class RunningRow:
         sampling = self.row.sampling
         return RowSampling(sampling.temperature, sampling.top_p, seed=sampling.seed)
 
+    def unscored(self, count: int) -> range:
+        """Of the next so many tokens, those that tell how likely the prompt's token behind them is.
+
+        A row that is read anew has some of these log-probabilities already.
+        """
+        if self.row.sampling.prompt_logprobs is None:
+            return range(0)
+        last = len(self.row.prompt_ids) - 1
+        return range(max(self.read, len(self.prompt_logprobs)), min(self.read + count, last))
+
     def forget(self) -> None:
         """Nothing is held of it any more."""
         self.states, self.read, self.made_before = None, 0, self.made
 
-    def take(
-        self, chosen: int, logprob: float | None = None, likeliest: tuple[tuple[int, float], ...] = ()
-    ) -> Token:
+    def take(self, chosen: int, logprob: float | None = None, likeliest: Likeliest = ()) -> Token:
         """The token that was chosen for the row, with why the text ends there.
 
         Raises:
             NotFinite: `NOT_FINITE` was chosen.
+            BadSchema: to follow its grammar any further takes too much.
         """
-        if chosen == NOT_FINITE:
+        prompt = tuple(self.prompt_logprobs) if self.made == 0 else ()
+        if chosen == NOT_FINITE or not all(math.isfinite(own) for own, _ in prompt):
             raise NotFinite("the model's answer is no number behind this prefix; train the prefix anew")
+        if self.max_new_tokens == 0:
+            return Token(NO_TOKEN, finish_reason="length", prompt=prompt)
         self.made += 1
         self.text.append(chosen)
         reason: FinishReason | None = None
-        if chosen in self.row.end_ids:
+        if chosen in self.row.end_ids or self._completes(chosen):
             reason = "stop"
         elif self.made >= self.max_new_tokens:
             reason = "length"
-        return Token(chosen, logprob, likeliest, reason)
+        return Token(chosen, logprob, likeliest, reason, prompt)
+
+    def _completes(self, chosen: int) -> bool:
+        """Whether the row's grammar lets nothing follow this token."""
+        if self.following is None:
+            return False
+        self.following.state.take(chosen)
+        return self.following.state.complete
 
 
 class ContinuousBatch:
@@ -123,6 +151,7 @@ class ContinuousBatch:
         self._keeps_logits = keeps_logits(base.model)
         self._sampled: list[RunningRow] = []
         self._sampler: TokenSampler | None = None  # of `_sampled`
+        self._masking = ThreadPoolExecutor(1, thread_name_prefix="foreword-grammar")
 
     @torch.no_grad()
     def step(self, reads: Mapping[RunningRow, int]) -> list[tuple[RunningRow, Token | Exception]]:
@@ -139,22 +168,44 @@ class ContinuousBatch:
         ids = [token for row in ordered for token in row.text[row.read : row.read + reads[row]]]
         ready = [row for row in ordered if row.unread == reads[row]]
         places, place = [], -1
+        scored: list[tuple[RunningRow, int, int]] = []  # whose prompt, the place in front, the token there
         for row in ordered:
+            begins = place + 1 - row.read
+            scored += [(row, begins + n, row.text[n + 1]) for n in row.unscored(reads[row])]
             place += reads[row]
             if row.unread == reads[row]:
                 places.append(place)
+        places += [before for _, before, _ in scored]
         # All that the step needs of the rows in one transfer, and all that comes of it in another: each
         # waits for the device.
-        sizes = [len(ids), len(ids), len(ready), len(ready)]
+        sizes = [len(ids), len(ids), len(places), len(ready)]
         sent = _sent([*ids, *step.columns, *places, *(row.made for row in ready)], self._base.device)
-        ids_N, columns_N, places_B, made_B = sent.split(sizes)
+        ids_N, columns_N, places_S, made_B = sent.split(sizes)
         step.use_columns(columns_N)
-        logits_BV = self._logits(ids_N, columns_N, places_B, places, step)
-        answers = choose_tokens(ready, logits_BV, made_B, self._sampler_of(ready)) if ready else []
+        # What may come next is known from the tokens so far: it is computed while the model is.
+        following = [row.following for row in ready]
+        masking = self._masking.submit(masks_of, following) if any(following) else None
+        try:
+            logits_SV = self._logits(ids_N, columns_N, places_S, places, step)
+        finally:
+            wait([masking] if masking is not None else [])  # another attempt asks for the same masks
+        logits_BV, prompt_QV = logits_SV.split([len(ready), len(scored)])
+        masks = None if masking is None else masking.result()
+        allowed_BV = logits_BV if masks is None else masks.applied(logits_BV)
+        answers = (
+            choose_tokens(ready, logits_BV, allowed_BV, made_B, self._sampler_of(ready)) if ready else []
+        )
+        scores = _prompt_logprobs(prompt_QV, [(row, token) for row, _, token in scored])
         step.done()
+        for (row, _, _), score in zip(scored, scores, strict=True):
+            row.prompt_logprobs.append(score)
         for row in ordered:
             row.read += reads[row]
-        return [(row, _taken(row, answer)) for row, answer in zip(ready, answers, strict=True)]
+        failed = {} if masks is None else masks.failed
+        outcomes = zip(ready, answers, strict=True)
+        return [
+            (row, failed.get(place) or _taken(row, answer)) for place, (row, answer) in enumerate(outcomes)
+        ]
 
     def keep(self, staying: Sequence[RunningRow]) -> None:
         """Let all other rows go; they begin anew when they come back."""
@@ -194,16 +245,16 @@ class ContinuousBatch:
         self,
         ids_N: torch.Tensor,
         positions_N: torch.Tensor,
-        places_B: torch.Tensor,
+        places_S: torch.Tensor,
         places: list[int],
         step: RaggedPass,
     ) -> torch.Tensor:
-        """The logits `[B, V]` at B of the N tokens, in float32."""
+        """The logits `[S, V]` at S of the N tokens, in float32."""
         kept: dict[str, Any] = {}
         if self._keeps_logits:
             # accelerate would move a tensor to the first device, and the states are on the last.
             several = len(getattr(self._base.model, "hf_device_map", ())) > 1
-            kept["logits_to_keep"] = places if several else places_B
+            kept["logits_to_keep"] = places if several else places_S
         with attention_context(AttentionContext(ragged=step)):
             output = self._base.model(
                 input_ids=ids_N[None],
@@ -212,7 +263,7 @@ class ContinuousBatch:
                 use_cache=False,
                 **kept,
             )
-        logits = output.logits[0] if self._keeps_logits else output.logits[0, places_B]
+        logits = output.logits[0] if self._keeps_logits else output.logits[0, places_S]
         return logits.float()  # type: ignore[no-any-return]
 
 
@@ -223,17 +274,44 @@ def _taken(row: RunningRow, answer: Answer) -> Token | Exception:
         return error
 
 
-Answer = tuple[int, float | None, tuple[tuple[int, float], ...]]
+PROMPT_TOKENS_AT_ONCE = 256
+"""Whose log-probabilities of all tokens are held beside the logits."""
+
+
+def _prompt_logprobs(
+    prompt_QV: torch.Tensor, wanted: Sequence[tuple[RunningRow, int]]
+) -> list[tuple[float, Likeliest]]:
+    """The log-probabilities of prompts' tokens, each with the likeliest in its place, as its row asks."""
+    found: list[tuple[float, Likeliest]] = []
+    for start in range(0, len(wanted), PROMPT_TOKENS_AT_ONCE):
+        part = wanted[start : start + PROMPT_TOKENS_AT_ONCE]
+        counts = [row.row.sampling.prompt_logprobs or 0 for row, _ in part]
+        logprobs_QV = prompt_QV[start : start + len(part)].log_softmax(-1)
+        best_QK = logprobs_QV.topk(max(counts))
+        own_Q1 = logprobs_QV.gather(1, _sent([token for _, token in part], prompt_QV.device)[:, None])
+        answers = zip(
+            counts, own_Q1[:, 0].tolist(), best_QK.indices.tolist(), best_QK.values.tolist(), strict=True
+        )
+        found += [(own, tuple(zip(ids[:most], best[:most], strict=True))) for most, own, ids, best in answers]
+    return found
+
+
+Answer = tuple[int, float | None, Likeliest]
 """A chosen token, its log-probability, and the likeliest tokens with theirs: see `Token`."""
 
 
 def choose_tokens(
-    rows: Sequence[RunningRow], logits_BV: torch.Tensor, made_B: torch.Tensor, sampler: TokenSampler
+    rows: Sequence[RunningRow],
+    logits_BV: torch.Tensor,
+    allowed_BV: torch.Tensor,
+    made_B: torch.Tensor,
+    sampler: TokenSampler,
 ) -> list[Answer]:
     """The next token of every row, by its own settings, with log-probabilities where they are asked for.
 
-    Only the answers leave the device, in one transfer. A row of whose logits none is the largest gets
-    `NOT_FINITE`.
+    Tokens are chosen by `allowed_BV`, which are the logits but for what a row's grammar excludes;
+    log-probabilities are the model's own. Only the answers leave the device, in one transfer. A row of whose
+    logits none is the largest gets `NOT_FINITE`.
     """
     device = logits_BV.device
     finite_B = logits_BV.amax(-1).isfinite()  # the largest of any NaN is NaN
@@ -243,11 +321,10 @@ def choose_tokens(
         if row.made < row.row.sampling.min_tokens
         for token in sorted(row.row.end_ids)
     ]
-    allowed_BV = logits_BV
     if ends:
         place_N, token_N = _sent(ends, device).unbind(1)
         closed = torch.full((), -torch.inf, device=device)
-        allowed_BV = logits_BV.index_put((place_N, token_N), closed)
+        allowed_BV = allowed_BV.index_put((place_N, token_N), closed)
     chosen_B = sampler.choose(allowed_BV, made_B).masked_fill(~finite_B, NOT_FINITE)
     wanted = [row.row.sampling.logprobs for row in rows]
     asked = [place for place, number in enumerate(wanted) if number is not None]

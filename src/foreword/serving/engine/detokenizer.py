@@ -12,7 +12,7 @@ from typing import Any
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from foreword.sampling import UNFINISHED, Detokenizer
-from foreword.serving.engine.protocol import FinishReason, Token
+from foreword.serving.engine.protocol import NO_TOKEN, FinishReason, Likeliest, Token
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class TokenText:
 
     Attributes:
         spelling: of the token alone.
-        logprob: natural logarithm.
+        logprob: natural logarithm; None of a prompt's first token.
         likeliest: the likeliest tokens in its place.
         offset: characters of the text in front of it; in front of its character, if it is a part of
             one that began before.
     """
 
     spelling: Spelling
-    logprob: float
+    logprob: float | None
     likeliest: tuple[tuple[Spelling, float], ...]
     offset: int
 
@@ -72,30 +72,50 @@ class TextDelta:
     finish_reason: FinishReason | None = None
 
 
+@dataclass(frozen=True)
+class Echo:
+    """The prompt of a row, that its text is to begin with.
+
+    Attributes:
+        ids: its tokens, where their log-probabilities are asked for.
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+
+
 class RowText:
     """The growing text of one row, with what was counted and asked for beside it."""
 
-    def __init__(self, tokenizer: Any, row: int, end_ids: frozenset[int], stop: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        row: int,
+        end_ids: frozenset[int],
+        stop: Sequence[str],
+        echo: Echo | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._row = row
         self._end_ids = end_ids
+        self._special = frozenset(tokenizer.all_special_ids) if echo is not None else frozenset()
         self._text = Detokenizer(tokenizer, stop)
         self._tokens = 0
         self._logprobs: list[TokenText] = []
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._length = 0
+        self._echo = echo
         self.ended = False
 
     def add(self, token: Token) -> TextDelta | None:
         """The next token; a piece when some text became certain or the row ended."""
-        self._tokens += 1
-        final, ends = token.finish_reason is not None, token.token_id in self._end_ids
+        nothing = token.token_id == NO_TOKEN
+        self._tokens += not nothing
+        final, ends = token.finish_reason is not None, nothing or token.token_id in self._end_ids
+        front = self._prompt(token)
         if not ends and token.logprob is not None:
-            spelling = spell(self._tokenizer, token.token_id)
-            likeliest = tuple((spell(self._tokenizer, each), value) for each, value in token.likeliest)
-            self._logprobs.append(TokenText(spelling, token.logprob, likeliest, self._length))
-            self._length += len(self._characters.decode(spelling.bytes))
-        text = self._text.add(None if ends else token.token_id, final=final)
+            self._spell(token.token_id, token.logprob, token.likeliest)
+        text = front + self._text.add(None if ends else token.token_id, final=final)
         reason = "stop" if self._text.stopped else token.finish_reason
         if reason is None and not text:
             return None
@@ -103,6 +123,24 @@ class RowText:
         piece = TextDelta(self._row, text, self._tokens, tuple(self._logprobs), reason)
         self._tokens, self._logprobs = 0, []
         return piece
+
+    def _prompt(self, first: Token) -> str:
+        """The text of the prompt, where it is to be said and was not yet."""
+        if (echo := self._echo) is None:
+            return ""
+        self._echo = None
+        beginning: tuple[float | None, Likeliest] = (None, ())
+        for token, (logprob, likeliest) in zip(echo.ids, (beginning, *first.prompt), strict=bool(echo.ids)):
+            self._spell(token, logprob, likeliest)
+        self._length = len(echo.text)
+        return echo.text
+
+    def _spell(self, token: int, logprob: float | None, likeliest: Likeliest) -> None:
+        spelling = spell(self._tokenizer, token)
+        spelled = tuple((spell(self._tokenizer, each), value) for each, value in likeliest)
+        self._logprobs.append(TokenText(spelling, logprob, spelled, self._length))
+        if token not in self._special:
+            self._length += len(self._characters.decode(spelling.bytes))
 
 
 _BYTE = re.compile("<0x([0-9A-F]{2})>")

@@ -12,9 +12,12 @@ from typing import Literal, Protocol
 
 from foreword.base.base_model import BaseModel
 from foreword.errors import UsageError, WindowExceeded
+from foreword.grammar import Grammar
 from foreword.prefix import Prefix
 
 FinishReason = Literal["stop", "length"]
+NO_TOKEN = -2
+"""In place of a token of a row that is to have no new ones."""
 STOPPING = "the engine is stopping and takes no new requests; try again later"
 """What EngineStopped says to a new row of an engine that lets its last ones finish."""
 
@@ -24,12 +27,14 @@ class Sampling:
     """How tokens of one row are chosen.
 
     Attributes:
-        max_tokens: at most this many new tokens; the engine ends earlier where the window ends.
+        max_tokens: at most this many new tokens; the engine ends earlier where the window ends. 0: the
+            prompt is read, and that is all.
         temperature: 0 takes the likeliest token; above, samples.
         top_p: sample among the likeliest tokens of this share.
         seed: of sampling; the same seed, prompt and prefix give the same tokens whatever else runs.
         logprobs: how many of the likeliest tokens to give with each new one; None for no log-probabilities.
         min_tokens: no token that ends the text comes before this many, or the window's end.
+        prompt_logprobs: the same as `logprobs`, of the prompt's own tokens.
     """
 
     max_tokens: int
@@ -38,6 +43,7 @@ class Sampling:
     seed: int = 0
     logprobs: int | None = None
     min_tokens: int = 0
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Row:
         prefix: what it stands behind; None for the bare base model.
         owner: whose request it is, so that owners can be served fairly and never share a cache.
         joined: digests of the stored prefixes that `prefix` joins; none for one that is stored itself.
+        grammar: what its text has to be; None for any. Where nothing may follow, the text ends.
     """
 
     prompt_ids: tuple[int, ...]
@@ -57,6 +64,7 @@ class Row:
     sampling: Sampling
     end_ids: frozenset[int]
     joined: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def prefix_length(self) -> int:
@@ -64,21 +72,28 @@ class Row:
         return 0 if self.prefix is None else self.prefix.length
 
 
+Likeliest = tuple[tuple[int, float], ...]
+"""Token ids with their log-probabilities."""
+
+
 @dataclass(frozen=True)
 class Token:
     """A new token of a row.
 
     Attributes:
-        token_id: the token; the one that ended the text comes, too.
-        logprob: its log-probability before temperature and top_p, where asked for.
+        token_id: the token; the one that ended the text comes, too. `NO_TOKEN` of a row that has none.
+        logprob: its log-probability before temperature, top_p and the row's grammar, where asked for.
         likeliest: (token id, log-probability) of the likeliest, where asked for.
         finish_reason: set on the last token of a row.
+        prompt: on the first token of a row, where asked for: the log-probability of each of the prompt's
+            tokens but its first, with the likeliest in that place.
     """
 
     token_id: int
     logprob: float | None = None
-    likeliest: tuple[tuple[int, float], ...] = ()
+    likeliest: Likeliest = ()
     finish_reason: FinishReason | None = None
+    prompt: tuple[tuple[float, Likeliest], ...] = ()
 
 
 class Engine(Protocol):
@@ -126,7 +141,7 @@ def check_row(base: BaseModel, row: Row, *, max_positions: int | None = None, wh
     if limit is None:
         return row.sampling.max_tokens
     max_new_tokens = min(row.sampling.max_tokens, limit - len(row.prompt_ids))
-    if max_new_tokens < 1:
+    if max_new_tokens < min(1, row.sampling.max_tokens):
         raise WindowExceeded(
             f"the prompt has {len(row.prompt_ids)} tokens; {limit} fit in {base.shown_name}{where}"
             f"{base.window_note}, new tokens among them. Shorten it"

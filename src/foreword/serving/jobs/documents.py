@@ -30,7 +30,7 @@ from foreword.prefix import Prefix
 from foreword.serving.errors import shown
 from foreword.serving.jobs import uploads
 from foreword.serving.jobs.queue import Job
-from foreword.serving.jobs.settings import result_files
+from foreword.serving.jobs.results import result_files
 from foreword.serving.jobs.uploads import Upload
 from foreword.store.database import Database
 from foreword.training.run_log import Progress

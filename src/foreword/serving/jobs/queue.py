@@ -29,7 +29,7 @@ from foreword.store.schema import usage as usage_table
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LIVE = ("queued", "running")
+LIVE = ("queued", "running", "paused")
 """States of a job that has not ended."""
 MOST_ATTEMPTS = 3
 """Workers that may die over a job, or runs that may break off at its files, before it is given up."""
@@ -189,15 +189,85 @@ def cancel(connection: Connection, caller: Caller, owner: str, identifier: str) 
     Raises:
         Refused: 404 as `find`; 400 for a job that has ended.
     """
-    mine = and_(job.c.id == identifier, job.c.owner == owner)
-    state = connection.execute(select(job.c.state).where(mine).with_for_update()).scalar()
-    if state is None:
-        raise _unknown(identifier)
-    if state not in LIVE:
-        raise Refused(400, f"the job has ended already: {state}", code="job_ended")
+    mine, _ = _unfinished(connection, owner, identifier)
     _end(connection, mine, "cancelled", "info", "the job was cancelled")
     access.note(connection, caller, "cancel job", owner, identifier)
     return _jobs(connection, select(job).where(mine))[0]
+
+
+@transaction
+def pause(connection: Connection, caller: Caller, owner: str, identifier: str) -> Job:
+    """Let a job wait until `resume`; one in training leaves its run after the step under way (`leave`).
+
+    Raises:
+        Refused: 404 as `find`; 400 for a job that has ended or is paused.
+    """
+    mine, found = _unfinished(connection, owner, identifier)
+    if found.state == "paused":
+        raise Refused(400, "the job is paused already; resume it, or cancel it", code="job_paused")
+    connection.execute(job.update().where(mine).values(state="paused"))
+    in_training = found.state == "running"
+    message = "the job is to pause after the step under way" if in_training else "the job is paused"
+    _add_event(connection, identifier, "info", message)
+    access.note(connection, caller, "pause job", owner, identifier)
+    return _jobs(connection, select(job).where(mine))[0]
+
+
+@transaction
+def resume(connection: Connection, caller: Caller, owner: str, identifier: str) -> Job:
+    """Put a paused job back into its owner's queue; its training goes on where it was.
+
+    Raises:
+        Refused: 404 as `find`; 400 for a job that is not paused.
+    """
+    mine, found = _unfinished(connection, owner, identifier)
+    if found.state != "paused":
+        raise Refused(400, f"the job is not paused: {found.state}", code="job_not_paused")
+    # Its worker may not have let go of it yet: it keeps the job, or puts it back itself.
+    values = {"state": "running"} if found.worker is not None else {"state": "queued", "beat": None}
+    connection.execute(job.update().where(mine).values(values))
+    _add_event(connection, identifier, "info", "the job is resumed")
+    access.note(connection, caller, "resume job", owner, identifier)
+    return _jobs(connection, select(job).where(mine))[0]
+
+
+def paused(database: Database, worker: str) -> set[str]:
+    """Jobs that were paused and are still in the hands of `worker`, which has to let them go."""
+    mine = and_(job.c.worker == worker, job.c.state == "paused")
+    return {row.id for row in database.rows(select(job.c.id).where(mine))}
+
+
+@transaction
+def leave(connection: Connection, worker: str, identifier: str, step: int, used: Used) -> None:
+    """A paused job has left the run of `worker`, with a checkpoint of `step`.
+
+    One that was resumed in the meantime goes back into the queue; one that is no longer the worker's is
+    left as it is.
+    """
+    here = and_(job.c.id == identifier, job.c.worker == worker)
+    connection.execute(job.update().where(here).values(used_steps=used.steps, used_tokens=used.tokens))
+    values = {"worker": None, "beat": None, "attempts": job.c.attempts - 1}
+    gone = connection.execute(job.update().where(here, job.c.state == "paused").values(values))
+    if gone.rowcount:
+        message = f"the job is paused at step {step}; its checkpoint is kept"
+        _add_event(connection, identifier, "info", message)
+    else:
+        _put_back(connection, here, orderly=True)
+
+
+def _unfinished(connection: Connection, owner: str, identifier: str) -> tuple[ColumnElement[bool], Job]:
+    """A job that has not ended, held until the transaction ends, and the condition that names it.
+
+    Raises:
+        Refused: 404 as `find`; 400 for a job that has ended.
+    """
+    mine = and_(job.c.id == identifier, job.c.owner == owner)
+    jobs = _jobs(connection, select(job).where(mine).with_for_update())
+    if not jobs:
+        raise _unknown(identifier)
+    if jobs[0].state not in LIVE:
+        raise Refused(400, f"the job has ended already: {jobs[0].state}", code="job_ended")
+    return mine, jobs[0]
 
 
 def _unknown(identifier: str) -> Refused:
@@ -276,7 +346,7 @@ def heartbeat(
     """Say that `worker` is alive, and what its jobs have used; which of them are still its own."""
 
     def work(connection: Connection) -> list[str]:
-        mine = and_(job.c.worker == worker, job.c.id.in_(claimed), job.c.state == "running")
+        mine = and_(job.c.id.in_(claimed), _held_by(worker))
         connection.execute(job.update().where(mine).values(beat=now()))
         for identifier, (steps, tokens) in (used or {}).items():
             values = {"used_steps": steps, "used_tokens": tokens}
@@ -313,9 +383,19 @@ def noted_step(database: Database, identifier: str) -> int:
     return max((row.data["step"] for row in rows if row.data and "step" in row.data), default=-1)
 
 
+def metrics_at(database: Database, identifier: str, step: int) -> Mapping[str, Any]:
+    """What the newest of a job's events about a step measured; empty for none."""
+    mine = select(job_event.c.data).where(job_event.c.job == identifier).order_by(job_event.c.id.desc())
+    found = (row.data for row in database.rows(mine) if row.data and row.data.get("step") == step)
+    return next(found, {})
+
+
 def check_claimed(connection: Connection, worker: str, identifier: str) -> None:
-    """Hold a job until the transaction ends. Raises NotClaimed: it is not, or no longer, `worker`'s."""
-    mine = _claimed_by(worker, identifier)
+    """Hold a job until the transaction ends. Raises NotClaimed: it is not, or no longer, `worker`'s.
+
+    One that was paused is the worker's until it has let go of it: its last checkpoint counts.
+    """
+    mine = and_(job.c.id == identifier, _held_by(worker))
     if connection.execute(select(job.c.id).where(mine).with_for_update()).first() is None:
         raise NotClaimed(identifier)
 
@@ -361,6 +441,10 @@ def fail(
     mine = _claimed_by(worker, identifier)
     _end(connection, mine, "failed", "error", message, used, error=_error(code, message))
     return drop_checkpoint(connection, identifier)
+
+
+def _held_by(worker: str) -> ColumnElement[bool]:
+    return and_(job.c.worker == worker, job.c.state.in_(("running", "paused")))
 
 
 def _claimed_by(worker: str, identifier: str) -> ColumnElement[bool]:
@@ -434,6 +518,11 @@ def _put_back(
     pause: bool = False,
     reason: str = "",
 ) -> int:
+    # A paused job that did not leave its run by itself: a document's, or one whose worker died.
+    freed: dict[str, Any] = {"worker": None, "beat": None, "attempts": job.c.attempts - orderly}
+    left = job.update().where(job.c.state == "paused", which).values(freed).returning(job.c.id)
+    for identifier in connection.execute(left).scalars().all():
+        _add_event(connection, identifier, "info", "the job is paused; its last checkpoint is kept")
     jobs = _jobs(connection, select(job).where(job.c.state == "running", which).with_for_update())
     because = f": {reason}" if reason else ""
     for one in jobs:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, create_model
 
@@ -15,17 +15,21 @@ from foreword.documents.edits import check_previous
 from foreword.documents.settings import DocumentSettings
 from foreword.encoding import name_of
 from foreword.errors import TemplateRefuses, UsageError, WindowExceeded
-from foreword.examples import Example
+from foreword.examples import Example, Preference
+from foreword.examples.forms import Learned, candidates
+from foreword.examples.readers import Format
+from foreword.examples.records import make_fields, parse_fields
 from foreword.prefix import Prefix
 from foreword.serving.errors import Refused, shown
 from foreword.serving.jobs.queue import LONGEST_MESSAGE
 from foreword.serving.requests import LONGEST_NAME, Body
 from foreword.serving.served_model import ServedModel
-from foreword.template import Template
+from foreword.template import Template, training_template
 from foreword.training.settings import DEFAULT_LEARNING_RATE, TrainingSettings, make_settings
 from foreword.validation import Setting, current_names, flat_settings
 
 Auto = Literal["auto"]
+MethodType = Literal["supervised", "dpo", "document"]
 NO_ZERO = r"^[^\x00]*$"
 """Pattern of text that PostgreSQL can be asked for."""
 FileId = Annotated[str, Field(min_length=1, max_length=40, pattern=NO_ZERO)]
@@ -35,15 +39,32 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataText = Annotated[str, Field(max_length=512)]
 
 
+FieldPart = Annotated[str, Field(max_length=64)]
+FieldName = Annotated[str, Field(min_length=1, max_length=200)]
+READING = ("format", "fields")
+"""Hyperparameters that say how the files are read."""
+
+
 class OpenAIHyperparameters(Body):
     """OpenAI's three, and Foreword's own; see docs/settings.md. None and "auto" stand for the defaults."""
 
     n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto | None = None
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto | None = None
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto | None = None
+    format: Annotated[Format | None, Field(description="The form of the files; see docs/data.md.")] = None
+    fields: Annotated[
+        dict[FieldPart, FieldName] | Annotated[str, Field(max_length=2000)] | None,
+        Field(description='Names of your fields, such as {"source": "question", "target": "answer"}.'),
+    ] = None
 
 
-ELSEWHERE = {"epochs": "n_epochs", "batch_size": "batch_size", "seed": "seed"}
+class OpenAIPreferenceHyperparameters(OpenAIHyperparameters):
+    """OpenAI's four, and Foreword's own; see docs/settings.md. None and "auto" stand for the defaults."""
+
+    beta: Annotated[float, Field(gt=0, le=10)] | Auto | None = None
+
+
+ELSEWHERE = {"epochs": "n_epochs", "batch_size": "batch_size", "seed": "seed", "method": "method"}
 """Settings of training that a field of OpenAI's stands for."""
 
 LARGEST: dict[str, int] = {
@@ -126,9 +147,16 @@ class DocumentBody(Body):
 
 if TYPE_CHECKING:
     Hyperparameters = OpenAIHyperparameters
+    PreferenceHyperparameters = OpenAIPreferenceHyperparameters
     DocumentHyperparameters = DocumentBody
 else:
-    Hyperparameters = hyperparameters_of(TrainingSettings)
+    Hyperparameters = hyperparameters_of(TrainingSettings, elsewhere=(*ELSEWHERE, "beta"))
+    PreferenceHyperparameters = hyperparameters_of(
+        TrainingSettings,
+        "PreferenceHyperparameters",
+        OpenAIPreferenceHyperparameters,
+        elsewhere=(*ELSEWHERE, "beta", "reduction"),
+    )
     DocumentHyperparameters = hyperparameters_of(
         DocumentSettings,
         "DocumentHyperparameters",
@@ -142,6 +170,12 @@ class Supervised(Body):
     """Of `method`."""
 
     hyperparameters: Hyperparameters | None = None
+
+
+class DPOMethod(Body):
+    """Of `method`: preferences between two answers."""
+
+    hyperparameters: PreferenceHyperparameters | None = None
 
 
 class DocumentMethod(Body):
@@ -168,10 +202,11 @@ class DocumentMethod(Body):
 
 
 class Method(Body):
-    """Supervised fine-tuning on examples, or a document that becomes a prefix."""
+    """Supervised fine-tuning on examples, DPO on preferences, or a document that becomes a prefix."""
 
-    type: Literal["supervised", "document"]
+    type: MethodType
     supervised: Supervised | None = None
+    dpo: DPOMethod | None = None
     document: DocumentMethod | None = None
 
 
@@ -189,9 +224,10 @@ class JobBody(Body):
     model: Annotated[
         str, Field(min_length=1, max_length=LONGEST_NAME, description="The base, or a prefix to start from.")
     ]
-    training_file: Annotated[FileId, Field(description="Examples, or the document.")]
+    training_file: Annotated[FileId, Field(description="Examples, preferences, or the document.")]
     validation_file: Annotated[
-        FileId | None, Field(description="Examples, or questions about the document with their answers.")
+        FileId | None,
+        Field(description="Examples, preferences, or questions about the document with their answers."),
     ] = None
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
@@ -202,9 +238,19 @@ class JobBody(Body):
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @property
+    def method_type(self) -> MethodType:
+        """How the prefix is made; supervised, where nothing is said."""
+        return "supervised" if self.method is None else self.method.type
+
+    @property
     def chosen(self) -> Hyperparameters:
-        """Hyperparameters, wherever they were given. Raises Refused: in both places."""
-        inner = self.method.supervised.hyperparameters if self.method and self.method.supervised else None
+        """Hyperparameters of a job that trains on examples or preferences, wherever they were given.
+
+        Raises:
+            Refused: 400, in both places.
+        """
+        given = self.method and (self.method.dpo if self.method_type == "dpo" else self.method.supervised)
+        inner = given.hyperparameters if given else None
         if inner is not None and self.hyperparameters is not None:
             raise Refused(
                 400, "hyperparameters are given twice; give them in method alone", param="hyperparameters"
@@ -213,29 +259,30 @@ class JobBody(Body):
 
     @property
     def document(self) -> DocumentMethod | None:
-        """How a document is to become a prefix; None of a job that trains on examples.
+        """How a document is to become a prefix; None of a job that trains on examples or preferences.
 
         Raises:
-            Refused: 400, a field of the other kind of job.
+            Refused: 400, a field of another kind of job.
         """
-        is_document = self.method is not None and self.method.type == "document"
+        kind = self.method_type
         beside: dict[str, Any] = {
-            "method.supervised": self.method and self.method.supervised,
-            "hyperparameters": self.hyperparameters,
-            "template": self.template,
+            f"method.{name}": getattr(self.method, name, None)
+            for name in get_args(MethodType)
+            if name != kind
         }
-        if not is_document:
-            beside = {"method.document": self.method and self.method.document}
+        if kind != "supervised":
+            beside["hyperparameters"] = self.hyperparameters
+        if kind == "document":
+            beside["template"] = self.template
         for name, value in beside.items():
             if value is not None:
-                kind = "document" if is_document else "supervised"
                 raise Refused(
                     400,
                     f"{name} has no meaning for the method {kind}; leave it out, settings go into "
                     f"method.{kind}.hyperparameters",
                     param=name,
                 )
-        return (self.method and self.method.document) or DocumentMethod() if is_document else None
+        return (self.method and self.method.document) or DocumentMethod() if kind == "document" else None
 
 
 def choose_document(
@@ -293,7 +340,8 @@ def choose(
         UsageError, WindowExceeded: settings that do not go together, or do not fit the base.
         Refused: a template that can't write the examples.
     """
-    given = current_names(TrainingSettings, body.chosen.model_dump(exclude_none=True), warn=False)
+    asked = body.chosen.model_dump(exclude_none=True, exclude=set(READING))
+    given = current_names(TrainingSettings, asked, warn=False)
     for ours, theirs in (("epochs", "n_epochs"), ("batch_size", "batch_size")):
         value = given.pop(theirs, "auto")
         if value != "auto":
@@ -310,6 +358,10 @@ def choose(
     if start is not None:
         given.setdefault("length", start.length)
     given["seed"] = body.seed or 0
+    if body.method_type == "dpo":
+        given["method"] = "dpo"
+        if given.get("beta") == "auto":
+            del given["beta"]
     settings = make_settings(**given)
     settings.check_with(dev=body.validation_file is not None, start=start is not None)
     settings.lengths(served.geometry)
@@ -318,26 +370,36 @@ def choose(
     if limit is not None and settings.max_length is not None and settings.max_length > limit:
         raise WindowExceeded(f"max_length is {settings.max_length}; {limit} tokens fit behind this prefix")
     template = _template(served, body.template, style, start).dated(served.tokenizer)
-    return {**given, "template": template.to_json(), "start": reference}
+    how = {"reading": reading} if (reading := reading_of(body)) else {}
+    return {**given, "template": template.to_json(), "start": reference, **how}
+
+
+def reading_of(body: JobBody) -> dict[str, Any]:
+    """How a job's files are read: `format` and `fields` of the readers, where they are given.
+
+    Raises:
+        Refused: 400, parts of an example that there are not.
+    """
+    param = "method.supervised.hyperparameters.fields"
+    reading = body.chosen.model_dump(include=set(READING), exclude_none=True)
+    try:
+        if isinstance(fields := reading.get("fields"), str):
+            reading["fields"] = parse_fields(fields, "fields")
+        make_fields(reading.get("fields"))
+        candidates(reading.get("format", "auto"), reading.get("fields", ()), learned_by(body.method_type))
+    except UsageError as error:
+        raise Refused(400, str(error), param=param) from error
+    return reading
+
+
+def learned_by(method: str | None) -> Learned:
+    """What a job of this method reads its files for; None is supervised."""
+    return "preferences" if method == "dpo" else "examples"
 
 
 def is_document(settings: Mapping[str, Any]) -> bool:
     """Whether these settings are of a job that makes a prefix of a document, or of one that trains one."""
     return "document" in settings
-
-
-ResultStyle = Literal["report", "conversations"]
-
-
-def result_files(identifier: str, settings: Mapping[str, Any]) -> dict[str, ResultStyle]:
-    """Ids of the files that a job ends in if it succeeds, and what each is."""
-    if not is_document(settings):
-        return {}
-    number = identifier.removeprefix("ftjob-")
-    found: dict[str, ResultStyle] = {f"file-{number}-report": "report"}
-    if settings["keep_conversations"]:
-        found[f"file-{number}-conv"] = "conversations"
-    return found
 
 
 TRIED_BYTES = 64 << 10
@@ -347,13 +409,15 @@ examples is wrong there, and the rest is found when the job begins."""
 
 
 def try_template(
-    served: ServedModel, template: Mapping[str, Any], examples: Sequence[Example], param: str
+    served: ServedModel, template: Mapping[str, Any], examples: Sequence[Example | Preference], param: str
 ) -> None:
     """Refuse examples that the base's template can't write. Raises Refused: 400, in the template's words."""
     made = Template.from_json(dict(template))
     for number, example in enumerate(examples[:TRIED_EXAMPLES]):
         try:
             made.source_ids(served.tokenizer, example.source)
+            for target in example.targets:
+                made.target_text(served.tokenizer, example.source, target)
         except (TemplateRefuses, UsageError) as error:
             found = f"{name_of(number, example)}: {error}"
             raise Refused(400, found[:LONGEST_MESSAGE], code="invalid_file", param=param) from error
@@ -369,7 +433,9 @@ def _template(
 ) -> Template:
     given = {} if choice is None else choice.model_dump(exclude_none=True)
     template = served.template if start is None else start.template
-    if style == "chat" and start is None:
+    if start is None and not given:
+        template = training_template(template, served.tokenizer)
+    if start is None and (style == "chat" or "system" in given):
         given.setdefault("style", "chat")
     if given.get("style") == "chat":
         given["begin"] = False  # a chat template writes its own beginning

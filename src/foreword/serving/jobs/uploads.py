@@ -11,24 +11,27 @@ interpreter from end to end, which the engine needs between any two operations o
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePath
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, func, or_, select, tuple_
 
 from foreword.documents.conversations import examples_in
 from foreword.documents.reading import check_kind
-from foreword.errors import ForewordError
-from foreword.examples import Example
-from foreword.examples.readers import iterate_examples
-from foreword.examples.records import lines_of
+from foreword.errors import ForewordError, UnknownField
+from foreword.examples import Example, Preference
+from foreword.examples.data_sets import read_parquet
+from foreword.examples.readers import Summary, iterate_examples
+from foreword.examples.records import PARQUET, lines_of
 from foreword.serving.errors import Refused, refused, shown
 from foreword.serving.jobs.queue import LIVE, page, transaction
 from foreword.store import access, quota
@@ -39,18 +42,41 @@ from foreword.store.schema import job, now, upload
 LARGE = 1 << 16
 """Bytes of a file above which a process of its own checks it; below, that takes milliseconds."""
 LOWEST_PRIORITY = 19
+MOST_ROWS = 1_000_000
+MOST_UNPACKED = 1 << 30
+"""Rows and bytes of a Parquet file, which a few bytes can unpack to."""
+MOST_MEMORY = 4 << 30
+"""Addresses of the process that checks a Parquet file: what it says of its size may not be true."""
 MOST_FILES = 10_000
 """Of one owner: what a small file takes beside its bytes is not counted among them."""
 _FACTS = tuple(column for column in upload.c if column.name != "content")
 
-Style = Literal["text", "chat", "document", "conversations", "report"]
-"""Of a file: examples without and with conversations among them; a document; conversations about one; the
-report of a job."""
+Style = Literal[
+    "text",
+    "chat",
+    "preferences",
+    "chat-preferences",
+    "records",
+    "document",
+    "conversations",
+    "report",
+    "metrics",
+]
+"""Of a file: examples without and with conversations among them; preferences, likewise; records whose fields
+a job has to name; a document; conversations about one; the report of a job; the metrics of its steps."""
 Purpose = Literal["fine-tune", "user_data"]
 """That a file is sent with."""
 CONVERSATIONS_SUFFIX = ".jsonl"
 """Of user data that is no document but conversations about one."""
-_PURPOSES: dict[Style, str] = {"text": "fine-tune", "chat": "fine-tune", "report": "fine-tune-results"}
+_PURPOSES: dict[Style, str] = {
+    **dict.fromkeys(("text", "chat", "preferences", "chat-preferences", "records"), "fine-tune"),
+    **dict.fromkeys(("report", "metrics"), "fine-tune-results"),
+}
+UNNAMED = (
+    "the fields are none of a known form; a job can name them in method.supervised.hyperparameters, as in "
+    '"fields": {"source": "question", "target": "answer"}'
+)
+"""What is said of a file of records."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,7 @@ class Upload:
         style: see `Style`.
         size: bytes.
         examples: 0 of what is none.
+        told: what was read, in words; None of a file that was sent before.
     """
 
     id: str
@@ -71,11 +98,22 @@ class Upload:
     style: str
     size: int
     examples: int
+    told: str | None = field(default=None, compare=False)
 
     @property
     def purpose(self) -> str:
         """In the words of OpenAI's API."""
         return purpose_of(self.style)
+
+    @property
+    def preferences(self) -> bool:
+        """Whether it holds preferences between two answers."""
+        return self.style.endswith("preferences")
+
+    @property
+    def chats(self) -> bool:
+        """Whether there are conversations among its examples or preferences."""
+        return self.style.startswith("chat")
 
 
 def purpose_of(style: str) -> str:
@@ -102,14 +140,26 @@ def _storable(filename: str) -> str:
     return filename[:256].replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
-def parse(content: bytes, filename: str) -> list[Example]:
-    """The examples of a file. Raises BadExamples: names the line that is wrong, and why."""
-    return list(_examples(content, filename))
+def parse(content: bytes, filename: str, **reading: Any) -> list[Example | Preference]:
+    """The examples or preferences of a file. Raises BadExamples: names the line that is wrong, and why.
+
+    Args:
+        reading: `learned`, `format`, `fields`, `limit` and `summary` of `iterate_examples`.
+    """
+    return list(_examples(content, filename, **{"learned": "either", **reading}))
 
 
-def _examples(content: bytes, filename: str) -> Iterator[Example]:
-    name = shown(filename)
-    return iterate_examples(lines_of(io.BytesIO(content), name), name, ".jsonl")
+def _examples(content: bytes, filename: str, **reading: Any) -> Iterator[Example | Preference]:
+    ending = PurePath(filename).suffix.lower()
+    stream: Any = io.BufferedReader(io.BytesIO(content))
+    return iterate_examples(
+        stream,
+        shown(filename),
+        ending or ".jsonl",
+        most_rows=MOST_ROWS,
+        most_bytes=MOST_UNPACKED,
+        **reading,
+    )
 
 
 @dataclass(frozen=True)
@@ -118,6 +168,7 @@ class Found:
 
     examples: int
     style: Style
+    told: str | None = None
 
 
 def check(content: bytes, filename: str, purpose: Purpose = "fine-tune") -> Found:
@@ -131,7 +182,7 @@ def check(content: bytes, filename: str, purpose: Purpose = "fine-tune") -> Foun
     if purpose == "user_data" and not filename.lower().endswith(CONVERSATIONS_SUFFIX):
         check_kind(content, _storable(filename))
         return Found(0, "document")
-    found = _found if len(content) <= LARGE else _found_outside
+    found = _found_outside if len(content) > LARGE or content.startswith(PARQUET) else _found
     return found(content, filename, purpose)
 
 
@@ -139,11 +190,21 @@ def _found(content: bytes, filename: str, purpose: Purpose) -> Found:
     if purpose == "user_data":
         name = shown(filename)
         return Found(sum(1 for _ in examples_in(lines_of(io.BytesIO(content), name), name)), "conversations")
-    examples, chat = 0, False
-    for example in _examples(content, filename):  # none is kept: they take many times the file's bytes
-        examples += 1
-        chat = chat or not isinstance(example.source, str)
-    return Found(examples, "chat" if chat else "text")
+    chat, summary = False, Summary()
+    try:
+        for example in _examples(content, filename, summary=summary, learned="either"):
+            chat = chat or not isinstance(example.source, str)  # none is kept: they take many times its bytes
+    except UnknownField:
+        if summary.examples:
+            raise
+        if content.startswith(PARQUET):  # to its end, or the first to do that were a job
+            for _ in read_parquet(io.BytesIO(content), shown(filename)):
+                pass
+        return Found(0, "records", UNNAMED)
+    style: Style = "chat" if chat else "text"
+    if summary.noun == "preference":
+        style = "chat-preferences" if chat else "preferences"
+    return Found(summary.examples, style, f"read {summary}")
 
 
 def _found_outside(content: bytes, filename: str, purpose: Purpose) -> Found:
@@ -155,8 +216,16 @@ def _found_outside(content: bytes, filename: str, purpose: Purpose) -> Found:
         # A terminal's Ctrl-C is for the server. Within its session, or the priority would count for nothing
         # where the system shares its cores among sessions first.
         process_group=0,
-        check=True,
+        check=not content.startswith(PARQUET),
     )
+    if process.returncode != 0:
+        raise Refused(
+            400,
+            f"{shown(filename)} unpacks to more than this server can hold, or is no whole Parquet file; make "
+            "several files of it, or write the examples as JSON lines",
+            code="invalid_file",
+            param="file",
+        )
     answer = json.loads(process.stdout)
     if "found" in answer:
         return Found(**answer["found"])
@@ -182,7 +251,7 @@ def add(
         UnknownKey: the caller's key went meanwhile.
     """
     found = check(content, filename, purpose)
-    record = made(owner, filename, found.style, content, found.examples)
+    record = replace(made(owner, filename, found.style, content, found.examples), told=found.told)
 
     def insert(connection: Connection) -> Upload:
         access.check_key(connection, caller)
@@ -198,7 +267,8 @@ def add(
 
 def keep(connection: Connection, record: Upload, content: bytes) -> None:
     """Add a file; whether its owner may store so much is to be asked beside it."""
-    connection.execute(upload.insert().values(**vars(record), content=content))
+    facts = {name: value for name, value in vars(record).items() if name != "told"}
+    connection.execute(upload.insert().values(**facts, content=content))
 
 
 def check_stored_bytes(connection: Connection, owner: str, more: int, limit: int | None) -> None:
@@ -249,6 +319,12 @@ def find(database: Database, owner: str, identifier: str, *, param: str | None =
     return Upload(**rows[0]._mapping)
 
 
+def present(database: Database, owner: str, identifiers: Collection[str]) -> set[str]:
+    """Those of the ids that are of files of an owner."""
+    mine = select(upload.c.id).where(upload.c.owner == owner, upload.c.id.in_(identifiers))
+    return {row.id for row in database.rows(mine)} if identifiers else set()
+
+
 def content(database: Database, owner: str, identifier: str) -> bytes:
     """The bytes as they were sent. Raises as `find`."""
     rows = database.rows(select(upload.c.content).where(upload.c.id == identifier, upload.c.owner == owner))
@@ -257,16 +333,28 @@ def content(database: Database, owner: str, identifier: str) -> bytes:
     return bytes(rows[0].content)
 
 
-def beginning(database: Database, owner: str, identifier: str, most: int) -> list[Example]:
-    """The examples of the whole lines among the first `most` bytes of a file. Raises as `find`."""
+def beginning(
+    database: Database, owner: str, identifier: str, most: int, limit: int | None = None, **reading: Any
+) -> list[Example | Preference]:
+    """The first `limit` examples of the whole lines among the first `most` bytes of a file; `reading` as of
+    `parse`. What can't be divided, a JSON array or Parquet, is read whole.
+
+    Raises:
+        Refused: as `find`.
+        BadExamples: as `parse`.
+    """
     query = select(func.substr(upload.c.content, 1, most).label("content"), upload.c.size, upload.c.filename)
     rows = database.rows(query.where(upload.c.id == identifier, upload.c.owner == owner))
     if not rows:
         raise _unknown(identifier, None)
-    content = bytes(rows[0].content)
+    begun = bytes(rows[0].content)
     if rows[0].size > most:
-        content = content[: content.rfind(b"\n") + 1]
-    return parse(content, rows[0].filename) if content.strip() else []
+        lines = begun.removeprefix(codecs.BOM_UTF8).lstrip()
+        if lines.startswith((b"[", b"{\n", b"{\r\n", PARQUET)):
+            begun = content(database, owner, identifier)
+        else:
+            begun = begun[: begun.rfind(b"\n") + 1]
+    return parse(begun, rows[0].filename, limit=limit, **reading) if begun.strip() else []
 
 
 @transaction
@@ -294,8 +382,13 @@ def main() -> None:
     """The process that checks a large file."""
     os.nice(LOWEST_PRIORITY)
     filename, purpose = json.loads(sys.stdin.buffer.readline())
+    content = sys.stdin.buffer.read()
+    if content.startswith(PARQUET) and sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     try:
-        answer = {"found": asdict(_found(sys.stdin.buffer.read(), filename, purpose))}
+        answer = {"found": asdict(_found(content, filename, purpose))}
     except ForewordError as error:
         told = refused(error)
         facts = {"status": told.status, "message": told.message, "code": told.code, "param": told.param}

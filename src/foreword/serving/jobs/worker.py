@@ -24,14 +24,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from foreword import errors, files
 from foreword.base.base_model import BaseModel
 from foreword.errors import CannotWrite, ForewordError, StoreUnavailable, concerning
-from foreword.examples import Example
+from foreword.examples import Example, Preference
+from foreword.examples.readers import Summary
 from foreword.prefix import Prefix
 from foreword.serving import logs
 from foreword.serving.config import Configuration
 from foreword.serving.errors import Refused, refused
 from foreword.serving.jobs import checkpoints, documents, queue, uploads
 from foreword.serving.jobs.queue import Job, Used
-from foreword.serving.jobs.settings import is_document
+from foreword.serving.jobs.results import metrics_file
+from foreword.serving.jobs.settings import is_document, learned_by
 from foreword.serving.jobs.uploads import Upload
 from foreword.store import PrefixStore
 from foreword.store.blobs import check_there, new_key
@@ -78,6 +80,7 @@ class JobHeartbeat(threading.Thread):
         used: what each job has used so far; the run writes it, and the heartbeat passes it on.
         training: steps are under way; before, the run is not to be stopped for others' jobs.
         hears: the signal that stops the run is heard where no steps are under way, too.
+        paused: jobs that are to leave the run, which goes on without them.
         stopped_run: this stopped the run: a job was cancelled or forgotten, or its turn is over.
     """
 
@@ -97,6 +100,7 @@ class JobHeartbeat(threading.Thread):
         self.used: dict[str, Used] = {}
         self.training = False
         self.hears = False
+        self.paused: set[str] = set()
         self.stopped_run = False
 
     @contextlib.contextmanager
@@ -144,10 +148,13 @@ class JobHeartbeat(threading.Thread):
             used = {name: self.used[name] for name in sorted(before & self.used.keys())}
         # What the run finished meanwhile is not lost: only what is still claimed here, and not there.
         mine = set(queue.heartbeat(self._database, self._worker, sorted(before), used))
+        self.paused = queue.paused(self._database, self._worker)
         with self._lock:
             lost = (before & self._claimed) - mine - {self._ending}
         over = self.training and time.monotonic() > self._turn_ends
-        return bool(lost) or (over and queue.waits(self._database))
+        # A document is a run of its own, which stops where it is: its last checkpoint is as good.
+        alone = self.hears and self.paused & before
+        return bool(lost or alone) or (over and queue.waits(self._database))
 
 
 class TrainingRun:
@@ -179,14 +186,14 @@ class TrainingRun:
         prepare_folder(self._folder)
         if any(is_document(job.settings) for job in jobs):  # one, see `queue.claim`
             return self._compile(base, jobs[0])
-        examples: dict[str, list[Example]] = {}
-        dev: dict[str, list[Example]] = {}
+        examples: dict[str, list[Example | Preference]] = {}
+        dev: dict[str, list[Example | Preference]] = {}
         for job in jobs:
             self._heartbeat.used[job.id] = Used(job.used_steps, job.used_tokens)
             try:
-                examples[job.id] = self._examples(job, job.training_file)
+                examples[job.id] = self._examples(job, job.training_file, "training")
                 if job.validation_file is not None:
-                    dev[job.id] = self._examples(job, job.validation_file)
+                    dev[job.id] = self._examples(job, job.validation_file, "validation")
             except (errors.BadExamples, Refused) as error:
                 examples.pop(job.id, None)
                 self._fail(job.id, error)
@@ -195,6 +202,7 @@ class TrainingRun:
         if not self._jobs:
             return
         settings: dict[str, Any] = dict(jobs[0].settings)
+        settings.pop("reading", None)
         template = Template.from_json(settings.pop("template"))
         reference = settings.pop("start")
         # Each job's owner could read it when the job was made; the version never changes.
@@ -212,6 +220,8 @@ class TrainingRun:
                 on_failure=self._failed_one,
                 on_progress=self._progress,
                 on_checkpoint=self._save,
+                should_leave=lambda identifier: identifier in self._heartbeat.paused,
+                on_leave=self._leave,
                 **settings,
             )
         except errors.OwnersFailed as failures:  # `_failed_one` has had each already
@@ -290,6 +300,14 @@ class TrainingRun:
                 reason = "a file of this job could not be read or written; the server's log says which"
             queue.release(self._database, self._worker, orderly=True, at_fault=whose, reason=reason)
 
+    def _leave(self, identifier: str, step: int) -> None:
+        """A paused job has left the run, its checkpoint written."""
+        self._note_held_back(identifier)
+        with self._heartbeat.ending(identifier):
+            queue.leave(self._database, self._worker, identifier, step, self._heartbeat.used[identifier])
+            self._heartbeat.let_go(identifier)
+        logs.event("job paused", job=identifier, step=step)
+
     def _failed_one(self, identifier: str, error: ForewordError) -> None:
         if isinstance(error, errors.DamagedCheckpoint):
             self._drop_checkpoints(identifier)  # and back into the queue when the run is over
@@ -322,9 +340,19 @@ class TrainingRun:
         except (StoreUnavailable, CannotWrite, OSError) as error:
             logs.failure("checkpoint not stored", error, job=identifier)
 
-    def _examples(self, job: Job, identifier: str) -> list[Example]:
+    def _examples(self, job: Job, identifier: str, what: str) -> list[Example | Preference]:
         record = uploads.find(self._database, job.owner, identifier)
-        return uploads.parse(uploads.content(self._database, job.owner, identifier), record.filename)
+        content = uploads.content(self._database, job.owner, identifier)
+        summary = Summary()
+        examples = uploads.parse(
+            content,
+            record.filename,
+            summary=summary,
+            learned=learned_by(job.settings.get("method")),
+            **job.settings.get("reading", {}),
+        )
+        queue.note(self._database, job.id, "info", f"{what} file: read {summary}", once=True)
+        return examples
 
     def _finish(self, identifier: str, prefix: Prefix, results: Sequence[tuple[Upload, bytes]] = ()) -> None:
         """Store a job's prefix and files and end the job: all of it, and only while it is this worker's."""
@@ -335,12 +363,13 @@ class TrainingRun:
         # The same bytes however often the job was begun, so that putting them twice is no second version.
         final = dataclasses.replace(prefix, created=job.created, labels={**prefix.labels, "job": job.id})
         used = self._heartbeat.used[identifier]
+        files = list(results) if is_document(job.settings) else self._metrics(job)
         unneeded: str | None = None
 
         def end(connection: Connection, version: Version) -> None:
             nonlocal unneeded
             unneeded = queue.succeed(connection, self._worker, identifier, version.reference, used)
-            for record, content in results:
+            for record, content in files:
                 uploads.keep(connection, record, content)
 
         def put() -> None:
@@ -369,6 +398,14 @@ class TrainingRun:
             logs.event("job succeeded", job=identifier, steps=prefix.origin.steps)
         if unneeded is not None:
             checkpoints.remove_file(self._store, unneeded)
+
+    def _metrics(self, job: Job) -> list[tuple[Upload, bytes]]:
+        """The file of metrics that a job ends in; a prefix is kept without it where its log can't be read."""
+        try:
+            return [metrics_file(job, owner_folder(self._folder, job.id) / "log.jsonl")]
+        except OSError as error:
+            logs.failure("metrics not read", error, job=job.id)
+            return []
 
     def _fail(self, identifier: str, error: Exception) -> None:
         self._note_held_back(identifier)
@@ -422,8 +459,12 @@ class TrainingRun:
             "total_steps": progress.steps,
             "train_loss": _number(progress.loss),
             "full_valid_loss": _number(progress.dev_loss),
+            **{f"train_{name}": _number(value) for name, value in progress.measures.items()},
+            **{f"full_valid_{name}": _number(value) for name, value in progress.dev_measures.items()},
         }
         losses = {"training loss": progress.loss, "validation loss": progress.dev_loss if evaluated else None}
+        if evaluated and "reward_accuracy" in progress.dev_measures:
+            losses["validation reward accuracy"] = progress.dev_measures["reward_accuracy"]
         shown = ", ".join(f"{name}={loss:.4f}" for name, loss in losses.items() if loss is not None)
         # Not yet: an evaluation of the same step comes as progress of its own, and makes one event with it.
         self._held_back[identifier] = (

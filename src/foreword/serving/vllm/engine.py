@@ -96,6 +96,12 @@ class VllmEngine:
             raise UsageError(
                 f"logprobs is {row.sampling.logprobs}; vLLM tells {MOST_LOGPROBS} of the likeliest at most"
             )
+        if row.sampling.prompt_logprobs is not None or row.sampling.max_tokens == 0:
+            raise UsageError(
+                "'echo' with 'logprobs' or with 'max_tokens' 0 is answered by the local engine alone: vLLM "
+                "would take the places of a prefix for text. Leave 'logprobs' out and ask for tokens, or "
+                "take a server with the local engine"
+            )
         if self._closing:
             raise EngineStopped(STOPPING)
         if not self._running:
@@ -169,6 +175,8 @@ class VllmEngine:
             prompt = [ticket.PLACEHOLDER] * prefix.length + prompt
             signed = ticket.sign(self._secret, digest, prefix.length, salt, prompt)
             more["kv_transfer_params"] = signed.params()
+        if row.grammar is not None:
+            more["structured_outputs"] = {"grammar": row.grammar.text}
         if sampling.logprobs is not None:
             more |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
         return {

@@ -195,6 +195,7 @@ def arguments(where: Sequence[str], *, dtype: str, more: Sequence[str] = ()) -> 
         *("--generation-config", "vllm"),  # the gateway says every setting of every request
         "--disable-uvicorn-access-log",  # the gateway has one
         *("--middleware", "foreword.serving.vllm.door.Door"),
+        *("--structured-outputs-config", json.dumps({"backend": "guidance"})),  # as `foreword.grammar`
         *("--kv-transfer-config", json.dumps(CONNECTOR)),
         *more,
     ]

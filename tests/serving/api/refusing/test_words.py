@@ -65,7 +65,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
             {"messages": [{"role": "king", "content": "x"}]},
             "messages[0].role",
             "invalid_value",
-            "Invalid value: 'king'. Supported values are: 'system', 'developer', 'user' or 'assistant'.",
+            "Invalid value: 'king'. Supported values are: 'system', 'developer', 'user', 'assistant' or 'tool'.",
         ),
         (
             {"messages": [{"role": "user", "content": None}]},
@@ -92,13 +92,18 @@ IMAGE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}
             "invalid_type",
             "expected an object, but got a string instead.",
         ),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter", "'tools' is not supported"),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter", "'tool_choice'"),
         (
-            {"response_format": {"type": "json_object"}},
-            "response_format",
-            "unsupported_parameter",
-            "'response_f",
+            {"tools": [{"type": "function"}]},
+            "tools[0].function",
+            "missing_required_parameter",
+            "Missing required parameter: 'tools[0].function'.",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value", "there are no 'tools'; give them."),
+        (
+            {"response_format": {"type": "grammar"}},
+            "response_format.type",
+            "invalid_value",
+            "Supported values are: 'text', 'json_object' or 'json_schema'.",
         ),
         ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter", "'reasoning_effort'"),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter", "'modalities'"),
@@ -288,3 +293,35 @@ def test_no_answer_speaks_of_a_library_python_or_the_command_line(http: httpx.Cl
             continue
         found = error(answer, answer.status_code)
         assert not NOT_OVER_HTTP.search(found["message"]), found
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "what"),
+    [
+        ("POST", "/v1/embeddings", "embeddings"),
+        ("POST", "/v1/images/generations", "images"),
+        ("POST", "/v1/audio/transcriptions", "audio"),
+        ("POST", "/v1/moderations", "moderations"),
+        ("GET", "/v1/batches", "batches"),
+        ("POST", "/v1/vector_stores/vs_1/search", "vector stores"),
+        ("GET", "/v1/assistants?limit=1", "assistants"),
+        ("POST", "/v1/threads", "threads"),
+        ("POST", "/v1/uploads", "uploads in parts"),
+        ("GET", "/v1/responses/resp_1", "stored responses"),
+        ("DELETE", "/v1/chat/completions/chatcmpl-1", "stored chat completions"),
+        ("POST", "/v1/fine_tuning/alpha/graders/run", "graders"),
+        ("GET", "/v1/fine_tuning/checkpoints/x/permissions", "permissions on checkpoints"),
+    ],
+)
+def test_what_others_have_is_said_to_be_not_here(
+    http: httpx.Client, method: str, path: str, what: str
+) -> None:
+    found = error(http.request(method, path), 404)
+    assert (found["type"], found["code"]) == ("invalid_request_error", "unknown_url")
+    assert found["message"].startswith(f"Unknown request URL: '{method} {path.partition('?')[0]}'. ")
+    assert f"This server has no {what};" in found["message"]
+
+
+def test_a_path_that_nobody_has_is_said_to_be_unknown(http: httpx.Client) -> None:
+    for path in ("/v1/none", "/none", "/embeddings", "/v1/"):
+        assert "Please check it; /docs lists" in error(http.get(path), 404)["message"]
