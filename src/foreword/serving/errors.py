@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,9 +111,9 @@ def unknown_model(name: str) -> Refused:
     )
 
 
-NOT_HERE = frozenset(
-    "assistants audio batches chatkit containers content_provenance_checks decisions embeddings evals images live "
-    "moderations organization projects realtime safety skills threads vector_stores videos".split()
+NOT_HERE = re.compile(
+    "assistants|audio|batches|chatkit|containers|content_provenance_checks|decisions|embeddings|evals|images|"
+    "live|moderations|organization|projects|realtime|safety|skills|threads|vector_stores|videos"
 )
 """What OpenAI's API has below /v1 and a server of Foreword has not, by the beginning of its path."""
 _OTHERWISE_NAMED = {
@@ -130,7 +131,7 @@ def unknown_url(method: str, path: str) -> Refused:
     """A path at which there is nothing, or something that others' servers have."""
     parts = path.removeprefix("/v1/").split("/")
     what = _OTHERWISE_NAMED.get(parts[0]) or _OTHERWISE_NAMED.get("/".join(parts[:2]))
-    if what is None and parts[0] in NOT_HERE:
+    if what is None and NOT_HERE.fullmatch(parts[0]):
         what = parts[0].replace("_", " ")
     if what is None or not path.startswith("/v1/"):
         why = "Please check it; /docs lists what there is."
