@@ -51,7 +51,8 @@ def test_the_command_trains_what_python_does(run: Any, base: str, pairs: str) ->
     assert prefix.report == expected.report
     rows = [json.loads(line) for line in Path("x.run/log.jsonl").read_text().splitlines()]
     assert any("dev_reward_accuracy" in row for row in rows)
-    assert run("train", pairs, "--base", base, "--out", "y.prefix", "--start", "x.prefix", *QUICK).status == 0
+    again = run("train", pairs, "--base", base, "--out", "y.prefix", "--start", "x.prefix", "--json", *QUICK)
+    assert again.json["report"] == {"method": "dpo", "beta": 0.1}
     assert Prefix.load("y.prefix").origin.initialization.startswith("prefix ")
 
 

@@ -158,6 +158,7 @@ def test_a_missing_field_is_named(tmp_path: Path, name: str) -> None:
         ),
         ({"messages": [ASKED, said("2")]}, "no preference; found 'messages'; expected input"),
         ({"source": "a", "target": "b"}, "no preference; found 'source', 'target'"),
+        ({"prompt": "a", "completion": "b"}, "no preference; found 'prompt', 'completion'"),
     ],
 )
 def test_a_fault_of_trls_form_is_named_with_its_line(

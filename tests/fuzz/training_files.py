@@ -6,23 +6,25 @@ import functools
 import json
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from foreword.encoding import encode
 from foreword.errors import ForewordError
-from foreword.examples import Example
+from foreword.examples import Example, Preference
 from foreword.examples.example import digest
 from foreword.examples.readers import read_examples
 from foreword.examples.triples import read_dart, read_webnlg
 from foreword.serving.jobs.uploads import parse
+from foreword.training.preference import encode_preferences
 from fuzz.harness import Target
 from fuzz.mutations import changed, damaged, dumps
 from fuzz.prefix_files import served
 
 PLAIN = {"source": "The food was good.", "target": "Thanks!", "owner": "alice"}
 LISTS = {"source": ["One.", "Two."], "target": ["a", "b"]}
-CHAT = {
+CHAT: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": "hello"},
@@ -30,6 +32,15 @@ CHAT = {
     ],
     "owner": 7,
 }
+PREFERENCES = (
+    {
+        "input": {"messages": CHAT["messages"], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [{"role": "assistant", "content": "hi, you"}],
+        "non_preferred_output": [{"role": "assistant", "content": "hi"}],
+    },
+    {"prompt": "hello", "chosen": "hi, you", "rejected": "hi", "owner": "alice"},
+    {"chosen": CHAT["messages"], "rejected": [*CHAT["messages"][:2], {"role": "assistant", "content": "no"}]},
+)
 DART = {"tripleset": [["a", "B", "c"]], "annotations": [{"text": "a c", "source": "x"}]}
 TABLES = (
     'source,target,owner\nhello,"hi, you",alice\n',
@@ -50,9 +61,10 @@ BOMB = (
 
 def make(rng: random.Random) -> bytes:
     """A byte for the kind of file, and the file."""
-    kind = rng.choice("jjjjjjcctdx")
-    if kind in "jc":
+    kind = rng.choice("jjjjjjccppptdx")
+    if kind in "jcp":
         good = CHAT if kind == "c" or rng.random() < 0.2 else rng.choice((PLAIN, LISTS))
+        good = rng.choice(PREFERENCES) if kind == "p" else good
         lines = [
             dumps(changed(good, rng, 1) if rng.random() < 0.6 else good, rng)
             for _ in range(rng.choice((1, 2, 3)))
@@ -93,13 +105,16 @@ def run(content: bytes) -> str:
     return "taken"
 
 
-def _encoded(examples: list[Example]) -> None:
+def _encoded(examples: Sequence[Example | Preference]) -> None:
     """As training does it."""
     digest(examples)
     json.dumps([example.owner for example in examples])
     for template in (served().template, served().chat_template):
+        preferences = [each for each in examples if isinstance(each, Preference)]
+        plain = [each for each in examples if isinstance(each, Example)]
         try:
-            encode(examples, served().tokenizer, template, limit=64)
+            encode(plain, served().tokenizer, template, limit=64)
+            encode_preferences(preferences, served().tokenizer, template, limit=64)
         except ForewordError:
             continue
 

@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 from foreword import BaseModel, Example, Prefix, train, train_many
 from foreword.base.prefix_batch import KeyValues, PrefixBatch
 from foreword.encoding import EncodedExample
-from foreword.errors import BadExamples, CheckpointMismatch, OwnersFailed, UsageError
+from foreword.errors import BadExamples, CheckpointMismatch, GeometryMismatch, OwnersFailed, UsageError
 from foreword.examples import Preference, digest
 from foreword.training import Progress, TrainingStopped
 from foreword.training.preference import (
@@ -28,7 +28,7 @@ from foreword.training.preference import (
     with_reference,
 )
 from support import by_hand
-from support.stand_ins import random_examples, random_prefix
+from support.stand_ins import byte_tokenizer, random_examples, random_prefix, tiny_llama
 from support.tiny_bart import tiny_bart_base
 
 PAIRS = [Preference(f"{a}{b}", "yes yes", "no no no") for a in "abcd" for b in "efgh"]
@@ -259,6 +259,12 @@ def test_data_of_the_other_method_are_refused(tiny_base: BaseModel) -> None:
         train_many(tiny_base, {"alice": PAIRS, "bob": examples}, **QUICK)
     assert list(failed.value.prefixes) == ["alice"]
     assert isinstance(failed.value.errors["bob"], BadExamples)
+
+
+def test_a_start_of_another_base_is_refused(tiny_base: BaseModel) -> None:
+    other = BaseModel(tiny_llama(num_key_value_heads=4), byte_tokenizer(), name="other")
+    with pytest.raises(GeometryMismatch):
+        train(tiny_base, PAIRS, start=random_prefix(other, 4), **QUICK)
 
 
 def test_answers_that_are_equal_are_refused(tiny_base: BaseModel) -> None:

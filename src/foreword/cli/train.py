@@ -354,6 +354,7 @@ def _tell(prefix: Prefix, out: Path, folder: Path, *, json: bool) -> None:
                 "length": prefix.length,
                 "streams": {stream: prefix.stream_length(stream) for stream in prefix.streams},
                 **dataclasses.asdict(prefix.origin),
+                **({"report": prefix.report} if prefix.report else {}),
                 "run": folder,
                 "log": places.get("log.jsonl"),
                 "curves": places.get("curves.png"),

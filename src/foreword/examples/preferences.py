@@ -132,7 +132,7 @@ def _incomplete(
     line: Line, record: dict[str, Any], names: Sequence[str], missing: Sequence[str]
 ) -> BadExamples:
     listed = ", ".join(map(repr, list(record)[:12])) or "none"
-    if any(name in record for name in names):
+    if any(name in record for name in names[-2:]):
         return line.fault(
             f"no field {missing[0]!r}; found {listed}; expected {', '.join(names[:-1])} and {names[-1]}"
         )

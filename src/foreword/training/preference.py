@@ -111,11 +111,18 @@ def with_reference(
 
     Args:
         placement: of the prefix in training, which `start` has here, too: then every margin begins at zero.
+
+    Raises:
+        GeometryMismatch, WrongBaseModel: `start` is a prefix of another base.
     """
     made = list(pairs)
-    held = None if start is None else start.key_values()
-    if held is not None:
-        held = {place: (key.to(base.device), value.to(base.device)) for place, (key, value) in held.items()}
+    held = None
+    if start is not None:
+        base.check_fits(start)
+        held = {
+            place: (key.to(base.device), value.to(base.device))
+            for place, (key, value) in start.key_values().items()
+        }
     most = tokens_at_once(base.model, base.device, gradient=False) or EVALUATION_TOKENS
     for indices in batches_by_length(pairs, most):
         part = [pairs[index] for index in indices]

@@ -65,8 +65,8 @@ def send(client: openai.OpenAI, content: bytes = TEXTS) -> str:
     return client.files.create(file=("pairs.jsonl", content), purpose="fine-tune").id
 
 
-def create(client: openai.OpenAI, file: str, hyperparameters: dict[str, Any] = QUICK, **more: Any) -> Any:
-    method = {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}
+def create(client: openai.OpenAI, file: str, settings: dict[str, Any] = QUICK, **more: Any) -> Any:
+    method = {"type": "dpo", "dpo": {"hyperparameters": settings}}
     body: Any = {"model": "tiny-llama", "training_file": file, "method": method, **more}
     return client.fine_tuning.jobs.create(**body)
 
@@ -184,7 +184,11 @@ def test_a_bad_line_is_named_at_the_upload(
         ({"method": None}, "training_file", "take the method dpo"),
         ({"hyperparameters": {"n_epochs": 2}}, "hyperparameters", "no meaning for the method dpo"),
         ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised", "no meaning for the method dpo"),
-        ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}}, "beta", "greater than 0"),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0}}}},
+            "beta",
+            "Expected a value > 0",
+        ),
         (
             {"method": {"type": "dpo", "dpo": {"hyperparameters": {"reduction": "token"}}}},
             "reduction",

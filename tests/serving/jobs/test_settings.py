@@ -136,7 +136,7 @@ def test_what_does_not_go_together_is_said_in_the_fields_of_the_request(
         ({"method": method(parameterization="magic")}, "parameterization"),
         ({"method": method(init="nonsense")}, None),
         ({"method": method(magic=1)}, "magic"),
-        ({"method": {"type": "dpo"}}, "type"),
+        ({"method": {"type": "reinforcement"}}, "type"),
         ({"method": method(), "hyperparameters": {"n_epochs": 1}}, "hyperparameters"),
         ({"suffix": "../x"}, None),
         ({"suffix": "a/b"}, None),

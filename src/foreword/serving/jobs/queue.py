@@ -383,7 +383,7 @@ def noted_step(database: Database, identifier: str) -> int:
     return max((row.data["step"] for row in rows if row.data and "step" in row.data), default=-1)
 
 
-def metrics_at(database: Database, identifier: str, step: int) -> Mapping[str, float | None]:
+def metrics_at(database: Database, identifier: str, step: int) -> Mapping[str, Any]:
     """What the newest of a job's events about a step measured; empty for none."""
     mine = select(job_event.c.data).where(job_event.c.job == identifier).order_by(job_event.c.id.desc())
     found = (row.data for row in database.rows(mine) if row.data and row.data.get("step") == step)
