@@ -23,7 +23,7 @@ from support.command_line import run_command
 )
 def test_advice_is_given_in_options(tiny_folder: Path, tmp_path: Path, command: str, advice: str) -> None:
     Path("words.txt").write_text("neither this nor that\n")
-    Path("other.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    Path("other.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     PrefixStore(tmp_path / "store").close()
     places = {"BASE": str(tiny_folder), "STORE": str(tmp_path / "store")}
     outcome = run_command(*(places.get(word, word) for word in command.split()))

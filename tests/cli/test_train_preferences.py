@@ -64,7 +64,7 @@ def test_fields_of_a_table_can_have_other_names(run: Any, base: str) -> None:
     assert "note: read 2 preferences: pairs of answers" in done.stderr
     done = run("train", "pairs.csv", "--base", base, "--out", "y.prefix", *QUICK)
     assert done.status == 1
-    assert "no preference; found 'question', 'good', 'bad'" in done.stderr
+    assert "found 'question,good,bad'; expected a line that names the columns chosen, rejected" in done.stderr
     assert "say so with --fields chosen=NAME or --fields rejected=NAME" in done.stderr
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from foreword.errors import UnknownField
 from foreword.examples.records import Line, excerpt
@@ -11,8 +11,14 @@ from foreword.examples.records import Line, excerpt
 SEPARATORS = (",", "\t", ";")  # semicolon: what spreadsheets write where the comma is a decimal sign
 
 
-def read_rows(lines: Iterator[Line], required: list[str]) -> Iterator[tuple[Line, dict[str, str]]]:
+def read_rows(
+    lines: Iterator[Line], required: list[str], parts: Sequence[str] = ("source", "target")
+) -> Iterator[tuple[Line, dict[str, str]]]:
     """Rows as dictionaries, each with the line in which it begins.
+
+    Args:
+        required: names of columns.
+        parts: what may have another name, for messages.
 
     Raises:
         BadExamples: wrong columns, or names the line where a row has more or fewer cells, or a quote is not
@@ -21,7 +27,7 @@ def read_rows(lines: Iterator[Line], required: list[str]) -> Iterator[tuple[Line
     header = next((line for line in lines if not line.blank), None)
     if header is None:
         return
-    separator, columns = _columns(header, required)
+    separator, columns = _columns(header, required, parts)
     place = header
     for place, cells in _split(lines, header, separator):
         if len(cells) != len(columns):
@@ -50,13 +56,13 @@ def find_columns(header: Line, required: list[str]) -> tuple[str, list[str]] | N
 _NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
 
 
-def _columns(header: Line, required: list[str]) -> tuple[str, list[str]]:
+def _columns(header: Line, required: list[str], parts: Sequence[str]) -> tuple[str, list[str]]:
     table = find_columns(header, required)
     if table is None:
         raise UnknownField(
             f"{header.file}, line {header.number}: found {excerpt(header.text)}; expected a line that names "
             f"the columns {', '.join(required)}",
-            *("source", "target"),
+            *parts,
         )
     columns = table[1]
     if double := sorted({name for name in columns if name and columns.count(name) > 1}):

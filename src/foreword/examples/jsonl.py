@@ -169,6 +169,9 @@ def _content(value: object) -> str:
 
 
 def _hint(line: Line) -> str:
-    if line.text.lstrip().startswith("["):
+    start = line.text.lstrip()
+    if start.startswith("["):
         return "; this looks like a JSON array: write its items one a line (jq -c '.[]')"
+    if line.number == 1 and start.rstrip() == "{":
+        return "; this looks like JSON spread over several lines: write it one object a line (jq -c .)"
     return ""

@@ -261,7 +261,7 @@ def _table(
     required = form.names(there)
     if named.owner_named and options.get("owner_needed", True):
         required.append(named.owner)
-    records = csv_table.read_rows(lines, required)
+    records = csv_table.read_rows(lines, required, form.required)
     yield from _examples(records, file, fields=fields, format=format, **options)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,41 +112,28 @@ def unknown_model(name: str) -> Refused:
     )
 
 
-NOT_HERE = {
-    "assistants": "assistants",
-    "audio": "audio",
-    "batches": "batches",
+NOT_HERE = re.compile(
+    "assistants|audio|batches|chatkit|containers|content_provenance_checks|decisions|embeddings|evals|images|"
+    "live|moderations|organization|projects|realtime|safety|skills|threads|vector_stores|videos"
+)
+"""What OpenAI's API has below /v1 and a server of Foreword has not, by the beginning of its path."""
+_OTHERWISE_NAMED = {
     "chat/completions": "stored chat completions",
-    "chatkit": "ChatKit",
-    "containers": "containers",
-    "content_provenance_checks": "content provenance checks",
     "conversations": "stored conversations",
-    "decisions": "decisions",
-    "embeddings": "embeddings",
-    "evals": "evals",
     "fine_tuning/alpha": "graders",
     "fine_tuning/checkpoints": "permissions on checkpoints",
-    "images": "images",
-    "live": "live sessions",
-    "moderations": "moderations",
-    "organization": "administration of an organization",
-    "projects": "administration of projects",
-    "realtime": "realtime sessions",
     "responses": "stored responses",
-    "safety": "safety checks",
-    "skills": "skills",
-    "threads": "threads",
     "uploads": "uploads in parts",
-    "vector_stores": "vector stores",
-    "videos": "videos",
 }
-"""What OpenAI's API has below /v1 and a server of Foreword has not, by the beginning of its path."""
+"""The same, where the path does not say it."""
 
 
 def unknown_url(method: str, path: str) -> Refused:
     """A path at which there is nothing, or something that others' servers have."""
     parts = path.removeprefix("/v1/").split("/")
-    what = NOT_HERE.get(parts[0]) or NOT_HERE.get("/".join(parts[:2]))
+    what = _OTHERWISE_NAMED.get(parts[0]) or _OTHERWISE_NAMED.get("/".join(parts[:2]))
+    if what is None and NOT_HERE.fullmatch(parts[0]):
+        what = parts[0].replace("_", " ")
     if what is None or not path.startswith("/v1/"):
         why = "Please check it; /docs lists what there is."
     else:

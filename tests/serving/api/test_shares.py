@@ -389,9 +389,9 @@ def test_files_of_examples_are_read_one_example_at_a_time(
     alive, most = 0, 0
     read = module.iterate_examples
 
-    def watched(*args: Any) -> Iterator[Any]:
+    def watched(*args: Any, **options: Any) -> Iterator[Any]:
         nonlocal alive, most
-        for example in read(*args):
+        for example in read(*args, **options):
             alive += 1
             most = max(most, alive)
             yield example
@@ -414,7 +414,8 @@ def test_a_large_file_is_read_outside_the_server(monkeypatch: pytest.MonkeyPatch
     expected = refused(small.value)
     assert vars(large.value) == vars(expected)
     chat = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
-    assert uploads.check(chat * 1000, "x") == uploads.Found(1000, "chat")
+    told = "read 1,000 examples: OpenAI chat messages; 999 repeat earlier ones, and are kept"
+    assert uploads.check(chat * 1000, "x") == uploads.Found(1000, "chat", told)
 
 
 def test_a_write_that_waits_for_another_too_long_gets_503(tmp_path: Path) -> None:

@@ -519,7 +519,7 @@ def _put_back(
     reason: str = "",
 ) -> int:
     # A paused job that did not leave its run by itself: a document's, or one whose worker died.
-    freed: dict[str, Any] = {"worker": None, "beat": None, "attempts": job.c.attempts - orderly}
+    freed: dict[str, Any] = {"worker": None, "beat": None, "attempts": job.c.attempts - int(orderly)}
     left = job.update().where(job.c.state == "paused", which).values(freed).returning(job.c.id)
     for identifier in connection.execute(left).scalars().all():
         _add_event(connection, identifier, "info", "the job is paused; its last checkpoint is kept")

@@ -26,7 +26,7 @@ EXAMPLES = b'{"source": "a", "target": "b"}\n' * 3
         (EXAMPLES + b'{"source": "a", "target": ""}\n', 4, "target is empty"),
         (b'{"source": "a", "target": "\xff"}\n', 1, "not UTF-8"),
         (b'{"messages": [{"role": "user", "content": "x"}]}\n', 1, "no message of the assistant"),
-        (b'{"messages": [{"role": "tool", "content": "x"}]}\n', 1, "tool"),
+        (b'{"messages": [{"role": "tool", "content": "x"}]}\n', 1, "no message of the assistant"),
         (EXAMPLES + b'{"source": 3, "target": "b"}', 4, "a number"),
     ],
 )
