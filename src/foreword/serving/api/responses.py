@@ -39,7 +39,7 @@ async def respond(request: Request, body: ResponseBody) -> Any:
     items = _Items(reader, with_logprobs=bool(chat.logprobs))
     head = _head(body)
 
-    def response(status: str, **more: Any) -> schemas.Response:
+    def response(status: schemas.ResponseStatus, **more: Any) -> schemas.Response:
         if status in ("completed", "incomplete"):
             more |= {"output": items.items, "usage": _usage(texts), "completed_at": int(time.time())}
         if status == "incomplete":
@@ -109,7 +109,7 @@ class _Items:
 
     def __init__(self, reader: ToolCallReader | None, *, with_logprobs: bool) -> None:
         self.items: list[dict[str, Any]] = []
-        self.status = "in_progress"
+        self.status: schemas.ResponseStatus = "in_progress"
         self._reader = reader
         self._with_logprobs = with_logprobs
         self._logprobs: list[dict[str, Any]] = []

@@ -154,6 +154,9 @@ class ResponseError(BaseModel):
     message: str
 
 
+ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
+
+
 class Response(BaseModel):
     """The answer of /v1/responses, whole or in an event; `output` has messages and calls of functions."""
 
@@ -161,7 +164,7 @@ class Response(BaseModel):
     object: Literal["response"] = "response"
     created_at: int
     completed_at: int | None = None
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    status: ResponseStatus
     background: Literal[False] = False
     error: ResponseError | None = None
     incomplete_details: dict[str, str] | None = None
