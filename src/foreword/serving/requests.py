@@ -152,12 +152,6 @@ class CompletionBody(Sampled):
 
     without_effect = {**Sampled.without_effect, "best_of": (1,)}
 
-    @model_validator(mode="after")
-    def _asks_for_text(self) -> CompletionBody:
-        if self.max_tokens == 0 and not self.echo:
-            raise ValueError("'max_tokens' is 0, which asks for no text but the prompt: set 'echo' with it.")
-        return self
-
 
 class TextPart(Body):
     """A part of a message."""

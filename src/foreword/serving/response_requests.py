@@ -195,11 +195,11 @@ def chat_body(body: ResponseBody) -> ChatBody:
                 code="unsupported_parameter",
                 param=param,
             )
-    chosen = body.tool_choice
+    asked = body.tool_choice
     choice = (
-        ChosenTool(type="function", function=ChosenFunction(name=chosen.name))
-        if isinstance(chosen, ChosenResponseTool)
-        else chosen
+        ChosenTool(type="function", function=ChosenFunction(name=asked.name))
+        if isinstance(asked, ChosenResponseTool)
+        else asked
     )
     more: dict[str, Any] = {}
     if body.include or body.top_logprobs:
@@ -260,9 +260,8 @@ def _format(body: ResponseBody) -> ResponseFormat | None:
         return None
     schema = None
     if given.type == "json_schema":
-        schema = JsonSchema.model_validate(
-            {"name": given.name or "", "description": given.description, "schema": given.schema_}
-        )
+        named = {"name": given.name or "", "description": given.description, "schema": given.schema_}
+        schema = JsonSchema.model_validate(named)
     return ResponseFormat(type=given.type, json_schema=schema)
 
 

@@ -37,6 +37,7 @@ from foreword.serving.api.streaming import (
 from foreword.serving.api.structured import grammar_of, has_form
 from foreword.serving.engine.detokenizer import Echo, Spelling, TextDelta, TokenText
 from foreword.serving.engine.protocol import FinishReason, Row
+from foreword.serving.errors import Refused
 from foreword.serving.requests import ChatBody, CompletionBody, Sampled
 from foreword.serving.tool_calls import Piece, ToolCallReader
 
@@ -51,6 +52,12 @@ DEFAULT_MAX_TOKENS = 16
 async def complete(request: Request, body: CompletionBody) -> Any:
     """Continue one or more prompts, each behind the model's prefix and in its template."""
     server, identity = server_of(request), identity_of(request)
+    if body.max_tokens == 0 and not body.echo:
+        raise Refused(
+            400,
+            "'max_tokens' is 0, which asks for no text but the prompt: set 'echo' with it.",
+            param="max_tokens",
+        )
     rows = await _rows(server, identity, body, _completion_rows)
     echoes: Sequence[Echo] = ()
     if body.echo:
