@@ -28,7 +28,8 @@ def test_every_answer_stands_in_the_chunk_it_is_about(name: str) -> None:
         assert each.target
         # A second sentence may stand behind what was between them in a list.
         first = plain(each.target).split("- ")[0].rstrip()
-        assert first[:60] in plain(chunks[each.chunk].text), each
+        # Short answers begin with a capital and have a full stop of their own.
+        assert first[:60].removesuffix(".").lower() in plain(chunks[each.chunk].text).lower(), each
     told = {
         number
         for number, chunk in enumerate(chunks)
@@ -48,10 +49,10 @@ def test_kinds_share_the_text_and_tables_are_asked_by_row_and_column() -> None:
     table = "# Prices\n\n| What | Price |\n|---|---|\n| Rope | 4.20 |\n| Tar | 1.10 |\n"
     (chunk,) = split(table, len, 1000)
     found = {(each.target, each.kind) for each in drawn([chunk], 100)}
-    assert {("4.20", "cell"), ("1.10", "cell")} <= found
+    assert {("4.20.", "cell"), ("1.10.", "cell")} <= found
     prose = split("Mr. Ott left Harbin on 4 May. He took 30 boxes of Rum with him.", len, 1000)
     kinds = collections.Counter(each.kind for each in drawn(prose, 40))
-    assert set(kinds) == {"continue", "words", "cloze", "about"}
+    assert set(kinds) == {"continue", "words", "question", "cloze", "about"}
 
 
 def test_a_few_words_of_a_sentence_ask_for_it() -> None:
@@ -92,4 +93,17 @@ def test_the_seed_decides_and_a_short_text_gives_few() -> None:
 )
 def test_a_gap_stands_for_a_name_a_number_or_a_quotation(text: str, missing: str) -> None:
     found = {each.target for each in drawn(split(text, len, 1000), 60) if each.kind == "cloze"}
-    assert found == {missing}
+    assert found == {missing[:1].upper() + missing[1:] + "."}
+
+
+def test_questions_ask_for_a_name_or_a_number_in_its_place_and_by_words_around_it() -> None:
+    (chunk,) = split("The mill at Orle grinds 40 sacks of barley for Ada Orme every week.", len, 1000)
+    found = [each for each in drawn([chunk], 200) if each.kind == "question"]
+    assert {each.target for each in found} == {"Orle.", "40 sacks.", "Ada Orme."}
+    asked = {str(each.source) for each in found if each.target == "40 sacks."}
+    assert "The mill at Orle grinds what of barley for Ada Orme every week?" in asked
+    by_words = {each for each in asked if each.split()[0].strip(":") in ("How", "When", "What")}
+    assert any("barley" in each and "mill" in each for each in by_words)
+    assert not any("40" in each or "sacks" in each for each in asked)
+    counted = drawn(split("Of the barrels, Nils keeps three in the shed.", len, 1000), 200)
+    assert any("keeps how many in the shed" in str(each.source) for each in counted)

@@ -37,6 +37,9 @@ WORDS = (
     "What has {0} to do with it?",
     "{0}?",
 )
+ASKED = ("What", "Which", "Who", "Where")
+COUNTED = ("How many", "How much", "When", "What number")
+"""What a few words ask for: a name or quotation; a number."""
 SECTION = ("What does the part about {0} say?", "Repeat the part about {0}.", "What is in the part {0}?")
 CELL = (
     "What is the {column} of {row}?",
@@ -54,6 +57,8 @@ _NUMBERS = (
     "eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|half|twice|once|"
     "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth"
 )
+_COUNT = re.compile(rf"(?:\d[\d.,]*|{_NUMBERS})(?:-(?:{_NUMBERS}|one))?", re.IGNORECASE)
+_ORDINAL = re.compile(r"(?:first|second|third|[fsent][a-z]+th|\d(?:st|nd|rd|th))$", re.IGNORECASE)
 _SMALL = (
     "a|an|and|are|as|at|be|but|by|cost|costs|for|from|has|have|if|in|is|it|may|must|of|on|or|per|so|than|that|"
     "the|to|up|was|were|will|with"
@@ -104,7 +109,10 @@ def drawn(chunks: Sequence[Chunk], count: int, seed: int = 0) -> list[Conversati
         ("continue", _continue),
         ("continue", _continue_late),
         ("words", _words),
-        ("words", _words),
+        ("question", _question),
+        ("question", _question),
+        ("question", _ask),
+        ("question", _ask),
         ("about", _about),
         ("cloze", _fill),
         ("cell", _cell),
@@ -164,13 +172,63 @@ def _cut(chunk: Chunk, rng: random.Random, latest: int | None) -> tuple[str, str
     return rng.choice(CONTINUE).format(found[place][:cut]), rest
 
 
-def _fill(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
-    """A sentence with a gap where a name or a number stood; what stood there."""
+def _fact(chunk: Chunk, rng: random.Random) -> tuple[str, str, str] | None:
+    """A name, a number or a quotation, between what stands in front of it and behind it in its sentence."""
     found = [(sentence, fact) for sentence in _body(chunk) for fact in _facts(sentence)]
     if not found:
         return None
-    sentence, (start, missing) = rng.choice(found)
-    return rng.choice(FILL).format(f"{sentence[:start]}{GAP}{sentence[start + len(missing) :]}"), missing
+    sentence, (start, fact) = rng.choice(found)
+    return sentence[:start], fact, sentence[start + len(fact) :]
+
+
+def _said(fact: str) -> str:
+    """A short answer as one writes it: without its full stop the prefix learns that none follows a fact."""
+    return f"{fact[:1].upper()}{fact[1:]}".removesuffix(".") + "."
+
+
+def _fill(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A sentence with a gap where a name or a number stood; what stood there."""
+    if (found := _fact(chunk, rng)) is None:
+        return None
+    before, missing, behind = found
+    return rng.choice(FILL).format(f"{before}{GAP}{behind}"), _said(missing)
+
+
+def _question(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A sentence with "what", "how many" or "who" where a name or a number stood; what stood there."""
+    if (found := _fact(chunk, rng)) is None:
+        return None
+    before, answer, behind = found
+    if _ORDINAL.search(answer):
+        asked = "which"
+    elif _COUNT.fullmatch(answer):
+        asked = "how many" if re.match(r"\s+[a-z]", behind) else "what number"
+    elif answer[0].isupper() and " " in answer:
+        asked = rng.choice(("who", "what", "which"))
+    else:
+        asked = "what"
+    question = f"{before}{asked}{behind}".lstrip("-*•0123456789.) ").rstrip(" .;:!") + "?"
+    if chunk.section and rng.random() < 0.3:
+        question = f"{chunk.section}: {question}"
+    return question, _said(answer)
+
+
+def _ask(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
+    """A question word and a few words around a name or a number, in any order; the name or number."""
+    if (found := _fact(chunk, rng)) is None:
+        return None
+    before, answer, behind = found
+    some = _some(f"{before} {behind}", rng, 5)
+    if not some:
+        return None
+    word = rng.choice(COUNTED if _COUNT.match(answer) else ASKED)
+    return f"{word}: {', '.join(some)}?" if rng.random() < 0.5 else f"{word} {' '.join(some)}?", _said(answer)
+
+
+def _some(sentence: str, rng: random.Random, most: int) -> list[str]:
+    """Some words that a sentence can be found by, in any order; none if there are fewer than two."""
+    words = [each for each in dict.fromkeys(_CUE.findall(sentence)) if each.lower() not in _LITTLE]
+    return rng.sample(words, min(len(words), rng.randint(2, most))) if len(words) > 1 else []
 
 
 def _about(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
@@ -192,10 +250,9 @@ def _words(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
     if not found:
         return None
     sentence = rng.choice(found)
-    words = [each for each in dict.fromkeys(_CUE.findall(sentence)) if each.lower() not in _LITTLE]
-    if len(words) < 2:
+    some = _some(sentence, rng, 4)
+    if not some:
         return None
-    some = rng.sample(words, min(len(words), rng.randint(2, 4)))
     told = f"{', '.join(some[:-1])} and {some[-1]}" if rng.random() < 0.7 else " ".join(some)
     return rng.choice(WORDS).format(told), sentence
 
@@ -212,4 +269,4 @@ def _cell(chunk: Chunk, rng: random.Random) -> tuple[str, str] | None:
     if not found:
         return None
     row, column, cell = rng.choice(found)
-    return rng.choice(CELL).format(row=row, column=column), cell
+    return rng.choice(CELL).format(row=row, column=column), _said(cell)

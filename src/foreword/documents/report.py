@@ -43,7 +43,7 @@ HARM_TOKENS = 32
 HARM_BATCH_TOKENS = 1024
 """Tokens of one pass of the base alone; only memory depends on it."""
 
-SHORT_KINDS = ("cloze", "cell")
+SHORT_KINDS = ("cloze", "question", "cell")
 """Kinds of conversations whose answers are a few words, so that they are right or wrong."""
 
 SHORT_TOKENS = 8

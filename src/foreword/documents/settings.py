@@ -57,10 +57,10 @@ class DocumentSettings:
     ratio: float | None = setting(
         None, ge=1, default_text="10", help="How many times shorter than the document the prefix is"
     )
-    steps: int = setting(90, ge=1, help="Optimiser steps")
+    steps: int = setting(200, ge=1, help="Optimiser steps")
     batch_size: int = setting(8, ge=1, help="Conversations a step")
-    learning_rate: float = setting(0.01, gt=0, help="Peak learning rate of AdamW")
-    draw: int = setting(400, ge=8, help="Conversations to draw from the text")
+    learning_rate: float = setting(0.02, gt=0, help="Peak learning rate of AdamW")
+    draw: int = setting(1600, ge=8, help="Conversations to draw from the text")
     chunk_tokens: int = setting(160, ge=16, help="Tokens of the text that the teacher has in its context")
     unrelated: float = setting(
         0.1, ge=0, lt=1, help="Share of unrelated prompts, with the bare base as teacher"
