@@ -195,9 +195,10 @@ def chat_body(body: ResponseBody) -> ChatBody:
                 code="unsupported_parameter",
                 param=param,
             )
-    choice = body.tool_choice
-    if isinstance(choice, ChosenResponseTool):
-        choice = ChosenTool(type="function", function=ChosenFunction(name=choice.name))  # type: ignore[assignment]
+    asked = body.tool_choice
+    choice: Any = asked
+    if isinstance(asked, ChosenResponseTool):
+        choice = ChosenTool(type="function", function=ChosenFunction(name=asked.name))
     more: dict[str, Any] = {}
     if body.include or body.top_logprobs:
         more = {"logprobs": True, "top_logprobs": body.top_logprobs}
@@ -257,7 +258,8 @@ def _format(body: ResponseBody) -> ResponseFormat | None:
         return None
     schema = None
     if given.type == "json_schema":
-        schema = JsonSchema(name=given.name or "", description=given.description, schema=given.schema_)
+        named = {"name": given.name, "description": given.description, "schema": given.schema_}
+        schema = JsonSchema.model_validate(named)
     return ResponseFormat(type=given.type, json_schema=schema)
 
 
