@@ -45,8 +45,7 @@ async def respond(request: Request, body: ResponseBody) -> Any:
             more |= {"output": items.items, "usage": _usage(texts), "completed_at": int(time.time())}
         if status == "incomplete":
             more["incomplete_details"] = {"reason": "max_output_tokens"}
-        more["status"] = status
-        return schemas.Response(**head, **more)
+        return schemas.Response(**head, status=status, **more)
 
     if not body.stream:
         (text,) = await unless_gone(request, texts.whole())
