@@ -392,6 +392,7 @@ def test_the_gate_asks_both_prefixes_the_same_of_what_both_know(
     questions = [Example("When does the gate open?", "At nine."), Example("When is soup?", "Served at six.")]
     edited = text.replace("served at two", "served at six")
     options: dict[str, Any] = {**QUICK, "steps": 1, "questions": questions, "previous": previous}
+    options["learning_rate"] = 1e-3
     # Whatever the old report says, and whatever it was about.
     forged = dataclasses.replace(previous, report={"recovered_share": -99.0, "harm": 0.0})
     report = compile_document(base, edited, **{**options, "previous": forged}, gate=True).report

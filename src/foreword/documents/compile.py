@@ -320,7 +320,8 @@ class DocumentRun:
         layers = self.base.geometry.streams["decoder"].layers
         done = self._phase("matching keys and values to the document's, by layer", layers)
         # Along questions by rule less is matched: on two documents R 0.50 to 0.61, and 0.64 to 0.75 without.
-        usual = [each for each in made.training if each.kind not in ("words", "question")] or made.training
+        others = ("words", "question", "unrelated")
+        usual = [each for each in made.training if each.kind not in others] or made.training
         rows = [encoded(self.base, self.template, each) for each in usual[:REFERENCES]]
         reference = [(*row.source_ids, *row.target_ids) for row in rows]
         return matched_key_values(

@@ -196,11 +196,9 @@ def chat_body(body: ResponseBody) -> ChatBody:
                 param=param,
             )
     asked = body.tool_choice
-    choice = (
-        ChosenTool(type="function", function=ChosenFunction(name=asked.name))
-        if isinstance(asked, ChosenResponseTool)
-        else asked
-    )
+    choice: Any = asked
+    if isinstance(asked, ChosenResponseTool):
+        choice = ChosenTool(type="function", function=ChosenFunction(name=asked.name))
     more: dict[str, Any] = {}
     if body.include or body.top_logprobs:
         more = {"logprobs": True, "top_logprobs": body.top_logprobs}
@@ -260,7 +258,7 @@ def _format(body: ResponseBody) -> ResponseFormat | None:
         return None
     schema = None
     if given.type == "json_schema":
-        named = {"name": given.name or "", "description": given.description, "schema": given.schema_}
+        named = {"name": given.name, "description": given.description, "schema": given.schema_}
         schema = JsonSchema.model_validate(named)
     return ResponseFormat(type=given.type, json_schema=schema)
 

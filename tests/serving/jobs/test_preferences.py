@@ -175,6 +175,15 @@ def test_a_job_names_the_fields_of_its_file(gateway: Gateway, client: openai.Ope
     assert "training file: read 16 preferences: pairs of answers" in told
 
 
+def test_preferences_are_no_questions_about_a_document(client: openai.OpenAI) -> None:
+    document = client.files.create(file=("a.txt", b"The mug is blue."), purpose="user_data").id
+    method: Any = {"type": "document"}
+    with pytest.raises(openai.BadRequestError, match="validation_file is a file of preferences; expected"):
+        client.fine_tuning.jobs.create(
+            model="tiny-llama", training_file=document, validation_file=send(client), method=method
+        )
+
+
 def test_a_call_of_a_tool_is_refused_where_the_base_has_none(client: openai.OpenAI) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
     tool = {"type": "function", "function": {"name": "add", "parameters": {}}}

@@ -6,7 +6,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 
@@ -22,6 +22,7 @@ from foreword.serving.tool_calls import Piece, ToolCallReader
 
 router = APIRouter(tags=["text"])
 Event = dict[str, Any]
+Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 @router.post("/v1/responses", response_model=schemas.Response, responses=ERRORS)
@@ -39,13 +40,12 @@ async def respond(request: Request, body: ResponseBody) -> Any:
     items = _Items(reader, with_logprobs=bool(chat.logprobs))
     head = _head(body)
 
-    def response(status: schemas.ResponseStatus, **more: Any) -> schemas.Response:
+    def response(status: Status, **more: Any) -> schemas.Response:
         if status in ("completed", "incomplete"):
             more |= {"output": items.items, "usage": _usage(texts), "completed_at": int(time.time())}
         if status == "incomplete":
             more["incomplete_details"] = {"reason": "max_output_tokens"}
-        more["status"] = status
-        return schemas.Response(**head, **more)
+        return schemas.Response(**head, status=status, **more)
 
     if not body.stream:
         (text,) = await unless_gone(request, texts.whole())
@@ -110,7 +110,7 @@ class _Items:
 
     def __init__(self, reader: ToolCallReader | None, *, with_logprobs: bool) -> None:
         self.items: list[dict[str, Any]] = []
-        self.status: schemas.ResponseStatus = "in_progress"
+        self.status: Status = "in_progress"
         self._reader = reader
         self._with_logprobs = with_logprobs
         self._logprobs: list[dict[str, Any]] = []

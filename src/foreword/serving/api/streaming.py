@@ -183,10 +183,10 @@ async def text_deltas(
     # Unbounded, and still small: a row has no more pieces than tokens. A slow reader must not hold
     # up a batch in which other requests have rows.
     queue: asyncio.Queue[TextDelta | BaseException] = asyncio.Queue()
-    begun: Sequence[Echo | None] = echoes or [None] * len(rows)
+    given: Sequence[Echo | None] = echoes or [None] * len(rows)
     texts = [
         RowText(tokenizer, index, row.end_ids, stop, echo)
-        for index, (row, echo) in enumerate(zip(rows, begun, strict=True))
+        for index, (row, echo) in enumerate(zip(rows, given, strict=True))
     ]
     tasks = [
         asyncio.create_task(_read_row(engine, row, text, queue))
