@@ -6,7 +6,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 
@@ -22,7 +22,6 @@ from foreword.serving.tool_calls import Piece, ToolCallReader
 
 router = APIRouter(tags=["text"])
 Event = dict[str, Any]
-Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 @router.post("/v1/responses", response_model=schemas.Response, responses=ERRORS)
@@ -40,7 +39,7 @@ async def respond(request: Request, body: ResponseBody) -> Any:
     items = _Items(reader, with_logprobs=bool(chat.logprobs))
     head = _head(body)
 
-    def response(status: Status, **more: Any) -> schemas.Response:
+    def response(status: schemas.ResponseStatus, **more: Any) -> schemas.Response:
         if status in ("completed", "incomplete"):
             more |= {"output": items.items, "usage": _usage(texts), "completed_at": int(time.time())}
         if status == "incomplete":
@@ -110,7 +109,7 @@ class _Items:
 
     def __init__(self, reader: ToolCallReader | None, *, with_logprobs: bool) -> None:
         self.items: list[dict[str, Any]] = []
-        self.status: Status = "in_progress"
+        self.status: schemas.ResponseStatus = "in_progress"
         self._reader = reader
         self._with_logprobs = with_logprobs
         self._logprobs: list[dict[str, Any]] = []
