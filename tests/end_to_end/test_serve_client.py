@@ -34,7 +34,7 @@ def test_the_example_uploads_trains_chats_streams_and_deletes(tiny: Path, tmp_pa
         assert done.returncode == 0, done.stdout + done.stderr
         client = server.client()
         assert [model.id for model in client.models.list()] == ["tiny"]
-        assert list(client.files.list()) == []
+        assert [file.purpose for file in client.files.list()] == ["fine-tune-results"]
         assert [job.status for job in client.fine_tuning.jobs.list()] == ["succeeded"]
     lines = done.stdout.splitlines()
     assert "   step 20 of 20: training loss=" in done.stdout

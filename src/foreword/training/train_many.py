@@ -6,6 +6,7 @@ done, so any number of them streams through a machine that holds some hundreds a
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -238,6 +239,9 @@ class _OwnersRun:
         template = self.templates[owner] = resumed_template(
             base, self.template, folder, by_default=self.by_default
         )
+        if self.by_default and template.style != self.template.style:
+            # A run of an earlier release: owners who have not begun get the default that the others had.
+            self.template = dataclasses.replace(base.template, placement=template.placement)
         try:
             encoded = encode_both(
                 base, template, settings, examples, dev, self.report, start=self.start, owner=owner
