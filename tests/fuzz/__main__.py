@@ -10,9 +10,11 @@ import argparse
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+from foreword.errors import ForewordDeprecation
 from fuzz import TARGETS
 from fuzz.harness import Tally, bound, judge, run
 
@@ -30,6 +32,7 @@ def main() -> int:
     given = parser.parse_args()
     bound()
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore", ForewordDeprecation)  # old names are among the inputs
     if given.replay is not None:
         return _replay(given.replay)
     chosen = [each for each in TARGETS if given.target is None or each.name in given.target]
