@@ -105,6 +105,30 @@ def test_joined_prefixes_of_the_store_are_served(
         complete(gateway, model="local/cups+local/mugs")
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
+    "required": ["kind", "sure"],
+}
+
+
+def test_answers_follow_schemas_as_those_of_the_local_engine(
+    gateway: ServedProcess, base: BaseModel, prefix: Prefix
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+    asked = {"messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": 64}
+    answers = [
+        gateway.client().chat.completions.create(model=model, response_format=form, **asked).choices[0]
+        for model in ("local/mugs", gateway.base)
+    ]
+    assert [answer.finish_reason for answer in answers] == ["stop", "stop"]
+    (expected,) = generate(base, [PROMPT], prefixes=prefix, schema=SCHEMA, max_new_tokens=64)
+    assert answers[0].message.content == expected
+    assert json.loads(answers[1].message.content)["kind"] in ("a", "b")
+    free = gateway.client().chat.completions.create(model="local/mugs", **asked).choices[0]
+    assert free.message.content != expected
+
+
 def test_usage_is_without_the_virtual_tokens(gateway: ServedProcess) -> None:
     settings = {"prompt": PROMPT, "temperature": 0, "max_tokens": 16}
     answer = gateway.client().completions.create(model="local/mugs", **settings)
@@ -216,27 +240,3 @@ def test_the_printed_line_starts_a_vllm_that_is_used_and_left_running(
         assert answers(process.url)
     finally:
         process.close()
-
-
-SCHEMA = {
-    "type": "object",
-    "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
-    "required": ["kind", "sure"],
-}
-
-
-def test_answers_follow_schemas_as_those_of_the_local_engine(
-    gateway: ServedProcess, base: BaseModel, prefix: Prefix
-) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
-    asked = {"messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": 64}
-    answers = [
-        gateway.client().chat.completions.create(model=model, response_format=form, **asked).choices[0]
-        for model in ("local/mugs", gateway.base)
-    ]
-    assert [answer.finish_reason for answer in answers] == ["stop", "stop"]
-    (expected,) = generate(base, [PROMPT], prefixes=prefix, schema=SCHEMA, max_new_tokens=64)
-    assert answers[0].message.content == expected
-    assert json.loads(answers[1].message.content)["kind"] in ("a", "b")
-    free = gateway.client().chat.completions.create(model="local/mugs", **asked).choices[0]
-    assert free.message.content != expected
