@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from foreword import errors, files
 from foreword.base.base_model import BaseModel
-from foreword.errors import CannotWrite, ForewordError, StoreUnavailable, concerning
+from foreword.errors import CannotRead, CannotWrite, ForewordError, StoreUnavailable, concerning
 from foreword.examples import Example, Preference
 from foreword.examples.readers import Summary
 from foreword.prefix import Prefix
@@ -363,7 +363,7 @@ class TrainingRun:
         # The same bytes however often the job was begun, so that putting them twice is no second version.
         final = dataclasses.replace(prefix, created=job.created, labels={**prefix.labels, "job": job.id})
         used = self._heartbeat.used[identifier]
-        files = list(results) if is_document(job.settings) else self._metrics(job)
+        files = list(results)
         unneeded: str | None = None
 
         def end(connection: Connection, version: Version) -> None:
@@ -377,6 +377,7 @@ class TrainingRun:
             self._store.as_owner(job.owner).put(f"{job.owner}/{job.name}", final, limit=limit, also=end)
 
         try:
+            files += [] if is_document(job.settings) else self._metrics(job)
             with self._heartbeat.ending(identifier):
                 try:
                     put()
@@ -391,7 +392,7 @@ class TrainingRun:
         except errors.StorageLimitExceeded as error:
             self._fail(identifier, error)
             unneeded = final.digest
-        except (StoreUnavailable, CannotWrite) as error:
+        except (StoreUnavailable, CannotWrite, CannotRead) as error:
             logs.failure("prefix not stored", error, job=identifier)
             error.owner, self._unavailable = identifier, error
         else:
@@ -400,12 +401,19 @@ class TrainingRun:
             checkpoints.remove_file(self._store, unneeded)
 
     def _metrics(self, job: Job) -> list[tuple[Upload, bytes]]:
-        """The file of metrics that a job ends in; a prefix is kept without it where its log can't be read."""
+        """The file of metrics that a job ends in; none where the log of its run is gone.
+
+        Raises:
+            CannotRead: the log can't be read now; the job goes on later.
+        """
+        log = owner_folder(self._folder, job.id) / "log.jsonl"
         try:
-            return [metrics_file(job, owner_folder(self._folder, job.id) / "log.jsonl")]
-        except OSError as error:
+            return [metrics_file(job, log)]
+        except FileNotFoundError as error:
             logs.failure("metrics not read", error, job=job.id)
             return []
+        except OSError as error:
+            raise CannotRead(f"{log}: {error.strerror}") from error
 
     def _fail(self, identifier: str, error: Exception) -> None:
         self._note_held_back(identifier)
