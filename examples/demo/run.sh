@@ -24,7 +24,7 @@ run foreword pull smollm2-135m-instruct
 say "2. A prefix: ten virtual tokens, learned from messages to a small shop and the card for each."
 rm -rf demo/triage.run
 run foreword train examples/demo/train.jsonl --dev examples/demo/dev.jsonl \
-  --steps 180 --evaluate-every 30 --out demo/triage.prefix --overwrite
+  --steps 150 --evaluate-every 30 --out demo/triage.prefix --overwrite
 
 say "3. Messages it has not seen, without the prefix and with it. Look at the form of the card: that is what"
 echo "ten virtual tokens learn in minutes. Choosing the right tag is harder for a model of this size."
