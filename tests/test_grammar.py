@@ -253,3 +253,19 @@ def test_compiled_grammars_are_kept_by_owner_and_only_so_many() -> None:
 def test_a_tokenizer_that_the_library_can_not_read_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="fast tokenizer"):
         GrammarCompiler(object()).compile(json_grammar({}))
+
+
+def test_an_odd_error_is_its_rows_alone_and_ends_beyond_the_tokenizer_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beyond = 8 * len(TOKENIZER) + 64
+    first, second = (Following(compiled({"enum": ["a"]}).state(), frozenset({END, beyond})) for _ in range(2))
+
+    def fail(*_: object) -> None:
+        raise IndexError("odd")
+
+    monkeypatch.setattr(first.state, "allow", fail)
+    masks = masks_of([first, second])
+    assert masks is not None
+    assert {place: type(error) for place, error in masks.failed.items()} == {0: IndexError}
+    assert masks.bits_RW[1].any()

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
-from foreword.errors import BadSchema, ForewordError, UsageError
+from foreword.errors import BadSchema, UsageError
 
 LONGEST_SCHEMA = 1 << 16
 """Characters of a schema as JSON."""
@@ -321,6 +321,8 @@ class GrammarState:
         self._check()
         may_end = self._matcher.is_accepting()
         for token in {*end_ids, self._end_id}:
+            if token >= 8 * len(mask_W):  # an end that the tokenizer does not have
+                continue
             bit = np.uint8(1 << token % 8)
             if may_end and token in end_ids:
                 mask_W[token // 8] |= bit
@@ -427,17 +429,17 @@ class Masks:
 
     places: list[int]
     bits_RW: np.ndarray
-    failed: dict[int, ForewordError]
+    failed: dict[int, Exception]
 
     def applied(self, logits_BV: torch.Tensor) -> torch.Tensor:
         """Logits with minus infinity for what the rows may not write."""
         device, vocabulary = logits_BV.device, logits_BV.shape[-1]
-        bits_RW1 = torch.from_numpy(self.bits_RW).to(device)[:, :, None]
+        bits_RW1 = torch.from_numpy(self.bits_RW).to(device, non_blocking=True)[:, :, None]
         shifts_8 = torch.arange(8, device=device, dtype=torch.uint8)
         allowed_RV = (bits_RW1 >> shifts_8).bitwise_and_(1).bool().flatten(1)[:, :vocabulary]
         # Columns beyond the tokenizer's tokens, which pad a model's head.
         allowed_RV = torch.nn.functional.pad(allowed_RV, (0, vocabulary - allowed_RV.shape[1]))
-        places_R = torch.tensor(self.places, device=device)
+        places_R = torch.tensor(self.places).to(device, non_blocking=True)
         masked_RV = logits_BV[places_R].masked_fill_(~allowed_RV, -torch.inf)
         return logits_BV.index_copy(0, places_R, masked_RV)
 
@@ -448,11 +450,11 @@ def masks_of(rows: Sequence[Following | None]) -> Masks | None:
     if not following:
         return None
     bits_RW = np.zeros((len(following), following[0][1].state.mask_bytes), dtype=np.uint8)
-    failed: dict[int, ForewordError] = {}
+    failed: dict[int, Exception] = {}
     for bits_W, (place, row) in zip(bits_RW, following, strict=True):
         try:
             row.state.allow(bits_W, row.end_ids)
-        except BadSchema as error:
+        except Exception as error:  # this row's alone, whatever it is: the others go on
             failed[place] = error
     return Masks([place for place, _ in following], bits_RW, failed)
 

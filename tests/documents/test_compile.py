@@ -395,12 +395,17 @@ def test_the_gate_asks_both_prefixes_the_same_of_what_both_know(
     options["learning_rate"] = 1e-3
     # Whatever the old report says, and whatever it was about.
     forged = dataclasses.replace(previous, report={"recovered_share": -99.0, "harm": 0.0})
-    report = compile_document(base, edited, **{**options, "previous": forged}, gate=True).report
+    made = compile_document(base, edited, **{**options, "previous": forged}, gate=True)
+    report = made.report
     (losses,) = base.token_losses(questions[:1], previous)
+    (new_losses,) = base.token_losses(questions[:1], made)
     (without,) = base.token_losses(questions[:1], template=bare_template(base, previous.template))
     (whole,) = base.token_losses(questions[:1], compile_document(base, edited, method="exact"))
     expected = (without.mean() - losses.mean()) / (without.mean() - whole.mean())
+    share = (without.mean() - new_losses.mean()) / (without.mean() - whole.mean())
+    assert float(share) != pytest.approx(float(expected), abs=2e-3)
     assert report["gate"]["answers"] == 1
+    assert report["gate"]["recovered_share"] == pytest.approx(float(share), rel=1e-3, abs=1e-3)
     assert report["gate"]["recovered_share_before"] == pytest.approx(float(expected), rel=1e-3, abs=1e-3)
     assert report["gate"]["harm_before"] == pytest.approx(previous.report["harm"], abs=2e-4)
     monkeypatch.setattr(

@@ -107,3 +107,13 @@ def test_questions_ask_for_a_name_or_a_number_in_its_place_and_by_words_around_i
     assert not any("40" in each or "sacks" in each for each in asked)
     counted = drawn(split("Of the barrels, Nils keeps three in the shed.", len, 1000), 200)
     assert any("keeps how many in the shed" in str(each.source) for each in counted)
+
+
+@pytest.mark.parametrize("name", ["Adam Smith", "Elizabeth", "Tennessee", "Sevenoaks"])
+def test_a_name_that_ends_or_begins_like_a_number_is_a_name(name: str) -> None:
+    text = f"The mill by the old bridge is kept by {name} all winter."
+    found = [each for each in drawn(split(text, len, 1000), 200) if each.target == f"{name}."]
+    asked = {str(each.source) for each in found if each.kind == "question"}
+    assert asked
+    assert not any(word in each for each in asked for word in ("How ", "When", "number"))
+    assert not any(" which all winter" in each for each in asked) or " " in name

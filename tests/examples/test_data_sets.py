@@ -124,3 +124,9 @@ def test_what_is_no_data_set_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         DownloadFailed, match=r"could not deliver nobody/nothing \(train\): .*no network; check"
     ):
         read_examples("datasets:nobody/nothing")
+
+
+def test_a_data_set_is_no_table_of_e2e(tmp_path: Path) -> None:
+    for source in (str(tmp_path), "datasets:some/name"):
+        with pytest.raises(BadExamples, match="format is e2e, but a data set is no such table"):
+            read_examples(source, format="e2e")

@@ -176,3 +176,9 @@ def test_an_answer_at_the_beginning_of_a_shared_conversation_is_context(tmp_path
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"conversations": [TURNS[2], *TURNS[3:]]}))
     assert read_examples(path) == [Example((ANSWER, AGAIN), "3")]
+
+
+def test_a_blank_instruction_leaves_the_input(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"instruction": " ", "input": "Hello.", "output": "Hi."}) + "\n")
+    assert read_examples(path) == [Example("Hello.", "Hi.")]

@@ -23,8 +23,8 @@ from foreword.serving.served_model import served_of
 from foreword.store import PrefixStore
 from foreword.template import Template
 from support.plain_engine import PlainEngine
-from support.saved_bases import CHAT_TEMPLATE
-from support.stand_ins import byte_tokenizer, tiny_llama
+from support.saved_bases import CHAT_TEMPLATE, TOOL_TEMPLATE
+from support.stand_ins import byte_tokenizer, random_prefix, tiny_llama
 
 
 def tiny_chat_base(template: str = CHAT_TEMPLATE, positions: int = 256) -> BaseModel:
@@ -85,3 +85,13 @@ def running(folder: Path, base: BaseModel, **settings: Any) -> Iterator[Gateway]
         finally:
             runner.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def running_with_tools(folder: Path) -> Iterator[Gateway]:
+    """Serve a base whose template has tools, with `alice/one`, and `alice/chat` under that template."""
+    with running(folder, tiny_chat_base(TOOL_TEMPLATE, 1024)) as found:
+        found.store.put("alice/one", random_prefix(found.base, 5))
+        chat = found.served_template("chat")
+        found.store.put("alice/chat", random_prefix(found.base, 4, seed=9, template=chat))
+        yield found

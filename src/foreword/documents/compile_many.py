@@ -288,6 +288,8 @@ def _compile_together(
         report(Progress(0, settings.steps, owner=name, note="begins"))
         try:
             documents.append(_read(base, name, text, settings, folder_of(name), report))
+        except CannotWrite:  # of all, not of this document
+            raise
         except ForewordError as error:
             on_failure(name, error)
     if len(documents) < 2:

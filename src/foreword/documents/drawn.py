@@ -57,8 +57,11 @@ _NUMBERS = (
     "eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|half|twice|once|"
     "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth"
 )
-_COUNT = re.compile(rf"(?:\d[\d.,]*|{_NUMBERS})(?:-(?:{_NUMBERS}|one))?", re.IGNORECASE)
-_ORDINAL = re.compile(r"(?:first|second|third|[fsent][a-z]+th|\d(?:st|nd|rd|th))$", re.IGNORECASE)
+_COUNT = re.compile(rf"(?:\d[\d.,]*|(?:{_NUMBERS})\b)(?:-(?:{_NUMBERS}|one)\b)?", re.IGNORECASE)
+_ORDINAL = re.compile(
+    r"\b(?:first|second|third|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf)th|\d+(?:st|nd|rd|th))$",
+    re.IGNORECASE,
+)
 _SMALL = (
     "a|an|and|are|as|at|be|but|by|cost|costs|for|from|has|have|if|in|is|it|may|must|of|on|or|per|so|than|that|"
     "the|to|up|was|were|will|with"

@@ -90,7 +90,7 @@ def read_alpaca(line: Line, record: dict[str, Any], fields: Fields) -> Iterator[
         _text_field(line, record, part, getattr(fields, part)) for part in ("instruction", "output")
     )
     given = "" if record.get(fields.input) is None else _text_field(line, record, "input", fields.input)
-    source = f"{instruction}\n{given}" if instruction.strip() and given.strip() else instruction or given
+    source = "\n".join(part for part in (instruction, given) if part.strip())
     system, history = record.get(fields.system), record.get(fields.history)
     if not system and not history:
         yield line.example(source, output, read_owner(line, record, fields))

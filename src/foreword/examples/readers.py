@@ -141,6 +141,8 @@ def iterate_path(path: str | os.PathLike[str], **options: Any) -> Iterator[Any]:
     """As `read_examples`, one at a time; `options` as of `iterate_examples`."""
     file = os.fspath(path)
     if file.startswith(NAMED) or os.path.isdir(path):
+        if options.get("format") == "e2e":
+            raise BadExamples(f"{file}: format is e2e, but a data set is no such table; leave format out")
         yield from _examples(read_named(file), file, **options)
         return
     with opened(path) as stream:

@@ -123,6 +123,7 @@ class TextOptions(Body):
 class ResponseTool(Body):
     """A function that the response may call."""
 
+    # In front of what `Function` has, too: of another kind of tool the kind is refused, not a missing name.
     type: Literal["function"]
     name: FunctionName
     description: Text | None = None

@@ -11,9 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel as Model
 
-from support.gateways import Gateway, running, tiny_chat_base
-from support.saved_bases import TOOL_TEMPLATE
-from support.stand_ins import random_prefix
+from support.gateways import Gateway, running_with_tools
 
 COLOUR = {
     "type": "object",
@@ -38,10 +36,7 @@ class Answer(Model):
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with running(tmp_path_factory.mktemp("gateway"), tiny_chat_base(TOOL_TEMPLATE, 1024)) as found:
-        found.store.put("alice/one", random_prefix(found.base, 5))
-        chat = found.served_template("chat")
-        found.store.put("alice/chat", random_prefix(found.base, 4, seed=9, template=chat))
+    with running_with_tools(tmp_path_factory.mktemp("gateway")) as found:
         yield found
 
 
@@ -196,6 +191,23 @@ def test_log_probabilities_come_where_they_are_asked_for(client: openai.OpenAI) 
         [t.logprob for t in chat.choices[0].logprobs.content]
     )
     assert all(len(token.top_logprobs) == 2 for token in part.logprobs)
+
+
+def test_log_probabilities_of_a_stream_are_those_of_the_whole(client: openai.OpenAI) -> None:
+    asked: Any = {
+        "model": "alice/chat",
+        "input": "hello",
+        "include": ["message.output_text.logprobs"],
+        **SHORT,
+    }
+    events = list(client.responses.create(**asked, stream=True))
+    (added,) = (event.part for event in events if event.type == "response.content_part.added")
+    assert added.logprobs == []
+    pieces = [t for event in events if event.type == "response.output_text.delta" for t in event.logprobs]
+    (done,) = (event for event in events if event.type == "response.output_text.done")
+    assert [t.logprob for t in done.logprobs[: len(pieces)]] == [t.logprob for t in pieces]
+    whole: Any = client.responses.create(**asked).output[0]
+    assert [t.logprob for t in done.logprobs] == [t.logprob for t in whole.content[0].logprobs]
 
 
 @pytest.mark.parametrize(

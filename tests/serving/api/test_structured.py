@@ -12,10 +12,9 @@ import pytest
 from pydantic import BaseModel as Model
 from pydantic import Field
 
+from foreword.encoding import TokenReach
 from foreword.grammar import LONGEST_SCHEMA
-from support.gateways import Gateway, running, tiny_chat_base
-from support.saved_bases import TOOL_TEMPLATE
-from support.stand_ins import random_prefix
+from support.gateways import Gateway, running, running_with_tools, tiny_chat_base
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 COLOUR = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
@@ -32,10 +31,7 @@ class Answer(Model):
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with running(tmp_path_factory.mktemp("gateway"), tiny_chat_base(TOOL_TEMPLATE, 1024)) as found:
-        found.store.put("alice/one", random_prefix(found.base, 5))
-        chat = found.served_template("chat")
-        found.store.put("alice/chat", random_prefix(found.base, 4, seed=9, template=chat))
+    with running_with_tools(tmp_path_factory.mktemp("gateway")) as found:
         yield found
 
 
@@ -109,8 +105,20 @@ def test_an_answer_that_may_call_can_be_text(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="alice/chat", messages=HELLO, tools=[PAINT], max_tokens=20, temperature=0
     ).choices[0]
-    assert answer.message.content or answer.message.tool_calls
+    assert answer.message.content
     assert "tool_calls" not in answer.message.model_dump(exclude_unset=True)
+
+
+def test_a_call_that_is_too_long_is_refused_by_its_characters(
+    gateway: Gateway, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(gateway.server.served), "token_reach", TokenReach(2, in_bytes=True))
+    called = {"name": "paint", "arguments": json.dumps({"colour": "r" * 4000})}
+    call = {"id": "call_1", "type": "function", "function": called}
+    messages: Any = [*HELLO, {"role": "assistant", "tool_calls": [call]}]
+    messages.append({"role": "tool", "tool_call_id": "call_1", "content": "done"})
+    with pytest.raises(openai.BadRequestError, match="characters, more than fit into"):
+        client.chat.completions.create(model="alice/chat", messages=messages, tools=[PAINT])
 
 
 @pytest.mark.parametrize("longest", [500, 45])

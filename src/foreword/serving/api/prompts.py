@@ -186,8 +186,8 @@ def _check_characters(
         Refused: 400, longer than so many tokens can stand for.
     """
     messages = () if isinstance(source, str) else source
-    tools = (json.dumps(message["tools"]) for message in messages if "tools" in message)
-    texts = (source,) if isinstance(source, str) else (*(each["content"] for each in messages), *tools)
+    beside = (json.dumps(each[part]) for each in messages for part in ("tools", "tool_calls") if part in each)
+    texts = (source,) if isinstance(source, str) else (*(each["content"] for each in messages), *beside)
     if sum(map(len, texts)) < limit or (reach := served.token_reach) is None:
         return
     if sum(map(reach.least_tokens, texts)) <= limit:

@@ -73,7 +73,7 @@ async def respond(request: Request, body: ResponseBody) -> Any:
 
 def _head(body: ResponseBody) -> dict[str, Any]:
     """What a response says of its request, in every state."""
-    given = body.model_dump(mode="json", by_alias=True, exclude_none=True)
+    given = body.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"input"})
     return {
         "id": f"resp_{secrets.token_hex(24)}",
         "created_at": int(time.time()),
@@ -146,7 +146,7 @@ class _Items:
         part = item["content"][0]
         part["text"] += piece.text
         logprobs, self._logprobs = self._logprobs, []
-        part["logprobs"] = [*part["logprobs"], *logprobs]
+        part["logprobs"] += logprobs
         fields = {"content_index": 0, "delta": piece.text, "logprobs": logprobs}
         return [*events, {"kind": "output_text.delta", **place, **fields}]
 
@@ -156,7 +156,7 @@ class _Items:
         events = [{"kind": "output_item.added", "output_index": len(self.items) - 1, "item": {**added}}]
         if item["type"] == "message":
             added["content"] = [{"type": "output_text", "text": "", "annotations": [], "logprobs": []}]
-            part = {**added["content"][0]}
+            part = {**added["content"][0], "logprobs": []}
             events.append({"kind": "content_part.added", **self._place(), "content_index": 0, "part": part})
         return events
 
@@ -167,7 +167,7 @@ class _Items:
         item["status"] = status
         if item["type"] == "message":
             (part,) = item["content"]
-            part["logprobs"] = [*part["logprobs"], *self._logprobs]  # of tokens without text of their own
+            part["logprobs"] += self._logprobs  # of tokens without text of their own
             self._logprobs = []
             here = {**place, "content_index": 0}
             done = {"text": part["text"], "logprobs": part["logprobs"]}
@@ -176,6 +176,7 @@ class _Items:
                 {"kind": "content_part.done", **here, "part": part},
             ]
         else:
+            self._logprobs = []  # a call has none
             done = {"name": item["name"], "arguments": item["arguments"]}
             events = [{"kind": "function_call_arguments.done", **place, **done}]
         return [*events, {"kind": "output_item.done", "output_index": place["output_index"], "item": item}]

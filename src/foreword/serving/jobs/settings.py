@@ -380,7 +380,7 @@ def reading_of(body: JobBody) -> dict[str, Any]:
     Raises:
         Refused: 400, parts of an example that there are not.
     """
-    param = "method.supervised.hyperparameters.fields"
+    param = f"method.{body.method_type}.hyperparameters.fields"
     reading = body.chosen.model_dump(include=set(READING), exclude_none=True)
     try:
         if isinstance(fields := reading.get("fields"), str):
